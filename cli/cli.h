@@ -1,0 +1,24 @@
+/** The commands: arguments and printing only. Each returns the process's exit code: 0 done, 1 failed while running, 2 wrong usage. */
+#ifndef XP_CLI_CLI_H
+#define XP_CLI_CLI_H
+
+#define XP_EXIT_OK     0
+#define XP_EXIT_FAILED 1
+#define XP_EXIT_USAGE  2
+
+/* argv[0] is the command's name. */
+int cmd_train(int argc, char **argv);
+int cmd_config(int argc, char **argv);
+int cmd_tokenize(int argc, char **argv);
+int cmd_tokenizer_train(int argc, char **argv);
+int cmd_eval(int argc, char **argv);
+int cmd_generate(int argc, char **argv);
+int cmd_export(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
+
+/** "error: <last error>" on stderr; the exit code for the status (XP_ECONFIG and XP_EINVAL: usage, else failed). */
+#include "expar/status.h"
+int cli_fail(xp_status status);
+
+#endif

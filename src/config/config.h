@@ -1,0 +1,127 @@
+/**
+ * The merged configuration: defaults, then the TOML file, then the environment, then the command line.
+ * One field table (fields.c) drives parsing, ranges, --help, `expar config` and docs/config.md; this struct is its mirror.
+ * Strings belong to the config; an unset string is NULL. Field meanings: docs/config.md.
+ */
+#ifndef XP_CONFIG_CONFIG_H
+#define XP_CONFIG_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "expar/status.h"
+
+typedef struct xp_string_list {
+    int n;
+    const char **items;
+} xp_string_list;
+
+typedef struct xp_config {
+    struct {
+        const char *config_file, *dump_folder, *description, *save_config_file;
+        bool print_config;
+        int64_t threads_per_rank; /* 0 = cores / local ranks */
+        int64_t log_rank;         /* -1 = rank 0 only; from LOG_RANK */
+        int64_t ngpu;             /* rank threads; 0 = unset; from NGPU */
+    } job;
+    struct {
+        const char *name, *flavor, *hf_assets_path;
+        /* 0 (floats: 0, tie_embeddings: -1) = as the flavor says */
+        int64_t dim, n_layers, n_heads, n_kv_heads, head_dim, hidden_dim, vocab_size;
+        double rope_theta, norm_eps;
+        int64_t tie_embeddings; /* -1 unset, 0, 1; a boolean in TOML */
+    } model;
+    struct {
+        const char *dataset, *dataset_path, *dtype, *attention, *backend;
+        int64_t local_batch_size, global_batch_size, seq_len, steps;
+        double max_norm;
+        int64_t shuffle; /* -1 = by dataset */
+    } training;
+    struct {
+        const char *name;
+        double lr, beta1, beta2, eps, weight_decay;
+    } optimizer;
+    struct {
+        int64_t warmup_steps, total_steps; /* total_steps 0 = training.steps */
+        double decay_ratio;                /* < 0 = none */
+        const char *decay_type;
+        double min_lr_factor;
+    } lr_scheduler;
+    struct {
+        int64_t data_parallel_replicate_degree, data_parallel_shard_degree, expert_parallel_degree;
+        const char *expert_parallel_comm_backend; /* NULL = by flavor */
+        bool expert_parallel_overlap;
+        int64_t bucket_mb, tensor_parallel_degree, pipeline_parallel_degree, context_parallel_degree;
+    } parallelism;
+    struct {
+        int64_t num_experts, top_k, moe_dim; /* 0 = as the flavor says */
+        const char *score_func, *save_dispatched;
+        int64_t route_norm, use_deepep; /* -1 unset, 0, 1 */
+        double route_scale;             /* 0 = as the flavor says */
+        double load_balance_coeff, aux_loss_coeff, z_loss_coeff, capacity_factor;
+    } moe;
+    struct {
+        int64_t num_sms, chunk_tokens; /* 0 = choose */
+        const char *transport, *tuned_for;
+        double overlap_split;
+    } deepep;
+    struct {
+        const char *mode;
+    } activation_checkpoint;
+    struct {
+        bool enable, initial_load_model_only, initial_load_in_hf, last_save_model_only, last_save_in_hf;
+        bool enable_first_step_checkpoint;
+        const char *folder, *initial_load_path, *export_dtype, *async_mode;
+        int64_t interval, keep_latest_k, load_step;
+        xp_string_list exclude_from_loading;
+    } checkpoint;
+    struct {
+        int64_t log_freq;
+        bool enable_tensorboard, disable_color_printing;
+        const char *save_tb_folder, *log_file;
+    } metrics;
+    struct {
+        bool enable_profiling;
+        const char *save_traces_folder;
+        int64_t profile_freq;
+    } profiling;
+    struct {
+        bool enable;
+        const char *dataset, *dataset_path;
+        int64_t local_batch_size, seq_len, freq, steps;
+    } validation;
+    struct {
+        int64_t init_timeout_seconds, train_timeout_seconds;
+    } comm;
+    struct {
+        int64_t seed; /* -1 in the file = none = 0 */
+        bool deterministic, moe_force_load_balance;
+        const char *moe_force_load_balance_mode;
+    } debug;
+} xp_config;
+
+/** Where values come from, and warnings met on the way; owns the strings. */
+typedef struct xp_config_set xp_config_set;
+
+/**
+ * Build the merged configuration.
+ * @param argc, argv  the words after the command name: --section.key value, --section.key=value, --section.flag, --section.no_flag
+ * @param environment consult NGPU, CONFIG_FILE, LOG_RANK
+ * @return XP_OK; XP_ECONFIG (file:line:column, or the option, in the error); XP_EIO when the file cannot be read
+ */
+XP_NODISCARD xp_status xp_config_load(int argc, char **argv, bool environment, xp_config_set **set);
+void xp_config_destroy(xp_config_set *set);
+const xp_config *xp_config_get(const xp_config_set *set);
+/** For callers that adjust what was merged (tests, tools): checks ranges again. */
+XP_NODISCARD xp_status xp_config_override(xp_config_set *set, const char *section_key, const char *value);
+/** The i-th warning, NULL past the last ("compile.enable and 2 more keys of TorchTitan have no counterpart here: ignored"). */
+const char *xp_config_warning(const xp_config_set *set, int i);
+
+#include <stdio.h>
+/** The merged configuration as TOML that reads back to the same configuration. Caller frees *text. */
+XP_NODISCARD xp_status xp_config_dump_toml(const xp_config_set *set, char **text);
+/** As JSON: {"section": {"key": {"value": ..., "origin": "default|file:LINE|environment NAME|command line"}}}. Caller frees. */
+XP_NODISCARD xp_status xp_config_dump_json(const xp_config_set *set, char **text);
+/** --help text of all keys, grouped; section NULL = all. docs/config.md's table with `markdown`. Caller frees. */
+XP_NODISCARD xp_status xp_config_help(const char *section, bool markdown, char **text);
+
+#endif

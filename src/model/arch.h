@@ -1,0 +1,38 @@
+/** What a model is: sizes from a flavor, a Hugging Face config.json, or the configuration; FLOPs and parameter counts. */
+#ifndef XP_MODEL_ARCH_H
+#define XP_MODEL_ARCH_H
+
+#include "config/config.h"
+#include "ops/ops.h"
+
+typedef struct xp_arch {
+    char flavor[64];
+    int64_t dim, n_layers, vocab_size;
+    int n_heads, n_kv_heads, head_dim;
+    int64_t hidden_dim;         /* dense FFN width; 0 in a MoE model */
+    int n_experts, top_k;       /* 0 in a dense model */
+    int64_t moe_dim;            /* F */
+    double rope_theta, norm_eps;
+    bool tie_embeddings, qk_norm;
+    xp_score_func score_func;
+    bool route_norm;
+    double route_scale;
+    bool use_deepep;            /* the flavor's suffix, moe.use_deepep or the comm backend */
+} xp_arch;
+
+/** Resolve model.* and moe.* to sizes. XP_ECONFIG names the key and lists the flavors. `flavor = "hf"` reads config.json. */
+XP_NODISCARD xp_status xp_arch_from_config(const xp_config *config, xp_arch *arch);
+/** Read a Hugging Face config.json (Qwen3, Qwen3-MoE; both spellings of each key). */
+XP_NODISCARD xp_status xp_arch_from_hf(const char *config_json_path, xp_arch *arch);
+/** The config.json that transformers reads for this model. Caller frees. */
+XP_NODISCARD xp_status xp_arch_to_hf(const xp_arch *arch, int64_t max_positions, const char *torch_dtype, char **json);
+/** The i-th flavor name, NULL past the last. */
+const char *xp_arch_flavor(int i);
+
+/** Total parameters, and those that a token uses (experts: top_k of them). */
+int64_t xp_arch_n_params(const xp_arch *arch);
+int64_t xp_arch_n_active_params(const xp_arch *arch);
+/** FLOPs per trained token at this row length, causal attention counted once (numerics: what is printed). */
+double xp_arch_flops_per_token(const xp_arch *arch, int64_t seq_len);
+
+#endif
