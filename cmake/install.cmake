@@ -1,0 +1,5 @@
+include(GNUInstallDirs)
+install(TARGETS expar expar_shared RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(DIRECTORY include/expar DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+configure_file(cmake/expar.pc.in ${CMAKE_BINARY_DIR}/expar.pc @ONLY)
+install(FILES ${CMAKE_BINARY_DIR}/expar.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

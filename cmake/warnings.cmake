@@ -1,0 +1,11 @@
+# Flags of every target. Warnings are errors; no global fast-math.
+add_compile_options(-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wvla -Werror
+    -Wno-sign-conversion -fno-math-errno -ffp-contract=off)
+add_compile_definitions(_GNU_SOURCE)
+if(XP_SANITIZE_ADDRESS)
+    add_compile_options(-fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+    add_link_options(-fsanitize=address,undefined)
+elseif(XP_SANITIZE_THREAD)
+    add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
+    add_link_options(-fsanitize=thread)
+endif()
