@@ -1,0 +1,66 @@
+/** Optimizer and reductions, plain: fp64 inside, elements in ascending order. */
+#include <math.h>
+#include "ops/cpu/cpu_ops.h"
+
+static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
+    (void)stream;
+    double beta1 = (double)args->beta1;
+    double beta2 = (double)args->beta2;
+    double lr = (double)args->lr;
+    double scale = (double)*args->grad_scale;
+    double correction1 = 1 - pow(beta1, (double)args->step);
+    double correction2 = 1 - pow(beta2, (double)args->step);
+    double decay = 1 - lr * (double)args->weight_decay;
+    for (int64_t i = 0; i < args->n; i++) {
+        double g = scale * (double)xp_cpu_load(args->grad, args->grad_dtype, i);
+        double m = beta1 * (double)args->m[i] + (1 - beta1) * g;
+        double v = beta2 * (double)args->v[i] + (1 - beta2) * g * g;
+        double denominator = sqrt(v / correction2) + (double)args->eps;
+        double master = decay * (double)args->master[i] - lr * (m / correction1) / denominator;
+        args->m[i] = (float)m;
+        args->v[i] = (float)v;
+        args->master[i] = (float)master;
+        if (args->param)
+            xp_cpu_store(args->param, args->param_dtype, i, (float)master);
+    }
+    return XP_OK;
+}
+
+static xp_status sum_squares(xp_stream *stream, const xp_sum_squares_args *args) {
+    (void)stream;
+    double sum = args->acc ? *args->out : 0;
+    for (int64_t i = 0; i < args->n; i++) {
+        double x = (double)xp_cpu_load(args->x, args->dtype, i);
+        sum += x * x;
+    }
+    *args->out = sum;
+    return XP_OK;
+}
+
+static xp_status axpy(xp_stream *stream, const xp_axpy_args *args) {
+    (void)stream;
+    for (int64_t i = 0; i < args->n; i++) {
+        double y = args->acc ? (double)xp_cpu_load(args->y, args->y_dtype, i) : 0;
+        y += (double)args->alpha * (double)xp_cpu_load(args->x, args->x_dtype, i);
+        xp_cpu_store(args->y, args->y_dtype, i, (float)y);
+    }
+    return XP_OK;
+}
+
+static xp_status sum(xp_stream *stream, const float *x, int64_t n, double *out) {
+    (void)stream;
+    double total = 0;
+    for (int64_t i = 0; i < n; i++)
+        total += (double)x[i];
+    *out = total;
+    return XP_OK;
+}
+
+void xp_cpu_optim_reference(xp_optim_ops *ops) {
+    *ops = (xp_optim_ops){
+        .adamw = adamw,
+        .sum_squares = sum_squares,
+        .axpy = axpy,
+        .sum = sum,
+    };
+}
