@@ -2,6 +2,9 @@
 # libexpar.so and the tests are made of them.
 function(xp_subsystem name)
     cmake_parse_arguments(A "" "" "SOURCES;LIBS;DEPENDS" ${ARGN})
+    if(NOT A_SOURCES)
+        set(A_SOURCES ${PROJECT_SOURCE_DIR}/src/empty.c)
+    endif()
     add_library(xp_${name} STATIC ${A_SOURCES})
     target_include_directories(xp_${name} PUBLIC ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
     foreach(dep ${A_DEPENDS})

@@ -1,6 +1,7 @@
 /**
- * Bump allocator over host memory it grows in blocks: for things that live and die together (a config, a table of names).
- * Device memory has xp_slab below: one reserved region handed out in pieces, or, with a NULL base, only counted.
+ * Bump allocator over host memory it grows in blocks: for things that live and die together (a
+ * config, a table of names). Device memory has xp_slab below: one reserved region handed out in
+ * pieces, or, with a NULL base, only counted.
  */
 #ifndef XP_CORE_ARENA_H
 #define XP_CORE_ARENA_H
@@ -24,7 +25,7 @@ typedef struct xp_slab {
     char *base; /* NULL: count only; xp_slab_take() then returns NULL and still advances */
     size_t n_bytes, used, high;
 } xp_slab;
-/** NULL with XP_ENOMEM in *status when the piece does not fit (never in counting mode). */
+/** NULL when the piece does not fit, and always in counting mode. */
 void *xp_slab_take(xp_slab *slab, size_t n_bytes);
 /** Marks and releases: slabs nest like a stack. */
 size_t xp_slab_mark(const xp_slab *slab);

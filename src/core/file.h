@@ -1,4 +1,5 @@
-/** Files: whole reads, atomic writes, folders, memory maps. Errors name the path and say what the system said. */
+/** Files: whole reads, atomic writes, folders, memory maps. Errors name the path and say what the
+ * system said. */
 #ifndef XP_CORE_FILE_H
 #define XP_CORE_FILE_H
 
@@ -7,9 +8,12 @@
 #include <stdint.h>
 #include "expar/status.h"
 
-/** Read a whole file; NUL added past the end. @param max_bytes larger files are XP_EFORMAT. Caller frees *data. */
-XP_NODISCARD xp_status xp_file_read(const char *path, size_t max_bytes, char **data, size_t *n_bytes);
-/** Write aside ("path.tmp"), fsync, rename over `path`, fsync the folder: the file is whole or unchanged. */
+/** Read a whole file; NUL added past the end. @param max_bytes larger files are XP_EFORMAT. Caller
+ * frees *data. */
+XP_NODISCARD xp_status xp_file_read(const char *path, size_t max_bytes, char **data,
+                                    size_t *n_bytes);
+/** Write aside ("path.tmp"), fsync, rename over `path`, fsync the folder: the file is whole or
+ * unchanged. */
 XP_NODISCARD xp_status xp_file_write_atomic(const char *path, const void *data, size_t n_bytes);
 XP_NODISCARD xp_status xp_file_sync_folder(const char *path);
 /** mkdir -p. */

@@ -1,4 +1,5 @@
-/** Where messages for people go. Made by the program, handed down; a NULL log is silent. Thread-safe: a line is one write. */
+/** Where messages for people go. Made by the program, handed down; a NULL log is silent.
+ * Thread-safe: a line is one write. */
 #ifndef XP_CORE_LOG_H
 #define XP_CORE_LOG_H
 
@@ -14,7 +15,8 @@ typedef struct xp_log xp_log;
 XP_NODISCARD xp_status xp_log_create(FILE *file, xp_log_level level, bool color, xp_log **log);
 void xp_log_destroy(xp_log *log);
 bool xp_log_has_color(const xp_log *log);
-/** A line without prefix at INFO, "warning: " and "error: " at the others. `format` carries no newline. */
+/** A line without prefix at INFO, "warning: " and "error: " at the others. `format` carries no
+ * newline. */
 XP_API void xp_log_info(xp_log *log, const char *format, ...) XP_PRINTF(2, 3);
 XP_API void xp_log_warn(xp_log *log, const char *format, ...) XP_PRINTF(2, 3);
 XP_API void xp_log_error(xp_log *log, const char *format, ...) XP_PRINTF(2, 3);

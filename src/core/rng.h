@@ -1,6 +1,7 @@
 /**
- * Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
- * SC 2011). A value is a pure function of (seed, stream, index), so it is the same whatever rank or thread draws it.
+ * Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random
+ * numbers: as easy as 1, 2, 3", SC 2011). A value is a pure function of (seed, stream, index), so
+ * it is the same whatever rank or thread draws it.
  */
 #ifndef XP_CORE_RNG_H
 #define XP_CORE_RNG_H
@@ -17,10 +18,12 @@ uint64_t xp_rng_below(uint64_t seed, uint64_t stream, uint64_t index, uint64_t n
 /** Standard normal (Box-Muller over the two words of `index`). */
 float xp_rng_normal(uint64_t seed, uint64_t stream, uint64_t index);
 /** out[i] = std * xp_rng_normal(seed, stream, first + i). */
-void xp_rng_fill_normal(uint64_t seed, uint64_t stream, uint64_t first, int64_t n, float std, float *out);
+void xp_rng_fill_normal(uint64_t seed, uint64_t stream, uint64_t first, int64_t n, float std,
+                        float *out);
 /** A stream number from a name (FNV-1a, 64 bits). */
 uint64_t xp_rng_stream(const char *name);
-/** Element `index` of a seeded permutation of [0, n) (a 4-round Feistel network with cycle walking): no table needed. */
+/** Element `index` of a seeded permutation of [0, n) (a 4-round Feistel network with cycle
+ * walking): no table needed. */
 uint64_t xp_rng_permute(uint64_t seed, uint64_t stream, uint64_t n, uint64_t index);
 
 #endif

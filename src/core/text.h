@@ -1,4 +1,5 @@
-/** Growing byte strings, number parsing, edit distance, UTF-8: the small text work several layers share. */
+/** Growing byte strings, number parsing, edit distance, UTF-8: the small text work several layers
+ * share. */
 #ifndef XP_CORE_TEXT_H
 #define XP_CORE_TEXT_H
 
@@ -7,7 +8,8 @@
 #include <stdint.h>
 #include "expar/status.h"
 
-/** Always NUL-terminated once anything was added. After a failed allocation `failed` stays set and additions are ignored. */
+/** Always NUL-terminated once anything was added. After a failed allocation `failed` stays set and
+ * additions are ignored. */
 typedef struct xp_text {
     char *data;
     size_t length, capacity;
@@ -23,14 +25,16 @@ void xp_text_add_json(xp_text *text, const char *bytes, size_t n);
 /** A JSON number that reads back to the same double; "null" for NaN and infinities. */
 void xp_text_add_json_double(xp_text *text, double value);
 
-/** Whole-string conversions: false when there is anything else in the string or the value does not fit. */
+/** Whole-string conversions: false when there is anything else in the string or the value does not
+ * fit. */
 bool xp_parse_i64(const char *string, int64_t *value);
 bool xp_parse_f64(const char *string, double *value);
 
 /** Levenshtein distance, for "did you mean"; at most 64 characters are compared. */
 int xp_edit_distance(const char *a, const char *b);
 
-/** Decode one code point; returns bytes used (1..4), or 0 when `s` does not start a valid sequence (strict: no surrogates, no overlong). */
+/** Decode one code point; returns bytes used (1..4), or 0 when `s` does not start a valid sequence
+ * (strict: no surrogates, no overlong). */
 int xp_utf8_decode(const char *s, size_t n, uint32_t *code_point);
 int xp_utf8_encode(uint32_t code_point, char out[4]);
 /** Offset of the first invalid byte, or n. */

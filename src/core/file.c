@@ -1,0 +1,235 @@
+#include "core/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static xp_status system_error(const char *doing, const char *path) {
+    return xp_error(errno == ENOENT ? XP_ENOENT : XP_EIO, "%s %s: %s", doing, path,
+                    strerror(errno));
+}
+
+static xp_status read_all(int fd, const char *path, char *data, size_t n_bytes) {
+    for (size_t done = 0; done < n_bytes;) {
+        ssize_t n = read(fd, data + done, n_bytes - done);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return system_error("cannot read", path);
+        if (n == 0)
+            return xp_error(XP_EIO, "cannot read %s: the file became shorter while being read",
+                            path);
+        done += (size_t)n;
+    }
+    data[n_bytes] = '\0';
+    return XP_OK;
+}
+
+xp_status xp_file_read(const char *path, size_t max_bytes, char **data, size_t *n_bytes) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return system_error("cannot open", path);
+    struct stat st;
+    xp_status status = XP_OK;
+    if (fstat(fd, &st) != 0)
+        status = system_error("cannot read", path);
+    else if (S_ISDIR(st.st_mode))
+        status = xp_error(XP_EIO, "cannot read %s: it is a folder", path);
+    else if ((uint64_t)st.st_size > max_bytes)
+        status = xp_error(XP_EFORMAT, "%s has %lld bytes, more than the %zu allowed here", path,
+                          (long long)st.st_size, max_bytes);
+    char *buffer = NULL;
+    if (status == XP_OK) {
+        buffer = malloc((size_t)st.st_size + 1);
+        status = buffer == NULL ? xp_error(XP_ENOMEM, "%s: out of memory", path)
+                                : read_all(fd, path, buffer, (size_t)st.st_size);
+    }
+    close(fd);
+    if (status != XP_OK) {
+        free(buffer);
+        return status;
+    }
+    *data = buffer;
+    *n_bytes = (size_t)st.st_size;
+    return XP_OK;
+}
+
+static xp_status write_and_sync(int fd, const char *path, const char *data, size_t n_bytes) {
+    for (size_t done = 0; done < n_bytes;) {
+        ssize_t n = write(fd, data + done, n_bytes - done);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return system_error("cannot write", path);
+        done += (size_t)n;
+    }
+    if (fsync(fd) != 0)
+        return system_error("cannot sync", path);
+    return XP_OK;
+}
+
+xp_status xp_file_write_atomic(const char *path, const void *data, size_t n_bytes) {
+    char tmp[PATH_MAX];
+    if ((size_t)snprintf(tmp, sizeof tmp, "%s.tmp", path) >= sizeof tmp)
+        return xp_error(XP_EINVAL, "path too long: %s", path);
+    int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return system_error("cannot create", tmp);
+    xp_status status = write_and_sync(fd, tmp, data, n_bytes);
+    if (close(fd) != 0 && status == XP_OK)
+        status = system_error("cannot write", tmp);
+    if (status == XP_OK && rename(tmp, path) != 0)
+        status = system_error("cannot rename to", path);
+    if (status != XP_OK) {
+        unlink(tmp);
+        return status;
+    }
+    strcpy(tmp, path);
+    return xp_file_sync_folder(dirname(tmp));
+}
+
+xp_status xp_file_sync_folder(const char *path) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return system_error("cannot open folder", path);
+    /* Some file systems cannot sync folders; then there is nothing more to be done. */
+    int result = fsync(fd);
+    if (result != 0 && errno != EINVAL && errno != ENOTSUP) {
+        xp_status status = system_error("cannot sync folder", path);
+        close(fd);
+        return status;
+    }
+    close(fd);
+    return XP_OK;
+}
+
+xp_status xp_folder_create(const char *path) {
+    char part[PATH_MAX];
+    size_t n = strlen(path);
+    if (n == 0 || n >= sizeof part)
+        return xp_error(XP_EINVAL, "cannot create folder \"%s\": %s", path,
+                        n == 0 ? "the name is empty" : "the name is too long");
+    memcpy(part, path, n + 1);
+    for (size_t i = 1; i <= n; i++) {
+        if (part[i] != '/' && part[i] != '\0')
+            continue;
+        char kept = part[i];
+        part[i] = '\0';
+        if (mkdir(part, 0777) != 0 && errno != EEXIST)
+            return system_error("cannot create folder", part);
+        part[i] = kept;
+    }
+    if (!xp_path_is_folder(path))
+        return xp_error(XP_EIO, "cannot create folder %s: a file of that name is in the way", path);
+    return XP_OK;
+}
+
+xp_status xp_folder_remove(const char *path) {
+    DIR *folder = opendir(path);
+    if (folder == NULL)
+        return errno == ENOENT ? XP_OK : system_error("cannot open folder", path);
+    xp_status status = XP_OK;
+    struct dirent *entry;
+    while (status == XP_OK && (entry = readdir(folder)) != NULL) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+            continue;
+        char *child = xp_path_join(path, entry->d_name);
+        struct stat st;
+        if (child == NULL)
+            status = xp_error(XP_ENOMEM, "%s: out of memory", path);
+        else if (lstat(child, &st) != 0)
+            status = system_error("cannot look at", child);
+        else if (S_ISDIR(st.st_mode))
+            status = xp_folder_remove(child);
+        else if (unlink(child) != 0)
+            status = system_error("cannot remove", child);
+        free(child);
+    }
+    closedir(folder);
+    if (status == XP_OK && rmdir(path) != 0)
+        status = system_error("cannot remove folder", path);
+    return status;
+}
+
+bool xp_path_exists(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+bool xp_path_is_folder(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+char *xp_path_join(const char *a, const char *b) {
+    size_t n_a = strlen(a), n_b = strlen(b);
+    char *path = malloc(n_a + n_b + 2);
+    if (path == NULL)
+        return NULL;
+    memcpy(path, a, n_a);
+    if (n_a > 0 && a[n_a - 1] != '/')
+        path[n_a++] = '/';
+    memcpy(path + n_a, b, n_b + 1);
+    return path;
+}
+
+xp_status xp_file_map_open(const char *path, xp_file_map *map) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return system_error("cannot open", path);
+    struct stat st;
+    xp_status status = XP_OK;
+    void *data = NULL;
+    if (fstat(fd, &st) != 0)
+        status = system_error("cannot read", path);
+    else if (!S_ISREG(st.st_mode))
+        status = xp_error(XP_EIO, "cannot read %s: it is not a regular file", path);
+    else if (st.st_size > 0) {
+        data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (data == MAP_FAILED)
+            status = system_error("cannot map", path);
+    }
+    close(fd);
+    if (status == XP_OK)
+        *map = (xp_file_map){.data = data, .n_bytes = (size_t)st.st_size};
+    return status;
+}
+
+void xp_file_map_close(xp_file_map *map) {
+    if (map->data != NULL)
+        munmap((void *)(uintptr_t)map->data, map->n_bytes);
+    *map = (xp_file_map){0};
+}
+
+double xp_time_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+int64_t xp_process_peak_rss(void) {
+    struct rusage usage;
+    if (getrusage(RUSAGE_SELF, &usage) != 0)
+        return 0;
+    return (int64_t)usage.ru_maxrss * 1024;
+}
+
+int64_t xp_process_rss(void) {
+    FILE *file = fopen("/proc/self/statm", "re");
+    if (file == NULL)
+        return 0;
+    long long size = 0, resident = 0;
+    int n = fscanf(file, "%lld %lld", &size, &resident);
+    fclose(file);
+    return n == 2 ? (int64_t)resident * sysconf(_SC_PAGESIZE) : 0;
+}

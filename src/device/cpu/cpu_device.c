@@ -1,0 +1,100 @@
+#include "device/cpu/cpu_device.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "device/cpu/cpu_stream.h"
+#include "device/device_internal.h"
+
+/* Only when this library is an OpenBLAS: its threads would fight with ours. */
+extern void openblas_set_num_threads(int n_threads);
+
+static unsigned machine_caps(void) {
+    unsigned caps = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        caps |= XP_CPU_AVX2;
+    if (caps != 0 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        caps |= XP_CPU_AVX512;
+#endif
+    return caps;
+}
+
+/* Take the capabilities named in `list` out of *caps. */
+static xp_status leave_out(const char *list, unsigned *caps) {
+    for (const char *at = list; at != NULL && *at != '\0';) {
+        size_t n = strcspn(at, ",");
+        if (n == 4 && memcmp(at, "avx2", 4) == 0)
+            *caps &= ~(XP_CPU_AVX2 | XP_CPU_AVX512);
+        else if (n == 6 && memcmp(at, "avx512", 6) == 0)
+            *caps &= ~XP_CPU_AVX512;
+        else if (n != 0)
+            return xp_error(XP_EINVAL, "cpu: no capability \"%.*s\"; there are avx2 and avx512",
+                            (int)n, at);
+        at += n;
+        if (*at == ',')
+            at++;
+    }
+    return XP_OK;
+}
+
+static void cpu_destroy(xp_device *device) {
+    xp_cpu_device *cpu = (xp_cpu_device *)device;
+    xp_pool_destroy(cpu->pool);
+    xp_pool_destroy(cpu->worker_pool);
+    free(cpu);
+}
+
+static xp_status cpu_alloc(xp_device *device, size_t n_bytes, void **data) {
+    (void)device;
+    *data = aligned_alloc(256, n_bytes);
+    return *data == NULL ? xp_error(XP_ENOMEM, "out of memory") : XP_OK;
+}
+
+static void cpu_free(xp_device *device, void *data) {
+    (void)device;
+    free(data);
+}
+
+static const xp_device_vtable cpu_vtable = {
+    .destroy = cpu_destroy,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .stream_create = xp_cpu_stream_create,
+    .stream_destroy = xp_cpu_stream_destroy,
+    .stream_sync = xp_cpu_stream_sync,
+    .event_create = xp_cpu_event_create,
+    .event_destroy = xp_cpu_event_destroy,
+    .event_record = xp_cpu_event_record,
+    .event_wait = xp_cpu_event_wait,
+    .copy = xp_cpu_copy,
+    .zero = xp_cpu_zero,
+};
+
+xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device) {
+    unsigned caps = machine_caps();
+    XP_TRY(leave_out(args->caps, &caps));
+    xp_cpu_device *cpu = calloc(1, sizeof *cpu);
+    if (cpu == NULL)
+        return xp_error(XP_ENOMEM, "cpu device: out of memory");
+    cpu->base.vtable = &cpu_vtable;
+    cpu->caps = caps;
+    snprintf(cpu->base.name, sizeof cpu->base.name, "cpu");
+    xp_status status = xp_pool_create(args->n_threads, &cpu->pool);
+    if (status == XP_OK)
+        status = xp_pool_create(1, &cpu->worker_pool);
+    if (status != XP_OK) {
+        cpu_destroy(&cpu->base);
+        return status;
+    }
+    openblas_set_num_threads(1);
+    *device = &cpu->base;
+    return XP_OK;
+}
+
+unsigned xp_cpu_device_caps(const xp_device *device) {
+    return ((const xp_cpu_device *)device)->caps;
+}

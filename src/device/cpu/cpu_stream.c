@@ -1,0 +1,278 @@
+#include "device/cpu/cpu_stream.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define QUEUE_LENGTH 256
+
+typedef struct job {
+    xp_cpu_fn fn;
+    _Alignas(16) char args[XP_CPU_MAX_ARGS];
+} job;
+
+typedef struct scratch {
+    void *data;
+    size_t n_bytes;
+} scratch;
+
+typedef struct cpu_stream {
+    xp_stream base;
+    xp_pool *pool;
+    scratch *scratch; /* [threads of the pool] */
+    bool is_inline;
+    /* worker streams only */
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    job *queue; /* [QUEUE_LENGTH] ring */
+    uint64_t n_submitted, n_done;
+    bool stop;
+    xp_status status; /* first failure */
+    char error[1024];
+} cpu_stream;
+
+typedef struct cpu_event {
+    xp_event base;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    uint64_t n_recorded, n_reached; /* record() calls made, and passed by their stream */
+} cpu_event;
+
+static void run_next(cpu_stream *s) {
+    job *j = &s->queue[s->n_done % QUEUE_LENGTH];
+    xp_status status = s->status;
+    pthread_mutex_unlock(&s->lock);
+    if (status == XP_OK)
+        status = j->fn(&s->base, j->args);
+    pthread_mutex_lock(&s->lock);
+    if (status != XP_OK && s->status == XP_OK) {
+        s->status = status;
+        strncpy(s->error, xp_last_error(), sizeof s->error - 1);
+    }
+    s->n_done++;
+    pthread_cond_broadcast(&s->changed);
+}
+
+static void *stream_main(void *arg) {
+    cpu_stream *s = arg;
+    pthread_mutex_lock(&s->lock);
+    for (;;) {
+        if (s->n_done < s->n_submitted)
+            run_next(s);
+        else if (s->stop)
+            break;
+        else
+            pthread_cond_wait(&s->changed, &s->lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+static xp_status start_worker(cpu_stream *s) {
+    s->queue = calloc(QUEUE_LENGTH, sizeof *s->queue);
+    if (s->queue == NULL)
+        return xp_error(XP_ENOMEM, "stream: out of memory");
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->changed, NULL);
+    if (pthread_create(&s->thread, NULL, stream_main, s) != 0) {
+        free(s->queue);
+        return xp_error(XP_ENOMEM, "stream: cannot start its thread");
+    }
+    return XP_OK;
+}
+
+xp_status xp_cpu_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **stream) {
+    xp_cpu_device *cpu = (xp_cpu_device *)device;
+    cpu_stream *s = calloc(1, sizeof *s);
+    if (s == NULL)
+        return xp_error(XP_ENOMEM, "stream: out of memory");
+    s->base.device = device;
+    s->is_inline = kind == XP_STREAM_COMPUTE;
+    s->pool = s->is_inline ? cpu->pool : cpu->worker_pool;
+    s->scratch = calloc((size_t)xp_pool_n_threads(s->pool), sizeof *s->scratch);
+    xp_status status = s->scratch == NULL ? xp_error(XP_ENOMEM, "stream: out of memory") : XP_OK;
+    if (status == XP_OK && !s->is_inline)
+        status = start_worker(s);
+    if (status != XP_OK) {
+        free(s->scratch);
+        free(s);
+        return status;
+    }
+    *stream = &s->base;
+    return XP_OK;
+}
+
+void xp_cpu_stream_destroy(xp_stream *stream) {
+    cpu_stream *s = (cpu_stream *)stream;
+    if (!s->is_inline) {
+        pthread_mutex_lock(&s->lock);
+        s->stop = true;
+        pthread_cond_broadcast(&s->changed);
+        pthread_mutex_unlock(&s->lock);
+        pthread_join(s->thread, NULL);
+        pthread_mutex_destroy(&s->lock);
+        pthread_cond_destroy(&s->changed);
+        free(s->queue);
+    }
+    for (int i = 0; i < xp_pool_n_threads(s->pool); i++)
+        xp_device_free(stream->device, s->scratch[i].data);
+    free(s->scratch);
+    free(s);
+}
+
+xp_status xp_cpu_stream_sync(xp_stream *stream) {
+    cpu_stream *s = (cpu_stream *)stream;
+    if (s->is_inline)
+        return XP_OK;
+    pthread_mutex_lock(&s->lock);
+    while (s->n_done < s->n_submitted)
+        pthread_cond_wait(&s->changed, &s->lock);
+    xp_status status = s->status;
+    if (status != XP_OK)
+        status = xp_error(status, "%s", s->error);
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+xp_status xp_cpu_submit(xp_stream *stream, xp_cpu_fn fn, const void *args, size_t n_bytes) {
+    cpu_stream *s = (cpu_stream *)stream;
+    if (n_bytes > XP_CPU_MAX_ARGS)
+        return xp_error(XP_EINTERNAL, "stream: %zu bytes of arguments", n_bytes);
+    if (s->is_inline) {
+        _Alignas(16) char copy[XP_CPU_MAX_ARGS];
+        memcpy(copy, args, n_bytes);
+        return fn(stream, copy);
+    }
+    pthread_mutex_lock(&s->lock);
+    while (s->n_submitted - s->n_done == QUEUE_LENGTH)
+        pthread_cond_wait(&s->changed, &s->lock);
+    job *j = &s->queue[s->n_submitted % QUEUE_LENGTH];
+    j->fn = fn;
+    memcpy(j->args, args, n_bytes);
+    s->n_submitted++;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    return XP_OK;
+}
+
+bool xp_cpu_stream_is_inline(const xp_stream *stream) {
+    return ((const cpu_stream *)stream)->is_inline;
+}
+
+xp_pool *xp_cpu_stream_pool(const xp_stream *stream) {
+    return ((const cpu_stream *)stream)->pool;
+}
+
+void *xp_cpu_stream_scratch(xp_stream *stream, int worker, size_t n_bytes) {
+    cpu_stream *s = (cpu_stream *)stream;
+    scratch *own = &s->scratch[worker];
+    if (own->n_bytes < n_bytes) {
+        xp_device_free(stream->device, own->data);
+        *own = (scratch){0};
+        void *data;
+        if (xp_device_alloc(stream->device, n_bytes, "workspace", &data) != XP_OK)
+            return NULL;
+        *own = (scratch){.data = data, .n_bytes = n_bytes};
+    }
+    return own->data;
+}
+
+xp_status xp_cpu_scratch_error(size_t n_bytes) {
+    return xp_error(XP_ENOMEM, "cpu: no memory for %zu bytes of scratch", n_bytes);
+}
+
+xp_status xp_cpu_event_create(xp_device *device, xp_event **event) {
+    cpu_event *e = calloc(1, sizeof *e);
+    if (e == NULL)
+        return xp_error(XP_ENOMEM, "event: out of memory");
+    e->base.device = device;
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_cond_init(&e->changed, NULL);
+    *event = &e->base;
+    return XP_OK;
+}
+
+void xp_cpu_event_destroy(xp_event *event) {
+    cpu_event *e = (cpu_event *)event;
+    pthread_mutex_destroy(&e->lock);
+    pthread_cond_destroy(&e->changed);
+    free(e);
+}
+
+typedef struct event_job {
+    cpu_event *event;
+    uint64_t count;
+} event_job;
+
+static xp_status event_reached(xp_stream *stream, void *args) {
+    (void)stream;
+    event_job *j = args;
+    pthread_mutex_lock(&j->event->lock);
+    if (j->event->n_reached < j->count)
+        j->event->n_reached = j->count;
+    pthread_cond_broadcast(&j->event->changed);
+    pthread_mutex_unlock(&j->event->lock);
+    return XP_OK;
+}
+
+static xp_status event_wait_for(xp_stream *stream, void *args) {
+    (void)stream;
+    event_job *j = args;
+    pthread_mutex_lock(&j->event->lock);
+    while (j->event->n_reached < j->count)
+        pthread_cond_wait(&j->event->changed, &j->event->lock);
+    pthread_mutex_unlock(&j->event->lock);
+    return XP_OK;
+}
+
+xp_status xp_cpu_event_record(xp_event *event, xp_stream *stream) {
+    cpu_event *e = (cpu_event *)event;
+    pthread_mutex_lock(&e->lock);
+    event_job j = {.event = e, .count = ++e->n_recorded};
+    pthread_mutex_unlock(&e->lock);
+    return xp_cpu_submit(stream, event_reached, &j, sizeof j);
+}
+
+xp_status xp_cpu_event_wait(xp_event *event, xp_stream *stream) {
+    cpu_event *e = (cpu_event *)event;
+    pthread_mutex_lock(&e->lock);
+    event_job j = {.event = e, .count = e->n_recorded};
+    pthread_mutex_unlock(&e->lock);
+    return xp_cpu_submit(stream, event_wait_for, &j, sizeof j);
+}
+
+typedef struct copy_job {
+    void *dst;
+    const void *src; /* NULL: zeros */
+    size_t n_bytes;
+} copy_job;
+
+#define COPY_TILE ((size_t)1 << 20)
+
+static void copy_tile(void *context, int64_t tile, int worker) {
+    (void)worker;
+    const copy_job *j = context;
+    size_t first = (size_t)tile * COPY_TILE;
+    size_t n = j->n_bytes - first < COPY_TILE ? j->n_bytes - first : COPY_TILE;
+    if (j->src == NULL)
+        memset((char *)j->dst + first, 0, n);
+    else
+        memmove((char *)j->dst + first, (const char *)j->src + first, n);
+}
+
+static xp_status run_copy(xp_stream *stream, void *args) {
+    copy_job *j = args;
+    xp_pool_run(xp_cpu_stream_pool(stream), copy_tile, j,
+                (int64_t)((j->n_bytes + COPY_TILE - 1) / COPY_TILE));
+    return XP_OK;
+}
+
+xp_status xp_cpu_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {
+    copy_job j = {.dst = dst, .src = src, .n_bytes = n_bytes};
+    return xp_cpu_submit(stream, run_copy, &j, sizeof j);
+}
+
+xp_status xp_cpu_zero(xp_stream *stream, void *dst, size_t n_bytes) {
+    copy_job j = {.dst = dst, .n_bytes = n_bytes};
+    return xp_cpu_submit(stream, run_copy, &j, sizeof j);
+}

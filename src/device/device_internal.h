@@ -1,0 +1,56 @@
+/** What a device provider fills in; device.c checks arguments and keeps the byte accounts that all
+ * providers share. */
+#ifndef XP_DEVICE_DEVICE_INTERNAL_H
+#define XP_DEVICE_DEVICE_INTERNAL_H
+
+#include <pthread.h>
+#include "expar/device.h"
+
+/** Memory of a device, by tag. */
+#define XP_MAX_TAGS 32
+typedef struct xp_tag_account {
+    const char *tag;
+    int64_t n_bytes;
+} xp_tag_account;
+
+typedef struct xp_device_vtable {
+    void (*destroy)(xp_device *device);
+    xp_status (*alloc)(xp_device *device, size_t n_bytes, void **data);
+    void (*free)(xp_device *device, void *data);
+    xp_status (*stream_create)(xp_device *device, xp_stream_kind kind, xp_stream **stream);
+    void (*stream_destroy)(xp_stream *stream);
+    xp_status (*stream_sync)(xp_stream *stream);
+    xp_status (*event_create)(xp_device *device, xp_event **event);
+    void (*event_destroy)(xp_event *event);
+    xp_status (*event_record)(xp_event *event, xp_stream *stream);
+    xp_status (*event_wait)(xp_event *event, xp_stream *stream);
+    xp_status (*copy)(xp_stream *stream, void *dst, const void *src, size_t n_bytes);
+    xp_status (*zero)(xp_stream *stream, void *dst, size_t n_bytes);
+} xp_device_vtable;
+
+/** First member of every provider's device. */
+struct xp_device {
+    const xp_device_vtable *vtable;
+    xp_device_kind kind;
+    char name[32];
+    pthread_mutex_t lock; /* accounts: windows may be made from a communication thread */
+    xp_tag_account tags[XP_MAX_TAGS];
+    int n_tags;
+    int64_t n_bytes, peak_bytes, n_allocs;
+    struct xp_allocation *allocations; /* what free() needs to know, newest first */
+};
+
+/** First member of every provider's stream and event. */
+struct xp_stream {
+    xp_device *device;
+    xp_stream_kind kind;
+};
+struct xp_event {
+    xp_device *device;
+};
+
+/** Providers: fill *device with a zeroed-then-set object; device.c initialises the shared part. */
+xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device);
+xp_status xp_null_device_create(const xp_device_args *args, xp_device **device);
+
+#endif

@@ -1,0 +1,173 @@
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "device/cpu/cpu_device.h"
+
+static xp_device *make(xp_device_kind kind, int n_threads, const char *caps) {
+    xp_device *device;
+    xp_device_args args = {.kind = kind, .n_threads = n_threads, .caps = caps};
+    assert_int_equal(xp_device_create(&args, &device), XP_OK);
+    return device;
+}
+
+static void test_bytes_are_accounted_by_tag_alike_on_every_device(void **state) {
+    (void)state;
+    xp_device_kind kinds[] = {XP_DEVICE_CPU, XP_DEVICE_NULL};
+    for (int k = 0; k < 2; k++) {
+        xp_device *device = make(kinds[k], 1, NULL);
+        void *a, *b, *c;
+        assert_int_equal(xp_device_alloc(device, 1000, "params", &a), XP_OK);
+        assert_int_equal(xp_device_alloc(device, 1, "grads", &b), XP_OK);
+        assert_int_equal(xp_device_alloc(device, 0, "params", &c), XP_OK);
+        assert_ptr_not_equal(a, b);
+        assert_int_equal((uintptr_t)a % 256, 0);
+        assert_int_equal(xp_device_bytes(device, "params"), 1024 + 256);
+        assert_int_equal(xp_device_bytes(device, NULL), 1024 + 512);
+        xp_device_free(device, a);
+        xp_device_free(device, NULL);
+        assert_int_equal(xp_device_bytes(device, "params"), 256);
+        assert_int_equal(xp_device_peak_bytes(device), 1024 + 512);
+        assert_int_equal(xp_device_n_allocs(device), 3);
+        assert_string_equal(xp_device_tag(device, 1), "grads");
+        assert_null(xp_device_tag(device, 2));
+        xp_device_destroy(device);
+    }
+}
+
+static void test_capabilities_can_be_left_out(void **state) {
+    (void)state;
+    xp_device *all = make(XP_DEVICE_CPU, 1, NULL), *none = make(XP_DEVICE_CPU, 1, "avx2,avx512");
+    assert_int_equal(xp_cpu_device_caps(none), 0);
+    xp_device *some = make(XP_DEVICE_CPU, 1, "avx512");
+    assert_int_equal(xp_cpu_device_caps(some), xp_cpu_device_caps(all) & XP_CPU_AVX2);
+    xp_device_destroy(all);
+    xp_device_destroy(none);
+    xp_device_destroy(some);
+    xp_device *device;
+    xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1, .caps = "sse9"};
+    assert_int_equal(xp_device_create(&args, &device), XP_EINVAL);
+    assert_non_null(strstr(xp_last_error(), "sse9"));
+}
+
+static void test_copies_and_zeros(void **state) {
+    (void)state;
+    xp_device *device = make(XP_DEVICE_CPU, 3, NULL);
+    size_t n = (5 << 20) + 13;
+    char *a = malloc(n), *b = malloc(n);
+    for (size_t i = 0; i < n; i++)
+        a[i] = (char)(i * 7);
+    for (int kind = 0; kind < 2; kind++) {
+        xp_stream *stream;
+        assert_int_equal(xp_stream_create(device, (xp_stream_kind)kind, &stream), XP_OK);
+        memset(b, 1, n);
+        assert_int_equal(xp_copy(stream, b, a, n), XP_OK);
+        assert_int_equal(xp_zero(stream, b + 5, 3), XP_OK);
+        assert_int_equal(xp_stream_sync(stream), XP_OK);
+        assert_memory_equal(b, a, 5);
+        assert_int_equal(b[5] | b[6] | b[7], 0);
+        assert_memory_equal(b + 8, a + 8, n - 8);
+        xp_stream_destroy(stream);
+    }
+    free(a);
+    free(b);
+    xp_device_destroy(device);
+}
+
+typedef struct step {
+    int *log, *n;
+    int value, fail, sleep_us;
+} step;
+
+static xp_status run_step(xp_stream *stream, void *args) {
+    (void)stream;
+    step *s = args;
+    usleep((useconds_t)s->sleep_us);
+    if (s->fail)
+        return xp_error(XP_ENUMERIC, "step %d failed", s->value);
+    s->log[(*s->n)++] = s->value;
+    return XP_OK;
+}
+
+static void test_worker_stream_keeps_order_and_first_error(void **state) {
+    (void)state;
+    xp_device *device = make(XP_DEVICE_CPU, 1, NULL);
+    xp_stream *stream;
+    assert_int_equal(xp_stream_create(device, XP_STREAM_WORKER, &stream), XP_OK);
+    int *log = calloc(1000, sizeof *log), n = 0;
+    for (int i = 0; i < 1000; i++) {
+        step s = {.log = log, .n = &n, .value = i};
+        assert_int_equal(xp_cpu_submit(stream, run_step, &s, sizeof s), XP_OK);
+    }
+    assert_int_equal(xp_stream_sync(stream), XP_OK);
+    assert_int_equal(n, 1000);
+    for (int i = 0; i < 1000; i++)
+        assert_int_equal(log[i], i);
+    n = 0;
+    for (int i = 0; i < 4; i++) {
+        step s = {.log = log, .n = &n, .value = i, .fail = i == 1 || i == 2};
+        assert_int_equal(xp_cpu_submit(stream, run_step, &s, sizeof s), XP_OK);
+    }
+    assert_int_equal(xp_stream_sync(stream), XP_ENUMERIC);
+    assert_string_equal(xp_last_error(), "step 1 failed");
+    assert_int_equal(n, 1);
+    free(log);
+    xp_stream_destroy(stream);
+    xp_device_destroy(device);
+}
+
+static void test_events_order_two_streams(void **state) {
+    (void)state;
+    xp_device *device = make(XP_DEVICE_CPU, 1, NULL);
+    xp_stream *worker, *compute;
+    xp_event *event;
+    assert_int_equal(xp_stream_create(device, XP_STREAM_WORKER, &worker), XP_OK);
+    assert_int_equal(xp_stream_create(device, XP_STREAM_COMPUTE, &compute), XP_OK);
+    assert_int_equal(xp_event_create(device, &event), XP_OK);
+    int log[64], n = 0;
+    for (int i = 0; i < 32; i++) {
+        step slow = {.log = log, .n = &n, .value = 2 * i, .sleep_us = 300};
+        assert_int_equal(xp_cpu_submit(worker, run_step, &slow, sizeof slow), XP_OK);
+        assert_int_equal(xp_event_record(event, worker), XP_OK);
+        assert_int_equal(xp_event_wait(event, compute), XP_OK);
+        step quick = {.log = log, .n = &n, .value = 2 * i + 1};
+        assert_int_equal(xp_cpu_submit(compute, run_step, &quick, sizeof quick), XP_OK);
+    }
+    for (int i = 0; i < 64; i++)
+        assert_int_equal(log[i], i);
+    xp_event_destroy(event);
+    xp_stream_destroy(worker);
+    xp_stream_destroy(compute);
+    xp_device_destroy(device);
+}
+
+static void test_scratch_is_kept_and_accounted(void **state) {
+    (void)state;
+    xp_device *device = make(XP_DEVICE_CPU, 2, NULL);
+    xp_stream *stream;
+    assert_int_equal(xp_stream_create(device, XP_STREAM_COMPUTE, &stream), XP_OK);
+    void *a = xp_cpu_stream_scratch(stream, 1, 5000);
+    assert_ptr_equal(xp_cpu_stream_scratch(stream, 1, 4000), a);
+    assert_ptr_not_equal(xp_cpu_stream_scratch(stream, 0, 4000), a);
+    assert_int_equal(xp_device_bytes(device, "workspace"), 5120 + 4096);
+    xp_stream_destroy(stream);
+    assert_int_equal(xp_device_bytes(device, "workspace"), 0);
+    xp_device_destroy(device);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bytes_are_accounted_by_tag_alike_on_every_device),
+        cmocka_unit_test(test_capabilities_can_be_left_out),
+        cmocka_unit_test(test_copies_and_zeros),
+        cmocka_unit_test(test_worker_stream_keeps_order_and_first_error),
+        cmocka_unit_test(test_events_order_two_streams),
+        cmocka_unit_test(test_scratch_is_kept_and_accounted),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
