@@ -1,4 +1,5 @@
-/** The commands: arguments and printing only. Each returns the process's exit code: 0 done, 1 failed while running, 2 wrong usage. */
+/** The commands: arguments and printing only. Each returns the process's exit code: 0 done, 1
+ * failed while running, 2 wrong usage. */
 #ifndef XP_CLI_CLI_H
 #define XP_CLI_CLI_H
 
@@ -17,7 +18,8 @@ int cmd_export(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 
-/** "error: <last error>" on stderr; the exit code for the status (XP_ECONFIG and XP_EINVAL: usage, else failed). */
+/** "error: <last error>" on stderr; the exit code for the status (XP_ECONFIG and XP_EINVAL: usage,
+ * else failed). */
 #include "expar/status.h"
 int cli_fail(xp_status status);
 

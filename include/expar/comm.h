@@ -1,11 +1,14 @@
 /**
- * Ranks and collectives. All code is SPMD: every rank of a communicator makes the same calls in the same order.
+ * Ranks and collectives. All code is SPMD: every rank of a communicator makes the same calls in the
+ * same order.
  *
- * Reductions add in ascending rank order in fp32 (fp64 for XP_F64), so every provider gives the same bits.
- * Every wait has a timeout. A dead or late peer gives XP_ECOMM on every rank, with the rank that is missing and the phase
- * in the error; after that the communicator is unusable: destroy it.
+ * Reductions add in ascending rank order in fp32 (fp64 for XP_F64), so every provider gives the
+ * same bits. Every wait has a timeout. A dead or late peer gives XP_ECOMM on every rank, with the
+ * rank that is missing and the phase in the error; after that the communicator is unusable: destroy
+ * it.
  *
- * Collectives are queued on `stream`. With a NULL stream the call returns when its result is there (host buffers).
+ * Collectives are queued on `stream`. With a NULL stream the call returns when its result is there
+ * (host buffers).
  */
 #ifndef EXPAR_COMM_H
 #define EXPAR_COMM_H
@@ -22,60 +25,80 @@ typedef enum xp_reduce_op { XP_SUM = 0, XP_MAX, XP_MIN } xp_reduce_op;
 
 /** Ranks that are threads of this process. The world outlives its communicators. */
 typedef struct xp_thread_world xp_thread_world;
-XP_API XP_NODISCARD xp_status xp_thread_world_create(int n_ranks, double timeout_s, xp_thread_world **world);
+XP_API XP_NODISCARD xp_status xp_thread_world_create(int n_ranks, double timeout_s,
+                                                     xp_thread_world **world);
 XP_API void xp_thread_world_destroy(xp_thread_world *world);
-/** Rank `rank`'s communicator over all ranks of the world; call from the thread that will be this rank. */
-XP_API XP_NODISCARD xp_status xp_thread_world_comm(xp_thread_world *world, int rank, xp_comm **comm);
+/** Rank `rank`'s communicator over all ranks of the world; call from the thread that will be this
+ * rank. */
+XP_API XP_NODISCARD xp_status xp_thread_world_comm(xp_thread_world *world, int rank,
+                                                   xp_comm **comm);
 
 /**
- * Ranks that are processes under mpirun or srun. Loads the MPI shared object; at most one world a process.
+ * Ranks that are processes under mpirun or srun. Loads the MPI shared object; at most one world a
+ * process.
  * @param init_timeout_s  how long a rank waits for all others to arrive
- * @return XP_OK; XP_ENOTSUP when MPI is not installed or was not built in; XP_ECOMM naming the ranks that are absent
+ * @return XP_OK; XP_ENOTSUP when MPI is not installed or was not built in; XP_ECOMM naming the
+ * ranks that are absent
  */
-XP_API XP_NODISCARD xp_status xp_mpi_world_comm(double init_timeout_s, double timeout_s, xp_comm **comm);
-/** True when the environment says that a launcher (mpirun, srun) started this process as one of several ranks. */
+XP_API XP_NODISCARD xp_status xp_mpi_world_comm(double init_timeout_s, double timeout_s,
+                                                xp_comm **comm);
+/** True when the environment says that a launcher (mpirun, srun) started this process as one of
+ * several ranks. */
 XP_API bool xp_mpi_launched(void);
 
 XP_API void xp_comm_destroy(xp_comm *comm);
 XP_API int xp_comm_rank(const xp_comm *comm);
 XP_API int xp_comm_size(const xp_comm *comm);
-/** True when all ranks run on one node and can address each other's windows (xp_comm_window_create works). */
+/** True when all ranks run on one node and can address each other's windows (xp_comm_window_create
+ * works). */
 XP_API bool xp_comm_shares_memory(const xp_comm *comm);
 /** The rank's node (0-based, by first appearance) and how many nodes the communicator spans. */
 XP_API int xp_comm_node(const xp_comm *comm, int rank);
 XP_API int xp_comm_n_nodes(const xp_comm *comm);
 
-/** Collective. Ranks with equal `color` form a communicator, ordered by their rank here. color < 0: takes part, gets NULL. */
+/** Collective. Ranks with equal `color` form a communicator, ordered by their rank here. color < 0:
+ * takes part, gets NULL. */
 XP_API XP_NODISCARD xp_status xp_comm_split(xp_comm *comm, int color, xp_comm **sub);
 
-/** What the following collectives are for ("dispatch", "all-reduce", "checkpoint"): named in errors. Static string. */
+/** What the following collectives are for ("dispatch", "all-reduce", "checkpoint"): named in
+ * errors. Static string. */
 XP_API void xp_comm_set_phase(xp_comm *comm, const char *phase);
-/** Tell all ranks that this one cannot go on; waiting peers return XP_ECOMM with `reason` at once. Any thread. */
+/** Tell all ranks that this one cannot go on; waiting peers return XP_ECOMM with `reason` at once.
+ * Any thread. */
 XP_API void xp_comm_abort(xp_comm *comm, const char *reason);
-/** XP_OK, or the sticky failure of this communicator (the last error says which rank, phase, why). */
+/** XP_OK, or the sticky failure of this communicator (the last error says which rank, phase, why).
+ */
 XP_API xp_status xp_comm_async_error(const xp_comm *comm);
 
-/** recv[i] = op over ranks of send[i]; `send` may equal `recv`. fp32, bf16 (summed in fp32, one cast), fp64, i32, i64. */
-XP_API XP_NODISCARD xp_status xp_comm_all_reduce(xp_comm *comm, const void *send, void *recv, int64_t n, xp_dtype dtype,
-                                                 xp_reduce_op op, xp_stream *stream);
-/** Sum over ranks of send[size * n_each]; rank r gets elements [r * n_each, (r + 1) * n_each). recv may be send + rank * n_each. */
-XP_API XP_NODISCARD xp_status xp_comm_reduce_scatter(xp_comm *comm, const void *send, void *recv, int64_t n_each,
-                                                     xp_dtype dtype, xp_stream *stream);
-/** recv[size * n_each] = the ranks' send[n_each] in rank order; send may be recv + rank * n_each. */
-XP_API XP_NODISCARD xp_status xp_comm_all_gather(xp_comm *comm, const void *send, void *recv, int64_t n_each, xp_dtype dtype,
+/** recv[i] = op over ranks of send[i]; `send` may equal `recv`. fp32, bf16 (summed in fp32, one
+ * cast), fp64, i32, i64. */
+XP_API XP_NODISCARD xp_status xp_comm_all_reduce(xp_comm *comm, const void *send, void *recv,
+                                                 int64_t n, xp_dtype dtype, xp_reduce_op op,
                                                  xp_stream *stream);
-/** Byte counts and byte offsets per peer, host arrays of `size` entries, borrowed until done. No aliasing. */
+/** Sum over ranks of send[size * n_each]; rank r gets elements [r * n_each, (r + 1) * n_each). recv
+ * may be send + rank * n_each. */
+XP_API XP_NODISCARD xp_status xp_comm_reduce_scatter(xp_comm *comm, const void *send, void *recv,
+                                                     int64_t n_each, xp_dtype dtype,
+                                                     xp_stream *stream);
+/** recv[size * n_each] = the ranks' send[n_each] in rank order; send may be recv + rank * n_each.
+ */
+XP_API XP_NODISCARD xp_status xp_comm_all_gather(xp_comm *comm, const void *send, void *recv,
+                                                 int64_t n_each, xp_dtype dtype, xp_stream *stream);
+/** Byte counts and byte offsets per peer, host arrays of `size` entries, borrowed until done. No
+ * aliasing. */
 typedef struct xp_alltoallv_args {
     const void *send;
     const int64_t *send_bytes, *send_offsets;
     void *recv;
     const int64_t *recv_bytes, *recv_offsets;
 } xp_alltoallv_args;
-XP_API XP_NODISCARD xp_status xp_comm_all_to_allv(xp_comm *comm, const xp_alltoallv_args *args, xp_stream *stream);
+XP_API XP_NODISCARD xp_status xp_comm_all_to_allv(xp_comm *comm, const xp_alltoallv_args *args,
+                                                  xp_stream *stream);
 /** n_bytes_each to every rank; recv in rank order. */
-XP_API XP_NODISCARD xp_status xp_comm_all_to_all(xp_comm *comm, const void *send, void *recv, int64_t n_bytes_each,
-                                                 xp_stream *stream);
-XP_API XP_NODISCARD xp_status xp_comm_broadcast(xp_comm *comm, void *data, int64_t n_bytes, int root, xp_stream *stream);
+XP_API XP_NODISCARD xp_status xp_comm_all_to_all(xp_comm *comm, const void *send, void *recv,
+                                                 int64_t n_bytes_each, xp_stream *stream);
+XP_API XP_NODISCARD xp_status xp_comm_broadcast(xp_comm *comm, void *data, int64_t n_bytes,
+                                                int root, xp_stream *stream);
 XP_API XP_NODISCARD xp_status xp_comm_barrier(xp_comm *comm, xp_stream *stream);
 
 /**
@@ -83,7 +106,8 @@ XP_API XP_NODISCARD xp_status xp_comm_barrier(xp_comm *comm, xp_stream *stream);
  * Collective. Contents start as zeros.
  */
 typedef struct xp_window xp_window;
-XP_API XP_NODISCARD xp_status xp_comm_window_create(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
+XP_API XP_NODISCARD xp_status xp_comm_window_create(xp_comm *comm, xp_device *device,
+                                                    size_t n_bytes, const char *tag,
                                                     xp_window **window);
 XP_API void xp_comm_window_destroy(xp_window *window); /* collective */
 /** Rank r's memory as this rank addresses it. */

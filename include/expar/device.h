@@ -1,10 +1,12 @@
 /**
- * Devices, memory, streams and events: one interface over the CPU, a CUDA GPU, and the null device that only counts bytes.
+ * Devices, memory, streams and events: one interface over the CPU, a CUDA GPU, and the null device
+ * that only counts bytes.
  *
- * A device belongs to one rank. A stream runs what is queued on it in order. On the CPU there are two kinds of stream:
- * inline (a call does its work before it returns, on the calling thread and the rank's pool) and worker (a thread of its
- * own takes the work in order; used for communication beside computation). Callers treat both as a queue: outputs are
- * valid after xp_stream_sync() or behind an event.
+ * A device belongs to one rank. A stream runs what is queued on it in order. On the CPU there are
+ * two kinds of stream: inline (a call does its work before it returns, on the calling thread and
+ * the rank's pool) and worker (a thread of its own takes the work in order; used for communication
+ * beside computation). Callers treat both as a queue: outputs are valid after xp_stream_sync() or
+ * behind an event.
  */
 #ifndef EXPAR_DEVICE_H
 #define EXPAR_DEVICE_H
@@ -29,12 +31,14 @@ typedef enum xp_stream_kind {
 
 typedef struct xp_device_args {
     xp_device_kind kind;
-    int index;     /* which accelerator; ignored on the CPU */
-    int n_threads; /* CPU: threads of this rank's pool, >= 1 */
-    const char *caps; /* comma-separated capabilities to leave out ("avx512,avx2"), or NULL: use all. Borrowed during the call */
+    int index;        /* which accelerator; ignored on the CPU */
+    int n_threads;    /* CPU: threads of this rank's pool, >= 1 */
+    const char *caps; /* comma-separated capabilities to leave out ("avx512,avx2"), or NULL: use
+                         all. Borrowed during the call */
 } xp_device_args;
 
-/** @return XP_OK; XP_EINVAL; XP_ENOTSUP when this machine or build has no such device (the error says why); XP_ENOMEM */
+/** @return XP_OK; XP_EINVAL; XP_ENOTSUP when this machine or build has no such device (the error
+ * says why); XP_ENOMEM */
 XP_API XP_NODISCARD xp_status xp_device_create(const xp_device_args *args, xp_device **device);
 /** Frees the device; every stream, event and allocation of it must be gone. NULL is accepted. */
 XP_API void xp_device_destroy(xp_device *device);
@@ -44,11 +48,14 @@ XP_API xp_device_kind xp_device_get_kind(const xp_device *device);
 XP_API const char *xp_device_name(const xp_device *device);
 
 /**
- * Reserve memory, 256-byte aligned, contents undefined. Only before the first step: xp_device_n_allocs() proves it.
- * @param tag  what the bytes are for ("params", "optimizer", ...); accounted under that name; static or outliving the device
+ * Reserve memory, 256-byte aligned, contents undefined. Only before the first step:
+ * xp_device_n_allocs() proves it.
+ * @param tag  what the bytes are for ("params", "optimizer", ...); accounted under that name;
+ * static or outliving the device
  * @return XP_OK; XP_ENOMEM with the tag and the byte count in the error
  */
-XP_API XP_NODISCARD xp_status xp_device_alloc(xp_device *device, size_t n_bytes, const char *tag, void **data);
+XP_API XP_NODISCARD xp_status xp_device_alloc(xp_device *device, size_t n_bytes, const char *tag,
+                                              void **data);
 /** Give back what xp_device_alloc() returned; NULL is accepted. */
 XP_API void xp_device_free(xp_device *device, void *data);
 /** Bytes now reserved under `tag`, or under all tags when it is NULL. */
@@ -59,10 +66,12 @@ XP_API int64_t xp_device_n_allocs(const xp_device *device);
 /** The i-th tag in order of first use, NULL past the last. */
 XP_API const char *xp_device_tag(const xp_device *device, int i);
 
-XP_API XP_NODISCARD xp_status xp_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **stream);
+XP_API XP_NODISCARD xp_status xp_stream_create(xp_device *device, xp_stream_kind kind,
+                                               xp_stream **stream);
 XP_API void xp_stream_destroy(xp_stream *stream);
 XP_API xp_device *xp_stream_device(const xp_stream *stream);
-/** Wait until everything queued is done. @return the first error of queued work (its text becomes the caller's last error) */
+/** Wait until everything queued is done. @return the first error of queued work (its text becomes
+ * the caller's last error) */
 XP_API XP_NODISCARD xp_status xp_stream_sync(xp_stream *stream);
 
 XP_API XP_NODISCARD xp_status xp_event_create(xp_device *device, xp_event **event);
@@ -72,8 +81,10 @@ XP_API XP_NODISCARD xp_status xp_event_record(xp_event *event, xp_stream *stream
 /** Later work of `stream` starts after the event's last recorded point. */
 XP_API XP_NODISCARD xp_status xp_event_wait(xp_event *event, xp_stream *stream);
 
-/** Copy between any two memories (host or device). Host memory must stay valid until the stream has passed the copy. */
-XP_API XP_NODISCARD xp_status xp_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes);
+/** Copy between any two memories (host or device). Host memory must stay valid until the stream has
+ * passed the copy. */
+XP_API XP_NODISCARD xp_status xp_copy(xp_stream *stream, void *dst, const void *src,
+                                      size_t n_bytes);
 XP_API XP_NODISCARD xp_status xp_zero(xp_stream *stream, void *dst, size_t n_bytes);
 
 #ifdef __cplusplus

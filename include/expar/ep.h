@@ -1,20 +1,24 @@
 /**
- * Expert parallelism: send token rows to the ranks that own their experts, and bring the results back.
+ * Expert parallelism: send token rows to the ranks that own their experts, and bring the results
+ * back.
  *
- * Letters: T tokens of this rank (may differ per rank, may be 0), D row width, E experts in all, K picks a token,
- * R ranks of the group, L = E / R experts of this rank (expert e lives on rank e / L).
+ * Letters: T tokens of this rank (may differ per rank, may be 0), D row width, E experts in all, K
+ * picks a token, R ranks of the group, L = E / R experts of this rank (expert e lives on rank e /
+ * L).
  *
  *   plan      routing [T, K] -> counts, offsets, send/receive maps
- *   dispatch  x [T, D]            -> recv_x [recv_capacity, D]   one row per (token, destination rank), ordered (source rank, token)
- *   (experts) recv_x, through the view's gather list -> y [pick_capacity, D], expert-major: one row per (token, local expert)
- *   combine   y [pick_capacity, D] -> out [T, D]
+ *   dispatch  x [T, D]            -> recv_x [recv_capacity, D]   one row per (token, destination
+ * rank), ordered (source rank, token) (experts) recv_x, through the view's gather list -> y
+ * [pick_capacity, D], expert-major: one row per (token, local expert) combine   y [pick_capacity,
+ * D] -> out [T, D]
  *
- * The sum of combine has two levels, the same for every transport: the expert's rank adds a token's local expert rows in
- * fp32 in ascending expert order and casts to the row type; the source adds over ranks ascending in fp32 and casts once.
- * With R = 1 there is one sum and one cast.
+ * The sum of combine has two levels, the same for every transport: the expert's rank adds a token's
+ * local expert rows in fp32 in ascending expert order and casts to the row type; the source adds
+ * over ranks ascending in fp32 and casts once. With R = 1 there is one sum and one cast.
  *
- * What exceeds capacity goes in rounds, each dispatch -> experts -> combine; nothing is dropped. Every rank derives the
- * number of rounds from the exchanged R x E counts, so all ranks make the same calls.
+ * What exceeds capacity goes in rounds, each dispatch -> experts -> combine; nothing is dropped.
+ * Every rank derives the number of rounds from the exchanged R x E counts, so all ranks make the
+ * same calls.
  */
 #ifndef EXPAR_EP_H
 #define EXPAR_EP_H
@@ -36,34 +40,39 @@ typedef enum xp_ep_transport {
 } xp_ep_transport;
 
 typedef struct xp_ep_config {
-    int64_t max_tokens;     /* largest T of any rank in any call */
-    int64_t dim;            /* D >= 1 */
-    int top_k;              /* K */
-    int n_experts;          /* E, divisible by R */
-    xp_dtype dtype;         /* of rows: XP_F32 or XP_BF16 */
-    double capacity_factor; /* pick rows reserved, relative to a balanced load (max_tokens * K); > 0 */
+    int64_t max_tokens; /* largest T of any rank in any call */
+    int64_t dim;        /* D >= 1 */
+    int top_k;          /* K */
+    int n_experts;      /* E, divisible by R */
+    xp_dtype dtype;     /* of rows: XP_F32 or XP_BF16 */
+    double
+        capacity_factor; /* pick rows reserved, relative to a balanced load (max_tokens * K); > 0 */
     xp_ep_transport transport;
-    int num_sms;            /* GPU: blocks for dispatch and combine; 0 = choose */
-    double timeout_s;       /* of every wait inside dispatch and combine; 0 = the communicator's */
+    int num_sms;      /* GPU: blocks for dispatch and combine; 0 = choose */
+    double timeout_s; /* of every wait inside dispatch and combine; 0 = the communicator's */
 } xp_ep_config;
 
 /** Bytes and rows that a group of this shape reserves on one rank; needs no communicator. */
 typedef struct xp_ep_sizes {
-    int64_t recv_capacity;  /* rows of recv_x: min(R * max_tokens, pick_capacity) */
-    int64_t pick_capacity;  /* rows of y: ceil(capacity_factor * max_tokens * K), at most R * max_tokens * min(K, L) */
-    int64_t max_rounds;     /* rounds needed when every token of every rank picks this rank's experts only */
-    size_t group_bytes;     /* windows and buffers of the group */
-    size_t plan_bytes;      /* of one plan */
+    int64_t recv_capacity; /* rows of recv_x: min(R * max_tokens, pick_capacity) */
+    int64_t pick_capacity; /* rows of y: ceil(capacity_factor * max_tokens * K), at most R *
+                              max_tokens * min(K, L) */
+    int64_t max_rounds;    /* rounds needed when every token of every rank picks this rank's experts
+                              only */
+    size_t group_bytes;    /* windows and buffers of the group */
+    size_t plan_bytes;     /* of one plan */
 } xp_ep_sizes;
-XP_API XP_NODISCARD xp_status xp_ep_query_sizes(const xp_ep_config *config, int n_ranks, xp_ep_sizes *sizes);
+XP_API XP_NODISCARD xp_status xp_ep_query_sizes(const xp_ep_config *config, int n_ranks,
+                                                xp_ep_sizes *sizes);
 
 /**
  * Collective. Reserves all buffers (tag "ep").
  * @param comm borrowed; must outlive the group. NULL: a group of one rank
- * @return XP_OK; XP_EINVAL when E is not divisible by R, or a bad size; XP_ENOTSUP when the transport cannot work here
+ * @return XP_OK; XP_EINVAL when E is not divisible by R, or a bad size; XP_ENOTSUP when the
+ * transport cannot work here
  */
-XP_API XP_NODISCARD xp_status xp_ep_group_create(xp_comm *comm, xp_device *device, const xp_ep_config *config,
-                                                 xp_ep_group **group);
+XP_API XP_NODISCARD xp_status xp_ep_group_create(xp_comm *comm, xp_device *device,
+                                                 const xp_ep_config *config, xp_ep_group **group);
 XP_API void xp_ep_group_destroy(xp_ep_group *group);
 XP_API xp_ep_sizes xp_ep_group_sizes(const xp_ep_group *group);
 XP_API int xp_ep_group_rank(const xp_ep_group *group);
@@ -71,67 +80,83 @@ XP_API int xp_ep_group_n_ranks(const xp_ep_group *group);
 /** The transport in use, after AUTO has been resolved. */
 XP_API xp_ep_transport xp_ep_group_transport(const xp_ep_group *group);
 
-/** A plan's memory, for re-use step after step: one for each layer when routing is kept for backward. Collective in order only. */
+/** A plan's memory, for re-use step after step: one for each layer when routing is kept for
+ * backward. Collective in order only. */
 XP_API XP_NODISCARD xp_status xp_ep_plan_create(xp_ep_group *group, xp_ep_plan **plan);
 XP_API void xp_ep_plan_destroy(xp_ep_plan *plan);
 
 /**
  * Fill `plan` from this rank's routing. Collective.
- * @param topk_idx    [T, K] int32 global expert ids, -1 = no pick. A duplicate in a row or an id >= E is XP_EINVAL on every
- *                    rank of the group, and nothing is sent
+ * @param topk_idx    [T, K] int32 global expert ids, -1 = no pick. A duplicate in a row or an id >=
+ * E is XP_EINVAL on every rank of the group, and nothing is sent
  * @param topk_weight [T, K] fp32; copied. NULL: weights are 1
  */
-XP_API XP_NODISCARD xp_status xp_ep_plan_build(xp_ep_group *group, const int32_t *topk_idx, const float *topk_weight,
-                                               int64_t n_tokens, xp_stream *stream, xp_ep_plan *plan);
+XP_API XP_NODISCARD xp_status xp_ep_plan_build(xp_ep_group *group, const int32_t *topk_idx,
+                                               const float *topk_weight, int64_t n_tokens,
+                                               xp_stream *stream, xp_ep_plan *plan);
 
 typedef struct xp_ep_counts {
     int64_t n_rounds;             /* of the whole group, >= 1 */
-    const int64_t *expert_tokens; /* [L] picks of each local expert from all ranks and rounds; host memory of the plan */
+    const int64_t *expert_tokens; /* [L] picks of each local expert from all ranks and rounds; host
+                                     memory of the plan */
     int64_t n_recv;               /* recv rows over all rounds */
     int64_t n_picks;              /* pick rows over all rounds */
 } xp_ep_counts;
-/** The only call that may wait for the device; training on a GPU never makes it. Host memory, valid until the next build. */
+/** The only call that may wait for the device; training on a GPU never makes it. Host memory, valid
+ * until the next build. */
 XP_API XP_NODISCARD xp_status xp_ep_plan_wait(xp_ep_plan *plan, xp_ep_counts *counts);
 
-/** What the experts of this rank need for one round; device memory of the plan, valid until its next build. */
+/** What the experts of this rank need for one round; device memory of the plan, valid until its
+ * next build. */
 typedef struct xp_ep_view {
-    const int32_t *offsets; /* [L + 1] first pick row of each local expert; offsets[L] = picks of this round */
-    const int32_t *gather;  /* [pick_capacity] pick row -> recv row */
-    const float *weight;    /* [pick_capacity] routing weight of each pick row */
-    const int32_t *n_recv;  /* [1] recv rows of this round */
+    const int32_t *
+        offsets; /* [L + 1] first pick row of each local expert; offsets[L] = picks of this round */
+    const int32_t *gather; /* [pick_capacity] pick row -> recv row */
+    const float *weight;   /* [pick_capacity] routing weight of each pick row */
+    const int32_t *n_recv; /* [1] recv rows of this round */
 } xp_ep_view;
-XP_API XP_NODISCARD xp_status xp_ep_plan_view(const xp_ep_plan *plan, int64_t round, xp_ep_view *view);
+XP_API XP_NODISCARD xp_status xp_ep_plan_view(const xp_ep_plan *plan, int64_t round,
+                                              xp_ep_view *view);
 
 /**
- * Send local token rows to the ranks that own their experts. Collective: every rank calls in the same order.
+ * Send local token rows to the ranks that own their experts. Collective: every rank calls in the
+ * same order.
  *
  * @param x      [T, D], the group's row type; borrowed
- * @param[out] recv_x  [recv_capacity, D]; rows past this round's count are left alone; must not overlap x
- * @return XP_OK; XP_EINVAL: nothing sent, recv_x untouched; XP_ECOMM: the group is unusable, destroy it
+ * @param[out] recv_x  [recv_capacity, D]; rows past this round's count are left alone; must not
+ * overlap x
+ * @return XP_OK; XP_EINVAL: nothing sent, recv_x untouched; XP_ECOMM: the group is unusable,
+ * destroy it
  */
-XP_API XP_NODISCARD xp_status xp_ep_dispatch(xp_ep_group *group, const xp_ep_plan *plan, int64_t round, const xp_tensor *x,
-                                             xp_tensor *recv_x, xp_stream *stream);
+XP_API XP_NODISCARD xp_status xp_ep_dispatch(xp_ep_group *group, const xp_ep_plan *plan,
+                                             int64_t round, const xp_tensor *x, xp_tensor *recv_x,
+                                             xp_stream *stream);
 /**
  * Bring expert rows home. Collective.
  * @param y        [pick_capacity, D] expert-major rows of this round
- * @param[in,out] out  [T, D]: written whole in round 0 (zeros for tokens without picks), added to in later rounds
+ * @param[in,out] out  [T, D]: written whole in round 0 (zeros for tokens without picks), added to
+ * in later rounds
  */
-XP_API XP_NODISCARD xp_status xp_ep_combine(xp_ep_group *group, const xp_ep_plan *plan, int64_t round, const xp_tensor *y,
-                                            xp_tensor *out, xp_stream *stream);
+XP_API XP_NODISCARD xp_status xp_ep_combine(xp_ep_group *group, const xp_ep_plan *plan,
+                                            int64_t round, const xp_tensor *y, xp_tensor *out,
+                                            xp_stream *stream);
 /**
  * Gradient of dispatch: expert -> source. The same two-level sum as combine.
  * @param d_pick_x       [pick_capacity, D] gradient of the rows the experts read, expert-major
  * @param d_pick_weight  [pick_capacity] fp32 gradient of the routing weights, or NULL
  * @param[in,out] dx     [T, D]: written whole in round 0, added to in later rounds
- * @param[out] d_topk_weight  [T, K] fp32: each gradient at its (token, k); 0 where there is no pick; or NULL.
- *                       Written whole in round 0, the later rounds' entries filled in by them
+ * @param[out] d_topk_weight  [T, K] fp32: each gradient at its (token, k); 0 where there is no
+ * pick; or NULL. Written whole in round 0, the later rounds' entries filled in by them
  */
-XP_API XP_NODISCARD xp_status xp_ep_dispatch_backward(xp_ep_group *group, const xp_ep_plan *plan, int64_t round,
-                                                      const xp_tensor *d_pick_x, const float *d_pick_weight, xp_tensor *dx,
+XP_API XP_NODISCARD xp_status xp_ep_dispatch_backward(xp_ep_group *group, const xp_ep_plan *plan,
+                                                      int64_t round, const xp_tensor *d_pick_x,
+                                                      const float *d_pick_weight, xp_tensor *dx,
                                                       float *d_topk_weight, xp_stream *stream);
-/** Gradient of combine: source -> expert, a dispatch of d_out with the same plan. @param[out] d_recv [recv_capacity, D] */
-XP_API XP_NODISCARD xp_status xp_ep_combine_backward(xp_ep_group *group, const xp_ep_plan *plan, int64_t round,
-                                                     const xp_tensor *d_out, xp_tensor *d_recv, xp_stream *stream);
+/** Gradient of combine: source -> expert, a dispatch of d_out with the same plan. @param[out]
+ * d_recv [recv_capacity, D] */
+XP_API XP_NODISCARD xp_status xp_ep_combine_backward(xp_ep_group *group, const xp_ep_plan *plan,
+                                                     int64_t round, const xp_tensor *d_out,
+                                                     xp_tensor *d_recv, xp_stream *stream);
 
 /** The sticky failure of the group, XP_OK while there is none. Never waits. */
 XP_API xp_status xp_ep_async_error(const xp_ep_group *group);
@@ -140,8 +165,8 @@ typedef struct xp_ep_stats {
     int64_t bytes_sent_remote; /* row bytes that left this rank */
     int64_t bytes_kept;        /* row bytes that stayed on this rank */
     int64_t n_dispatches, n_combines, n_host_waits;
-    int64_t overflow_rows;     /* pick rows beyond round 0 */
-    double wait_s;             /* time spent waiting for peers */
+    int64_t overflow_rows; /* pick rows beyond round 0 */
+    double wait_s;         /* time spent waiting for peers */
 } xp_ep_stats;
 /** Totals since create or the last reset. */
 XP_API void xp_ep_get_stats(const xp_ep_group *group, xp_ep_stats *stats);

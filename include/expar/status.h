@@ -1,8 +1,9 @@
 /**
  * Status codes, the thread's last error, and the macros every other header uses.
  *
- * A function that finds an error fills the calling thread's last error (what happened, where, what to do about it) and
- * returns a negative code; callers pass the code up. Nothing in the library prints, exits or aborts.
+ * A function that finds an error fills the calling thread's last error (what happened, where, what
+ * to do about it) and returns a negative code; callers pass the code up. Nothing in the library
+ * prints, exits or aborts.
  */
 #ifndef EXPAR_STATUS_H
 #define EXPAR_STATUS_H
@@ -12,8 +13,8 @@ extern "C" {
 #endif
 
 #if defined(__GNUC__)
-#define XP_API         __attribute__((visibility("default")))
-#define XP_NODISCARD   __attribute__((warn_unused_result))
+#define XP_API          __attribute__((visibility("default")))
+#define XP_NODISCARD    __attribute__((warn_unused_result))
 #define XP_PRINTF(a, b) __attribute__((format(printf, a, b)))
 #else
 #define XP_API
@@ -46,12 +47,13 @@ XP_API const char *xp_status_name(xp_status status);
 XP_API const char *xp_status_text(xp_status status);
 
 /**
- * The calling thread's last error text; "" when there was none. Valid until the thread's next failing call.
- * Never a multi-line text.
+ * The calling thread's last error text; "" when there was none. Valid until the thread's next
+ * failing call. Never a multi-line text.
  */
 XP_API const char *xp_last_error(void);
 
-/** Fill the calling thread's last error and return `code`, so that `return xp_error(XP_EINVAL, ...)` reads well. */
+/** Fill the calling thread's last error and return `code`, so that `return xp_error(XP_EINVAL,
+ * ...)` reads well. */
 XP_API xp_status xp_error(xp_status code, const char *format, ...) XP_PRINTF(2, 3);
 
 /** Put "format: " in front of the last error and return `code`: adds where to what. */

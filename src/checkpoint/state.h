@@ -1,8 +1,10 @@
 /**
- * Training checkpoints: DUMP/checkpoint/step-N/ holds one safetensors shard a rank and manifest.json; complete or absent.
+ * Training checkpoints: DUMP/checkpoint/step-N/ holds one safetensors shard a rank and
+ * manifest.json; complete or absent.
  *
- * The trainer describes its state as pieces of named global tensors; a checkpoint can be loaded by any set of pieces, so at
- * any rank count and EP degree. Names: "param/<hf name>", "exp_avg/<hf name>", "exp_avg_sq/<hf name>", "expert_bias/<layer>".
+ * The trainer describes its state as pieces of named global tensors; a checkpoint can be loaded by
+ * any set of pieces, so at any rank count and EP degree. Names: "param/<hf name>", "exp_avg/<hf
+ * name>", "exp_avg_sq/<hf name>", "expert_bias/<layer>".
  */
 #ifndef XP_CHECKPOINT_STATE_H
 #define XP_CHECKPOINT_STATE_H
@@ -14,42 +16,46 @@
 /** Elements [first, first + n) of the flattened global tensor `name`, in host memory. */
 typedef struct xp_ckpt_piece {
     const char *name;
-    xp_dtype dtype;      /* XP_F32 or XP_I64 */
+    xp_dtype dtype; /* XP_F32 or XP_I64 */
     int n_dims;
-    int64_t shape[3];    /* of the whole tensor */
+    int64_t shape[3]; /* of the whole tensor */
     int64_t first, n;
     void *data;
 } xp_ckpt_piece;
 
-/** Small values that go into the manifest: step, tokens seen, data position, seed, config text, versions. */
+/** Small values that go into the manifest: step, tokens seen, data position, seed, config text,
+ * versions. */
 typedef struct xp_ckpt_value {
     const char *key;
     const char *value;
 } xp_ckpt_value;
 
 typedef struct xp_ckpt_save_args {
-    const char *folder;       /* DUMP/checkpoint */
+    const char *folder; /* DUMP/checkpoint */
     int64_t step;
-    const xp_ckpt_piece *pieces; /* of this rank; every global element is given by exactly one rank */
+    const xp_ckpt_piece
+        *pieces; /* of this rank; every global element is given by exactly one rank */
     int64_t n_pieces;
     const xp_ckpt_value *values; /* the same on every rank; written by rank 0 */
     int n_values;
-    int64_t keep_latest_k;    /* older complete checkpoints are removed after the publish; 0 = all */
-    xp_comm *comm;            /* all ranks; NULL = one rank */
+    int64_t keep_latest_k; /* older complete checkpoints are removed after the publish; 0 = all */
+    xp_comm *comm;         /* all ranks; NULL = one rank */
 } xp_ckpt_save_args;
 
-/** Write, sync, agree that all ranks are done, then publish by rename. Collective. Fails whole: earlier checkpoints stay. */
+/** Write, sync, agree that all ranks are done, then publish by rename. Collective. Fails whole:
+ * earlier checkpoints stay. */
 XP_NODISCARD xp_status xp_ckpt_save(const xp_ckpt_save_args *args);
 
 /**
- * Asynchronous save: xp_ckpt_saver_start() copies the pieces into its own staging memory and returns; a thread writes.
- * xp_ckpt_saver_wait() ends it (collective: the publish happens here or in the next poll). One save at a time: start waits
- * for the one before.
+ * Asynchronous save: xp_ckpt_saver_start() copies the pieces into its own staging memory and
+ * returns; a thread writes. xp_ckpt_saver_wait() ends it (collective: the publish happens here or
+ * in the next poll). One save at a time: start waits for the one before.
  */
 typedef struct xp_ckpt_saver xp_ckpt_saver;
 XP_NODISCARD xp_status xp_ckpt_saver_create(xp_comm *comm, xp_ckpt_saver **saver);
 XP_NODISCARD xp_status xp_ckpt_saver_start(xp_ckpt_saver *saver, const xp_ckpt_save_args *args);
-/** Collective, cheap: publishes a save that all ranks have finished. Call once a step. @param[out] published_step -1 = none */
+/** Collective, cheap: publishes a save that all ranks have finished. Call once a step. @param[out]
+ * published_step -1 = none */
 XP_NODISCARD xp_status xp_ckpt_saver_poll(xp_ckpt_saver *saver, int64_t *published_step);
 XP_NODISCARD xp_status xp_ckpt_saver_wait(xp_ckpt_saver *saver, int64_t *published_step);
 void xp_ckpt_saver_destroy(xp_ckpt_saver *saver);
@@ -57,7 +63,8 @@ void xp_ckpt_saver_destroy(xp_ckpt_saver *saver);
 int64_t xp_ckpt_staging_bytes(const xp_ckpt_piece *pieces, int64_t n_pieces);
 
 typedef struct xp_ckpt xp_ckpt;
-/** @param step -1 = the newest complete one. XP_ENOENT when there is none (not an error to print when starting fresh). */
+/** @param step -1 = the newest complete one. XP_ENOENT when there is none (not an error to print
+ * when starting fresh). */
 XP_NODISCARD xp_status xp_ckpt_open(const char *folder, int64_t step, xp_ckpt **ckpt);
 /** Open one checkpoint folder itself ("…/step-100"). */
 XP_NODISCARD xp_status xp_ckpt_open_path(const char *path, xp_ckpt **ckpt);
@@ -68,7 +75,9 @@ const char *xp_ckpt_value_get(const xp_ckpt *ckpt, const char *key); /* NULL whe
 bool xp_ckpt_has(const xp_ckpt *ckpt, const char *name, int *n_dims, int64_t shape[3]);
 int64_t xp_ckpt_n_tensors(const xp_ckpt *ckpt);
 const char *xp_ckpt_tensor_name(const xp_ckpt *ckpt, int64_t i);
-/** Fill the pieces; a missing tensor or another shape is XP_EFORMAT that names it and both shapes. */
-XP_NODISCARD xp_status xp_ckpt_read(const xp_ckpt *ckpt, const xp_ckpt_piece *pieces, int64_t n_pieces);
+/** Fill the pieces; a missing tensor or another shape is XP_EFORMAT that names it and both shapes.
+ */
+XP_NODISCARD xp_status xp_ckpt_read(const xp_ckpt *ckpt, const xp_ckpt_piece *pieces,
+                                    int64_t n_pieces);
 
 #endif

@@ -1,7 +1,8 @@
 /**
- * The merged configuration: defaults, then the TOML file, then the environment, then the command line.
- * One field table (fields.c) drives parsing, ranges, --help, `expar config` and docs/config.md; this struct is its mirror.
- * Strings belong to the config; an unset string is NULL. Field meanings: docs/config.md.
+ * The merged configuration: defaults, then the TOML file, then the environment, then the command
+ * line. One field table (fields.c) drives parsing, ranges, --help, `expar config` and
+ * docs/config.md; this struct is its mirror. Strings belong to the config; an unset string is NULL.
+ * Field meanings: docs/config.md.
  */
 #ifndef XP_CONFIG_CONFIG_H
 #define XP_CONFIG_CONFIG_H
@@ -50,7 +51,8 @@ typedef struct xp_config {
         int64_t data_parallel_replicate_degree, data_parallel_shard_degree, expert_parallel_degree;
         const char *expert_parallel_comm_backend; /* NULL = by flavor */
         bool expert_parallel_overlap;
-        int64_t bucket_mb, tensor_parallel_degree, pipeline_parallel_degree, context_parallel_degree;
+        int64_t bucket_mb, tensor_parallel_degree, pipeline_parallel_degree,
+            context_parallel_degree;
     } parallelism;
     struct {
         int64_t num_experts, top_k, moe_dim; /* 0 = as the flavor says */
@@ -68,7 +70,8 @@ typedef struct xp_config {
         const char *mode;
     } activation_checkpoint;
     struct {
-        bool enable, initial_load_model_only, initial_load_in_hf, last_save_model_only, last_save_in_hf;
+        bool enable, initial_load_model_only, initial_load_in_hf, last_save_model_only,
+            last_save_in_hf;
         bool enable_first_step_checkpoint;
         const char *folder, *initial_load_path, *export_dtype, *async_mode;
         int64_t interval, keep_latest_k, load_step;
@@ -104,24 +107,31 @@ typedef struct xp_config_set xp_config_set;
 
 /**
  * Build the merged configuration.
- * @param argc, argv  the words after the command name: --section.key value, --section.key=value, --section.flag, --section.no_flag
+ * @param argc, argv  the words after the command name: --section.key value, --section.key=value,
+ * --section.flag, --section.no_flag
  * @param environment consult NGPU, CONFIG_FILE, LOG_RANK
- * @return XP_OK; XP_ECONFIG (file:line:column, or the option, in the error); XP_EIO when the file cannot be read
+ * @return XP_OK; XP_ECONFIG (file:line:column, or the option, in the error); XP_EIO when the file
+ * cannot be read
  */
 XP_NODISCARD xp_status xp_config_load(int argc, char **argv, bool environment, xp_config_set **set);
 void xp_config_destroy(xp_config_set *set);
 const xp_config *xp_config_get(const xp_config_set *set);
 /** For callers that adjust what was merged (tests, tools): checks ranges again. */
-XP_NODISCARD xp_status xp_config_override(xp_config_set *set, const char *section_key, const char *value);
-/** The i-th warning, NULL past the last ("compile.enable and 2 more keys of TorchTitan have no counterpart here: ignored"). */
+XP_NODISCARD xp_status xp_config_override(xp_config_set *set, const char *section_key,
+                                          const char *value);
+/** The i-th warning, NULL past the last ("compile.enable and 2 more keys of TorchTitan have no
+ * counterpart here: ignored"). */
 const char *xp_config_warning(const xp_config_set *set, int i);
 
 #include <stdio.h>
-/** The merged configuration as TOML that reads back to the same configuration. Caller frees *text. */
+/** The merged configuration as TOML that reads back to the same configuration. Caller frees *text.
+ */
 XP_NODISCARD xp_status xp_config_dump_toml(const xp_config_set *set, char **text);
-/** As JSON: {"section": {"key": {"value": ..., "origin": "default|file:LINE|environment NAME|command line"}}}. Caller frees. */
+/** As JSON: {"section": {"key": {"value": ..., "origin": "default|file:LINE|environment
+ * NAME|command line"}}}. Caller frees. */
 XP_NODISCARD xp_status xp_config_dump_json(const xp_config_set *set, char **text);
-/** --help text of all keys, grouped; section NULL = all. docs/config.md's table with `markdown`. Caller frees. */
+/** --help text of all keys, grouped; section NULL = all. docs/config.md's table with `markdown`.
+ * Caller frees. */
 XP_NODISCARD xp_status xp_config_help(const char *section, bool markdown, char **text);
 
 #endif

@@ -1,8 +1,9 @@
 /**
  * Qwen3 and Qwen3-MoE: forward and backward of one microbatch on one rank.
  *
- * The model sees an EP group and op tables, never the data-parallel world: the trainer hands it hooks. All memory comes from
- * the device before the first step (xp_model_reserve); forward and backward allocate nothing and never wait for the host on a GPU.
+ * The model sees an EP group and op tables, never the data-parallel world: the trainer hands it
+ * hooks. All memory comes from the device before the first step (xp_model_reserve); forward and
+ * backward allocate nothing and never wait for the host on a GPU.
  */
 #ifndef XP_MODEL_MODEL_H
 #define XP_MODEL_MODEL_H
@@ -10,23 +11,27 @@
 #include "expar/ep.h"
 #include "model/params.h"
 
-typedef enum xp_recompute { XP_RECOMPUTE_NONE = 0, XP_RECOMPUTE_SELECTIVE, XP_RECOMPUTE_FULL } xp_recompute;
+typedef enum xp_recompute {
+    XP_RECOMPUTE_NONE = 0,
+    XP_RECOMPUTE_SELECTIVE,
+    XP_RECOMPUTE_FULL
+} xp_recompute;
 
 typedef struct xp_model_args {
-    const xp_arch *arch;          /* copied */
-    int64_t n_rows, seq_len;      /* B, S of a microbatch, at most */
-    xp_dtype dtype;               /* of parameters and activations */
-    xp_dtype grad_dtype;          /* of parameter gradients: fp32, or bf16 without accumulation */
+    const xp_arch *arch;     /* copied */
+    int64_t n_rows, seq_len; /* B, S of a microbatch, at most */
+    xp_dtype dtype;          /* of parameters and activations */
+    xp_dtype grad_dtype;     /* of parameter gradients: fp32, or bf16 without accumulation */
     bool document_attention;
     xp_recompute recompute;
     xp_forced_mode forced_balance;
-    bool overlap;                 /* two half microbatches, one's dispatch beside the other's experts */
+    bool overlap; /* two half microbatches, one's dispatch beside the other's experts */
     double overlap_split;
     double aux_loss_coeff, z_loss_coeff;
-    bool inference;               /* forward only: no gradients, no saved activations */
-    xp_ep_config ep;              /* transport, capacity_factor, num_sms; sizes are filled in by the model */
-    xp_comm *ep_comm;             /* the EP group's ranks; NULL = 1. Borrowed */
-    xp_device *device;            /* borrowed */
+    bool inference;    /* forward only: no gradients, no saved activations */
+    xp_ep_config ep;   /* transport, capacity_factor, num_sms; sizes are filled in by the model */
+    xp_comm *ep_comm;  /* the EP group's ranks; NULL = 1. Borrowed */
+    xp_device *device; /* borrowed */
 } xp_model_args;
 
 /** Called by forward_backward; any may be NULL. A non-XP_OK result ends the pass with it. */
@@ -34,44 +39,52 @@ typedef struct xp_model_hooks {
     void *context;
     xp_status (*before_layer)(void *context, int layer, bool backward);
     xp_status (*after_layer)(void *context, int layer, bool backward);
-    /** This group's gradient is complete for this microbatch (queued on the compute stream). Backward order. */
+    /** This group's gradient is complete for this microbatch (queued on the compute stream).
+     * Backward order. */
     xp_status (*group_ready)(void *context, int group);
 } xp_model_hooks;
 
 typedef struct xp_model xp_model;
 
-/** Reserves everything under the tags "params", "grads", "activations", "ep", "workspace". Collective over ep_comm. */
+/** Reserves everything under the tags "params", "grads", "activations", "ep", "workspace".
+ * Collective over ep_comm. */
 XP_NODISCARD xp_status xp_model_create(const xp_model_args *args, xp_model **model);
 void xp_model_destroy(xp_model *model);
 const xp_arch *xp_model_arch(const xp_model *model);
 const xp_param_table *xp_model_params(const xp_model *model);
-/** The flat buffers: [n_elements] of dtype, and of grad_dtype (NULL with inference). Device memory. */
+/** The flat buffers: [n_elements] of dtype, and of grad_dtype (NULL with inference). Device memory.
+ */
 void *xp_model_param_data(const xp_model *model);
 void *xp_model_grad_data(const xp_model *model);
 /** [n_layers, E] fp32 device memory; all zero until balanced. NULL in a dense model. */
 float *xp_model_expert_bias(const xp_model *model);
-/** [n_layers, E] picks of all experts by this rank's tokens since the last reset (training passes, once also under recomputation). Device memory. */
+/** [n_layers, E] picks of all experts by this rank's tokens since the last reset (training passes,
+ * once also under recomputation). Device memory. */
 int64_t *xp_model_expert_counts(const xp_model *model);
 
 typedef struct xp_model_batch {
     int64_t n_rows, seq_len;
-    const int32_t *tokens, *targets, *positions, *doc_start; /* host memory; doc_start may be NULL */
+    const int32_t *tokens, *targets, *positions,
+        *doc_start; /* host memory; doc_start may be NULL */
     /** 1 / valid tokens of the whole global batch (all ranks, all microbatches). */
     float loss_scale;
-    bool accumulate;   /* gradients += (second and later microbatches) */
-    bool want_logits;  /* forward only: keep fp32 logits [T, V] for xp_model_logits (inference models) */
+    bool accumulate;  /* gradients += (second and later microbatches) */
+    bool want_logits; /* forward only: keep fp32 logits [T, V] for xp_model_logits (inference
+                         models) */
 } xp_model_batch;
 
 typedef struct xp_model_loss {
-    double loss_sum;  /* sum over valid tokens of the cross-entropy, this rank, this microbatch */
+    double loss_sum; /* sum over valid tokens of the cross-entropy, this rank, this microbatch */
     int64_t n_valid;
-    double aux_loss, z_loss; /* already times their coefficients and loss_scale's share; 0 when off */
+    double aux_loss,
+        z_loss; /* already times their coefficients and loss_scale's share; 0 when off */
 } xp_model_loss;
 
-XP_NODISCARD xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch, const xp_model_hooks *hooks,
-                                                 xp_stream *stream);
+XP_NODISCARD xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch,
+                                                 const xp_model_hooks *hooks, xp_stream *stream);
 /** No gradients, no counting for the balance. */
-XP_NODISCARD xp_status xp_model_forward(xp_model *model, const xp_model_batch *batch, xp_stream *stream);
+XP_NODISCARD xp_status xp_model_forward(xp_model *model, const xp_model_batch *batch,
+                                        xp_stream *stream);
 /** Waits for the stream and reads the losses of the last pass. */
 XP_NODISCARD xp_status xp_model_read_loss(xp_model *model, xp_stream *stream, xp_model_loss *loss);
 /** Per-token losses of the last pass, [T] fp32 device memory. */
@@ -90,7 +103,8 @@ void xp_model_reset_stats(xp_model *model);
 typedef struct xp_decoder xp_decoder;
 XP_NODISCARD xp_status xp_decoder_create(xp_model *model, int64_t max_tokens, xp_decoder **decoder);
 void xp_decoder_destroy(xp_decoder *decoder);
-XP_NODISCARD xp_status xp_decoder_feed(xp_decoder *decoder, const int32_t *tokens, int64_t n, float *logits);
+XP_NODISCARD xp_status xp_decoder_feed(xp_decoder *decoder, const int32_t *tokens, int64_t n,
+                                       float *logits);
 void xp_decoder_reset(xp_decoder *decoder);
 
 #endif

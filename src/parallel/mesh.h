@@ -1,6 +1,10 @@
 /**
- * Where a rank stands. world = replicate x shard; EP groups are ep_size consecutive ranks of the shard dimension; ranks with
- * the same place in their EP groups hold the same experts and form the expert-data group.
+ * Where a rank stands. world = replicate x shard; EP groups are ep_size consecutive ranks of the
+ * shard dimension; ranks with the same place in their EP groups hold the same experts and form the
+ * expert-data group.
+ *
+ *   world rank = replica * n_shard + shard_rank
+ *   shard_rank = expert_shard_rank * ep_size + ep_rank
  */
 #ifndef XP_PARALLEL_MESH_H
 #define XP_PARALLEL_MESH_H
@@ -8,17 +12,30 @@
 #include "config/config.h"
 #include "expar/comm.h"
 
+/** A communicator of one rank is NULL: there is nothing to say in it. */
 typedef struct xp_mesh {
-    xp_comm *world;         /* borrowed */
-    xp_comm *shard;         /* this replica's ranks: dense optimizer state is sharded over it */
-    xp_comm *replicate;     /* ranks with the same place in their replicas */
-    xp_comm *ep;            /* this rank's EP group */
-    xp_comm *expert_shard;  /* inside the replica, same place in the EP groups: expert optimizer state is sharded over it */
-    xp_comm *expert_replicate;
+    xp_comm *world;     /* borrowed */
+    xp_comm *shard;     /* this replica's ranks: dense optimizer state is sharded over it */
+    xp_comm *replicate; /* ranks with the same place in their replicas */
+    xp_comm *ep;        /* this rank's EP group */
+    xp_comm *expert_shard; /* inside the replica, same place in the EP groups: expert optimizer
+                              state is sharded over it */
+    xp_comm *expert_replicate; /* ranks with the same place in their replicas, for experts */
     int n_replicate, n_shard, ep_size, n_expert_shard;
+    int n_ranks, rank; /* of the world */
+    int replica, shard_rank, ep_rank, expert_shard_rank;
 } xp_mesh;
 
-/** Collective. XP_ECONFIG names the degrees that do not fit the world and what would. */
+/**
+ * Sizes and places only, all communicators NULL: for predictions.
+ * @return XP_OK; XP_ECONFIG names the degrees that do not fit n_ranks and what would
+ */
+XP_NODISCARD xp_status xp_mesh_layout(const xp_config *config, int n_ranks, int rank,
+                                      xp_mesh *mesh);
+/**
+ * Layout and communicators. Collective.
+ * @param world NULL: one rank. Borrowed; must outlive the mesh
+ */
 XP_NODISCARD xp_status xp_mesh_create(xp_comm *world, const xp_config *config, xp_mesh *mesh);
 void xp_mesh_destroy(xp_mesh *mesh);
 

@@ -1,10 +1,14 @@
 /**
  * Sharded optimizer state over the flat buffers of the model.
  *
- * Each parameter group is cut into N equal chunks (rounded up to XP_GROUP_ALIGN elements; the tail is padding), N = ranks of the
- * group's shard communicator; rank i owns chunk i: fp32 master (none when parameters are fp32: the parameter is its own master),
- * first and second moment. Gradients of a group are reduce-scattered (then all-reduced over replicas) when backward says the
- * group is ready, on a stream of their own while backward goes on; after the update parameters are all-gathered.
+ * Each parameter group is cut into N equal chunks (rounded up to XP_GROUP_ALIGN elements; the tail
+ * is padding), N = ranks of the group's shard communicator; rank i owns chunk i: fp32 master (none
+ * when parameters are fp32: the parameter is its own master), first and second moment. Gradients of
+ * a group are reduce-scattered (then all-reduced over replicas) when backward says the group is
+ * ready, on a stream of their own while backward goes on; after the update parameters are
+ * all-gathered. With one rank nothing is copied and nothing is sent.
+ *
+ * The gradients are sums over ranks: loss_scale must hold the mean's divisor already.
  */
 #ifndef XP_PARALLEL_SHARD_H
 #define XP_PARALLEL_SHARD_H
@@ -14,28 +18,38 @@
 
 typedef struct xp_shard_args {
     const xp_param_table *table; /* borrowed */
-    const xp_mesh *mesh;         /* borrowed */
+    const xp_mesh *mesh; /* borrowed; a layout without communicators only reserves (null device) */
     xp_device *device;
-    void *params, *grads;        /* the model's flat buffers */
+    void *params, *grads; /* the model's flat buffers */
     xp_dtype param_dtype, grad_dtype;
-    int64_t bucket_bytes;        /* neighbouring small groups are reduced together up to this size */
+    int64_t bucket_bytes; /* neighbouring small groups are reduced together up to this size */
 } xp_shard_args;
 
 typedef struct xp_shard xp_shard;
 
-/** Reserves under the tags "optimizer" and "staging". */
+/** Reserves under the tags "optimizer" and "staging". Collective over the mesh's world. */
 XP_NODISCARD xp_status xp_shard_create(const xp_shard_args *args, xp_shard **shard);
 void xp_shard_destroy(xp_shard *shard);
 
-/** fp32 master from the flat parameters (after initialisation or a weights-only load). */
+/** fp32 master from the flat parameters (after initialisation or a weights-only load); zero moments. */
 XP_NODISCARD xp_status xp_shard_adopt_params(xp_shard *shard, xp_stream *stream);
 /** For xp_model_hooks.group_ready in the last microbatch: starts the reduction. */
 XP_NODISCARD xp_status xp_shard_group_ready(xp_shard *shard, int group, xp_stream *stream);
 /** Wait (on the stream) for all reductions of this step. */
 XP_NODISCARD xp_status xp_shard_finish_reduce(xp_shard *shard, xp_stream *stream);
 
-/** Global L2 norm over all ranks, each parameter counted once; fp64. Waits for the result. Names the first bad group when not finite. */
+/**
+ * Global L2 norm over all ranks, each parameter counted once; fp64. Waits for the result.
+ * @return XP_OK; XP_ENUMERIC on every rank, naming the first parameter (in table order) whose
+ *         gradient is not finite; XP_ECOMM
+ */
 XP_NODISCARD xp_status xp_shard_grad_norm(xp_shard *shard, xp_stream *stream, double *norm);
+/**
+ * The first parameter with a value that is not finite: for messages after a loss that is not.
+ * Collective, waits. @param[out] name NULL when all are finite; owned by the parameter table
+ */
+XP_NODISCARD xp_status xp_shard_find_bad_param(xp_shard *shard, xp_stream *stream,
+                                               const char **name);
 
 typedef struct xp_adam_step {
     float lr, beta1, beta2, eps, weight_decay;
@@ -43,9 +57,13 @@ typedef struct xp_adam_step {
     double grad_scale; /* the clip factor */
 } xp_adam_step;
 /** Update this rank's chunks, then gather the parameters of every rank. */
-XP_NODISCARD xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step, xp_stream *stream);
+XP_NODISCARD xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step,
+                                       xp_stream *stream);
 
-/** This rank's chunk of a group: [n] elements from flat offset `first`; master, m, v, reduced gradient in device memory. */
+/**
+ * This rank's chunk of a group: [n] elements from flat offset `first`; master, m, v, reduced
+ * gradient in device memory.
+ */
 typedef struct xp_shard_chunk {
     int64_t first, n; /* n excludes padding; may be 0 */
     float *master, *m, *v;

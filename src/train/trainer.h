@@ -9,7 +9,8 @@
 #include "model/model.h"
 #include "parallel/shard.h"
 
-/** Everything of a rank that occupies device memory for the whole run, made by one function for real and predicted runs alike. */
+/** Everything of a rank that occupies device memory for the whole run, made by one function for
+ * real and predicted runs alike. */
 typedef struct xp_run {
     xp_device *device;
     xp_mesh mesh;
@@ -20,14 +21,18 @@ typedef struct xp_run {
     int n_data_ranks;
 } xp_run;
 /**
- * Reserve all device memory of a run: parameters, gradients, optimizer, activations, EP buffers, workspaces. Called by the
- * trainer on the real device and by the planner on the null device. Collective over `world`.
+ * Reserve all device memory of a run: parameters, gradients, optimizer, activations, EP buffers,
+ * workspaces. Called by the trainer on the real device and by the planner on the null device.
+ * Collective over `world`.
  */
-XP_NODISCARD xp_status xp_run_reserve(const xp_config *config, xp_device *device, xp_comm *world, xp_run *run);
+XP_NODISCARD xp_status xp_run_reserve(const xp_config *config, xp_device *device, xp_comm *world,
+                                      xp_run *run);
 void xp_run_release(xp_run *run);
 
-typedef struct xp_train_shared xp_train_shared; /* what rank threads of a process share: the dataset, the tokenizer, the stop flag */
-XP_NODISCARD xp_status xp_train_shared_create(const xp_config *config, xp_log *log, xp_train_shared **shared);
+typedef struct xp_train_shared xp_train_shared; /* what rank threads of a process share: the
+                                                   dataset, the tokenizer, the stop flag */
+XP_NODISCARD xp_status xp_train_shared_create(const xp_config *config, xp_log *log,
+                                              xp_train_shared **shared);
 void xp_train_shared_destroy(xp_train_shared *shared);
 /** Async-signal-safe: finish the step, save, stop. A second call is the same. */
 void xp_train_request_stop(xp_train_shared *shared);
@@ -40,10 +45,11 @@ typedef struct xp_train_result {
     char dump_folder[512], last_checkpoint[600];
 } xp_train_result;
 /**
- * Run the whole training of one rank: resume or initialise, steps, validation, checkpoints, metrics; rank 0 writes metrics and
- * messages. Collective over `world`.
+ * Run the whole training of one rank: resume or initialise, steps, validation, checkpoints,
+ * metrics; rank 0 writes metrics and messages. Collective over `world`.
  */
-XP_NODISCARD xp_status xp_train_run(const xp_config_set *config, xp_train_shared *shared, xp_comm *world, int n_local_ranks,
-                                    xp_log *log, xp_train_result *result);
+XP_NODISCARD xp_status xp_train_run(const xp_config_set *config, xp_train_shared *shared,
+                                    xp_comm *world, int n_local_ranks, xp_log *log,
+                                    xp_train_result *result);
 
 #endif
