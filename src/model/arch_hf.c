@@ -1,0 +1,239 @@
+/* config.json of transformers' Qwen3 and Qwen3-MoE. What expar does not compute is refused, never
+ * ignored. */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "model/arch.h"
+
+typedef struct hf_config {
+    const char *path;
+    const json_t *root;
+} hf_config;
+
+/* NULL stands for absent: transformers writes null for defaults. */
+static const json_t *lookup(const hf_config *hf, const char *key) {
+    const json_t *value = json_object_get(hf->root, key);
+    return json_is_null(value) ? NULL : value;
+}
+
+/* fallback < 0: the key is required. `other` is a second spelling or NULL. */
+static xp_status read_i64(const hf_config *hf, const char *key, const char *other, int64_t fallback,
+                          int64_t *out) {
+    const json_t *value = lookup(hf, key);
+    if (!value && other)
+        value = lookup(hf, other);
+    if (!value && fallback >= 0) {
+        *out = fallback;
+        return XP_OK;
+    }
+    if (!value)
+        return xp_error(XP_EFORMAT, "%s: key '%s' is missing", hf->path, key);
+    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
+        json_integer_value(value) > INT32_MAX)
+        return xp_error(XP_EFORMAT, "%s: '%s' must be an integer between 0 and %d", hf->path, key,
+                        INT32_MAX);
+    *out = json_integer_value(value);
+    return XP_OK;
+}
+
+static xp_status read_int(const hf_config *hf, const char *key, const char *other, int64_t fallback,
+                          int *out) {
+    int64_t value = 0;
+    XP_TRY(read_i64(hf, key, other, fallback, &value));
+    *out = (int)value;
+    return XP_OK;
+}
+
+static xp_status read_f64(const hf_config *hf, const char *key, double fallback, double *out) {
+    const json_t *value = lookup(hf, key);
+    if (value && !json_is_number(value))
+        return xp_error(XP_EFORMAT, "%s: '%s' must be a number", hf->path, key);
+    *out = value ? json_number_value(value) : fallback;
+    return XP_OK;
+}
+
+static xp_status read_bool(const hf_config *hf, const char *key, bool fallback, bool *out) {
+    const json_t *value = lookup(hf, key);
+    if (value && !json_is_boolean(value))
+        return xp_error(XP_EFORMAT, "%s: '%s' must be true or false", hf->path, key);
+    *out = value ? json_is_true(value) : fallback;
+    return XP_OK;
+}
+
+static xp_status unsupported(const hf_config *hf, const char *what) {
+    return xp_error(XP_ENOTSUP, "%s: %s, which expar does not support", hf->path, what);
+}
+
+/* "default" under either name is plain RoPE; everything else changes the angles. */
+static xp_status check_rope_type(const hf_config *hf, const char *key) {
+    const json_t *rope = lookup(hf, key);
+    if (!rope)
+        return XP_OK;
+    if (!json_is_object(rope))
+        return xp_error(XP_EFORMAT, "%s: '%s' must be an object or null", hf->path, key);
+    const json_t *type = json_object_get(rope, "rope_type");
+    if (!type)
+        type = json_object_get(rope, "type");
+    if (type && !json_is_string(type))
+        return xp_error(XP_EFORMAT, "%s: rope_type in '%s' must be a string", hf->path, key);
+    if (type && strcmp(json_string_value(type), "default") != 0)
+        return xp_error(XP_ENOTSUP, "%s: RoPE scaling '%s', which expar does not support", hf->path,
+                        json_string_value(type));
+    const json_t *partial = json_object_get(rope, "partial_rotary_factor");
+    if (json_is_number(partial) && json_number_value(partial) != 1.0)
+        return unsupported(hf, "RoPE over a part of each head (partial_rotary_factor)");
+    return XP_OK;
+}
+
+static xp_status read_rope(const hf_config *hf, xp_arch *arch) {
+    XP_TRY(check_rope_type(hf, "rope_scaling"));
+    XP_TRY(check_rope_type(hf, "rope_parameters"));
+    XP_TRY(read_f64(hf, "rope_theta", 10000.0, &arch->rope_theta));
+    const json_t *rope = lookup(hf, "rope_parameters");
+    const json_t *theta = rope ? json_object_get(rope, "rope_theta") : NULL;
+    if (theta && !json_is_number(theta))
+        return xp_error(XP_EFORMAT, "%s: rope_parameters.rope_theta must be a number", hf->path);
+    if (theta)
+        arch->rope_theta = json_number_value(theta);
+    return XP_OK;
+}
+
+static xp_status check_attention(const hf_config *hf) {
+    bool flag = false;
+    XP_TRY(read_bool(hf, "attention_bias", false, &flag));
+    if (flag)
+        return unsupported(hf, "attention projections with biases (attention_bias = true)");
+    XP_TRY(read_bool(hf, "use_sliding_window", false, &flag));
+    if (flag)
+        return unsupported(hf, "sliding-window attention (use_sliding_window = true)");
+    double dropout = 0.0;
+    XP_TRY(read_f64(hf, "attention_dropout", 0.0, &dropout));
+    if (dropout != 0.0)
+        return unsupported(hf, "attention dropout");
+    const json_t *types = lookup(hf, "layer_types");
+    size_t i;
+    const json_t *type;
+    json_array_foreach(types, i, type) {
+        if (!json_is_string(type) || strcmp(json_string_value(type), "full_attention") != 0)
+            return unsupported(hf, "a layer_types entry other than full_attention");
+    }
+    const json_t *act = lookup(hf, "hidden_act");
+    if (act && (!json_is_string(act) || strcmp(json_string_value(act), "silu") != 0))
+        return unsupported(hf, "a hidden_act other than silu");
+    return XP_OK;
+}
+
+static xp_status read_moe(const hf_config *hf, xp_arch *arch) {
+    XP_TRY(read_int(hf, "num_experts", "num_local_experts", -1, &arch->n_experts));
+    XP_TRY(read_int(hf, "num_experts_per_tok", NULL, -1, &arch->top_k));
+    XP_TRY(read_i64(hf, "moe_intermediate_size", NULL, -1, &arch->moe_dim));
+    XP_TRY(read_bool(hf, "norm_topk_prob", false, &arch->route_norm));
+    int64_t step = 1;
+    XP_TRY(read_i64(hf, "decoder_sparse_step", NULL, 1, &step));
+    if (step != 1)
+        return unsupported(hf, "experts in only some layers (decoder_sparse_step other than 1)");
+    const json_t *dense = lookup(hf, "mlp_only_layers");
+    if (dense && (!json_is_array(dense) || json_array_size(dense) != 0))
+        return unsupported(hf, "layers without experts (mlp_only_layers not empty)");
+    return XP_OK;
+}
+
+static xp_status read_arch(const hf_config *hf, xp_arch *arch) {
+    const json_t *type = lookup(hf, "model_type");
+    const char *name = json_is_string(type) ? json_string_value(type) : "";
+    bool moe = strcmp(name, "qwen3_moe") == 0;
+    if (!moe && strcmp(name, "qwen3") != 0)
+        return xp_error(XP_ENOTSUP,
+                        "%s: model_type '%s' is not supported; expar reads qwen3 and qwen3_moe",
+                        hf->path, name);
+    XP_TRY(check_attention(hf));
+    XP_TRY(read_i64(hf, "hidden_size", NULL, -1, &arch->dim));
+    XP_TRY(read_i64(hf, "num_hidden_layers", NULL, -1, &arch->n_layers));
+    XP_TRY(read_i64(hf, "vocab_size", NULL, -1, &arch->vocab_size));
+    XP_TRY(read_int(hf, "num_attention_heads", NULL, -1, &arch->n_heads));
+    XP_TRY(read_int(hf, "num_key_value_heads", NULL, arch->n_heads, &arch->n_kv_heads));
+    /* transformers' own defaults: Qwen3 has 128, Qwen3-MoE falls back to the quotient. */
+    int64_t quotient = arch->n_heads > 0 ? arch->dim / arch->n_heads : 0;
+    XP_TRY(read_int(hf, "head_dim", NULL, moe ? quotient : 128, &arch->head_dim));
+    XP_TRY(read_f64(hf, "rms_norm_eps", 1e-6, &arch->norm_eps));
+    XP_TRY(read_bool(hf, "tie_word_embeddings", false, &arch->tie_embeddings));
+    XP_TRY(read_rope(hf, arch));
+    if (moe)
+        XP_TRY(read_moe(hf, arch));
+    else
+        XP_TRY(read_i64(hf, "intermediate_size", NULL, -1, &arch->hidden_dim));
+    return xp_arch_check(arch);
+}
+
+xp_status xp_arch_from_hf(const char *config_json_path, xp_arch *arch) {
+    char *text = NULL;
+    size_t n_bytes = 0;
+    XP_TRY(xp_file_read(config_json_path, (size_t)1 << 24, &text, &n_bytes));
+    json_error_t error;
+    json_t *root = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error);
+    free(text);
+    if (!root)
+        return xp_error(XP_EFORMAT, "%s:%d:%d: %s", config_json_path, error.line, error.column,
+                        error.text);
+    xp_status status = XP_OK;
+    if (!json_is_object(root)) {
+        status = xp_error(XP_EFORMAT, "%s: must be a JSON object", config_json_path);
+    } else {
+        hf_config hf = {config_json_path, root};
+        xp_arch made = {.flavor = "hf",
+                        .qk_norm = true,
+                        .score_func = XP_SCORE_SOFTMAX,
+                        .route_norm = true,
+                        .route_scale = 1.0};
+        status = read_arch(&hf, &made);
+        if (status == XP_OK)
+            *arch = made;
+        else if (status == XP_ECONFIG)
+            status = xp_error_context(XP_EFORMAT, "%s", config_json_path);
+    }
+    json_decref(root);
+    return status;
+}
+
+static int set_moe(json_t *root, const xp_arch *arch) {
+    return json_object_set_new(root, "num_experts", json_integer(arch->n_experts)) |
+           json_object_set_new(root, "num_experts_per_tok", json_integer(arch->top_k)) |
+           json_object_set_new(root, "moe_intermediate_size", json_integer(arch->moe_dim)) |
+           json_object_set_new(root, "norm_topk_prob", json_boolean(arch->route_norm)) |
+           json_object_set_new(root, "decoder_sparse_step", json_integer(1)) |
+           json_object_set_new(root, "mlp_only_layers", json_array()) |
+           json_object_set_new(root, "output_router_logits", json_false()) |
+           json_object_set_new(root, "router_aux_loss_coef", json_real(0.001));
+}
+
+xp_status xp_arch_to_hf(const xp_arch *arch, int64_t max_positions, const char *torch_dtype,
+                        char **json) {
+    bool moe = arch->n_experts > 0;
+    if (moe && (arch->score_func != XP_SCORE_SOFTMAX || arch->route_scale != 1.0))
+        return xp_error(XP_ENOTSUP, "transformers' Qwen3-MoE has neither a sigmoid router nor a "
+                                    "route_scale other than 1: this model has no config.json");
+    json_t *root = json_pack(
+        "{s:[s], s:s, s:I, s:I, s:I, s:i, s:i, s:i, s:I, s:f, s:f, s:n, s:b, s:b, s:f, s:s, s:b, "
+        "s:I, s:b, s:s, s:f}",
+        "architectures", moe ? "Qwen3MoeForCausalLM" : "Qwen3ForCausalLM", "model_type",
+        moe ? "qwen3_moe" : "qwen3", "vocab_size", (json_int_t)arch->vocab_size, "hidden_size",
+        (json_int_t)arch->dim, "num_hidden_layers", (json_int_t)arch->n_layers,
+        "num_attention_heads", arch->n_heads, "num_key_value_heads", arch->n_kv_heads, "head_dim",
+        arch->head_dim, "intermediate_size",
+        (json_int_t)(moe ? arch->moe_dim * arch->top_k : arch->hidden_dim), "rms_norm_eps",
+        arch->norm_eps, "rope_theta", arch->rope_theta, "rope_scaling", "tie_word_embeddings",
+        (int)arch->tie_embeddings, "attention_bias", 0, "attention_dropout", 0.0, "hidden_act",
+        "silu", "use_sliding_window", 0, "max_position_embeddings", (json_int_t)max_positions,
+        "use_cache", 1, "torch_dtype", torch_dtype, "initializer_range", 0.02);
+    char *text = NULL;
+    if (root && (!moe || set_moe(root, arch) == 0))
+        text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
+    json_decref(root);
+    if (!text)
+        return xp_error(XP_ENOMEM, "config.json: out of memory");
+    *json = text;
+    return XP_OK;
+}
