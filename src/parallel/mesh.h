@@ -14,12 +14,12 @@
 
 /** A communicator of one rank is NULL: there is nothing to say in it. */
 typedef struct xp_mesh {
-    xp_comm *world;     /* borrowed */
-    xp_comm *shard;     /* this replica's ranks: dense optimizer state is sharded over it */
-    xp_comm *replicate; /* ranks with the same place in their replicas */
-    xp_comm *ep;        /* this rank's EP group */
-    xp_comm *expert_shard; /* inside the replica, same place in the EP groups: expert optimizer
-                              state is sharded over it */
+    xp_comm *world;            /* borrowed */
+    xp_comm *shard;            /* this replica's ranks: dense optimizer state is sharded over it */
+    xp_comm *replicate;        /* ranks with the same place in their replicas */
+    xp_comm *ep;               /* this rank's EP group */
+    xp_comm *expert_shard;     /* inside the replica, same place in the EP groups: expert optimizer
+                                  state is sharded over it */
     xp_comm *expert_replicate; /* ranks with the same place in their replicas, for experts */
     int n_replicate, n_shard, ep_size, n_expert_shard;
     int n_ranks, rank; /* of the world */

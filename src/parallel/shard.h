@@ -31,7 +31,8 @@ typedef struct xp_shard xp_shard;
 XP_NODISCARD xp_status xp_shard_create(const xp_shard_args *args, xp_shard **shard);
 void xp_shard_destroy(xp_shard *shard);
 
-/** fp32 master from the flat parameters (after initialisation or a weights-only load); zero moments. */
+/** fp32 master from the flat parameters (after initialisation or a weights-only load); zero
+ * moments. */
 XP_NODISCARD xp_status xp_shard_adopt_params(xp_shard *shard, xp_stream *stream);
 /** For xp_model_hooks.group_ready in the last microbatch: starts the reduction. */
 XP_NODISCARD xp_status xp_shard_group_ready(xp_shard *shard, int group, xp_stream *stream);
@@ -70,8 +71,8 @@ typedef struct xp_shard_chunk {
     void *grad;
 } xp_shard_chunk;
 xp_shard_chunk xp_shard_get_chunk(const xp_shard *shard, int group);
-/** The rank that writes a group's state into checkpoints: false on replicas other than the first. */
-bool xp_shard_is_writer(const xp_shard *shard, int group);
+/** Whether this rank writes its chunks into checkpoints: false on replicas other than the first. */
+bool xp_shard_is_writer(const xp_shard *shard);
 /** All-gather the parameters from the masters (after a checkpoint was loaded into the chunks). */
 XP_NODISCARD xp_status xp_shard_publish_params(xp_shard *shard, xp_stream *stream);
 

@@ -1,0 +1,175 @@
+#include "parallel/run.h"
+
+#include <string.h>
+
+xp_status xp_run_batch_sizes(const xp_config *config, int n_data_ranks, int64_t *n_microbatches,
+                             int64_t *global_batch) {
+    int64_t local = config->training.local_batch_size;
+    int64_t global = config->training.global_batch_size;
+    int64_t per_pass = local * n_data_ranks;
+    if (local < 1)
+        return xp_error(XP_ECONFIG, "training.local_batch_size is %lld; it must be at least 1",
+                        (long long)local);
+    if (global == -1)
+        global = per_pass;
+    if (global < 1 || global % per_pass != 0)
+        return xp_error(XP_ECONFIG,
+                        "training.global_batch_size %lld is not a multiple of "
+                        "training.local_batch_size %lld x %d data ranks = %lld: choose a multiple "
+                        "of %lld, or another local_batch_size",
+                        (long long)global, (long long)local, n_data_ranks, (long long)per_pass,
+                        (long long)per_pass);
+    *n_microbatches = global / per_pass;
+    *global_batch = global;
+    return XP_OK;
+}
+
+bool xp_run_has_balance(const xp_config *config, const xp_arch *arch) {
+    return arch->n_experts > 0 && config->moe.load_balance_coeff > 0;
+}
+
+static xp_status check_experts(const xp_arch *arch, int ep_size) {
+    if (ep_size == 1)
+        return XP_OK;
+    if (arch->n_experts == 0)
+        return xp_error(XP_ECONFIG,
+                        "parallelism.expert_parallel_degree is %d, but the model \"%s\" has no "
+                        "experts: set it to 1, or choose a MoE flavor",
+                        ep_size, arch->flavor);
+    if (arch->n_experts % ep_size != 0)
+        return xp_error(XP_ECONFIG,
+                        "parallelism.expert_parallel_degree %d does not divide the %d experts of "
+                        "the model \"%s\": choose a divisor of %d",
+                        ep_size, arch->n_experts, arch->flavor, arch->n_experts);
+    return XP_OK;
+}
+
+static xp_ep_transport choose_transport(const xp_config *config, const xp_arch *arch) {
+    const char *backend = config->parallelism.expert_parallel_comm_backend;
+    bool deepep = backend ? strcmp(backend, "deepep") == 0 : arch->use_deepep;
+    const char *transport = config->deepep.transport;
+    if (!deepep)
+        return XP_EP_A2A;
+    if (transport && strcmp(transport, "p2p") == 0)
+        return XP_EP_P2P;
+    if (transport && strcmp(transport, "a2a") == 0)
+        return XP_EP_A2A;
+    if (transport && strcmp(transport, "hierarchical") == 0)
+        return XP_EP_HIERARCHICAL;
+    return XP_EP_AUTO;
+}
+
+static xp_recompute choose_recompute(const char *mode) {
+    if (mode && strcmp(mode, "full") == 0)
+        return XP_RECOMPUTE_FULL;
+    if (mode && strcmp(mode, "selective") == 0)
+        return XP_RECOMPUTE_SELECTIVE;
+    return XP_RECOMPUTE_NONE;
+}
+
+static xp_forced_mode choose_forced(const xp_config *config) {
+    const char *mode = config->debug.moe_force_load_balance_mode;
+    if (!config->debug.moe_force_load_balance)
+        return XP_FORCED_NONE;
+    return mode && strcmp(mode, "spread") == 0 ? XP_FORCED_SPREAD : XP_FORCED_MODULO;
+}
+
+static xp_status choose_dtype(const xp_config *config, xp_device_kind kind, xp_dtype *dtype) {
+    const char *name = config->training.dtype;
+    bool on_cpu = kind == XP_DEVICE_CPU || (kind == XP_DEVICE_NULL && config->training.backend &&
+                                            strcmp(config->training.backend, "cpu") == 0);
+    if (name && strcmp(name, "bfloat16") == 0) {
+        if (on_cpu)
+            return xp_error(XP_ECONFIG, "training.dtype = \"bfloat16\" needs a GPU; the CPU trains "
+                                        "in float32: leave training.dtype out");
+        *dtype = XP_BF16;
+    } else if (name && strcmp(name, "float32") == 0) {
+        *dtype = XP_F32;
+    } else {
+        *dtype = on_cpu ? XP_F32 : XP_BF16;
+    }
+    return XP_OK;
+}
+
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* Rows and row length that hold a microbatch of training and one of validation. */
+static void batch_bounds(const xp_config *config, xp_model_args *args) {
+    args->n_rows = config->training.local_batch_size;
+    args->seq_len = config->training.seq_len;
+    if (config->validation.enable) {
+        args->n_rows = larger(args->n_rows, config->validation.local_batch_size);
+        args->seq_len = larger(args->seq_len, config->validation.seq_len);
+    }
+}
+
+static xp_status create_model(const xp_config *config, xp_run *run) {
+    const char *attention = config->training.attention;
+    xp_model_args args = {
+        .arch = &run->arch,
+        .document_attention = attention && strcmp(attention, "document") == 0,
+        .recompute = choose_recompute(config->activation_checkpoint.mode),
+        .forced_balance = choose_forced(config),
+        .overlap = config->parallelism.expert_parallel_overlap,
+        .overlap_split = config->deepep.overlap_split,
+        .aux_loss_coeff = config->moe.aux_loss_coeff,
+        .z_loss_coeff = config->moe.z_loss_coeff,
+        .ep = {.transport = choose_transport(config, &run->arch),
+               .capacity_factor = config->moe.capacity_factor,
+               .num_sms = (int)config->deepep.num_sms},
+        .ep_comm = run->mesh.ep,
+        .device = run->device,
+    };
+    batch_bounds(config, &args);
+    XP_TRY(choose_dtype(config, xp_device_get_kind(run->device), &args.dtype));
+    bool accumulates = run->n_microbatches > 1;
+    args.grad_dtype = args.dtype == XP_BF16 && !accumulates ? XP_BF16 : XP_F32;
+    XP_TRY(xp_model_create(&args, &run->model));
+    xp_shard_args shard_args = {
+        .table = xp_model_params(run->model),
+        .mesh = &run->mesh,
+        .device = run->device,
+        .params = xp_model_param_data(run->model),
+        .grads = xp_model_grad_data(run->model),
+        .param_dtype = args.dtype,
+        .grad_dtype = args.grad_dtype,
+        .bucket_bytes = config->parallelism.bucket_mb << 20,
+    };
+    return xp_shard_create(&shard_args, &run->shard);
+}
+
+static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp_mesh *layout,
+                               xp_run *run) {
+    XP_TRY(xp_arch_from_config(config, &run->arch));
+    if (layout)
+        run->mesh = *layout;
+    else
+        XP_TRY(xp_mesh_create(world, config, &run->mesh));
+    XP_TRY(check_experts(&run->arch, run->mesh.ep_size));
+    run->n_data_ranks = run->mesh.n_ranks;
+    run->local_batch = config->training.local_batch_size;
+    run->seq_len = config->training.seq_len;
+    XP_TRY(xp_run_batch_sizes(config, run->n_data_ranks, &run->n_microbatches, &run->global_batch));
+    XP_TRY(xp_stream_create(run->device, XP_STREAM_COMPUTE, &run->stream));
+    return create_model(config, run);
+}
+
+xp_status xp_run_reserve(const xp_config *config, xp_device *device, xp_comm *world,
+                         const xp_mesh *layout, xp_run *run) {
+    memset(run, 0, sizeof *run);
+    run->device = device;
+    xp_status status = reserve_parts(config, world, layout, run);
+    if (status != XP_OK)
+        xp_run_release(run);
+    return status;
+}
+
+void xp_run_release(xp_run *run) {
+    xp_shard_destroy(run->shard);
+    xp_model_destroy(run->model);
+    xp_stream_destroy(run->stream);
+    xp_mesh_destroy(&run->mesh);
+    memset(run, 0, sizeof *run);
+}

@@ -1,0 +1,46 @@
+/**
+ * Everything of a rank that occupies device memory for a whole training run, made by one function
+ * for real and predicted runs alike.
+ */
+#ifndef XP_PARALLEL_RUN_H
+#define XP_PARALLEL_RUN_H
+
+#include "model/model.h"
+#include "parallel/shard.h"
+
+typedef struct xp_run {
+    xp_device *device; /* borrowed */
+    xp_arch arch;
+    xp_mesh mesh;
+    xp_model *model;
+    xp_shard *shard;
+    xp_stream *stream;
+    int64_t local_batch, n_microbatches, global_batch, seq_len;
+    int n_data_ranks;
+} xp_run;
+
+/**
+ * Reserve all device memory of a run: parameters, gradients, optimizer, activations, EP buffers,
+ * workspaces. Called by the trainer on the real device and by the planner on the null device.
+ * Collective over `world`.
+ *
+ * @param world   NULL: one rank, or with `layout` one rank of many, without communicators
+ * @param layout  from xp_mesh_layout(), for the null device only; NULL otherwise
+ * @return XP_OK; XP_ECONFIG when batch sizes or degrees do not fit; XP_ENOMEM with the tag.
+ *         After an error *run holds nothing
+ */
+XP_NODISCARD xp_status xp_run_reserve(const xp_config *config, xp_device *device, xp_comm *world,
+                                      const xp_mesh *layout, xp_run *run);
+void xp_run_release(xp_run *run);
+
+/**
+ * Microbatches of a step and the global batch, from training.local_batch_size and
+ * training.global_batch_size (-1: one microbatch a rank).
+ */
+XP_NODISCARD xp_status xp_run_batch_sizes(const xp_config *config, int n_data_ranks,
+                                          int64_t *n_microbatches, int64_t *global_batch);
+
+/** Whether the expert bias is trained: a MoE model whose load_balance_coeff is not 0. */
+bool xp_run_has_balance(const xp_config *config, const xp_arch *arch);
+
+#endif
