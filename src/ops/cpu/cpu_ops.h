@@ -1,24 +1,21 @@
 /**
  * The CPU's op entries, family by family.
  *
- * _reference() fills a family with plain single-threaded code: one loop nest an op, what every other table is tested
- * against. _fast() then replaces the entries for which it has something better on this machine: threaded code over the
- * stream's pool, and vector kernels for the given capabilities.
+ * _reference() fills a family with plain single-threaded code: one loop nest an op, what every
+ * other table is tested against. _fast() then replaces the entries for which it has something
+ * better on this machine: threaded code over the stream's pool, and vector kernels for the given
+ * capabilities.
  *
- * Fast entries cut their work into tiles with borders that depend on the sizes only, and every sum has a fixed order, so
- * results are bitwise equal for any number of threads.
+ * Fast entries cut their work into tiles with borders that depend on the sizes only, and every sum
+ * has a fixed order, so results are bitwise equal for any number of threads.
  */
 #ifndef XP_OPS_CPU_CPU_OPS_H
 #define XP_OPS_CPU_CPU_OPS_H
 
-#include "core/pool.h"
+#include "device/cpu/cpu_device.h"
 #include "ops/ops.h"
 
-/** Vector capabilities of a table. AVX512 (f, bw, dq, vl) never comes without AVX2 (avx2, fma). */
-enum {
-    XP_OPS_AVX2 = 1u << 0,
-    XP_OPS_AVX512 = 1u << 1,
-};
+/* `caps` below: XP_CPU_AVX2, XP_CPU_AVX512 of device/cpu/cpu_device.h. */
 
 void xp_cpu_gemm_reference(xp_gemm_ops *ops);
 void xp_cpu_norm_reference(xp_norm_ops *ops);
@@ -34,14 +31,8 @@ void xp_cpu_moe_fast(xp_moe_ops *ops, unsigned caps);
 void xp_cpu_loss_fast(xp_loss_ops *ops, unsigned caps);
 void xp_cpu_optim_fast(xp_optim_ops *ops, unsigned caps);
 
-/**
- * Run fn(context, 0 .. n_tiles - 1) on the stream's pool; inline when the stream has none. Returns when all are done.
- * `worker` is below xp_cpu_n_workers(stream).
- */
-void xp_cpu_run_tiles(xp_stream *stream, xp_tile_fn fn, void *context, int64_t n_tiles);
-int xp_cpu_n_workers(xp_stream *stream);
-
-/** Element i of an fp32 or bf16 array as float, and the way back (rounded to nearest even). For reference code. */
+/** Element i of an fp32 or bf16 array as float, and the way back (rounded to nearest even). For
+ * reference code. */
 float xp_cpu_load(const void *data, xp_dtype dtype, int64_t i);
 void xp_cpu_store(void *data, xp_dtype dtype, int64_t i, float value);
 

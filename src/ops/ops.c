@@ -1,0 +1,323 @@
+/*
+ * The tables that callers get. Their entries check the arguments and queue the device's own entry
+ * on the stream: on the CPU through xp_cpu_submit(), which runs it at once on an inline stream and
+ * later on a worker; on the null device nothing runs.
+ */
+#include <pthread.h>
+#include "ops/cpu/cpu_ops.h"
+#include "ops/ops_check.h"
+
+_Static_assert(sizeof(xp_attention_backward_args) <= XP_CPU_MAX_ARGS,
+               "the largest arguments must fit a stream's queue");
+
+/* The CPU's own entries by how much of the machine they use; filled once, constant afterwards. */
+typedef enum cpu_level {
+    CPU_REFERENCE = 0,
+    CPU_PORTABLE,
+    CPU_AVX2,
+    CPU_AVX512,
+    N_CPU_LEVELS
+} cpu_level;
+static xp_ops cpu_tables[N_CPU_LEVELS];
+static pthread_once_t cpu_tables_once = PTHREAD_ONCE_INIT;
+
+static void fill_cpu_tables(void) {
+    static const char *const names[N_CPU_LEVELS] = {"cpu reference", "cpu portable", "cpu avx2",
+                                                    "cpu avx512"};
+    static const unsigned caps[N_CPU_LEVELS] = {0, 0, XP_CPU_AVX2, XP_CPU_AVX2 | XP_CPU_AVX512};
+    for (int level = 0; level < N_CPU_LEVELS; level++) {
+        xp_ops *ops = &cpu_tables[level];
+        ops->name = names[level];
+        xp_cpu_gemm_reference(&ops->gemm);
+        xp_cpu_norm_reference(&ops->norm);
+        xp_cpu_attention_reference(&ops->attention);
+        xp_cpu_moe_reference(&ops->moe);
+        xp_cpu_loss_reference(&ops->loss);
+        xp_cpu_optim_reference(&ops->optim);
+        if (level == CPU_REFERENCE)
+            continue;
+        xp_cpu_gemm_fast(&ops->gemm, caps[level]);
+        xp_cpu_norm_fast(&ops->norm, caps[level]);
+        xp_cpu_attention_fast(&ops->attention, caps[level]);
+        xp_cpu_moe_fast(&ops->moe, caps[level]);
+        xp_cpu_loss_fast(&ops->loss, caps[level]);
+        xp_cpu_optim_fast(&ops->optim, caps[level]);
+    }
+}
+
+static cpu_level level_of(const xp_device *device) {
+    const unsigned caps = xp_cpu_device_caps(device);
+    if ((caps & XP_CPU_AVX512) != 0)
+        return CPU_AVX512;
+    return (caps & XP_CPU_AVX2) != 0 ? CPU_AVX2 : CPU_PORTABLE;
+}
+
+static const xp_ops *cpu_table(cpu_level level) {
+    pthread_once(&cpu_tables_once, fill_cpu_tables);
+    return &cpu_tables[level];
+}
+
+/* The entries that do the work for this stream's device. */
+static const xp_ops *own_table(xp_stream *stream) {
+    return cpu_table(level_of(xp_stream_device(stream)));
+}
+
+static xp_status issue(xp_stream *stream, xp_cpu_fn run, const void *args, size_t n_bytes) {
+    if (xp_device_get_kind(xp_stream_device(stream)) == XP_DEVICE_NULL)
+        return XP_OK;
+    return xp_cpu_submit(stream, run, args, n_bytes);
+}
+
+/* ---- matrix products
+ * -------------------------------------------------------------------------------------------------
+ */
+
+static xp_status run_gemm(xp_stream *stream, void *args) {
+    return own_table(stream)->gemm.gemm(stream, args);
+}
+static xp_status gemm(xp_stream *stream, const xp_gemm_args *args) {
+    XP_TRY(xp_ops_check_gemm(args));
+    return issue(stream, run_gemm, args, sizeof *args);
+}
+
+static xp_status run_grouped_forward(xp_stream *stream, void *args) {
+    return own_table(stream)->gemm.grouped_forward(stream, args);
+}
+static xp_status grouped_forward(xp_stream *stream, const xp_grouped_args *args) {
+    XP_TRY(xp_ops_check_grouped(args, XP_GROUPED_FORWARD));
+    return issue(stream, run_grouped_forward, args, sizeof *args);
+}
+
+static xp_status run_grouped_dgrad(xp_stream *stream, void *args) {
+    return own_table(stream)->gemm.grouped_dgrad(stream, args);
+}
+static xp_status grouped_dgrad(xp_stream *stream, const xp_grouped_args *args) {
+    XP_TRY(xp_ops_check_grouped(args, XP_GROUPED_DGRAD));
+    return issue(stream, run_grouped_dgrad, args, sizeof *args);
+}
+
+static xp_status run_grouped_wgrad(xp_stream *stream, void *args) {
+    return own_table(stream)->gemm.grouped_wgrad(stream, args);
+}
+static xp_status grouped_wgrad(xp_stream *stream, const xp_grouped_args *args) {
+    XP_TRY(xp_ops_check_grouped(args, XP_GROUPED_WGRAD));
+    return issue(stream, run_grouped_wgrad, args, sizeof *args);
+}
+
+/* ---- embedding, norms, rope
+ * ------------------------------------------------------------------------------------------ */
+
+static xp_status run_embed_forward(xp_stream *stream, void *args) {
+    return own_table(stream)->norm.embed_forward(stream, args);
+}
+static xp_status embed_forward(xp_stream *stream, const xp_embed_args *args) {
+    XP_TRY(xp_ops_check_embed(args, false));
+    return issue(stream, run_embed_forward, args, sizeof *args);
+}
+
+static xp_status run_embed_backward(xp_stream *stream, void *args) {
+    return own_table(stream)->norm.embed_backward(stream, args);
+}
+static xp_status embed_backward(xp_stream *stream, const xp_embed_args *args) {
+    XP_TRY(xp_ops_check_embed(args, true));
+    return issue(stream, run_embed_backward, args, sizeof *args);
+}
+
+static xp_status run_rmsnorm_forward(xp_stream *stream, void *args) {
+    return own_table(stream)->norm.rmsnorm_forward(stream, args);
+}
+static xp_status rmsnorm_forward(xp_stream *stream, const xp_rmsnorm_args *args) {
+    XP_TRY(xp_ops_check_rmsnorm(args));
+    return issue(stream, run_rmsnorm_forward, args, sizeof *args);
+}
+
+static xp_status run_rmsnorm_apply(xp_stream *stream, void *args) {
+    return own_table(stream)->norm.rmsnorm_apply(stream, args);
+}
+static xp_status rmsnorm_apply(xp_stream *stream, const xp_rmsnorm_apply_args *args) {
+    XP_TRY(xp_ops_check_rmsnorm_apply(args));
+    return issue(stream, run_rmsnorm_apply, args, sizeof *args);
+}
+
+static xp_status run_rmsnorm_backward(xp_stream *stream, void *args) {
+    return own_table(stream)->norm.rmsnorm_backward(stream, args);
+}
+static xp_status rmsnorm_backward(xp_stream *stream, const xp_rmsnorm_backward_args *args) {
+    XP_TRY(xp_ops_check_rmsnorm_backward(args));
+    return issue(stream, run_rmsnorm_backward, args, sizeof *args);
+}
+
+static xp_status run_qknorm_rope_forward(xp_stream *stream, void *args) {
+    return own_table(stream)->norm.qknorm_rope_forward(stream, args);
+}
+static xp_status qknorm_rope_forward(xp_stream *stream, const xp_qknorm_rope_args *args) {
+    XP_TRY(xp_ops_check_qknorm_rope(args));
+    return issue(stream, run_qknorm_rope_forward, args, sizeof *args);
+}
+
+static xp_status run_qknorm_rope_backward(xp_stream *stream, void *args) {
+    return own_table(stream)->norm.qknorm_rope_backward(stream, args);
+}
+static xp_status qknorm_rope_backward(xp_stream *stream, const xp_qknorm_rope_backward_args *args) {
+    XP_TRY(xp_ops_check_qknorm_rope_backward(args));
+    return issue(stream, run_qknorm_rope_backward, args, sizeof *args);
+}
+
+/* ---- attention
+ * -------------------------------------------------------------------------------------------------------
+ */
+
+static xp_status run_attention_forward(xp_stream *stream, void *args) {
+    return own_table(stream)->attention.forward(stream, args);
+}
+static xp_status attention_forward(xp_stream *stream, const xp_attention_args *args) {
+    XP_TRY(xp_ops_check_attention(args));
+    return issue(stream, run_attention_forward, args, sizeof *args);
+}
+
+static xp_status run_attention_backward(xp_stream *stream, void *args) {
+    return own_table(stream)->attention.backward(stream, args);
+}
+static xp_status attention_backward(xp_stream *stream, const xp_attention_backward_args *args) {
+    XP_TRY(xp_ops_check_attention_backward(args));
+    return issue(stream, run_attention_backward, args, sizeof *args);
+}
+
+static size_t attention_scratch(const xp_device *device, const xp_attention_args *args,
+                                bool backward) {
+    if (xp_device_get_kind(device) == XP_DEVICE_NULL)
+        return cpu_table(CPU_PORTABLE)->attention.scratch(device, args, backward);
+    return cpu_table(level_of(device))->attention.scratch(device, args, backward);
+}
+
+/* ---- mixture of experts
+ * ---------------------------------------------------------------------------------------------- */
+
+static xp_status run_router_forward(xp_stream *stream, void *args) {
+    return own_table(stream)->moe.router_forward(stream, args);
+}
+static xp_status router_forward(xp_stream *stream, const xp_router_args *args) {
+    XP_TRY(xp_ops_check_router(args));
+    return issue(stream, run_router_forward, args, sizeof *args);
+}
+
+static xp_status run_router_backward(xp_stream *stream, void *args) {
+    return own_table(stream)->moe.router_backward(stream, args);
+}
+static xp_status router_backward(xp_stream *stream, const xp_router_backward_args *args) {
+    XP_TRY(xp_ops_check_router_backward(args));
+    return issue(stream, run_router_backward, args, sizeof *args);
+}
+
+static xp_status run_histogram(xp_stream *stream, void *args) {
+    return own_table(stream)->moe.histogram(stream, args);
+}
+static xp_status histogram(xp_stream *stream, const xp_histogram_args *args) {
+    XP_TRY(xp_ops_check_histogram(args));
+    return issue(stream, run_histogram, args, sizeof *args);
+}
+
+static xp_status run_silu_gate_prob_forward(xp_stream *stream, void *args) {
+    return own_table(stream)->moe.silu_gate_prob_forward(stream, args);
+}
+static xp_status silu_gate_prob_forward(xp_stream *stream, const xp_silu_gate_prob_args *args) {
+    XP_TRY(xp_ops_check_silu(args, true));
+    return issue(stream, run_silu_gate_prob_forward, args, sizeof *args);
+}
+
+static xp_status run_silu_gate_prob_backward(xp_stream *stream, void *args) {
+    return own_table(stream)->moe.silu_gate_prob_backward(stream, args);
+}
+static xp_status silu_gate_prob_backward(xp_stream *stream,
+                                         const xp_silu_gate_prob_backward_args *args) {
+    XP_TRY(xp_ops_check_silu_backward(args));
+    return issue(stream, run_silu_gate_prob_backward, args, sizeof *args);
+}
+
+/* ---- loss, optimizer, reductions
+ * ------------------------------------------------------------------------------------- */
+
+static xp_status run_cross_entropy(xp_stream *stream, void *args) {
+    return own_table(stream)->loss.cross_entropy(stream, args);
+}
+static xp_status cross_entropy(xp_stream *stream, const xp_cross_entropy_args *args) {
+    XP_TRY(xp_ops_check_cross_entropy(args));
+    return issue(stream, run_cross_entropy, args, sizeof *args);
+}
+
+static xp_status run_adamw(xp_stream *stream, void *args) {
+    return own_table(stream)->optim.adamw(stream, args);
+}
+static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
+    XP_TRY(xp_ops_check_adamw(args));
+    return issue(stream, run_adamw, args, sizeof *args);
+}
+
+static xp_status run_sum_squares(xp_stream *stream, void *args) {
+    return own_table(stream)->optim.sum_squares(stream, args);
+}
+static xp_status sum_squares(xp_stream *stream, const xp_sum_squares_args *args) {
+    XP_TRY(xp_ops_check_sum_squares(args));
+    return issue(stream, run_sum_squares, args, sizeof *args);
+}
+
+static xp_status run_axpy(xp_stream *stream, void *args) {
+    return own_table(stream)->optim.axpy(stream, args);
+}
+static xp_status axpy(xp_stream *stream, const xp_axpy_args *args) {
+    XP_TRY(xp_ops_check_axpy(args));
+    return issue(stream, run_axpy, args, sizeof *args);
+}
+
+typedef struct sum_args {
+    const float *x;
+    int64_t n;
+    double *out;
+} sum_args;
+static xp_status run_sum(xp_stream *stream, void *args) {
+    const sum_args *a = args;
+    return own_table(stream)->optim.sum(stream, a->x, a->n, a->out);
+}
+static xp_status sum(xp_stream *stream, const float *x, int64_t n, double *out) {
+    XP_TRY(xp_ops_check_sum(x, n, out));
+    return issue(stream, run_sum, &(sum_args){x, n, out}, sizeof(sum_args));
+}
+
+/* ---- the tables
+ * ----------------------------------------------------------------------------------------------------
+ */
+
+/* clang-format off */
+#define CHECKED_ENTRIES \
+    .gemm = {.gemm = gemm, .grouped_forward = grouped_forward, .grouped_dgrad = grouped_dgrad, .grouped_wgrad = grouped_wgrad}, \
+    .norm = {.embed_forward = embed_forward, .embed_backward = embed_backward, .rmsnorm_forward = rmsnorm_forward, .rmsnorm_apply = rmsnorm_apply, .rmsnorm_backward = rmsnorm_backward, .qknorm_rope_forward = qknorm_rope_forward, .qknorm_rope_backward = qknorm_rope_backward}, \
+    .attention = {.forward = attention_forward, .backward = attention_backward, .scratch = attention_scratch}, \
+    .moe = {.router_forward = router_forward, .router_backward = router_backward, .histogram = histogram, .silu_gate_prob_forward = silu_gate_prob_forward, .silu_gate_prob_backward = silu_gate_prob_backward}, \
+    .loss = {.cross_entropy = cross_entropy}, \
+    .optim = {.adamw = adamw, .sum_squares = sum_squares, .axpy = axpy, .sum = sum},
+/* clang-format on */
+
+static const xp_ops checked_cpu[N_CPU_LEVELS] = {
+    {.name = "cpu reference", CHECKED_ENTRIES},
+    {.name = "cpu portable", CHECKED_ENTRIES},
+    {.name = "cpu avx2", CHECKED_ENTRIES},
+    {.name = "cpu avx512", CHECKED_ENTRIES},
+};
+static const xp_ops checked_null = {.name = "null", CHECKED_ENTRIES};
+
+xp_status xp_ops_get(const xp_device *device, const xp_ops **ops) {
+    switch (xp_device_get_kind(device)) {
+    case XP_DEVICE_CPU:
+        *ops = &checked_cpu[level_of(device)];
+        return XP_OK;
+    case XP_DEVICE_NULL:
+        *ops = &checked_null;
+        return XP_OK;
+    default:
+        return xp_error(XP_ENOTSUP, "%s: this build has no ops for it", xp_device_name(device));
+    }
+}
+
+const xp_ops *xp_ops_reference(void) {
+    return cpu_table(CPU_REFERENCE);
+}

@@ -1,0 +1,18 @@
+/** How sums over many rows are cut, the same on every device so that scratch sizes fit all: partial
+ * sums a block, then one sum in block order. */
+#ifndef XP_OPS_OPS_BLOCKS_H
+#define XP_OPS_OPS_BLOCKS_H
+
+#include <stdint.h>
+
+#define XP_OPS_MAX_BLOCKS     64
+#define XP_OPS_MIN_BLOCK_ROWS 32
+/** Elements behind one partial sum of sum_squares. */
+#define XP_OPS_SUM_BLOCK 16384
+
+/** Rows of a block (the last may have fewer), and how many blocks n_rows makes: at most
+ * XP_OPS_MAX_BLOCKS. */
+int64_t xp_ops_block_rows(int64_t n_rows);
+int64_t xp_ops_n_blocks(int64_t n_rows);
+
+#endif

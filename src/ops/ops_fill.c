@@ -1,0 +1,63 @@
+/* What the ops need filled or sized before they run: scratch, RoPE's table, the ids of forced
+ * balance. */
+#include <math.h>
+#include "ops/ops.h"
+#include "ops/ops_blocks.h"
+
+int64_t xp_ops_block_rows(int64_t n_rows) {
+    const int64_t rows = (n_rows + XP_OPS_MAX_BLOCKS - 1) / XP_OPS_MAX_BLOCKS;
+    return rows < XP_OPS_MIN_BLOCK_ROWS ? XP_OPS_MIN_BLOCK_ROWS : rows;
+}
+
+int64_t xp_ops_n_blocks(int64_t n_rows) {
+    const int64_t rows = xp_ops_block_rows(n_rows);
+    return (n_rows + rows - 1) / rows;
+}
+
+/* At least two floats an element, so that plain code can keep one fp64 sum each. */
+static int64_t partial_sums(int64_t n_rows, int64_t width) {
+    const int64_t n_blocks = xp_ops_n_blocks(n_rows);
+    return (n_blocks < 2 ? 2 : n_blocks) * width;
+}
+
+int64_t xp_rmsnorm_scratch(int64_t n_rows, int64_t dim) {
+    return partial_sums(n_rows, dim);
+}
+
+int64_t xp_qknorm_scratch(int64_t n_tokens, int64_t head_dim) {
+    return partial_sums(n_tokens, 2 * head_dim);
+}
+
+int64_t xp_sum_squares_scratch(int64_t n) {
+    return n / XP_OPS_SUM_BLOCK + 1;
+}
+
+void xp_rope_fill(float theta, int head_dim, int64_t n_positions, float *rope) {
+    const int half = head_dim / 2;
+    for (int i = 0; i < half; i++) {
+        /* every step rounded to fp32, as transformers' fp32 tensors are */
+        const float exponent = (float)(2 * i) / (float)head_dim;
+        const float inv_freq = 1.0f / (float)pow((double)theta, (double)exponent);
+        for (int64_t t = 0; t < n_positions; t++) {
+            const float angle = (float)t * inv_freq;
+            rope[t * head_dim + i] = (float)cos((double)angle);
+            rope[t * head_dim + half + i] = (float)sin((double)angle);
+        }
+    }
+}
+
+/*
+ * Pick number p = t * K + k, counted over the microbatch. modulo: expert p % E. spread: rank p % R,
+ * and on that rank expert (p / R) % L: as uniform as modulo (any E consecutive picks name each
+ * expert once, so a token's are distinct), but the picks of a token lie on min(K, R) ranks.
+ */
+void xp_forced_balance_fill(xp_forced_mode mode, int64_t n_tokens, int top_k, int n_experts,
+                            int n_ranks, int32_t *ids) {
+    const bool spread = mode == XP_FORCED_SPREAD && n_ranks > 1 && n_experts % n_ranks == 0;
+    const int64_t n_local = spread ? n_experts / n_ranks : n_experts;
+    for (int64_t p = 0; p < n_tokens * top_k; p++) {
+        const int64_t rank = spread ? p % n_ranks : 0;
+        const int64_t local = (spread ? p / n_ranks : p) % n_local;
+        ids[p] = (int32_t)(rank * n_local + local);
+    }
+}
