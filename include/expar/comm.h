@@ -23,7 +23,10 @@ typedef struct xp_comm xp_comm;
 
 typedef enum xp_reduce_op { XP_SUM = 0, XP_MAX, XP_MIN } xp_reduce_op;
 
-/** Ranks that are threads of this process. The world outlives its communicators. */
+/**
+ * Ranks that are threads of this process. The world outlives its communicators. A failure (abort, timeout, calls that do not
+ * match) is the world's: all its communicators return the first root cause.
+ */
 typedef struct xp_thread_world xp_thread_world;
 XP_API XP_NODISCARD xp_status xp_thread_world_create(int n_ranks, double timeout_s,
                                                      xp_thread_world **world);
@@ -32,6 +35,13 @@ XP_API void xp_thread_world_destroy(xp_thread_world *world);
  * rank. */
 XP_API XP_NODISCARD xp_status xp_thread_world_comm(xp_thread_world *world, int rank,
                                                    xp_comm **comm);
+
+/**
+ * Pretend that rank r runs on node nodes[r] (any numbers): to try multi-node code on one machine. Ranks of different
+ * nodes then share no memory as far as the communicators can tell. Before the first xp_thread_world_comm().
+ * @param nodes  [n_ranks], copied
+ */
+XP_API XP_NODISCARD xp_status xp_thread_world_set_nodes(xp_thread_world *world, const int *nodes);
 
 /**
  * Ranks that are processes under mpirun or srun. Loads the MPI shared object; at most one world a
@@ -109,7 +119,8 @@ typedef struct xp_window xp_window;
 XP_API XP_NODISCARD xp_status xp_comm_window_create(xp_comm *comm, xp_device *device,
                                                     size_t n_bytes, const char *tag,
                                                     xp_window **window);
-XP_API void xp_comm_window_destroy(xp_window *window); /* collective */
+/** Collective; before the communicator and the device go. After a failure it waits a moment for ranks that still come. */
+XP_API void xp_comm_window_destroy(xp_window *window);
 /** Rank r's memory as this rank addresses it. */
 XP_API void *xp_window_peer(const xp_window *window, int rank);
 

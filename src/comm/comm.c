@@ -1,0 +1,250 @@
+/* Checks arguments and puts collectives on streams; the provider does the work. */
+#include "expar/comm.h"
+
+#include <stdio.h>
+#include "comm/provider.h"
+#include "comm/reduce.h"
+#include "device/cpu/cpu_device.h"
+
+static const char *const kind_names[XP_COMM_N_KINDS] = {
+    [XP_COMM_BARRIER] = "barrier",
+    [XP_COMM_ALL_REDUCE] = "all-reduce",
+    [XP_COMM_REDUCE_SCATTER] = "reduce-scatter",
+    [XP_COMM_ALL_GATHER] = "all-gather",
+    [XP_COMM_ALL_TO_ALLV] = "all-to-allv",
+    [XP_COMM_ALL_TO_ALL] = "all-to-all",
+    [XP_COMM_BROADCAST] = "broadcast",
+    [XP_COMM_SPLIT] = "split",
+    [XP_COMM_WINDOW] = "window",
+};
+
+const char *xp_comm_kind_name(xp_comm_kind kind) {
+    return (unsigned)kind < XP_COMM_N_KINDS ? kind_names[kind] : "?";
+}
+
+void xp_comm_destroy(xp_comm *comm) {
+    if (comm)
+        comm->provider->destroy(comm);
+}
+
+int xp_comm_rank(const xp_comm *comm) {
+    return comm->rank;
+}
+
+int xp_comm_size(const xp_comm *comm) {
+    return comm->size;
+}
+
+bool xp_comm_shares_memory(const xp_comm *comm) {
+    return comm->shares_memory;
+}
+
+bool xp_comm_shares_addresses(const xp_comm *comm) {
+    return comm->shares_addresses;
+}
+
+int xp_comm_node(const xp_comm *comm, int rank) {
+    return rank >= 0 && rank < comm->size ? comm->nodes[rank] : -1;
+}
+
+int xp_comm_n_nodes(const xp_comm *comm) {
+    return comm->n_nodes;
+}
+
+int xp_comm_world_rank(const xp_comm *comm, int rank) {
+    return rank >= 0 && rank < comm->size ? comm->world_ranks[rank] : -1;
+}
+
+double xp_comm_timeout(const xp_comm *comm) {
+    return comm->timeout_s;
+}
+
+xp_status xp_comm_split(xp_comm *comm, int color, xp_comm **sub) {
+    if (!comm || !sub)
+        return xp_error(XP_EINVAL, "xp_comm_split: comm and sub must not be NULL");
+    return comm->provider->split(comm, color, sub);
+}
+
+void xp_comm_set_phase(xp_comm *comm, const char *phase) {
+    atomic_store(&comm->phase, phase);
+}
+
+xp_status xp_comm_fail(xp_comm *comm, const char *text) {
+    comm->provider->fail(comm, text);
+    return comm->provider->async_error(comm);
+}
+
+void xp_comm_abort(xp_comm *comm, const char *reason) {
+    char text[512];
+    const char *phase = atomic_load(&comm->phase);
+    snprintf(text, sizeof text, "rank %d gave up in %s: %s", comm->world_ranks[comm->rank],
+             phase ? phase : "the run", reason ? reason : "no reason given");
+    comm->provider->fail(comm, text);
+}
+
+xp_status xp_comm_async_error(const xp_comm *comm) {
+    return comm->provider->async_error(comm);
+}
+
+typedef struct queued_call {
+    xp_comm *comm;
+    xp_comm_call call;
+} queued_call;
+
+static xp_status run_queued(xp_stream *stream, void *args) {
+    queued_call *queued = args;
+    (void)stream; /* providers work on the calling thread, whichever stream that serves */
+    return queued->comm->provider->run(queued->comm, &queued->call);
+}
+
+static xp_status start(xp_comm *comm, xp_comm_call call, xp_stream *stream) {
+    call.phase = atomic_load(&comm->phase);
+    if (!stream)
+        return comm->provider->run(comm, &call);
+    xp_device *device = xp_stream_device(stream);
+    switch (xp_device_get_kind(device)) {
+    case XP_DEVICE_CPU: {
+        queued_call queued = {.comm = comm, .call = call};
+        return xp_cpu_submit(stream, run_queued, &queued, sizeof queued);
+    }
+    case XP_DEVICE_NULL:
+        return XP_OK; /* the null device only counts bytes */
+    default:
+        return xp_error(XP_ENOTSUP, "%s over the %s provider: it cannot work on streams of %s",
+                        xp_comm_kind_name(call.kind), comm->provider->name, xp_device_name(device));
+    }
+}
+
+static xp_status check(const xp_comm *comm, xp_comm_kind kind, const void *send, const void *recv,
+                       int64_t n) {
+    const char *name = xp_comm_kind_name(kind);
+    if (!comm)
+        return xp_error(XP_EINVAL, "%s: comm is NULL", name);
+    if (n < 0)
+        return xp_error(XP_EINVAL, "%s: the count is negative (%lld)", name, (long long)n);
+    if (n > 0 && (!send || !recv))
+        return xp_error(XP_EINVAL, "%s of %lld elements: a buffer is NULL", name, (long long)n);
+    return XP_OK;
+}
+
+static xp_status check_type(xp_comm_kind kind, xp_dtype dtype, xp_reduce_op op) {
+    if (!xp_reduce_has_type(dtype))
+        return xp_error(XP_EINVAL,
+                        "%s: cannot reduce elements of type %s; use f32, bf16, f64, i32 or i64",
+                        xp_comm_kind_name(kind), xp_dtype_name(dtype));
+    if ((unsigned)op > XP_MIN)
+        return xp_error(XP_EINVAL, "%s: %d is not a reduction", xp_comm_kind_name(kind), (int)op);
+    return XP_OK;
+}
+
+xp_status xp_comm_all_reduce(xp_comm *comm, const void *send, void *recv, int64_t n, xp_dtype dtype,
+                             xp_reduce_op op, xp_stream *stream) {
+    XP_TRY(check(comm, XP_COMM_ALL_REDUCE, send, recv, n));
+    XP_TRY(check_type(XP_COMM_ALL_REDUCE, dtype, op));
+    return start(comm,
+                 (xp_comm_call){.kind = XP_COMM_ALL_REDUCE,
+                                .op = op,
+                                .dtype = dtype,
+                                .n = n,
+                                .send = send,
+                                .recv = recv},
+                 stream);
+}
+
+xp_status xp_comm_reduce_scatter(xp_comm *comm, const void *send, void *recv, int64_t n_each,
+                                 xp_dtype dtype, xp_stream *stream) {
+    XP_TRY(check(comm, XP_COMM_REDUCE_SCATTER, send, recv, n_each));
+    XP_TRY(check_type(XP_COMM_REDUCE_SCATTER, dtype, XP_SUM));
+    return start(comm,
+                 (xp_comm_call){.kind = XP_COMM_REDUCE_SCATTER,
+                                .op = XP_SUM,
+                                .dtype = dtype,
+                                .n = n_each,
+                                .send = send,
+                                .recv = recv},
+                 stream);
+}
+
+xp_status xp_comm_all_gather(xp_comm *comm, const void *send, void *recv, int64_t n_each,
+                             xp_dtype dtype, xp_stream *stream) {
+    XP_TRY(check(comm, XP_COMM_ALL_GATHER, send, recv, n_each));
+    if (xp_dtype_bytes(dtype) == 0)
+        return xp_error(XP_EINVAL, "all-gather: %d is not an element type", (int)dtype);
+    return start(
+        comm,
+        (xp_comm_call){
+            .kind = XP_COMM_ALL_GATHER, .dtype = dtype, .n = n_each, .send = send, .recv = recv},
+        stream);
+}
+
+xp_status xp_comm_all_to_allv(xp_comm *comm, const xp_alltoallv_args *args, xp_stream *stream) {
+    if (!comm || !args || !args->send_bytes || !args->send_offsets || !args->recv_bytes ||
+        !args->recv_offsets)
+        return xp_error(XP_EINVAL,
+                        "all-to-allv: comm, args and the four count arrays must not be NULL");
+    for (int i = 0; i < comm->size; i++) {
+        if (args->send_bytes[i] < 0 || args->recv_bytes[i] < 0)
+            return xp_error(XP_EINVAL, "all-to-allv: a byte count for rank %d is negative", i);
+        if ((args->send_bytes[i] > 0 && !args->send) || (args->recv_bytes[i] > 0 && !args->recv))
+            return xp_error(XP_EINVAL, "all-to-allv: bytes for rank %d but a buffer is NULL", i);
+    }
+    return start(comm, (xp_comm_call){.kind = XP_COMM_ALL_TO_ALLV, .dtype = XP_U8, .v = *args},
+                 stream);
+}
+
+xp_status xp_comm_all_to_all(xp_comm *comm, const void *send, void *recv, int64_t n_bytes_each,
+                             xp_stream *stream) {
+    XP_TRY(check(comm, XP_COMM_ALL_TO_ALL, send, recv, n_bytes_each));
+    return start(comm,
+                 (xp_comm_call){.kind = XP_COMM_ALL_TO_ALL,
+                                .dtype = XP_U8,
+                                .n = n_bytes_each,
+                                .send = send,
+                                .recv = recv},
+                 stream);
+}
+
+xp_status xp_comm_broadcast(xp_comm *comm, void *data, int64_t n_bytes, int root,
+                            xp_stream *stream) {
+    XP_TRY(check(comm, XP_COMM_BROADCAST, data, data, n_bytes));
+    if (root < 0 || root >= comm->size)
+        return xp_error(XP_EINVAL, "broadcast: root %d is not a rank of a communicator of %d", root,
+                        comm->size);
+    return start(comm,
+                 (xp_comm_call){.kind = XP_COMM_BROADCAST,
+                                .dtype = XP_U8,
+                                .n = n_bytes,
+                                .root = root,
+                                .send = data,
+                                .recv = data},
+                 stream);
+}
+
+xp_status xp_comm_barrier(xp_comm *comm, xp_stream *stream) {
+    XP_TRY(check(comm, XP_COMM_BARRIER, NULL, NULL, 0));
+    return start(comm, (xp_comm_call){.kind = XP_COMM_BARRIER, .dtype = XP_U8}, stream);
+}
+
+xp_status xp_comm_window_create(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
+                                xp_window **window) {
+    if (!comm || !device || !window || n_bytes == 0)
+        return xp_error(
+            XP_EINVAL,
+            "xp_comm_window_create: comm, device and window must not be NULL, n_bytes not 0");
+    if (!comm->shares_memory)
+        return xp_error(XP_ENOTSUP,
+                        "windows need all %d ranks on one node, and these are on %d; use the a2a "
+                        "or hierarchical "
+                        "transport",
+                        comm->size, comm->n_nodes);
+    return comm->provider->window_create(comm, device, n_bytes, tag, window);
+}
+
+void xp_comm_window_destroy(xp_window *window) {
+    if (window)
+        window->comm->provider->window_destroy(window);
+}
+
+void *xp_window_peer(const xp_window *window, int rank) {
+    return rank >= 0 && rank < window->size ? window->peers[rank] : NULL;
+}

@@ -1,0 +1,98 @@
+/**
+ * What a communication provider fills in. comm.c checks arguments, puts calls on streams and hands
+ * each one to the provider as one blocking request, so a provider never sees a stream.
+ *
+ * A provider's communicator starts with xp_comm. Whatever fails (a peer's abort, a timeout, calls
+ * that do not match) is reported by the provider with one text, the first root cause, on every
+ * rank, and stays: every later request returns it.
+ */
+#ifndef XP_COMM_PROVIDER_H
+#define XP_COMM_PROVIDER_H
+
+#include <stdatomic.h>
+#include "expar/comm.h"
+
+typedef enum xp_comm_kind {
+    XP_COMM_BARRIER = 0,
+    XP_COMM_ALL_REDUCE,
+    XP_COMM_REDUCE_SCATTER,
+    XP_COMM_ALL_GATHER,
+    XP_COMM_ALL_TO_ALLV,
+    XP_COMM_ALL_TO_ALL,
+    XP_COMM_BROADCAST,
+    XP_COMM_SPLIT, /* never inside a request: names split in errors and in the check that calls
+                      match */
+    XP_COMM_WINDOW,
+    XP_COMM_N_KINDS
+} xp_comm_kind;
+
+/** "all-reduce", ... ; static. */
+const char *xp_comm_kind_name(xp_comm_kind kind);
+
+/** One collective, arguments already checked. */
+typedef struct xp_comm_call {
+    xp_comm_kind kind;
+    xp_reduce_op op; /* ALL_REDUCE; REDUCE_SCATTER always sums */
+    xp_dtype dtype;  /* of the elements counted by n; XP_U8 where n counts bytes */
+    int root;        /* BROADCAST */
+    int64_t n;       /* ALL_REDUCE, BROADCAST: all; the others: per rank */
+    const void *send;
+    void *recv;          /* BROADCAST: the data on every rank */
+    xp_alltoallv_args v; /* ALL_TO_ALLV */
+    const char *phase;   /* what for; static string */
+} xp_comm_call;
+
+typedef struct xp_comm_provider {
+    const char *name; /* "thread", "mpi" */
+    /** Do it and return when this rank's result is there and its inputs may be reused. */
+    xp_status (*run)(xp_comm *comm, const xp_comm_call *call);
+    xp_status (*split)(xp_comm *comm, int color, xp_comm **sub);
+    void (*destroy)(xp_comm *comm);
+    /** Make `text` the communicator's sticky failure on every rank unless it has one, and wake
+     * whoever waits. Any thread. */
+    void (*fail)(xp_comm *comm, const char *text);
+    /** XP_OK or the sticky failure, its text in the last error. Never waits. */
+    xp_status (*async_error)(const xp_comm *comm);
+    xp_status (*window_create)(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
+                               xp_window **window);
+    void (*window_destroy)(xp_window *window);
+} xp_comm_provider;
+
+/** First member of every provider's communicator. */
+struct xp_comm {
+    const xp_comm_provider *provider;
+    int rank, size;
+    int n_nodes;
+    const int *nodes;       /* [size] 0-based by first appearance */
+    const int *world_ranks; /* [size] names for people: ranks of the world this communicator was
+                               split from */
+    bool shares_memory;     /* one node, windows work */
+    bool
+        shares_addresses; /* a plain pointer of one rank is valid on all (threads of one process) */
+    double timeout_s;
+    _Atomic(const char *) phase;
+};
+
+/** First member of every provider's window. */
+struct xp_window {
+    xp_comm *comm;
+    int size;
+    void **peers; /* [size] */
+};
+
+/** The number by which people know this rank. */
+int xp_comm_world_rank(const xp_comm *comm, int rank);
+double xp_comm_timeout(const xp_comm *comm);
+bool xp_comm_shares_addresses(const xp_comm *comm);
+/** The sticky failure of all ranks becomes `text` unless there is one; always returns XP_ECOMM with
+ * the text that holds. */
+xp_status xp_comm_fail(xp_comm *comm, const char *text);
+
+/**
+ * The one symbol that comm.c looks for in libexpar_mpi.so: make the world communicator of this
+ * process. Name of the symbol: XP_MPI_ENTRY.
+ */
+#define XP_MPI_ENTRY "xp_mpi_provider"
+typedef xp_status (*xp_mpi_entry_fn)(double init_timeout_s, double timeout_s, xp_comm **comm);
+
+#endif

@@ -1,0 +1,160 @@
+/*
+ * Collectives over shared addresses: every rank shows its buffers, all meet, each rank does its
+ * share of the reading and writing, all meet again. Reductions are split: rank c reduces piece c of
+ * everybody and writes it into everybody's result, so no rank needs scratch and a result may be the
+ * input's own memory.
+ */
+#include <stdio.h>
+#include <string.h>
+#include "comm/reduce.h"
+#include "comm/thread/team.h"
+
+/* Boundaries of pieces are multiples of 64 elements, so that ranks do not share cache lines. */
+static int64_t piece_start(int64_t n, int size, int piece) {
+    int64_t each = (n + size - 1) / size;
+    each = (each + 63) / 64 * 64;
+    return each * piece < n ? each * piece : n;
+}
+
+static void copy(void *dst, const void *src, int64_t n_bytes) {
+    if (n_bytes > 0 && dst != src)
+        memcpy(dst, src, (size_t)n_bytes);
+}
+
+static void run_all_reduce(xp_thread_comm *comm, const xp_comm_call *call) {
+    const xp_team *team = comm->team;
+    int64_t size = (int64_t)xp_dtype_bytes(call->dtype);
+    int64_t first = piece_start(call->n, team->size, comm->base.rank);
+    int64_t n = piece_start(call->n, team->size, comm->base.rank + 1) - first;
+    if (n == 0)
+        return;
+    for (int i = 0; i < team->size; i++) {
+        comm->src[i] = (const char *)team->slots[i].call.send + first * size;
+        comm->dst[i] = (char *)team->slots[i].call.recv + first * size;
+    }
+    xp_reduce_run(&(xp_reduce_args){.src = comm->src,
+                                    .n_src = team->size,
+                                    .dst = comm->dst,
+                                    .n_dst = team->size,
+                                    .n = n,
+                                    .dtype = call->dtype,
+                                    .op = call->op});
+}
+
+static void run_reduce_scatter(xp_thread_comm *comm, const xp_comm_call *call) {
+    const xp_team *team = comm->team;
+    if (call->n == 0)
+        return;
+    int64_t first = call->n * comm->base.rank * (int64_t)xp_dtype_bytes(call->dtype);
+    for (int i = 0; i < team->size; i++)
+        comm->src[i] = (const char *)team->slots[i].call.send + first;
+    comm->dst[0] = call->recv;
+    xp_reduce_run(&(xp_reduce_args){.src = comm->src,
+                                    .n_src = team->size,
+                                    .dst = comm->dst,
+                                    .n_dst = 1,
+                                    .n = call->n,
+                                    .dtype = call->dtype,
+                                    .op = XP_SUM});
+}
+
+/* Peers in an order that starts after this rank, so that ranks do not all read the same memory at
+ * once. */
+static int peer_at(const xp_thread_comm *comm, int i) {
+    return (comm->base.rank + 1 + i) % comm->base.size;
+}
+
+static void run_all_gather(const xp_thread_comm *comm, const xp_comm_call *call) {
+    int64_t n_bytes = call->n * (int64_t)xp_dtype_bytes(call->dtype);
+    for (int i = 0; i < comm->base.size; i++) {
+        int peer = peer_at(comm, i);
+        copy((char *)call->recv + n_bytes * peer, comm->team->slots[peer].call.send, n_bytes);
+    }
+}
+
+static void run_all_to_all(const xp_thread_comm *comm, const xp_comm_call *call) {
+    int64_t first = call->n * comm->base.rank;
+    for (int i = 0; i < comm->base.size && call->n > 0; i++) {
+        int peer = peer_at(comm, i);
+        copy((char *)call->recv + call->n * peer,
+             (const char *)comm->team->slots[peer].call.send + first, call->n);
+    }
+}
+
+static void run_all_to_allv(const xp_thread_comm *comm, const xp_comm_call *call) {
+    for (int i = 0; i < comm->base.size; i++) {
+        int peer = peer_at(comm, i);
+        const xp_alltoallv_args *theirs = &comm->team->slots[peer].call.v;
+        if (call->v.recv_bytes[peer] > 0)
+            copy((char *)call->v.recv + call->v.recv_offsets[peer],
+                 (const char *)theirs->send + theirs->send_offsets[comm->base.rank],
+                 call->v.recv_bytes[peer]);
+    }
+}
+
+/* XP_ECOMM for all when two ranks do not make the same call: better here than as garbage in a
+ * tensor. */
+static xp_status check_match(xp_thread_comm *comm, const xp_comm_call *mine) {
+    const xp_team *team = comm->team;
+    char text[400];
+    for (int i = 0; i < team->size; i++) {
+        const xp_comm_call *call = &team->slots[i].call;
+        int me = team->world_ranks[comm->base.rank], other = team->world_ranks[i];
+        if (call->kind != mine->kind || call->n != mine->n || call->dtype != mine->dtype ||
+            call->op != mine->op || call->root != mine->root) {
+            snprintf(text, sizeof text,
+                     "ranks do not make the same call: rank %d %s of %lld x %s (%s), rank %d %s of "
+                     "%lld x %s (%s)",
+                     me, xp_comm_kind_name(mine->kind), (long long)mine->n,
+                     xp_dtype_name(mine->dtype), mine->phase ? mine->phase : "no phase", other,
+                     xp_comm_kind_name(call->kind), (long long)call->n, xp_dtype_name(call->dtype),
+                     call->phase ? call->phase : "no phase");
+            xp_world_fail(team->world, text);
+            return xp_world_status(team->world);
+        }
+        if (mine->kind != XP_COMM_ALL_TO_ALLV ||
+            call->v.send_bytes[comm->base.rank] == mine->v.recv_bytes[i])
+            continue;
+        snprintf(text, sizeof text,
+                 "all-to-allv (%s): rank %d sends %lld bytes to rank %d, which expects %lld",
+                 mine->phase ? mine->phase : "no phase", other,
+                 (long long)call->v.send_bytes[comm->base.rank], me,
+                 (long long)mine->v.recv_bytes[i]);
+        xp_world_fail(team->world, text);
+        return xp_world_status(team->world);
+    }
+    return XP_OK;
+}
+
+xp_status xp_thread_run(xp_comm *base, const xp_comm_call *call) {
+    xp_thread_comm *comm = (xp_thread_comm *)base;
+    comm->team->slots[base->rank].call = *call;
+    XP_TRY(xp_team_enter(comm, call->kind, call->phase));
+    xp_status status = check_match(comm, call);
+    if (status == XP_OK) {
+        switch (call->kind) {
+        case XP_COMM_ALL_REDUCE:
+            run_all_reduce(comm, call);
+            break;
+        case XP_COMM_REDUCE_SCATTER:
+            run_reduce_scatter(comm, call);
+            break;
+        case XP_COMM_ALL_GATHER:
+            run_all_gather(comm, call);
+            break;
+        case XP_COMM_ALL_TO_ALLV:
+            run_all_to_allv(comm, call);
+            break;
+        case XP_COMM_ALL_TO_ALL:
+            run_all_to_all(comm, call);
+            break;
+        case XP_COMM_BROADCAST:
+            copy(call->recv, comm->team->slots[call->root].call.send, call->n);
+            break;
+        default:
+            break; /* a barrier has met already; the second meeting makes slots reusable */
+        }
+    }
+    xp_status left = xp_team_leave(comm);
+    return status != XP_OK ? status : left;
+}

@@ -1,0 +1,229 @@
+/* A team: membership and the barrier everything else is made of. */
+#include "comm/thread/team.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include "core/file.h"
+#include "core/text.h"
+
+/* Node numbers by first appearance, and how many there are. */
+static void number_nodes(xp_team *team) {
+    for (int i = 0; i < team->size; i++) {
+        int raw = team->world->nodes[team->world_ranks[i]];
+        int first = 0;
+        while (team->world->nodes[team->world_ranks[first]] != raw)
+            first++;
+        team->nodes[i] = first == i ? team->n_nodes++ : team->nodes[first];
+    }
+}
+
+xp_status xp_team_create(xp_thread_world *world, const int *world_ranks, int size, xp_team **team) {
+    xp_team *t = calloc(1, sizeof *t);
+    if (!t)
+        return xp_error(XP_ENOMEM, "no memory for a communicator");
+    t->world = world;
+    t->size = size;
+    t->world_ranks = malloc((size_t)size * sizeof *t->world_ranks);
+    t->nodes = malloc((size_t)size * sizeof *t->nodes);
+    t->slots = aligned_alloc(64, (size_t)size * sizeof *t->slots);
+    if (!t->world_ranks || !t->nodes || !t->slots) {
+        free(t->world_ranks);
+        free(t->nodes);
+        free(t->slots);
+        free(t);
+        return xp_error(XP_ENOMEM, "no memory for a communicator of %d ranks", size);
+    }
+    for (int i = 0; i < size; i++) {
+        t->world_ranks[i] = world_ranks[i];
+        t->slots[i] = (xp_team_slot){.color = -1};
+    }
+    number_nodes(t);
+    atomic_init(&t->n_refs, size);
+    pthread_mutex_lock(&world->lock);
+    t->next = world->teams;
+    world->teams = t;
+    if (atomic_load(&world->failed))
+        atomic_store(&t->state, 1U);
+    pthread_mutex_unlock(&world->lock);
+    *team = t;
+    return XP_OK;
+}
+
+void xp_team_release(xp_team *team) {
+    if (atomic_fetch_sub(&team->n_refs, 1) != 1)
+        return;
+    xp_thread_world *world = team->world;
+    pthread_mutex_lock(&world->lock);
+    xp_team **at = &world->teams;
+    while (*at != team)
+        at = &(*at)->next;
+    *at = team->next;
+    pthread_mutex_unlock(&world->lock);
+    free(team->world_ranks);
+    free(team->nodes);
+    free(team->slots);
+    free(team);
+}
+
+xp_status xp_team_join(xp_team *team, int rank, xp_comm **comm) {
+    xp_thread_comm *c = calloc(1, sizeof *c);
+    if (!c) {
+        xp_team_release(team);
+        return xp_error(XP_ENOMEM, "no memory for a communicator");
+    }
+    c->src = calloc((size_t)team->size, sizeof *c->src);
+    c->dst = calloc((size_t)team->size, sizeof *c->dst);
+    if (!c->src || !c->dst) {
+        free(c->src);
+        free(c->dst);
+        free(c);
+        xp_team_release(team);
+        return xp_error(XP_ENOMEM, "no memory for rank %d's communicator", rank);
+    }
+    c->base = (xp_comm){
+        .provider = &xp_thread_provider,
+        .rank = rank,
+        .size = team->size,
+        .n_nodes = team->n_nodes,
+        .nodes = team->nodes,
+        .world_ranks = team->world_ranks,
+        .shares_memory = team->n_nodes == 1,
+        .shares_addresses = team->n_nodes == 1,
+        .timeout_s = team->world->timeout_s,
+    };
+    c->team = team;
+    *comm = &c->base;
+    return XP_OK;
+}
+
+typedef struct wait_state {
+    xp_team *team;
+    uint32_t target;
+} wait_state;
+
+static bool reached(uint32_t at, uint32_t target) {
+    return (int32_t)(at - target) >= 0;
+}
+
+/* 31 bits of epoch: compare in the shifted form so that wrapping stays right. */
+static bool completed(const xp_team *team, uint32_t target) {
+    uint32_t state = atomic_load(&team->state);
+    return (int32_t)((state & ~1U) - (target << 1)) >= 0;
+}
+
+static bool completed_or_failed(void *context) {
+    const wait_state *wait = context;
+    return completed(wait->team, wait->target) || (atomic_load(&wait->team->state) & 1U) != 0;
+}
+
+static bool all_arrived(void *context) {
+    const wait_state *wait = context;
+    for (int i = 0; i < wait->team->size; i++) {
+        if (!reached(atomic_load(&wait->team->slots[i].arrived), wait->target))
+            return false;
+    }
+    return true;
+}
+
+/* Name who is missing, where this rank waits, and what each missing rank was last seen doing. */
+static void report_timeout(xp_thread_comm *comm, xp_comm_kind kind, const char *phase) {
+    const xp_team *team = comm->team;
+    xp_text who = {0};
+    int n_missing = 0;
+    for (int i = 0; i < team->size; i++) {
+        const xp_team_slot *slot = &team->slots[i];
+        uint32_t seen = atomic_load(&slot->arrived);
+        if (reached(seen, comm->epoch))
+            continue;
+        if (n_missing++ < 8) {
+            const char *last = atomic_load(&slot->phase);
+            xp_text_printf(&who, "%srank %d (at meeting %u, expected %u; last in %s)",
+                           n_missing > 1 ? ", " : "", team->world_ranks[i], seen, comm->epoch,
+                           seen == 0 ? "nothing yet"
+                           : last    ? last
+                                     : xp_comm_kind_name((xp_comm_kind)atomic_load(&slot->kind)));
+        }
+    }
+    if (n_missing > 8)
+        xp_text_printf(&who, " and %d more", n_missing - 8);
+    char text[600];
+    snprintf(text, sizeof text, "rank %d waited %g s in %s%s%s%s for %s",
+             team->world_ranks[comm->base.rank], team->world->timeout_s, xp_comm_kind_name(kind),
+             phase ? " (" : "", phase ? phase : "", phase ? ")" : "",
+             n_missing && who.data ? who.data : "ranks that came too late");
+    xp_text_free(&who);
+    xp_world_fail(team->world, text);
+}
+
+/* The last to arrive completes the barrier, unless the team has failed: then it never completes. */
+static void arrive(xp_thread_comm *comm) {
+    xp_team *team = comm->team;
+    comm->epoch++;
+    atomic_store(&team->slots[comm->base.rank].arrived, comm->epoch);
+    uint32_t n = atomic_fetch_add(&team->n_arrived, 1) + 1;
+    if (n != comm->epoch * (uint32_t)team->size)
+        return;
+    uint32_t state = atomic_load(&team->state);
+    while ((state & 1U) == 0 && !atomic_compare_exchange_weak(&team->state, &state, state + 2)) {
+    }
+    xp_bell_ring(&team->bell);
+}
+
+xp_status xp_team_enter(xp_thread_comm *comm, xp_comm_kind kind, const char *phase) {
+    xp_team *team = comm->team;
+    XP_TRY(xp_world_status(team->world));
+    xp_team_slot *slot = &team->slots[comm->base.rank];
+    atomic_store(&slot->phase, phase);
+    atomic_store(&slot->kind, (int)kind);
+    arrive(comm);
+    wait_state wait = {.team = team, .target = comm->epoch};
+    double deadline = xp_time_s() + team->world->timeout_s;
+    if (!xp_bell_wait(&team->bell, completed_or_failed, &wait, deadline, team->world->timeout_s))
+        report_timeout(comm, kind, phase);
+    if (completed(team, comm->epoch))
+        return XP_OK;
+    return xp_world_status(team->world);
+}
+
+xp_status xp_team_leave(xp_thread_comm *comm) {
+    xp_team *team = comm->team;
+    arrive(comm);
+    wait_state wait = {.team = team, .target = comm->epoch};
+    double deadline = xp_time_s() + team->world->timeout_s;
+    if (!xp_bell_wait(&team->bell, completed_or_failed, &wait, deadline, team->world->timeout_s))
+        report_timeout(comm, (xp_comm_kind)atomic_load(&team->slots[comm->base.rank].kind),
+                       atomic_load(&team->slots[comm->base.rank].phase));
+    if (completed(team, comm->epoch))
+        return XP_OK;
+    /* Failed between enter and leave: whoever still copies finishes soon and arrives; our buffers
+     * must stay until then. Nobody rings for a single arrival, hence the short slice. */
+    xp_bell_wait(&team->bell, all_arrived, &wait, xp_time_s() + team->world->timeout_s, 1e-4);
+    return xp_world_status(team->world);
+}
+
+static bool all_said_farewell(void *context) {
+    const wait_state *wait = context;
+    for (int i = 0; i < wait->team->size; i++) {
+        if (!reached(atomic_load(&wait->team->slots[i].farewells), wait->target))
+            return false;
+    }
+    return true;
+}
+
+void xp_team_farewell(xp_thread_comm *comm) {
+    xp_team *team = comm->team;
+    comm->farewells++;
+    atomic_store(&team->slots[comm->base.rank].farewells, comm->farewells);
+    xp_bell_ring(&team->bell);
+    wait_state wait = {.team = team, .target = comm->farewells};
+    double started = xp_time_s();
+    double healthy = started + team->world->timeout_s;
+    /* A rank that is gone never says farewell: a failed world waits long enough for a copy under
+     * way, not for the dead. */
+    double failed = started + (team->world->timeout_s < 1.0 ? team->world->timeout_s : 1.0);
+    while (!xp_bell_wait(&team->bell, all_said_farewell, &wait, xp_time_s() + 0.05, 0.05)) {
+        double now = xp_time_s();
+        if (now > healthy || (now > failed && atomic_load(&team->world->failed)))
+            return;
+    }
+}

@@ -1,0 +1,94 @@
+/** The thread provider's insides: a world of rank threads, and teams, the shared half of a
+ * communicator. */
+#ifndef XP_COMM_THREAD_TEAM_H
+#define XP_COMM_THREAD_TEAM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include "comm/flag.h"
+#include "comm/provider.h"
+
+typedef struct xp_team xp_team;
+
+struct xp_thread_world {
+    int n_ranks;
+    double timeout_s;
+    int *nodes;           /* [n_ranks] simulated node of each rank */
+    pthread_mutex_t lock; /* the list of teams; the failure's text until `failed` is set */
+    xp_team *teams;       /* every living team, to wake them all */
+    xp_team *all;         /* the team of all ranks */
+    _Atomic bool failed;  /* release-stored after `reason` is complete */
+    char reason[640];
+};
+
+/** What one rank shows to the others of its team. Written by its owner between barriers, read by
+ * the others after one. */
+typedef struct xp_team_slot {
+    _Alignas(64) _Atomic uint32_t arrived; /* barriers this rank has entered */
+    _Atomic(const char *)
+        phase; /* what its last request was for, and its kind: for the missing rank's error */
+    _Atomic int kind;
+    _Atomic uint32_t farewells; /* partings this rank has begun */
+    xp_comm_call call;
+    int color;
+    xp_team *sub;
+    void *window;
+} xp_team_slot;
+
+struct xp_team {
+    xp_thread_world *world;
+    xp_team *next;
+    int size, n_nodes;
+    bool one_node;
+    int *world_ranks, *nodes; /* [size] */
+    _Atomic int n_refs;
+    _Atomic uint32_t n_arrived; /* entries into all barriers so far */
+    _Atomic uint32_t
+        state; /* completed barriers << 1 | failed; no barrier completes once failed is set */
+    xp_bell bell;
+    xp_team_slot *slots; /* [size] */
+};
+
+typedef struct xp_thread_comm {
+    xp_comm base;
+    xp_team *team;
+    uint32_t farewells;
+    uint32_t epoch;   /* barriers this rank has entered */
+    const void **src; /* [size] a reduction's sources and results */
+    void **dst;
+} xp_thread_comm;
+
+extern const xp_comm_provider xp_thread_provider;
+
+/** A team over these ranks of the world with one reference for each; joins the world's list. Failed
+ * worlds refuse (XP_ECOMM). */
+XP_NODISCARD xp_status xp_team_create(xp_thread_world *world, const int *world_ranks, int size,
+                                      xp_team **team);
+/** Drop one reference; the last frees. */
+void xp_team_release(xp_team *team);
+/** This rank's communicator over the team; takes over one reference, also on failure. */
+XP_NODISCARD xp_status xp_team_join(xp_team *team, int rank, xp_comm **comm);
+
+/** The first failure wins; every waiting rank of every team wakes. */
+void xp_world_fail(xp_thread_world *world, const char *text);
+/** XP_ECOMM with the world's reason as the last error, or XP_OK. */
+xp_status xp_world_status(xp_thread_world *world);
+
+/**
+ * Meet all ranks. `enter` may fail before anyone looks at another's slot. `leave` closes what
+ * `enter` opened: even when it fails, no rank uses another's buffers any more.
+ */
+XP_NODISCARD xp_status xp_team_enter(xp_thread_comm *comm, xp_comm_kind kind, const char *phase);
+XP_NODISCARD xp_status xp_team_leave(xp_thread_comm *comm);
+/**
+ * Meet to part: as a barrier, but also in a failed world, where it waits a moment for the ranks
+ * that still come. Counts separately from enter and leave, which a failure leaves out of step.
+ */
+void xp_team_farewell(xp_thread_comm *comm);
+
+xp_status xp_thread_run(xp_comm *comm, const xp_comm_call *call);
+xp_status xp_thread_window_create(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
+                                  xp_window **window);
+void xp_thread_window_destroy(xp_window *window);
+
+#endif

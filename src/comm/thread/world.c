@@ -1,0 +1,178 @@
+/* Worlds, their failure, and communicators: creation, split, destruction. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "comm/thread/team.h"
+
+xp_status xp_thread_world_create(int n_ranks, double timeout_s, xp_thread_world **world) {
+    if (!world || n_ranks < 1 || !(timeout_s > 0))
+        return xp_error(
+            XP_EINVAL,
+            "xp_thread_world_create: %d ranks with a timeout of %g s; both must be positive",
+            n_ranks, timeout_s);
+    xp_status status = XP_ENOMEM;
+    xp_thread_world *w = calloc(1, sizeof *w);
+    int *ranks = calloc((size_t)n_ranks, sizeof *ranks);
+    if (!w || !ranks)
+        goto fail_memory;
+    w->n_ranks = n_ranks;
+    w->timeout_s = timeout_s;
+    w->nodes = calloc((size_t)n_ranks, sizeof *w->nodes);
+    if (!w->nodes)
+        goto fail_memory;
+    for (int i = 0; i < n_ranks; i++)
+        ranks[i] = i;
+    if (pthread_mutex_init(&w->lock, NULL) != 0)
+        goto fail_memory;
+    XP_TRY_GOTO(status, xp_team_create(w, ranks, n_ranks, &w->all), fail_lock);
+    free(ranks);
+    *world = w;
+    return XP_OK;
+fail_lock:
+    pthread_mutex_destroy(&w->lock);
+fail_memory:
+    if (w)
+        free(w->nodes);
+    free(w);
+    free(ranks);
+    return status == XP_ENOMEM
+               ? xp_error(XP_ENOMEM, "no memory for a world of %d rank threads", n_ranks)
+               : status;
+}
+
+xp_status xp_thread_world_set_nodes(xp_thread_world *world, const int *nodes) {
+    if (!world || !nodes)
+        return xp_error(XP_EINVAL, "xp_thread_world_set_nodes: world and nodes must not be NULL");
+    int n_ranks = world->n_ranks;
+    int *all = calloc((size_t)n_ranks, sizeof *all);
+    if (!all)
+        return xp_error(XP_ENOMEM, "no memory for the node map of %d ranks", n_ranks);
+    for (int i = 0; i < n_ranks; i++) {
+        all[i] = i;
+        world->nodes[i] = nodes[i];
+    }
+    xp_team *team;
+    xp_status status = xp_team_create(world, all, n_ranks, &team);
+    free(all);
+    if (status != XP_OK)
+        return status;
+    xp_team *old = world->all;
+    world->all = team;
+    for (int i = 0; i < n_ranks; i++)
+        xp_team_release(old);
+    return XP_OK;
+}
+
+void xp_thread_world_destroy(xp_thread_world *world) {
+    if (!world)
+        return;
+    /* Left over: references of ranks that never came, and of communicators whose threads died. */
+    while (world->teams) {
+        atomic_store(&world->teams->n_refs, 1);
+        xp_team_release(world->teams);
+    }
+    pthread_mutex_destroy(&world->lock);
+    free(world->nodes);
+    free(world);
+}
+
+xp_status xp_thread_world_comm(xp_thread_world *world, int rank, xp_comm **comm) {
+    if (!world || !comm || rank < 0 || rank >= world->n_ranks)
+        return xp_error(XP_EINVAL, "xp_thread_world_comm: no rank %d in this world", rank);
+    atomic_fetch_add(&world->all->n_refs, 1);
+    return xp_team_join(world->all, rank, comm);
+}
+
+void xp_world_fail(xp_thread_world *world, const char *text) {
+    pthread_mutex_lock(&world->lock);
+    if (!atomic_load(&world->failed)) {
+        snprintf(world->reason, sizeof world->reason, "%s", text);
+        atomic_store(&world->failed, true);
+        for (xp_team *team = world->teams; team; team = team->next) {
+            atomic_fetch_or(&team->state, 1U);
+            xp_bell_ring(&team->bell);
+        }
+    }
+    pthread_mutex_unlock(&world->lock);
+}
+
+xp_status xp_world_status(xp_thread_world *world) {
+    if (!atomic_load(&world->failed))
+        return XP_OK;
+    return xp_error(XP_ECOMM, "%s", world->reason);
+}
+
+static void thread_destroy(xp_comm *base) {
+    xp_thread_comm *comm = (xp_thread_comm *)base;
+    xp_team_release(comm->team);
+    free(comm->src);
+    free(comm->dst);
+    free(comm);
+}
+
+static void thread_fail(xp_comm *base, const char *text) {
+    xp_world_fail(((xp_thread_comm *)base)->team->world, text);
+}
+
+static xp_status thread_async_error(const xp_comm *base) {
+    return xp_world_status(((const xp_thread_comm *)base)->team->world);
+}
+
+/* The ranks of one colour: the lowest makes the team and leaves it in its slot. */
+static xp_status make_sub(xp_thread_comm *comm, int color) {
+    xp_team *team = comm->team;
+    int *ranks = malloc((size_t)team->size * sizeof *ranks);
+    if (!ranks)
+        return xp_error(XP_ENOMEM, "split: no memory for a team of %d ranks", team->size);
+    int n = 0;
+    for (int i = 0; i < team->size; i++) {
+        if (team->slots[i].color == color)
+            ranks[n++] = team->world_ranks[i];
+    }
+    xp_status status = xp_team_create(team->world, ranks, n, &team->slots[comm->base.rank].sub);
+    free(ranks);
+    return status;
+}
+
+static xp_status thread_split(xp_comm *base, int color, xp_comm **sub) {
+    xp_thread_comm *comm = (xp_thread_comm *)base;
+    xp_team *team = comm->team;
+    team->slots[base->rank].color = color;
+    XP_TRY(xp_team_enter(comm, XP_COMM_SPLIT, atomic_load(&base->phase)));
+    int leader = -1, place = 0;
+    for (int i = 0; i < team->size && color >= 0; i++) {
+        if (team->slots[i].color != color)
+            continue;
+        if (leader < 0)
+            leader = i;
+        place += i < base->rank;
+    }
+    xp_status status = XP_OK;
+    if (leader == base->rank) {
+        status = make_sub(comm, color);
+        if (status != XP_OK)
+            xp_comm_abort(base, xp_last_error());
+    }
+    xp_status left = xp_team_leave(comm);
+    if (left != XP_OK) {
+        /* A failed world makes no new team, and the one just made has nobody to join it. */
+        if (status == XP_OK && leader == base->rank) {
+            atomic_store(&team->slots[leader].sub->n_refs, 1);
+            xp_team_release(team->slots[leader].sub);
+        }
+        return left;
+    }
+    *sub = NULL;
+    return color < 0 ? XP_OK : xp_team_join(team->slots[leader].sub, place, sub);
+}
+
+const xp_comm_provider xp_thread_provider = {
+    .name = "thread",
+    .run = xp_thread_run,
+    .split = thread_split,
+    .destroy = thread_destroy,
+    .fail = thread_fail,
+    .async_error = thread_async_error,
+    .window_create = xp_thread_window_create,
+    .window_destroy = xp_thread_window_destroy,
+};
