@@ -234,6 +234,24 @@ typedef struct xp_router_backward_args {
     float *dlogits;             /* out [T, E]; may be scores */
 } xp_router_backward_args;
 
+/**
+ * The router's two extra losses over T tokens in sequences of S; a sequence weighs by its valid tokens,
+ * w_s = n_valid(s) * loss_scale, so that the sum over all ranks is the mean over the global batch:
+ *   aux = aux_coeff * sum_s w_s * E * sum_e f_e P_e    f_e = picks of e in s / (S K), P_e = mean of scores over s
+ *   z   = z_coeff * loss_scale * sum over valid tokens of lse^2
+ */
+typedef struct xp_router_losses_args {
+    int64_t n_tokens, seq_len; /* T a multiple of S */
+    int n_experts, top_k;
+    const float *scores;     /* [T, E] */
+    const int32_t *topk_idx; /* [T, K] */
+    const int32_t *targets;  /* [T]; < 0: not valid */
+    float loss_scale, aux_coeff, z_coeff;
+    float *lse;         /* [T] in: log sum exp of the logits; out: 0 where not valid. NULL: no z-loss */
+    float *aux_density; /* [T / S, E] out: d aux / d scores of a token of s. NULL: no auxiliary loss */
+    double *losses;     /* [2] aux and z are added; NULL: not wanted */
+} xp_router_losses_args;
+
 /** counts[e] (+)= number of entries equal to e; -1 entries are skipped. */
 typedef struct xp_histogram_args {
     int64_t n;
@@ -267,6 +285,7 @@ typedef struct xp_silu_gate_prob_backward_args {
 typedef struct xp_moe_ops {
     xp_status (*router_forward)(xp_stream *stream, const xp_router_args *args);
     xp_status (*router_backward)(xp_stream *stream, const xp_router_backward_args *args);
+    xp_status (*router_losses)(xp_stream *stream, const xp_router_losses_args *args);
     xp_status (*histogram)(xp_stream *stream, const xp_histogram_args *args);
     xp_status (*silu_gate_prob_forward)(xp_stream *stream, const xp_silu_gate_prob_args *args);
     xp_status (*silu_gate_prob_backward)(xp_stream *stream,

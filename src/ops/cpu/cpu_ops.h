@@ -24,6 +24,9 @@ void xp_cpu_moe_reference(xp_moe_ops *ops);
 void xp_cpu_loss_reference(xp_loss_ops *ops);
 void xp_cpu_optim_reference(xp_optim_ops *ops);
 
+/** The one entry of the router's extra losses: off by default and small beside the router's matrix product. */
+xp_status xp_cpu_router_losses(xp_stream *stream, const xp_router_losses_args *args);
+
 void xp_cpu_gemm_fast(xp_gemm_ops *ops, unsigned caps);
 void xp_cpu_norm_fast(xp_norm_ops *ops, unsigned caps);
 void xp_cpu_attention_fast(xp_attention_ops *ops, unsigned caps);

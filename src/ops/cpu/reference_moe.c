@@ -222,6 +222,7 @@ void xp_cpu_moe_reference(xp_moe_ops *ops) {
     *ops = (xp_moe_ops){
         .router_forward = router_forward,
         .router_backward = router_backward,
+        .router_losses = xp_cpu_router_losses,
         .histogram = histogram,
         .silu_gate_prob_forward = silu_gate_prob_forward,
         .silu_gate_prob_backward = silu_gate_prob_backward,
