@@ -31,6 +31,8 @@ typedef struct xp_model_args {
     bool inference;    /* forward only: no gradients, no saved activations */
     xp_ep_config ep;   /* transport, capacity_factor, num_sms; sizes are filled in by the model */
     xp_comm *ep_comm;  /* the EP group's ranks; NULL = 1. Borrowed */
+    int ep_size, ep_rank; /* null device only, with ep_comm NULL: reserve as rank ep_rank of ep_size;
+                             ep_size 0 = as ep_comm says */
     xp_device *device; /* borrowed */
 } xp_model_args;
 

@@ -120,6 +120,8 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
                .capacity_factor = config->moe.capacity_factor,
                .num_sms = (int)config->deepep.num_sms},
         .ep_comm = run->mesh.ep,
+        .ep_size = run->mesh.ep ? 0 : run->mesh.ep_size,
+        .ep_rank = run->mesh.ep ? 0 : run->mesh.ep_rank,
         .device = run->device,
     };
     batch_bounds(config, &args);

@@ -1,0 +1,27 @@
+/**
+ * TensorBoard event files: scalars in TFRecord frames (length, masked CRC-32C, bytes, masked
+ * CRC-32C).
+ */
+#ifndef XP_TRAIN_TFEVENTS_H
+#define XP_TRAIN_TFEVENTS_H
+
+#include <stdint.h>
+#include "expar/status.h"
+
+typedef struct xp_tfevents xp_tfevents;
+
+typedef struct xp_tb_scalar {
+    const char *tag;
+    double value;
+} xp_tb_scalar;
+
+/** A new file in `folder` (made when missing); TensorBoard shows all files of a folder as one run.
+ */
+XP_NODISCARD xp_status xp_tfevents_create(const char *folder, xp_tfevents **events);
+/** One event with the scalars of a step; on the disk when this returns. */
+XP_NODISCARD xp_status xp_tfevents_add(xp_tfevents *events, int64_t step,
+                                       const xp_tb_scalar *scalars, int n_scalars);
+const char *xp_tfevents_path(const xp_tfevents *events);
+void xp_tfevents_destroy(xp_tfevents *events);
+
+#endif
