@@ -1,0 +1,92 @@
+/** Rules between fields that need nothing but the configuration. */
+#include "config/set.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/** Where the value of a field came from, for the front of an error. */
+static const char *where(xp_config_set *set, const char *section, const char *key) {
+    const xp_field *field = xp_field_find(section, key);
+    const xp_origin *origin = xp_set_origin(set, field);
+    const char *text = NULL;
+    if (origin->kind == XP_ORIGIN_FILE)
+        text = xp_arena_printf(set->arena, "%s:%d: ", origin->name, origin->line);
+    else if (origin->kind == XP_ORIGIN_ENVIRONMENT)
+        text = xp_arena_printf(set->arena, "%s: ", origin->name);
+    else if (origin->kind == XP_ORIGIN_COMMAND_LINE)
+        text = xp_arena_printf(set->arena, "--%s.%s: ", section, key);
+    return text ? text : "";
+}
+
+static xp_status check_parallelism(xp_config_set *set) {
+    const struct {
+        const char *key, *name;
+        int64_t degree;
+    } absent[] = {
+        {"tensor_parallel_degree", "tensor", set->config.parallelism.tensor_parallel_degree},
+        {"pipeline_parallel_degree", "pipeline", set->config.parallelism.pipeline_parallel_degree},
+        {"context_parallel_degree", "context", set->config.parallelism.context_parallel_degree},
+    };
+    for (size_t i = 0; i < sizeof absent / sizeof absent[0]; i++)
+        if (absent[i].degree > 1)
+            return xp_error(XP_ECONFIG,
+                            "%sparallelism.%s is %" PRId64
+                            ": %s parallelism is not supported yet; set it to 1 and use data and "
+                            "expert parallelism",
+                            where(set, "parallelism", absent[i].key), absent[i].key,
+                            absent[i].degree, absent[i].name);
+    return XP_OK;
+}
+
+static xp_status check_model(xp_config_set *set) {
+    const xp_config *c = &set->config;
+    if (c->moe.num_experts > 0 && c->moe.top_k > c->moe.num_experts)
+        return xp_error(XP_ECONFIG,
+                        "%smoe.top_k is %" PRId64 ", more than moe.num_experts = %" PRId64,
+                        where(set, "moe", "top_k"), c->moe.top_k, c->moe.num_experts);
+    if (c->model.n_heads > 0 && c->model.n_kv_heads > 0 &&
+        c->model.n_heads % c->model.n_kv_heads != 0)
+        return xp_error(XP_ECONFIG,
+                        "%smodel.n_kv_heads is %" PRId64
+                        ", which does not divide model.n_heads = %" PRId64,
+                        where(set, "model", "n_kv_heads"), c->model.n_kv_heads, c->model.n_heads);
+    if (c->model.head_dim % 2 != 0)
+        return xp_error(XP_ECONFIG, "%smodel.head_dim is %" PRId64 ", must be even",
+                        where(set, "model", "head_dim"), c->model.head_dim);
+    const char *backend = c->parallelism.expert_parallel_comm_backend;
+    if (backend && c->moe.use_deepep >= 0 &&
+        (strcmp(backend, "deepep") == 0) != (c->moe.use_deepep == 1))
+        return xp_error(XP_ECONFIG,
+                        "%sparallelism.expert_parallel_comm_backend is \"%s\", but moe.use_deepep "
+                        "is %s; set one of them",
+                        where(set, "parallelism", "expert_parallel_comm_backend"), backend,
+                        c->moe.use_deepep ? "true" : "false");
+    return XP_OK;
+}
+
+static xp_status check_checkpoint(xp_config_set *set) {
+    const xp_config *c = &set->config;
+    if (c->checkpoint.keep_latest_k == 1)
+        return xp_error(XP_ECONFIG,
+                        "%scheckpoint.keep_latest_k is 1: the only checkpoint would be deleted "
+                        "while the next is written; use 2 or more, or 0 to keep all",
+                        where(set, "checkpoint", "keep_latest_k"));
+    if (c->checkpoint.initial_load_in_hf && !c->checkpoint.initial_load_model_only)
+        return xp_error(XP_ECONFIG,
+                        "%scheckpoint.initial_load_in_hf needs initial_load_model_only = true: a "
+                        "Hugging Face folder holds no optimizer state",
+                        where(set, "checkpoint", "initial_load_in_hf"));
+    return XP_OK;
+}
+
+xp_status xp_set_check(xp_config_set *set) {
+    xp_config *c = &set->config;
+    XP_TRY(check_parallelism(set));
+    XP_TRY(check_model(set));
+    XP_TRY(check_checkpoint(set));
+    if (c->debug.seed < 0)
+        c->debug.seed = 0;
+    if (strcmp(c->checkpoint.async_mode, "async_with_pinned_mem") == 0)
+        c->checkpoint.async_mode = "async";
+    return XP_OK;
+}
