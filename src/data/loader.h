@@ -27,6 +27,7 @@ typedef struct xp_dataset_args {
     int64_t seq_len;               /* rows are seq_len + 1 tokens */
     bool shuffle;                  /* text: documents, tokens: rows; a new order each epoch */
     uint64_t seed;
+    int32_t eos_id;          /* tokens only: ends a document; -1 = unknown */
     bool document_attention; /* positions restart, doc_start set, no target crosses a document */
     xp_log *log;
     xp_pool *pool; /* for tokenising; NULL = inline */
@@ -36,9 +37,10 @@ typedef struct xp_dataset_args {
  * may be shared by rank threads. */
 XP_NODISCARD xp_status xp_dataset_open(const xp_dataset_args *args, xp_dataset **dataset);
 void xp_dataset_close(xp_dataset *dataset);
-int64_t xp_dataset_n_tokens(const xp_dataset *dataset); /* of one epoch */
-int64_t xp_dataset_n_rows(const xp_dataset *dataset);   /* of one epoch */
-int64_t xp_dataset_n_documents(const xp_dataset *dataset);
+int64_t xp_dataset_n_tokens(const xp_dataset *dataset);    /* of one epoch */
+int64_t xp_dataset_n_rows(const xp_dataset *dataset);      /* of one epoch */
+int64_t xp_dataset_n_documents(const xp_dataset *dataset); /* 0 for token files */
+int64_t xp_dataset_seq_len(const xp_dataset *dataset);
 /**
  * Row n (any n >= 0; epochs follow one another).
  * @param tokens, targets, positions, doc_start  [seq_len] each; targets -1 = not counted
