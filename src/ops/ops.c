@@ -209,6 +209,14 @@ static xp_status router_backward(xp_stream *stream, const xp_router_backward_arg
     return issue(stream, run_router_backward, args, sizeof *args);
 }
 
+static xp_status run_router_losses(xp_stream *stream, void *args) {
+    return own_table(stream)->moe.router_losses(stream, args);
+}
+static xp_status router_losses(xp_stream *stream, const xp_router_losses_args *args) {
+    XP_TRY(xp_ops_check_router_losses(args));
+    return issue(stream, run_router_losses, args, sizeof *args);
+}
+
 static xp_status run_histogram(xp_stream *stream, void *args) {
     return own_table(stream)->moe.histogram(stream, args);
 }
@@ -292,7 +300,7 @@ static xp_status sum(xp_stream *stream, const float *x, int64_t n, double *out) 
     .gemm = {.gemm = gemm, .grouped_forward = grouped_forward, .grouped_dgrad = grouped_dgrad, .grouped_wgrad = grouped_wgrad}, \
     .norm = {.embed_forward = embed_forward, .embed_backward = embed_backward, .rmsnorm_forward = rmsnorm_forward, .rmsnorm_apply = rmsnorm_apply, .rmsnorm_backward = rmsnorm_backward, .qknorm_rope_forward = qknorm_rope_forward, .qknorm_rope_backward = qknorm_rope_backward}, \
     .attention = {.forward = attention_forward, .backward = attention_backward, .scratch = attention_scratch}, \
-    .moe = {.router_forward = router_forward, .router_backward = router_backward, .histogram = histogram, .silu_gate_prob_forward = silu_gate_prob_forward, .silu_gate_prob_backward = silu_gate_prob_backward}, \
+    .moe = {.router_forward = router_forward, .router_backward = router_backward, .router_losses = router_losses, .histogram = histogram, .silu_gate_prob_forward = silu_gate_prob_forward, .silu_gate_prob_backward = silu_gate_prob_backward}, \
     .loss = {.cross_entropy = cross_entropy}, \
     .optim = {.adamw = adamw, .sum_squares = sum_squares, .axpy = axpy, .sum = sum},
 /* clang-format on */

@@ -257,6 +257,17 @@ xp_status xp_ops_check_router_backward(const xp_router_backward_args *args) {
     return need_pointer(args->dlogits, any, op, "dlogits");
 }
 
+xp_status xp_ops_check_router_losses(const xp_router_losses_args *args) {
+    const char *op = "router_losses";
+    XP_TRY(check_routing(args->n_tokens, args->n_experts, args->top_k, op));
+    XP_TRY(need_size(args->seq_len, 1, op, "seq_len"));
+    XP_TRY(need(args->n_tokens % args->seq_len == 0, op, "n_tokens is not a multiple of seq_len"));
+    const bool any = args->n_tokens > 0;
+    XP_TRY(need_pointer(args->scores, any && args->aux_density != NULL, op, "scores"));
+    XP_TRY(need_pointer(args->topk_idx, any && args->aux_density != NULL, op, "topk_idx"));
+    return need_pointer(args->targets, any, op, "targets");
+}
+
 xp_status xp_ops_check_histogram(const xp_histogram_args *args) {
     const char *op = "histogram";
     XP_TRY(need_size(args->n, 0, op, "n"));

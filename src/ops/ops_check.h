@@ -25,6 +25,7 @@ xp_status xp_ops_check_attention_backward(const xp_attention_backward_args *args
 
 xp_status xp_ops_check_router(const xp_router_args *args);
 xp_status xp_ops_check_router_backward(const xp_router_backward_args *args);
+xp_status xp_ops_check_router_losses(const xp_router_losses_args *args);
 xp_status xp_ops_check_histogram(const xp_histogram_args *args);
 xp_status xp_ops_check_silu(const xp_silu_gate_prob_args *args, bool need_h);
 xp_status xp_ops_check_silu_backward(const xp_silu_gate_prob_backward_args *args);

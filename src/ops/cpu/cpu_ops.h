@@ -24,7 +24,8 @@ void xp_cpu_moe_reference(xp_moe_ops *ops);
 void xp_cpu_loss_reference(xp_loss_ops *ops);
 void xp_cpu_optim_reference(xp_optim_ops *ops);
 
-/** The one entry of the router's extra losses: off by default and small beside the router's matrix product. */
+/** The one entry of the router's extra losses: off by default and small beside the router's matrix
+ * product. */
 xp_status xp_cpu_router_losses(xp_stream *stream, const xp_router_losses_args *args);
 
 void xp_cpu_gemm_fast(xp_gemm_ops *ops, unsigned caps);
@@ -38,5 +39,13 @@ void xp_cpu_optim_fast(xp_optim_ops *ops, unsigned caps);
  * reference code. */
 float xp_cpu_load(const void *data, xp_dtype dtype, int64_t i);
 void xp_cpu_store(void *data, xp_dtype dtype, int64_t i, float value);
+
+/** XP_EINVAL names the first token whose id is outside the vocabulary. */
+xp_status xp_cpu_embed_check_ids(const xp_embed_args *args);
+/**
+ * Fill args->scratch: [T] token numbers sorted by (id, token), then [V + 1] where the tokens of
+ * each id end (they start where those of the id before end). Checks the ids first.
+ */
+xp_status xp_cpu_embed_sort(const xp_embed_args *args);
 
 #endif

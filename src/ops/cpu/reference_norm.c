@@ -8,7 +8,7 @@
  * ----------------------------------------------------------------------------------------------------
  */
 
-static xp_status check_ids(const xp_embed_args *args) {
+xp_status xp_cpu_embed_check_ids(const xp_embed_args *args) {
     for (int64_t t = 0; t < args->n_tokens; t++) {
         if (args->ids[t] < 0 || args->ids[t] >= args->vocab)
             return xp_error(XP_EINVAL,
@@ -20,7 +20,7 @@ static xp_status check_ids(const xp_embed_args *args) {
 
 static xp_status embed_forward(xp_stream *stream, const xp_embed_args *args) {
     (void)stream;
-    XP_TRY(check_ids(args));
+    XP_TRY(xp_cpu_embed_check_ids(args));
     const size_t row_bytes = (size_t)args->dim * xp_dtype_bytes(args->dtype);
     for (int64_t t = 0; t < args->n_tokens; t++)
         memcpy((char *)args->x + (size_t)t * row_bytes,
@@ -28,9 +28,8 @@ static xp_status embed_forward(xp_stream *stream, const xp_embed_args *args) {
     return XP_OK;
 }
 
-/* scratch: token numbers sorted by (id, token) in [T], and where each id's tokens end in [V + 1].
- */
-static void sort_tokens_by_id(const xp_embed_args *args) {
+xp_status xp_cpu_embed_sort(const xp_embed_args *args) {
+    XP_TRY(xp_cpu_embed_check_ids(args));
     int32_t *order = args->scratch, *end = args->scratch + args->n_tokens;
     memset(end, 0, sizeof(*end) * (size_t)(args->vocab + 1));
     for (int64_t t = 0; t < args->n_tokens; t++)
@@ -39,12 +38,12 @@ static void sort_tokens_by_id(const xp_embed_args *args) {
         end[id + 1] += end[id];
     for (int64_t t = 0; t < args->n_tokens; t++)
         order[end[args->ids[t]]++] = (int32_t)t;
+    return XP_OK;
 }
 
 static xp_status embed_backward(xp_stream *stream, const xp_embed_args *args) {
     (void)stream;
-    XP_TRY(check_ids(args));
-    sort_tokens_by_id(args);
+    XP_TRY(xp_cpu_embed_sort(args));
     const int32_t *order = args->scratch, *end = args->scratch + args->n_tokens;
     for (int64_t id = 0; id < args->vocab; id++) {
         const int32_t first = id == 0 ? 0 : end[id - 1], last = end[id];
