@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Configure and build what is missing. usage: scripts/build.sh [PRESET]      (default release)
+# Prints one line while there is work to do; the whole log only when the build fails.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+preset=${1:-release}
+folder=build/$preset
+log=$folder/build.log
+mkdir -p "$folder"
+
+fail() {
+    grep -E -B2 -A12 'error|Error|FAILED' "$log" | head -n 60 >&2 || tail -n 40 "$log" >&2
+    echo "error: the build failed; the whole log is in $log" >&2
+    exit 1
+}
+if [ ! -f "$folder/build.ninja" ]; then
+    echo "configuring ($preset)"
+    cmake --preset "$preset" >"$log" 2>&1 || fail
+fi
+if ! ninja -C "$folder" -n 2>/dev/null | grep -q 'no work to do'; then
+    echo "building ($preset); the first time takes about a minute"
+fi
+ninja -C "$folder" >"$log" 2>&1 || fail
