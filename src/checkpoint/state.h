@@ -53,10 +53,12 @@ XP_NODISCARD xp_status xp_ckpt_save(const xp_ckpt_save_args *args);
  */
 typedef struct xp_ckpt_saver xp_ckpt_saver;
 XP_NODISCARD xp_status xp_ckpt_saver_create(xp_comm *comm, xp_ckpt_saver **saver);
+/** Collective; args->comm is not used, the saver's is. The pieces' memory may change when it returns. */
 XP_NODISCARD xp_status xp_ckpt_saver_start(xp_ckpt_saver *saver, const xp_ckpt_save_args *args);
 /** Collective, cheap: publishes a save that all ranks have finished. Call once a step. @param[out]
  * published_step -1 = none */
 XP_NODISCARD xp_status xp_ckpt_saver_poll(xp_ckpt_saver *saver, int64_t *published_step);
+/** Collective: the same, and waits for it. */
 XP_NODISCARD xp_status xp_ckpt_saver_wait(xp_ckpt_saver *saver, int64_t *published_step);
 void xp_ckpt_saver_destroy(xp_ckpt_saver *saver);
 /** Bytes of staging memory that a save of these pieces takes. */
@@ -75,7 +77,12 @@ const char *xp_ckpt_value_get(const xp_ckpt *ckpt, const char *key); /* NULL whe
 bool xp_ckpt_has(const xp_ckpt *ckpt, const char *name, int *n_dims, int64_t shape[3]);
 int64_t xp_ckpt_n_tensors(const xp_ckpt *ckpt);
 const char *xp_ckpt_tensor_name(const xp_ckpt *ckpt, int64_t i);
-/** Fill the pieces; a missing tensor or another shape is XP_EFORMAT that names it and both shapes.
+/** The folder it was opened from; valid until it is closed. */
+const char *xp_ckpt_path(const xp_ckpt *ckpt);
+/** Read every file and compare size and checksum: XP_EFORMAT names the first that is damaged. */
+XP_NODISCARD xp_status xp_ckpt_verify(const xp_ckpt *ckpt);
+/**
+ * Fill the pieces. Everything read is compared with its checksum first. A missing tensor or another shape is XP_EFORMAT that names it and both shapes.
  */
 XP_NODISCARD xp_status xp_ckpt_read(const xp_ckpt *ckpt, const xp_ckpt_piece *pieces,
                                     int64_t n_pieces);
