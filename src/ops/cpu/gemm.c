@@ -4,6 +4,7 @@
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/gemm_tile.h"
 #include "ops/cpu/grouped_gemm.h"
+#include "ops/cpu/pool_scratch.h"
 
 /** Tiles that a product is cut into when its size allows: enough to keep the threads of one rank
  * evenly busy. */
@@ -61,7 +62,7 @@ static xp_status gemm(xp_stream *stream, const xp_gemm_args *args) {
     };
     if (args->ab_dtype == XP_BF16) {
         j.scratch_bytes = xp_gemm_scratch_bytes(args->c_dtype);
-        XP_TRY(xp_gemm_reserve_scratch(stream, j.scratch_bytes));
+        XP_TRY(xp_cpu_reserve_scratch(stream, j.scratch_bytes));
     }
     xp_gemm_split_2d(args->m, args->n, N_TILES, &j.rows, &j.columns);
     xp_pool_run(xp_cpu_stream_pool(stream), multiply_tile, &j, j.rows.n_parts * j.columns.n_parts);

@@ -11,6 +11,7 @@
 #include "device/cpu/cpu_device.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/gemm_tile.h"
+#include "ops/cpu/pool_scratch.h"
 
 enum { N_TILES = 32, ROWS_MIN = 64, ROWS_MAX = 256 };
 
@@ -30,13 +31,6 @@ typedef struct place {
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
-}
-
-xp_status xp_gemm_reserve_scratch(xp_stream *stream, size_t n_bytes) {
-    for (int worker = 0; worker < xp_pool_n_threads(xp_cpu_stream_pool(stream)); worker++)
-        if (xp_cpu_stream_scratch(stream, worker, n_bytes) == NULL)
-            return xp_cpu_scratch_error(n_bytes);
-    return XP_OK;
 }
 
 static place expert_place(const xp_grouped_args *args, int64_t e) {
@@ -122,7 +116,7 @@ static xp_status run_rows(xp_stream *stream, const xp_grouped_args *args, xp_til
     };
     if (gather || args->dtype != XP_F32) {
         j.scratch_bytes = xp_gemm_scratch_bytes(args->dtype);
-        XP_TRY(xp_gemm_reserve_scratch(stream, j.scratch_bytes));
+        XP_TRY(xp_cpu_reserve_scratch(stream, j.scratch_bytes));
     }
     int64_t n_tiles = 0;
     for (int64_t e = 0; e < args->n_experts; e++)
@@ -195,7 +189,7 @@ xp_status xp_cpu_grouped_wgrad(xp_stream *stream, const xp_grouped_args *args) {
     job j = {.args = args, .stream = stream};
     if (args->gather || args->gather_dy || args->dtype != XP_F32) {
         j.scratch_bytes = xp_gemm_scratch_bytes(args->dw_dtype);
-        XP_TRY(xp_gemm_reserve_scratch(stream, j.scratch_bytes));
+        XP_TRY(xp_cpu_reserve_scratch(stream, j.scratch_bytes));
     }
     int64_t n_tiles = 0;
     for (int64_t e = 0; e < args->n_experts; e++) {

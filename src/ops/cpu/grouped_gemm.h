@@ -8,7 +8,4 @@ xp_status xp_cpu_grouped_forward(xp_stream *stream, const xp_grouped_args *args)
 xp_status xp_cpu_grouped_dgrad(xp_stream *stream, const xp_grouped_args *args);
 xp_status xp_cpu_grouped_wgrad(xp_stream *stream, const xp_grouped_args *args);
 
-/** Make every worker's scratch of the stream this large before tiles run on several threads. */
-xp_status xp_gemm_reserve_scratch(xp_stream *stream, size_t n_bytes);
-
 #endif
