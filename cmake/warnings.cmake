@@ -1,8 +1,9 @@
 # Flags of every target. Warnings are errors; no global fast-math.
-add_compile_options(-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wvla -Werror
-    # counts and sizes mix int64_t and size_t by design; cut messages are cut on purpose
+# Counts and sizes mix int64_t and size_t by design; messages that are cut are cut on purpose.
+set(XP_C_FLAGS -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wvla -Werror
     -Wno-sign-conversion -Wno-format-truncation -fno-math-errno -ffp-contract=off)
-add_compile_definitions(_GNU_SOURCE)
+add_compile_options("$<$<COMPILE_LANGUAGE:C>:${XP_C_FLAGS}>")
+add_compile_definitions($<$<COMPILE_LANGUAGE:C>:_GNU_SOURCE>)
 if(XP_SANITIZE_ADDRESS)
     add_compile_options(-fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
     add_link_options(-fsanitize=address,undefined)

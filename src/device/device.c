@@ -1,4 +1,5 @@
 #include "device/device_internal.h"
+#include "device/plugin.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@ typedef struct xp_allocation {
 
 xp_status xp_device_create(const xp_device_args *args, xp_device **device) {
     xp_device *made = NULL;
+    const xp_cuda_backend *cuda;
     switch (args->kind) {
     case XP_DEVICE_CPU:
         XP_TRY(xp_cpu_device_create(args, &made));
@@ -20,10 +22,9 @@ xp_status xp_device_create(const xp_device_args *args, xp_device **device) {
         XP_TRY(xp_null_device_create(args, &made));
         break;
     case XP_DEVICE_CUDA:
-        return xp_error(XP_ENOTSUP,
-                        "cuda:%d: this build of expar has no CUDA backend; "
-                        "use training.backend = \"cpu\"",
-                        args->index);
+        XP_TRY(xp_cuda_backend_get(&cuda));
+        XP_TRY(cuda->device_create(args, &made));
+        break;
     default:
         return xp_error(XP_EINVAL, "device: %d is no kind of device", (int)args->kind);
     }

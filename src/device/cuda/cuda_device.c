@@ -1,0 +1,181 @@
+#include "device/cuda/cuda_device.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+xp_status xp_cuda_check(cudaError_t result, const char *doing) {
+    if (result == cudaSuccess)
+        return XP_OK;
+    cudaGetLastError(); /* clear what can be cleared */
+    return xp_error(result == cudaErrorMemoryAllocation ? XP_ENOMEM : XP_EDEVICE, "%s: %s (%s)",
+                    doing, cudaGetErrorString(result), cudaGetErrorName(result));
+}
+
+static xp_status select_device(const xp_device *device) {
+    return xp_cuda_check(cudaSetDevice(((const xp_cuda_device *)device)->index), device->name);
+}
+
+xp_status xp_cuda_enter(xp_stream *stream, cudaStream_t *cuda_stream) {
+    XP_TRY(select_device(stream->device));
+    *cuda_stream = ((xp_cuda_stream *)stream)->stream;
+    return XP_OK;
+}
+
+xp_status xp_cuda_device_count(int *n_devices) {
+    /* Both before the first context: ranks that share a GPU need queues of their own, and a module
+     * loaded late can wait for a kernel that waits for a peer. */
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    cudaError_t result = cudaGetDeviceCount(n_devices);
+    if (result == cudaErrorInsufficientDriver)
+        return xp_error(XP_ENOTSUP, "no NVIDIA driver, or one too old for this build (CUDA %d.%d)",
+                        CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    if (result == cudaErrorNoDevice || (result == cudaSuccess && *n_devices == 0))
+        return xp_error(XP_ENOTSUP, "no NVIDIA GPU is visible");
+    if (result != cudaSuccess)
+        return xp_error(XP_ENOTSUP, "CUDA does not start: %s", cudaGetErrorString(result));
+    return XP_OK;
+}
+
+xp_status xp_cuda_device_describe(int index, char *text, size_t n_bytes) {
+    struct cudaDeviceProp p;
+    int driver = 0;
+    XP_TRY(xp_cuda_check(cudaGetDeviceProperties(&p, index), "cudaGetDeviceProperties"));
+    XP_TRY(xp_cuda_check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion"));
+    snprintf(text, n_bytes, "%s, %.1f GiB, %d SMs, sm_%d%d, driver for CUDA %d.%d", p.name,
+             (double)p.totalGlobalMem / (double)(1 << 30), p.multiProcessorCount, p.major, p.minor,
+             driver / 1000, driver % 1000 / 10);
+    return XP_OK;
+}
+
+static void cuda_destroy(xp_device *device) {
+    xp_cuda_device *cuda = (xp_cuda_device *)device;
+    if (cuda->libraries != NULL)
+        cuda->libraries_destroy(cuda->libraries);
+    free(cuda);
+}
+
+static xp_status cuda_alloc(xp_device *device, size_t n_bytes, void **data) {
+    XP_TRY(select_device(device));
+    return xp_cuda_check(cudaMalloc(data, n_bytes), "cudaMalloc");
+}
+
+static void cuda_free(xp_device *device, void *data) {
+    if (select_device(device) == XP_OK)
+        cudaFree(data);
+}
+
+static xp_status cuda_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **stream) {
+    (void)kind;
+    XP_TRY(select_device(device));
+    xp_cuda_stream *s = calloc(1, sizeof *s);
+    if (s == NULL)
+        return xp_error(XP_ENOMEM, "stream: out of memory");
+    xp_status status = xp_cuda_check(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking),
+                                     "cudaStreamCreate");
+    if (status != XP_OK) {
+        free(s);
+        return status;
+    }
+    *stream = &s->base;
+    return XP_OK;
+}
+
+static void cuda_stream_destroy(xp_stream *stream) {
+    if (select_device(stream->device) == XP_OK)
+        cudaStreamDestroy(((xp_cuda_stream *)stream)->stream);
+    free(stream);
+}
+
+static xp_status cuda_stream_sync(xp_stream *stream) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    return xp_cuda_check(cudaStreamSynchronize(s), "waiting for the GPU");
+}
+
+static xp_status cuda_event_create(xp_device *device, xp_event **event) {
+    XP_TRY(select_device(device));
+    xp_cuda_event *e = calloc(1, sizeof *e);
+    if (e == NULL)
+        return xp_error(XP_ENOMEM, "event: out of memory");
+    xp_status status = xp_cuda_check(cudaEventCreateWithFlags(&e->event, cudaEventDisableTiming),
+                                     "cudaEventCreate");
+    if (status != XP_OK) {
+        free(e);
+        return status;
+    }
+    *event = &e->base;
+    return XP_OK;
+}
+
+static void cuda_event_destroy(xp_event *event) {
+    if (select_device(event->device) == XP_OK)
+        cudaEventDestroy(((xp_cuda_event *)event)->event);
+    free(event);
+}
+
+static xp_status cuda_event_record(xp_event *event, xp_stream *stream) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    return xp_cuda_check(cudaEventRecord(((xp_cuda_event *)event)->event, s), "cudaEventRecord");
+}
+
+static xp_status cuda_event_wait(xp_event *event, xp_stream *stream) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    return xp_cuda_check(cudaStreamWaitEvent(s, ((xp_cuda_event *)event)->event, 0),
+                         "cudaStreamWaitEvent");
+}
+
+static xp_status cuda_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    return xp_cuda_check(cudaMemcpyAsync(dst, src, n_bytes, cudaMemcpyDefault, s),
+                         "cudaMemcpyAsync");
+}
+
+static xp_status cuda_zero(xp_stream *stream, void *dst, size_t n_bytes) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    return xp_cuda_check(cudaMemsetAsync(dst, 0, n_bytes, s), "cudaMemsetAsync");
+}
+
+static const xp_device_vtable cuda_vtable = {
+    .destroy = cuda_destroy,
+    .alloc = cuda_alloc,
+    .free = cuda_free,
+    .stream_create = cuda_stream_create,
+    .stream_destroy = cuda_stream_destroy,
+    .stream_sync = cuda_stream_sync,
+    .event_create = cuda_event_create,
+    .event_destroy = cuda_event_destroy,
+    .event_record = cuda_event_record,
+    .event_wait = cuda_event_wait,
+    .copy = cuda_copy,
+    .zero = cuda_zero,
+};
+
+xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) {
+    int n_devices;
+    XP_TRY(xp_cuda_device_count(&n_devices));
+    if (args->index < 0 || args->index >= n_devices)
+        return xp_error(XP_EINVAL, "cuda:%d: this machine has %d GPU%s", args->index, n_devices,
+                        n_devices == 1 ? "" : "s");
+    struct cudaDeviceProp p;
+    XP_TRY(xp_cuda_check(cudaGetDeviceProperties(&p, args->index), "cudaGetDeviceProperties"));
+    if (p.major < 8)
+        return xp_error(XP_ENOTSUP, "cuda:%d is a %s (sm_%d%d); expar needs sm_80 or newer",
+                        args->index, p.name, p.major, p.minor);
+    xp_cuda_device *cuda = calloc(1, sizeof *cuda);
+    if (cuda == NULL)
+        return xp_error(XP_ENOMEM, "cuda device: out of memory");
+    cuda->base.vtable = &cuda_vtable;
+    snprintf(cuda->base.name, sizeof cuda->base.name, "cuda:%d", args->index);
+    cuda->index = args->index;
+    cuda->n_sms = p.multiProcessorCount;
+    cuda->compute_capability = 10 * p.major + p.minor;
+    cuda->l2_bytes = (size_t)p.l2CacheSize;
+    cuda->shared_bytes = p.sharedMemPerBlockOptin;
+    *device = &cuda->base;
+    return XP_OK;
+}

@@ -1,0 +1,43 @@
+/** The CUDA device's insides, for kernels and libraries that run on it. */
+#ifndef XP_DEVICE_CUDA_CUDA_DEVICE_H
+#define XP_DEVICE_CUDA_CUDA_DEVICE_H
+
+#include <cuda_runtime_api.h>
+#include "device/device_internal.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct xp_cuda_device {
+    xp_device base;
+    int index;
+    int n_sms, compute_capability; /* 90 for sm_90 */
+    size_t l2_bytes, shared_bytes; /* shared memory a block may opt in to */
+    void *libraries; /* ops/cuda: cuBLASLt and cuDNN handles, made on first use before step 1 */
+    void (*libraries_destroy)(void *libraries);
+} xp_cuda_device;
+
+typedef struct xp_cuda_stream {
+    xp_stream base;
+    cudaStream_t stream;
+} xp_cuda_stream;
+
+typedef struct xp_cuda_event {
+    xp_event base;
+    cudaEvent_t event;
+} xp_cuda_event;
+
+/** XP_OK, or XP_EDEVICE (XP_ENOMEM for memory) with what was being done and what CUDA says. */
+XP_NODISCARD xp_status xp_cuda_check(cudaError_t result, const char *doing);
+/** Make the stream's device the calling thread's current one and give the CUDA stream. */
+XP_NODISCARD xp_status xp_cuda_enter(xp_stream *stream, cudaStream_t *cuda_stream);
+
+xp_status xp_cuda_device_count(int *n_devices);
+xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device);
+xp_status xp_cuda_device_describe(int index, char *text, size_t n_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

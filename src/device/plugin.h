@@ -1,0 +1,44 @@
+/**
+ * The CUDA backend is a shared object of its own, libexpar_cuda.so, looked for beside libexpar and
+ * the executable: the same binary runs on a machine without driver or CUDA libraries and can say
+ * why the backend stayed out.
+ */
+#ifndef XP_DEVICE_PLUGIN_H
+#define XP_DEVICE_PLUGIN_H
+
+#include "expar/device.h"
+
+#define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
+#define XP_CUDA_ABI_VERSION 1
+
+/** What the backend offers to the layers. Tables of layers above are typeless here; each layer
+ * casts its own. */
+typedef struct xp_cuda_backend {
+    int abi_version;
+    /** How many usable devices there are. @return XP_OK, or XP_ENOTSUP with the reason */
+    xp_status (*device_count)(int *n_devices);
+    xp_status (*device_create)(const xp_device_args *args, xp_device **device);
+    const void *ops;        /* xp_ops */
+    const void *ep_kernels; /* xp_ep_kernels, or NULL */
+    /** One line about a device for people: name, memory, architecture, driver. */
+    xp_status (*describe)(int index, char *text, size_t n_bytes);
+} xp_cuda_backend;
+
+/** Type of the entry symbol. */
+typedef const xp_cuda_backend *(*xp_cuda_entry)(void);
+
+/**
+ * Load the backend once a process.
+ * @return XP_OK; XP_ENOTSUP: no backend here, the last error says why (not built, library missing,
+ * no driver)
+ */
+XP_NODISCARD xp_status xp_cuda_backend_get(const xp_cuda_backend **backend);
+
+/**
+ * Open a shared object that lies beside libexpar, beside the executable, or in ../lib of either;
+ * then by its name alone.
+ * @param[out] why  why it could not be opened, when NULL is returned
+ */
+void *xp_plugin_open(const char *file_name, char *why, size_t n_why);
+
+#endif
