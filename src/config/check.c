@@ -10,7 +10,8 @@ static const char *where(xp_config_set *set, const char *section, const char *ke
     const xp_origin *origin = xp_set_origin(set, field);
     const char *text = NULL;
     if (origin->kind == XP_ORIGIN_FILE)
-        text = xp_arena_printf(set->arena, "%s:%d: ", origin->name, origin->line);
+        text =
+            xp_arena_printf(set->arena, "%s:%d:%d: ", origin->name, origin->line, origin->column);
     else if (origin->kind == XP_ORIGIN_ENVIRONMENT)
         text = xp_arena_printf(set->arena, "%s: ", origin->name);
     else if (origin->kind == XP_ORIGIN_COMMAND_LINE)

@@ -21,7 +21,7 @@ static xp_status set_environment(xp_config_set *set) {
         xp_assignment a = {
             .field = xp_field_find(environment_fields[i].section, environment_fields[i].key),
             .where = variable,
-            .origin = {XP_ORIGIN_ENVIRONMENT, variable, 0}};
+            .origin = {XP_ORIGIN_ENVIRONMENT, variable, 0, 0}};
         XP_TRY(xp_set_text(set, &a, value));
     }
     return XP_OK;
@@ -62,7 +62,7 @@ static xp_status merge(xp_config_set *set, int argc, char **argv, bool environme
             continue;
         xp_assignment a = {.field = options[i].field,
                            .where = options[i].name,
-                           .origin = {XP_ORIGIN_COMMAND_LINE, NULL, 0}};
+                           .origin = {XP_ORIGIN_COMMAND_LINE, NULL, 0, 0}};
         XP_TRY(xp_set_text(set, &a, options[i].value));
     }
     XP_TRY(xp_set_check(set));
@@ -119,7 +119,8 @@ xp_status xp_config_override(xp_config_set *set, const char *section_key, const 
         return xp_error(XP_ECONFIG, "unknown key %s", section_key);
     xp_config before = set->config;
     xp_origin origin = *xp_set_origin(set, field);
-    xp_assignment a = {.field = field, .where = "override", .origin = {XP_ORIGIN_PROGRAM, NULL, 0}};
+    xp_assignment a = {
+        .field = field, .where = "override", .origin = {XP_ORIGIN_PROGRAM, NULL, 0, 0}};
     xp_status status = xp_set_text(set, &a, value);
     if (status == XP_OK)
         status = xp_set_check(set);

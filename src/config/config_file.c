@@ -100,14 +100,16 @@ static xp_status set_key(const file_reader *r, const char *section, const xp_tom
     if (field == xp_field_find("job", "config_file"))
         return fail_at(r, entry->line, entry->offset,
                        "job.config_file cannot be set in a file; give it on the command line");
-    const char *where = xp_arena_printf(r->set->arena, "%s:%d:%d", r->name, entry->value.line,
-                                        xp_toml_column(r->toml, entry->value.offset));
+    int column = xp_toml_column(r->toml, entry->value.offset);
+    const char *where =
+        xp_arena_printf(r->set->arena, "%s:%d:%d", r->name, entry->value.line, column);
     if (!where)
         return xp_error(XP_ENOMEM, "out of memory for the configuration");
     xp_config before = r->set->config;
     xp_origin origin = *xp_set_origin(r->set, field);
-    xp_assignment a = {
-        .field = field, .where = where, .origin = {XP_ORIGIN_FILE, r->name, entry->value.line}};
+    xp_assignment a = {.field = field,
+                       .where = where,
+                       .origin = {XP_ORIGIN_FILE, r->name, entry->value.line, column}};
     XP_TRY(xp_set_toml(r->set, &a, &entry->value));
     return check_second_name(r, entry, field, &before, &origin);
 }

@@ -17,7 +17,7 @@ typedef enum xp_origin_kind {
 typedef struct xp_origin {
     xp_origin_kind kind;
     const char *name; /* the file or the variable */
-    int line;         /* in the file */
+    int line, column; /* in the file */
 } xp_origin;
 
 struct xp_config_set {
