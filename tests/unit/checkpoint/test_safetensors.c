@@ -149,20 +149,21 @@ static void test_unusual_but_legal(void **state) {
     xp_st_close(file);
 
     const char *header = "{\"z\":" T(
-        "F8_E5M2",
-        "[3]", "[13,16]") ",\"__metadata__\":{\"k\":\"v\"},"
-                          "\"e\":" T("F32", "[0,7]", "[4,4]") ",\"../etc/x\":" T(
-                              "I32", "[]",
-                              "[0,4]") ",\"\\u00fc\":" T("U64", "[1,1]",
-                                                         "[4,12]") ",\"\":" T("F4", "[2]",
-                                                                              "[12,13]") ",\"f\""
-                                                                                         ":" T("BOO"
-                                                                                               "L",
-                                                                                               "[0"
-                                                                                               "]",
-                                                                                               "[16"
-                                                                                               ",16"
-                                                                                               "]") "}      ";
+        "F8_E5M2", "[3]",
+        "[13,16]") ",\"__metadata__\":{\"k\":\"v\"},"
+                   "\"e\":" T("F32", "[0,7]", "[4,4]") ",\"../etc/x\":" T(
+                       "I32", "[]",
+                       "[0,4]") ",\"\\u00fc\":" T("U64", "[1,1]",
+                                                  "[4,12]") ",\"\":" T("F4", "[2]",
+                                                                       "[12,13]") ",\"f\""
+                                                                                  ":" T("BOO"
+                                                                                        "L",
+                                                                                        "[0"
+                                                                                        "]",
+                                                                                        "[16"
+                                                                                        ",16"
+                                                                                        "]") "}    "
+                                                                                             "  ";
     write_raw(path.text, header, strlen(header), 16);
     assert_int_equal(xp_st_open(path.text, &file), XP_OK);
     assert_int_equal(xp_st_n_tensors(file), 6);
