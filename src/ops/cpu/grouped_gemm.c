@@ -33,6 +33,11 @@ static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/** No weights: then offsets may be NULL. */
+static bool is_empty(const xp_grouped_args *args) {
+    return args->n_experts == 0 || args->n == 0 || args->k == 0;
+}
+
 static place expert_place(const xp_grouped_args *args, int64_t e) {
     return (place){.expert = e,
                    .first_row = args->offsets[e],
@@ -107,6 +112,8 @@ static void dgrad_tile(void *context, int64_t tile, int worker) {
 
 static xp_status run_rows(xp_stream *stream, const xp_grouped_args *args, xp_tile_fn fn,
                           int64_t outer, const int32_t *gather) {
+    if (is_empty(args))
+        return XP_OK;
     int64_t share = args->offsets[args->n_experts] / N_TILES;
     job j = {
         .args = args,
@@ -186,6 +193,8 @@ static void wgrad_tile(void *context, int64_t tile, int worker) {
 }
 
 xp_status xp_cpu_grouped_wgrad(xp_stream *stream, const xp_grouped_args *args) {
+    if (is_empty(args))
+        return XP_OK;
     job j = {.args = args, .stream = stream};
     if (args->gather || args->gather_dy || args->dtype != XP_F32) {
         j.scratch_bytes = xp_gemm_scratch_bytes(args->dw_dtype);

@@ -121,9 +121,14 @@ static view rows_from(const void *data, xp_dtype dtype, int64_t ld, const int32_
     };
 }
 
+/** Experts to visit: none when their weights are empty (offsets may be NULL then). */
+static int64_t n_weights(const xp_grouped_args *args) {
+    return args->n > 0 && args->k > 0 ? args->n_experts : 0;
+}
+
 static xp_status grouped_forward(xp_stream *stream, const xp_grouped_args *args) {
     (void)stream;
-    for (int64_t e = 0; e < args->n_experts; e++) {
+    for (int64_t e = 0; e < n_weights(args); e++) {
         int64_t row = args->offsets[e];
         product p = {
             .m = args->offsets[e + 1] - row,
@@ -148,7 +153,7 @@ static xp_status grouped_forward(xp_stream *stream, const xp_grouped_args *args)
 
 static xp_status grouped_dgrad(xp_stream *stream, const xp_grouped_args *args) {
     (void)stream;
-    for (int64_t e = 0; e < args->n_experts; e++) {
+    for (int64_t e = 0; e < n_weights(args); e++) {
         int64_t row = args->offsets[e];
         product p = {
             .m = args->offsets[e + 1] - row,
@@ -172,7 +177,7 @@ static xp_status grouped_dgrad(xp_stream *stream, const xp_grouped_args *args) {
 
 static xp_status grouped_wgrad(xp_stream *stream, const xp_grouped_args *args) {
     (void)stream;
-    for (int64_t e = 0; e < args->n_experts; e++) {
+    for (int64_t e = 0; e < n_weights(args); e++) {
         int64_t row = args->offsets[e];
         product p = {
             .m = args->n,

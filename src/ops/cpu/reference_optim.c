@@ -3,6 +3,8 @@
 #include "ops/cpu/cpu_ops.h"
 
 static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
+    if (args->n == 0)
+        return XP_OK;
     (void)stream;
     double beta1 = (double)args->beta1;
     double beta2 = (double)args->beta2;

@@ -2,22 +2,11 @@
 #include "device/cpu/cpu_device.h"
 #include "ops/cpu/row_kernels.h"
 
-#if XP_HAVE_X86_KERNELS
-
 const xp_row_kernels *xp_row_kernels_for(unsigned caps) {
     if (caps & XP_CPU_AVX512)
         return &xp_row_kernels_avx512;
     return caps & XP_CPU_AVX2 ? &xp_row_kernels_avx2 : NULL;
 }
-
-#else
-
-const xp_row_kernels *xp_row_kernels_for(unsigned caps) {
-    (void)caps;
-    return NULL;
-}
-
-#endif
 
 const xp_row_kernels *xp_row_kernels_of(const xp_stream *stream) {
     return xp_row_kernels_for(xp_cpu_device_caps(xp_stream_device(stream)));

@@ -150,35 +150,42 @@ static double row_silu_backward(const xp_silu_row *row) {
 /* ---- reductions and the optimizer
  * ---------------------------------------------------------------- */
 
-V_INLINE double sum_lanes_f64(const vd *v) {
-    double sum = 0;
-    for (int i = 0; i < V_LANES; i++)
-        sum += (*v)[i];
-    return sum;
+/** Half a vector as fp64: a whole one does not fit a register. */
+typedef float vf_half __attribute__((vector_size(V_LANES * 2)));
+
+V_INLINE vd load_f64(const float *x) {
+    vf_half half;
+    memcpy(&half, x, sizeof half);
+    return __builtin_convertvector(half, vd);
+}
+
+enum { LANES_F64 = V_LANES / 2, SUM_CHAINS = 4 };
+
+/** Sum over x, or over its squares; four running sums hide the latency of an addition. */
+V_INLINE double sum_f64(const float *x, int64_t n, bool squares) {
+    vd sums[SUM_CHAINS] = {{0}};
+    int64_t i = 0;
+    for (; i + SUM_CHAINS * LANES_F64 <= n; i += SUM_CHAINS * LANES_F64) {
+        for (int chain = 0; chain < SUM_CHAINS; chain++) {
+            vd v = load_f64(x + i + chain * LANES_F64);
+            sums[chain] += squares ? v * v : v;
+        }
+    }
+    vd lanes = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    double total = 0;
+    for (int lane = 0; lane < LANES_F64; lane++)
+        total += lanes[lane];
+    for (; i < n; i++)
+        total += squares ? (double)x[i] * (double)x[i] : (double)x[i];
+    return total;
 }
 
 static double row_sum(const float *x, int64_t n) {
-    vd lanes = {0};
-    int64_t i = 0;
-    for (; i + V_LANES <= n; i += V_LANES)
-        lanes += __builtin_convertvector(v_load(x + i), vd);
-    if (i < n)
-        lanes += __builtin_convertvector(v_load_part(x + i, n - i, 0), vd);
-    return sum_lanes_f64(&lanes);
+    return sum_f64(x, n, false);
 }
 
 static double row_sum_squares(const float *x, int64_t n) {
-    vd lanes = {0};
-    int64_t i = 0;
-    for (; i + V_LANES <= n; i += V_LANES) {
-        vd v = __builtin_convertvector(v_load(x + i), vd);
-        lanes += v * v;
-    }
-    if (i < n) {
-        vd v = __builtin_convertvector(v_load_part(x + i, n - i, 0), vd);
-        lanes += v * v;
-    }
-    return sum_lanes_f64(&lanes);
+    return sum_f64(x, n, true);
 }
 
 static void row_axpy(int64_t n, float alpha, const float *x, float *y, bool acc) {

@@ -56,7 +56,7 @@ typedef struct xp_row_kernels {
     void (*narrow)(const float *x, int64_t n, uint16_t *bits);
 } xp_row_kernels;
 
-/** On x86 only: row_kernels.c, compiled for each instruction set. */
+/** row_kernels.c, compiled for each instruction set. */
 extern const xp_row_kernels xp_row_kernels_avx2;
 extern const xp_row_kernels xp_row_kernels_avx512;
 

@@ -22,7 +22,7 @@
 
 typedef float vf __attribute__((vector_size(V_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(V_LANES * 4)));
-typedef double vd __attribute__((vector_size(V_LANES * 8)));
+typedef double vd __attribute__((vector_size(V_LANES * 4))); /* half as many lanes */
 
 V_INLINE vf v_set(float x) {
     return (vf){0} + x;
