@@ -17,6 +17,13 @@ typedef enum xp_recompute {
     XP_RECOMPUTE_FULL
 } xp_recompute;
 
+/** Keep the rows a rank received, or dispatch them again in backward. */
+typedef enum xp_save_dispatched {
+    XP_SAVE_DISPATCHED_AUTO = 0, /* kept when nothing is recomputed */
+    XP_SAVE_DISPATCHED_YES,
+    XP_SAVE_DISPATCHED_NO,
+} xp_save_dispatched;
+
 typedef struct xp_model_args {
     const xp_arch *arch;     /* copied */
     int64_t n_rows, seq_len; /* B, S of a microbatch, at most */
@@ -28,12 +35,14 @@ typedef struct xp_model_args {
     bool overlap; /* two half microbatches, one's dispatch beside the other's experts */
     double overlap_split;
     double aux_loss_coeff, z_loss_coeff;
-    bool inference;    /* forward only: no gradients, no saved activations */
-    xp_ep_config ep;   /* transport, capacity_factor, num_sms; sizes are filled in by the model */
-    xp_comm *ep_comm;  /* the EP group's ranks; NULL = 1. Borrowed */
-    int ep_size, ep_rank; /* null device only, with ep_comm NULL: reserve as rank ep_rank of ep_size;
-                             ep_size 0 = as ep_comm says */
-    xp_device *device; /* borrowed */
+    bool inference;   /* forward only: no gradients, no saved activations */
+    bool keep_logits; /* with inference: reserve [T, V] fp32, so that a batch may ask for logits */
+    xp_save_dispatched save_dispatched; /* rows received from other ranks, for backward */
+    xp_ep_config ep;  /* transport, capacity_factor, num_sms; sizes are filled in by the model */
+    xp_comm *ep_comm; /* the EP group's ranks; NULL = 1. Borrowed */
+    int ep_size, ep_rank; /* null device only, with ep_comm NULL: reserve as rank ep_rank of
+                             ep_size; ep_size 0 = as ep_comm says */
+    xp_device *device;    /* borrowed */
 } xp_model_args;
 
 /** Called by forward_backward; any may be NULL. A non-XP_OK result ends the pass with it. */
@@ -99,14 +108,24 @@ XP_NODISCARD xp_status xp_model_ep_stats(const xp_model *model, xp_ep_stats *sta
 void xp_model_reset_stats(xp_model *model);
 
 /**
- * Text generation: a decoder with a KV cache over the same parameters, one sequence, plain.
- * @param logits [V] fp32 host memory for the token after the fed ones
+ * Text generation: a decoder with a KV cache over the same parameters, one sequence, plain. It uses
+ * the model's buffers, so a pass of the model must not run at the same time; with an EP group every
+ * rank feeds the same number of tokens.
  */
 typedef struct xp_decoder xp_decoder;
+/** @param max_tokens  room of the cache, reserved under the tag "decoder". XP_ENOTSUP on other
+ * devices than the CPU */
 XP_NODISCARD xp_status xp_decoder_create(xp_model *model, int64_t max_tokens, xp_decoder **decoder);
 void xp_decoder_destroy(xp_decoder *decoder);
+/**
+ * Append n >= 1 tokens.
+ * @param logits [V] fp32 host memory for the token after the fed ones
+ * @return XP_OK; XP_EINVAL when the cache has no room or an id is not in the vocabulary: nothing
+ * was fed
+ */
 XP_NODISCARD xp_status xp_decoder_feed(xp_decoder *decoder, const int32_t *tokens, int64_t n,
                                        float *logits);
+/** Forget all tokens. */
 void xp_decoder_reset(xp_decoder *decoder);
 
 #endif

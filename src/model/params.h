@@ -59,9 +59,10 @@ const xp_param_group *xp_param_table_group(const xp_param_table *table, int i);
 /** Elements of the flat buffer (with the groups' alignment). */
 int64_t xp_param_table_n_elements(const xp_param_table *table);
 /**
- * Index by name, -1 when absent. Names: "embed", "final_norm", "lm_head" (untied), and in layer N, after "layers.N.":
- *   input_norm [D]  wqkv [(H+2G)C, D]  q_norm [C]  k_norm [C]  wo [D, HC]  post_norm [D]
- *   dense: w13 [2F, D]  w2 [D, F]     MoE: gate [E, D]  experts.w13 [L, 2F, D]  experts.w2 [L, D, F]
+ * Index by name, -1 when absent. Names: "embed", "final_norm", "lm_head" (untied), and in layer N,
+ * after "layers.N.": input_norm [D]  wqkv [(H+2G)C, D]  q_norm [C]  k_norm [C]  wo [D, HC]
+ * post_norm [D] dense: w13 [2F, D]  w2 [D, F]     MoE: gate [E, D]  experts.w13 [L, 2F, D]
+ * experts.w2 [L, D, F]
  */
 int xp_param_table_find(const xp_param_table *table, const char *name);
 /** The i-th Hugging Face tensor of a parameter, 0 <= i < n_slices. */

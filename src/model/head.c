@@ -1,0 +1,72 @@
+/* Final norm, head and loss. Logits exist for one chunk of rows at a time: product, softmax, both
+ * gradients at once. */
+#include "model/model_internal.h"
+
+static const xp_weight *head_weight(const xp_model *model) {
+    return model->arch.tie_embeddings ? &model->embed : &model->lm_head;
+}
+
+xp_status xp_head_norm(xp_model *model, xp_stream *stream) {
+    int last = (int)model->arch.n_layers - 1;
+    return xp_norm_forward(model, xp_acts_get(&model->acts, last, XP_ACT_MID), model->work.branch,
+                           model->work.final_input, &model->final_norm, model->work.normed,
+                           model->work.final_rstd, stream);
+}
+
+xp_status xp_head_logits(xp_model *model, int64_t first, int64_t n, float *logits,
+                         xp_stream *stream) {
+    const int64_t dim = model->arch.dim, vocab = model->arch.vocab_size;
+    const xp_gemm_args product = {.m = n,
+                                  .n = vocab,
+                                  .k = dim,
+                                  .trans_b = true,
+                                  .a =
+                                      xp_offset(model->work.normed, first * dim, model->args.dtype),
+                                  .b = head_weight(model)->data,
+                                  .c = logits,
+                                  .lda = dim,
+                                  .ldb = dim,
+                                  .ldc = vocab,
+                                  .ab_dtype = model->args.dtype,
+                                  .c_dtype = XP_F32,
+                                  .alpha = 1.0F};
+    return model->ops->gemm.gemm(stream, &product);
+}
+
+/* Loss of rows [first, first + n), and when training their gradients: normed's and the head's. */
+static xp_status chunk(xp_model *model, int64_t first, int64_t n, xp_stream *stream) {
+    xp_model_work *work = &model->work;
+    const xp_weight *head = head_weight(model);
+    const int64_t dim = model->arch.dim, vocab = model->arch.vocab_size;
+    const void *x = xp_offset(work->normed, first * dim, model->args.dtype);
+    XP_TRY(xp_linear_forward(model, n, vocab, dim, x, head->data, work->logits, stream));
+    const xp_cross_entropy_args loss = {.n_rows = n,
+                                        .vocab = vocab,
+                                        .logits = work->logits,
+                                        .targets = work->targets + first,
+                                        .loss = work->token_loss + first,
+                                        .grad_scale = work->loss_scale,
+                                        .write_grad = model->training,
+                                        .dtype = model->args.dtype};
+    XP_TRY(model->ops->loss.cross_entropy(stream, &loss));
+    if (!model->training)
+        return XP_OK;
+    XP_TRY(xp_linear_dgrad(model, n, dim, vocab, work->logits, head->data,
+                           xp_offset(work->d_normed, first * dim, model->args.dtype), stream));
+    return xp_linear_wgrad(model, vocab, dim, n, work->logits, x, head->grad,
+                           model->accumulate || first > 0, stream);
+}
+
+xp_status xp_head_pass(xp_model *model, xp_stream *stream) {
+    xp_model_work *work = &model->work;
+    XP_TRY(xp_head_norm(model, stream));
+    for (int64_t first = 0; first < model->n_tokens; first += model->chunk_rows) {
+        int64_t rest = model->n_tokens - first;
+        XP_TRY(chunk(model, first, rest < model->chunk_rows ? rest : model->chunk_rows, stream));
+    }
+    XP_TRY(model->ops->optim.sum(stream, work->token_loss, model->n_tokens, work->losses));
+    if (!model->training)
+        return XP_OK;
+    return xp_norm_backward(model, work->final_input, work->final_rstd, &model->final_norm,
+                            work->d_normed, NULL, work->d_residual, stream);
+}

@@ -1,0 +1,228 @@
+#include "model/moe_core_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* How much more than a balanced load the rows saved for backward may be, over a whole step (1 rank:
+ * exact). */
+static const double saved_margin = 1.25;
+
+int64_t xp_moe_part_begin(const xp_moe_core *core, int64_t n_tokens, int part) {
+    if (part == 0)
+        return 0;
+    if (part == core->n_parts)
+        return n_tokens;
+    return (int64_t)llround(core->args.overlap_split * (double)n_tokens);
+}
+
+static int64_t largest_part(const xp_moe_core *core) {
+    int64_t max = 0;
+    for (int p = 0; p < core->n_parts; p++) {
+        int64_t begin = xp_moe_part_begin(core, core->args.max_tokens, p);
+        int64_t end = xp_moe_part_begin(core, core->args.max_tokens, p + 1);
+        /* Rounding of a shorter microbatch may fall one token to either side. */
+        int64_t n = end - begin + (core->n_parts > 1 ? 1 : 0);
+        max = n > max ? n : max;
+    }
+    return max < core->args.max_tokens ? max : core->args.max_tokens;
+}
+
+/* Bytes a row of the arena and rows for all layers. */
+static void carve_arena(const xp_moe_core *core, xp_moe_arena *arena, int64_t width, bool wanted,
+                        int64_t capacity, xp_slab *slab) {
+    const xp_moe_core_args *args = &core->args;
+    *arena = (xp_moe_arena){.row_bytes = width * (int64_t)xp_dtype_bytes(args->dtype)};
+    if (!wanted || args->inference)
+        return;
+    int64_t balanced = args->max_tokens * args->top_k;
+    int64_t layer = args->n_ranks == 1 ? balanced : (int64_t)ceil(saved_margin * (double)balanced);
+    int64_t all_parts = capacity * core->n_parts;
+    arena->n_rows = args->n_layers * (layer < all_parts ? layer : all_parts);
+    arena->base = xp_slab_take(slab, (size_t)(arena->n_rows * arena->row_bytes));
+}
+
+static void carve_activations(xp_moe_core *core, xp_slab *slab) {
+    const xp_moe_core_args *args = &core->args;
+    carve_arena(core, &core->gate_up_arena, 2 * args->moe_dim, args->save_gate_up,
+                core->sizes.pick_capacity, slab);
+    carve_arena(core, &core->recv_arena, args->dim, args->save_recv && args->n_ranks > 1,
+                core->sizes.recv_capacity, slab);
+}
+
+static void carve_slot(const xp_moe_core *core, xp_moe_slot *slot, xp_slab *slab) {
+    const xp_moe_core_args *args = &core->args;
+    size_t row = (size_t)args->dim * xp_dtype_bytes(args->dtype);
+    size_t recv = (size_t)core->sizes.recv_capacity * row;
+    size_t picks = (size_t)core->sizes.pick_capacity;
+    slot->rows = xp_slab_take(slab, picks * row);
+    if (!args->inference)
+        slot->dp = xp_slab_take(slab, picks * sizeof(float));
+    /* One rank with room for every pick never dispatches. */
+    if (args->n_ranks == 1 && core->sizes.max_rounds == 1)
+        return;
+    slot->recv = xp_slab_take(slab, recv);
+    if (!args->inference)
+        slot->d_recv = xp_slab_take(slab, recv);
+}
+
+static void carve_workspace(xp_moe_core *core, xp_slab *slab) {
+    const xp_moe_core_args *args = &core->args;
+    size_t element = xp_dtype_bytes(args->dtype), f32 = sizeof(float);
+    size_t picks = (size_t)core->sizes.pick_capacity, tokens = (size_t)args->max_tokens;
+    size_t dim = (size_t)args->dim, experts = (size_t)args->n_experts;
+    for (int i = 0; i < core->n_slots; i++)
+        carve_slot(core, &core->slots[i], slab);
+    core->gate_up = xp_slab_take(slab, picks * 2 * (size_t)args->moe_dim * element);
+    core->h = xp_slab_take(slab, picks * (size_t)args->moe_dim * element);
+    if (args->forced != XP_FORCED_NONE)
+        core->forced = xp_slab_take(slab, tokens * (size_t)args->top_k * sizeof(int32_t));
+    if (args->inference)
+        return;
+    core->d_topk_weight = xp_slab_take(slab, tokens * (size_t)args->top_k * f32);
+    core->d_logits = xp_slab_take(slab, tokens * experts * f32);
+    if (args->dtype != XP_F32) {
+        core->x32 = xp_slab_take(slab, tokens * dim * f32);
+        core->gate32 = xp_slab_take(slab, experts * dim * f32);
+        core->d_gate32 = xp_slab_take(slab, experts * dim * f32);
+    }
+}
+
+/* Count, reserve, hand out. */
+static xp_status reserve(xp_moe_core *core) {
+    xp_device *device = core->args.device;
+    xp_slab count = {0};
+    carve_activations(core, &count);
+    XP_TRY(xp_device_alloc(device, count.used, "activations", &core->activations));
+    xp_slab slab = {.base = core->activations, .n_bytes = count.used};
+    carve_activations(core, &slab);
+    count = (xp_slab){0};
+    carve_workspace(core, &count);
+    XP_TRY(xp_device_alloc(device, count.used, "workspace", &core->workspace));
+    slab = (xp_slab){.base = core->workspace, .n_bytes = count.used};
+    carve_workspace(core, &slab);
+    return XP_OK;
+}
+
+static xp_status create_group(xp_moe_core *core) {
+    xp_moe_core_args *args = &core->args;
+    core->n_parts = args->overlap && args->n_ranks > 1 ? 2 : 1;
+    core->n_slots = core->n_parts;
+    core->n_local = args->n_experts / args->n_ranks;
+    args->ep.max_tokens = largest_part(core);
+    args->ep.dim = args->dim;
+    args->ep.top_k = args->top_k;
+    args->ep.n_experts = args->n_experts;
+    args->ep.dtype = args->dtype;
+    XP_TRY(xp_ep_query_sizes(&args->ep, args->n_ranks, &core->sizes));
+    if (core->is_null) {
+        /* No communicator and no peers: what a group and its plans would hold is counted only. */
+        size_t plans = (size_t)(core->n_parts * (args->inference ? 1 : args->n_layers));
+        return xp_device_alloc(args->device,
+                               core->sizes.group_bytes + plans * core->sizes.plan_bytes, "ep",
+                               &core->plan_bytes);
+    }
+    return xp_ep_group_create(args->comm, args->device, &args->ep, &core->group);
+}
+
+static xp_status create_events(xp_moe_core *core) {
+    if (core->n_parts == 1)
+        return XP_OK;
+    xp_device *device = core->args.device;
+    XP_TRY(xp_stream_create(device, XP_STREAM_WORKER, &core->comm_stream));
+    XP_TRY(xp_event_create(device, &core->routed));
+    for (int i = 0; i < core->n_slots; i++) {
+        xp_moe_slot *slot = &core->slots[i];
+        XP_TRY(xp_event_create(device, &slot->arrived));
+        XP_TRY(xp_event_create(device, &slot->ready));
+        XP_TRY(xp_event_create(device, &slot->spent));
+        XP_TRY(xp_event_create(device, &slot->sent));
+    }
+    return XP_OK;
+}
+
+/* The forced picks are the same in every pass: filled once. */
+static xp_status fill_forced(xp_moe_core *core) {
+    const xp_moe_core_args *args = &core->args;
+    if (args->forced == XP_FORCED_NONE || core->is_null)
+        return XP_OK;
+    size_t bytes = (size_t)(args->max_tokens * args->top_k) * sizeof(int32_t);
+    int32_t *ids = malloc(bytes);
+    if (!ids)
+        return xp_error(XP_ENOMEM, "forced balance: out of memory");
+    xp_forced_balance_fill(args->forced, args->max_tokens, args->top_k, args->n_experts,
+                           args->n_ranks, ids);
+    xp_stream *stream = NULL;
+    xp_status status = xp_stream_create(args->device, XP_STREAM_COMPUTE, &stream);
+    if (status == XP_OK)
+        status = xp_copy(stream, core->forced, ids, bytes);
+    if (status == XP_OK)
+        status = xp_stream_sync(stream);
+    xp_stream_destroy(stream);
+    free(ids);
+    return status;
+}
+
+xp_status xp_moe_core_create(const xp_moe_core_args *args, xp_moe_core **core) {
+    if (args->n_ranks < 1 || args->n_experts % args->n_ranks != 0)
+        return xp_error(XP_EINVAL, "MoE layer: %d experts cannot be divided over %d ranks",
+                        args->n_experts, args->n_ranks);
+    if (args->overlap && !(args->overlap_split > 0.0 && args->overlap_split < 1.0))
+        return xp_error(XP_EINVAL, "MoE layer: overlap_split = %g must lie between 0 and 1",
+                        args->overlap_split);
+    xp_moe_core *made = calloc(1, sizeof(*made));
+    if (!made)
+        return xp_error(XP_ENOMEM, "MoE layer: out of memory");
+    made->args = *args;
+    made->is_null = xp_device_get_kind(args->device) == XP_DEVICE_NULL;
+    xp_status status = XP_OK;
+    XP_TRY_GOTO(status, xp_ops_get(args->device, &made->ops), fail);
+    XP_TRY_GOTO(status, create_group(made), fail);
+    XP_TRY_GOTO(status, reserve(made), fail);
+    XP_TRY_GOTO(status, create_events(made), fail);
+    XP_TRY_GOTO(status, fill_forced(made), fail);
+    *core = made;
+    return XP_OK;
+fail:
+    xp_moe_core_destroy(made);
+    return status;
+}
+
+void xp_moe_core_destroy(xp_moe_core *core) {
+    if (!core)
+        return;
+    xp_stream_destroy(core->comm_stream);
+    xp_event_destroy(core->routed);
+    for (int i = 0; i < core->n_slots; i++) {
+        xp_event_destroy(core->slots[i].arrived);
+        xp_event_destroy(core->slots[i].ready);
+        xp_event_destroy(core->slots[i].spent);
+        xp_event_destroy(core->slots[i].sent);
+    }
+    xp_ep_group_destroy(core->group);
+    xp_device_free(core->args.device, core->plan_bytes);
+    xp_device_free(core->args.device, core->activations);
+    xp_device_free(core->args.device, core->workspace);
+    free(core);
+}
+
+xp_status xp_moe_core_layer_create(xp_moe_core *core, xp_moe_saved *saved) {
+    for (int p = 0; p < core->n_parts && !core->is_null; p++)
+        XP_TRY(xp_ep_plan_create(core->group, &saved->parts[p].plan));
+    return XP_OK;
+}
+
+void xp_moe_core_layer_destroy(xp_moe_saved *saved) {
+    for (int p = 0; p < XP_MOE_MAX_PARTS; p++) {
+        xp_ep_plan_destroy(saved->parts[p].plan);
+        saved->parts[p].plan = NULL;
+    }
+}
+
+void xp_moe_core_begin(xp_moe_core *core) {
+    core->gate_up_arena.used = 0;
+    core->recv_arena.used = 0;
+}
+
+xp_ep_group *xp_moe_core_group(const xp_moe_core *core) {
+    return core->group;
+}

@@ -1,0 +1,113 @@
+/**
+ * One MoE layer's computation: router, plan, dispatch, experts, combine, and back. The core holds
+ * what the layers of a model share (EP group, streams, workspaces, the arena of saved expert rows);
+ * a layer brings its weights and what it has saved. xp_moe (expar/moe.h) is one core with one
+ * layer; a model is one core with many.
+ *
+ * A microbatch goes through in jobs: one a (part, round). There are two parts with overlap, else
+ * one; rounds as many as the plan says. A job's dispatch and combine run on the communication
+ * stream, its experts on the compute stream; with overlap the next job's dispatch is queued before
+ * this job's combine, so that it runs beside this job's experts. Without overlap both streams are
+ * the same.
+ *
+ * When one rank holds all experts, rows are not dispatched at all: the gather list points into the
+ * tokens themselves.
+ */
+#ifndef XP_MODEL_MOE_CORE_H
+#define XP_MODEL_MOE_CORE_H
+
+#include "core/arena.h"
+#include "expar/ep.h"
+#include "ops/ops.h"
+
+#define XP_MOE_MAX_PARTS 2
+
+typedef struct xp_moe_core_args {
+    int64_t max_tokens; /* T at most */
+    int64_t dim, moe_dim;
+    int n_experts, top_k;
+    int n_layers; /* that save rows for backward */
+    xp_score_func score_func;
+    bool route_norm;
+    double route_scale;
+    xp_dtype dtype, grad_dtype;
+    bool inference;
+    bool save_gate_up,
+        save_recv; /* for backward; else it runs the first product or the dispatch again */
+    xp_forced_mode forced;
+    bool overlap;
+    double overlap_split;
+    double aux_coeff, z_coeff;
+    xp_ep_config ep; /* transport, capacity_factor, num_sms, timeout_s */
+    xp_comm *comm;   /* NULL: one rank. Borrowed */
+    int n_ranks;     /* of the EP group; on the null device there need be no communicator */
+    xp_device *device;
+} xp_moe_core_args;
+
+typedef struct xp_moe_weights {
+    const void *gate, *w13, *w2; /* [E, D], [L, 2F, D], [L, D, F] */
+    void *d_gate, *d_w13, *d_w2; /* of grad_dtype; NULL with inference */
+    const float *bias;           /* [E] or NULL */
+} xp_moe_weights;
+
+/** What one part of a layer left for its backward. */
+typedef struct xp_moe_part {
+    xp_ep_plan *plan;
+    int64_t n_rounds;
+    void *gate_up, *recv; /* in the arenas; NULL: not saved */
+} xp_moe_part;
+
+/** A layer's saved state: device arrays from the caller, the parts from xp_moe_core_layer_create().
+ */
+typedef struct xp_moe_saved {
+    float *scores;      /* [T, E] */
+    int32_t *topk_idx;  /* [T, K] */
+    float *topk_weight; /* [T, K] */
+    float *router_lse;  /* [T]; NULL without z-loss */
+    float *aux_density; /* [T / S, E]; NULL without auxiliary loss */
+    xp_moe_part parts[XP_MOE_MAX_PARTS];
+} xp_moe_saved;
+
+/** One pass of one layer over T tokens. */
+typedef struct xp_moe_pass {
+    int64_t n_tokens, seq_len; /* seq_len: of the auxiliary loss; divides n_tokens */
+    const xp_moe_weights *weights;
+    xp_moe_saved *saved;
+    const void *x;     /* [T, D] */
+    void *out;         /* forward: [T, D] */
+    const void *d_out; /* backward: [T, D] */
+    void *dx;          /* backward: [T, D], written; not d_out, not x */
+    const int32_t
+        *targets; /* [T] device; which tokens the extra losses count. NULL when both are off */
+    float loss_scale;
+    double *losses;  /* [2] device, added to; NULL: not wanted */
+    int64_t *counts; /* [E] device, added to; NULL: not counted */
+    bool accumulate; /* weight gradients += */
+} xp_moe_pass;
+
+typedef struct xp_moe_core xp_moe_core;
+
+/** Collective over comm. Reserves under the tags "ep", "activations" and "workspace". */
+XP_NODISCARD xp_status xp_moe_core_create(const xp_moe_core_args *args, xp_moe_core **core);
+void xp_moe_core_destroy(xp_moe_core *core);
+/** The plans of a layer; collective in order. Set the pointers of device arrays before or after. */
+XP_NODISCARD xp_status xp_moe_core_layer_create(xp_moe_core *core, xp_moe_saved *saved);
+void xp_moe_core_layer_destroy(xp_moe_saved *saved);
+
+/** Forget all saved rows: before the first layer's forward. */
+void xp_moe_core_begin(xp_moe_core *core);
+/** Collective. */
+XP_NODISCARD xp_status xp_moe_core_forward(xp_moe_core *core, const xp_moe_pass *pass,
+                                           xp_stream *stream);
+/** Fill scores, picks and the extra losses' gradients again from x; the plan stays. For layers that
+ * did not save them. */
+XP_NODISCARD xp_status xp_moe_core_reroute(xp_moe_core *core, const xp_moe_pass *pass,
+                                           xp_stream *stream);
+/** Collective. After it the layer's saved rows are spent. */
+XP_NODISCARD xp_status xp_moe_core_backward(xp_moe_core *core, const xp_moe_pass *pass,
+                                            xp_stream *stream);
+
+/** NULL on the null device. */
+xp_ep_group *xp_moe_core_group(const xp_moe_core *core);
+
+#endif

@@ -1,0 +1,53 @@
+/** The core's insides, shared by moe_core.c (memory), moe_route.c (router) and moe_experts.c
+ * (jobs). */
+#ifndef XP_MODEL_MOE_CORE_INTERNAL_H
+#define XP_MODEL_MOE_CORE_INTERNAL_H
+
+#include "model/moe_core.h"
+
+/** Buffers of a job. Two jobs are in flight with overlap, so there are two sets. */
+typedef struct xp_moe_slot {
+    void *recv;   /* [recv_capacity, D] */
+    void *d_recv; /* [recv_capacity, D] */
+    void *rows;   /* [pick_capacity, D] expert outputs, or their input gradients */
+    float *dp;    /* [pick_capacity] */
+    xp_event *arrived, *ready, *spent,
+        *sent; /* dispatched; rows computed; inputs no longer read; combined */
+} xp_moe_slot;
+
+/** Saved rows of a step, handed out front to back. */
+typedef struct xp_moe_arena {
+    char *base;
+    int64_t row_bytes, n_rows, used;
+} xp_moe_arena;
+
+struct xp_moe_core {
+    xp_moe_core_args args;
+    const xp_ops *ops;
+    xp_ep_group *group;
+    xp_ep_sizes sizes;
+    int n_local; /* L */
+    int n_parts;
+    int n_slots;
+    bool is_null;           /* only counting */
+    xp_stream *comm_stream; /* NULL: the compute stream */
+    xp_event *routed;
+    void *plan_bytes; /* null device: what plans would hold */
+    void *activations, *workspace;
+    xp_moe_slot slots[2];
+    xp_moe_arena gate_up_arena, recv_arena;
+    void *gate_up;                  /* [pick_capacity, 2F] when not saved */
+    void *h;                        /* [pick_capacity, F] */
+    float *d_topk_weight;           /* [T, K] */
+    float *d_logits;                /* [T, E] */
+    float *x32, *gate32, *d_gate32; /* [T, D], [E, D], [E, D]: fp32 copies of bf16 operands */
+    int32_t *forced;                /* [T, K] */
+};
+
+xp_status xp_moe_route(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream);
+/** dlogits -> gate gradient; adds the router's part to dx. */
+xp_status xp_moe_route_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream);
+/** First token of a part (part n_parts: T). */
+int64_t xp_moe_part_begin(const xp_moe_core *core, int64_t n_tokens, int part);
+
+#endif

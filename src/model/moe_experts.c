@@ -1,0 +1,339 @@
+/* The jobs of a pass: dispatch, experts, combine, forward and backward, one stream or two. */
+#include "model/moe_core_internal.h"
+
+/* One (part, round) of a pass. */
+typedef struct job {
+    xp_moe_core *core;
+    const xp_moe_pass *pass;
+    xp_moe_part *part;
+    xp_moe_slot *slot;
+    xp_stream *compute, *comm;
+    int64_t begin, n_tokens; /* the part's tokens */
+    int64_t round;
+    bool first; /* of the pass: weight gradients start here */
+} job;
+
+/* All picks are local and fit: the gather list points into the tokens, nothing is dispatched. */
+static bool is_direct(const xp_moe_core *core) {
+    return core->args.n_ranks == 1 && core->sizes.max_rounds == 1;
+}
+
+static char *part_rows(const job *j, const void *x) {
+    return (char *)x + j->begin * j->core->args.dim * (int64_t)xp_dtype_bytes(j->core->args.dtype);
+}
+
+static xp_tensor tensor_of(const job *j, void *data, int64_t n_rows) {
+    return xp_tensor_2d(data, j->core->args.dtype, n_rows, j->core->args.dim);
+}
+
+/* ---- order between the two streams; one stream needs none ---------------------------------------
+ */
+
+static xp_status mark(const job *j, xp_event *event, xp_stream *stream) {
+    return j->compute == j->comm ? XP_OK : xp_event_record(event, stream);
+}
+
+static xp_status after(const job *j, xp_event *event, xp_stream *stream) {
+    return j->compute == j->comm ? XP_OK : xp_event_wait(event, stream);
+}
+
+/* ---- forward ------------------------------------------------------------------------------------
+ */
+
+/* The rows this job's experts read: saved ones, the slot's, or the tokens themselves. */
+static void *recv_of(const job *j) {
+    if (is_direct(j->core))
+        return part_rows(j, j->pass->x);
+    return j->part->recv ? j->part->recv : j->slot->recv;
+}
+
+static void *gate_up_of(const job *j) {
+    return j->part->gate_up ? j->part->gate_up : j->core->gate_up;
+}
+
+static xp_status dispatch_x(const job *j) {
+    xp_tensor x = tensor_of(j, part_rows(j, j->pass->x), j->n_tokens);
+    xp_tensor recv = tensor_of(j, recv_of(j), j->core->sizes.recv_capacity);
+    return xp_ep_dispatch(j->core->group, j->part->plan, j->round, &x, &recv, j->comm);
+}
+
+static xp_status forward_arrive(const job *j) {
+    if (is_direct(j->core))
+        return XP_OK;
+    XP_TRY(after(j, j->slot->spent, j->comm));
+    XP_TRY(dispatch_x(j));
+    return mark(j, j->slot->arrived, j->comm);
+}
+
+static xp_grouped_args grouped(const job *j, const xp_ep_view *view, int64_t n, int64_t k) {
+    const xp_moe_core_args *args = &j->core->args;
+    return (xp_grouped_args){.n_experts = j->core->n_local,
+                             .max_rows = j->core->sizes.pick_capacity,
+                             .n = n,
+                             .k = k,
+                             .offsets = view->offsets,
+                             .dtype = args->dtype,
+                             .dw_dtype = args->grad_dtype};
+}
+
+static xp_silu_gate_prob_args activation(const job *j, const xp_ep_view *view) {
+    const xp_moe_core *core = j->core;
+    int64_t width = core->args.moe_dim;
+    char *gate_up = gate_up_of(j);
+    return (xp_silu_gate_prob_args){.n_rows = core->sizes.pick_capacity,
+                                    .dim = width,
+                                    .n_rows_device = view->offsets + core->n_local,
+                                    .a = gate_up,
+                                    .b =
+                                        gate_up + width * (int64_t)xp_dtype_bytes(core->args.dtype),
+                                    .ld = 2 * width,
+                                    .p = view->weight,
+                                    .h = core->h,
+                                    .dtype = core->args.dtype};
+}
+
+/* gate_up = recv[gather] w13^T */
+static xp_status first_product(const job *j, const xp_ep_view *view) {
+    const xp_moe_core_args *args = &j->core->args;
+    xp_grouped_args product = grouped(j, view, 2 * args->moe_dim, args->dim);
+    product.gather = view->gather;
+    product.x = recv_of(j);
+    product.w = j->pass->weights->w13;
+    product.y = gate_up_of(j);
+    return j->core->ops->gemm.grouped_forward(j->compute, &product);
+}
+
+static xp_status forward_experts(const job *j) {
+    const xp_moe_core *core = j->core;
+    xp_ep_view view;
+    XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
+    XP_TRY(is_direct(core) ? XP_OK : after(j, j->slot->arrived, j->compute));
+    XP_TRY(first_product(j, &view));
+    XP_TRY(mark(j, j->slot->spent, j->compute));
+    const xp_silu_gate_prob_args silu = activation(j, &view);
+    XP_TRY(core->ops->moe.silu_gate_prob_forward(j->compute, &silu));
+    XP_TRY(after(j, j->slot->sent, j->compute));
+    xp_grouped_args product = grouped(j, &view, core->args.dim, core->args.moe_dim);
+    product.x = core->h;
+    product.w = j->pass->weights->w2;
+    product.y = j->slot->rows;
+    XP_TRY(core->ops->gemm.grouped_forward(j->compute, &product));
+    return mark(j, j->slot->ready, j->compute);
+}
+
+static xp_status forward_leave(const job *j) {
+    xp_tensor y = tensor_of(j, j->slot->rows, j->core->sizes.pick_capacity);
+    xp_tensor out = tensor_of(j, part_rows(j, j->pass->out), j->n_tokens);
+    XP_TRY(after(j, j->slot->ready, j->comm));
+    XP_TRY(xp_ep_combine(j->core->group, j->part->plan, j->round, &y, &out, j->comm));
+    return mark(j, j->slot->sent, j->comm);
+}
+
+/* ---- backward -----------------------------------------------------------------------------------
+ */
+
+static void *d_recv_of(const job *j) {
+    return is_direct(j->core) ? part_rows(j, j->pass->d_out) : j->slot->d_recv;
+}
+
+static xp_status backward_arrive(const job *j) {
+    if (is_direct(j->core))
+        return XP_OK;
+    xp_tensor d_out = tensor_of(j, part_rows(j, j->pass->d_out), j->n_tokens);
+    xp_tensor d_recv = tensor_of(j, j->slot->d_recv, j->core->sizes.recv_capacity);
+    XP_TRY(after(j, j->slot->spent, j->comm));
+    XP_TRY(
+        xp_ep_combine_backward(j->core->group, j->part->plan, j->round, &d_out, &d_recv, j->comm));
+    if (!j->part->recv)
+        XP_TRY(dispatch_x(j));
+    return mark(j, j->slot->arrived, j->comm);
+}
+
+/* Gradients of both weights: dw2 = d_recv[gather]^T h, dw13 = d_gate_up^T recv[gather]. */
+static xp_status weight_gradients(const job *j, const xp_ep_view *view) {
+    const xp_moe_core *core = j->core;
+    const xp_moe_core_args *args = &core->args;
+    bool acc = j->pass->accumulate || !j->first;
+    xp_grouped_args w2 = grouped(j, view, args->dim, args->moe_dim);
+    w2.x = core->h;
+    w2.dy = d_recv_of(j);
+    w2.gather_dy = view->gather;
+    w2.y = j->pass->weights->d_w2;
+    w2.acc = acc;
+    XP_TRY(core->ops->gemm.grouped_wgrad(j->compute, &w2));
+    xp_grouped_args w13 = grouped(j, view, 2 * args->moe_dim, args->dim);
+    w13.x = recv_of(j);
+    w13.gather = view->gather;
+    w13.dy = gate_up_of(j);
+    w13.y = j->pass->weights->d_w13;
+    w13.acc = acc;
+    return core->ops->gemm.grouped_wgrad(j->compute, &w13);
+}
+
+/* dh = d_recv[gather] w2, then da and db in place of a and b, h again in place of dh, and dp. */
+static xp_status activation_backward(const job *j, const xp_ep_view *view) {
+    const xp_moe_core *core = j->core;
+    const xp_moe_core_args *args = &core->args;
+    xp_grouped_args dh = grouped(j, view, args->dim, args->moe_dim);
+    dh.dy = d_recv_of(j);
+    dh.gather_dy = view->gather;
+    dh.w = j->pass->weights->w2;
+    dh.y = core->h;
+    XP_TRY(core->ops->gemm.grouped_dgrad(j->compute, &dh));
+    char *gate_up = gate_up_of(j);
+    const xp_silu_gate_prob_backward_args silu = {
+        .forward = activation(j, view),
+        .dh = core->h,
+        .da = gate_up,
+        .db = gate_up + args->moe_dim * (int64_t)xp_dtype_bytes(args->dtype),
+        .ldd = 2 * args->moe_dim,
+        .dp = j->slot->dp};
+    return core->ops->moe.silu_gate_prob_backward(j->compute, &silu);
+}
+
+static xp_status backward_experts(const job *j) {
+    const xp_moe_core *core = j->core;
+    const xp_moe_core_args *args = &core->args;
+    xp_ep_view view;
+    XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
+    XP_TRY(is_direct(core) ? XP_OK : after(j, j->slot->arrived, j->compute));
+    if (!j->part->gate_up)
+        XP_TRY(first_product(j, &view));
+    /* rows and dp are this slot's until the job before the last has been sent home. */
+    XP_TRY(after(j, j->slot->sent, j->compute));
+    XP_TRY(activation_backward(j, &view));
+    xp_grouped_args dx = grouped(j, &view, 2 * args->moe_dim, args->dim);
+    dx.dy = gate_up_of(j);
+    dx.w = j->pass->weights->w13;
+    dx.y = j->slot->rows;
+    XP_TRY(core->ops->gemm.grouped_dgrad(j->compute, &dx));
+    /* The way home starts before the weight gradients, which run beside it. */
+    XP_TRY(mark(j, j->slot->ready, j->compute));
+    XP_TRY(weight_gradients(j, &view));
+    return mark(j, j->slot->spent, j->compute);
+}
+
+static xp_status backward_leave(const job *j) {
+    const xp_moe_core *core = j->core;
+    xp_tensor rows = tensor_of(j, j->slot->rows, core->sizes.pick_capacity);
+    xp_tensor dx = tensor_of(j, part_rows(j, j->pass->dx), j->n_tokens);
+    float *d_weight = core->d_topk_weight + j->begin * core->args.top_k;
+    XP_TRY(after(j, j->slot->ready, j->comm));
+    XP_TRY(xp_ep_dispatch_backward(core->group, j->part->plan, j->round, &rows, j->slot->dp, &dx,
+                                   d_weight, j->comm));
+    return mark(j, j->slot->sent, j->comm);
+}
+
+/* ---- all jobs of a pass
+ * -------------------------------------------------------------------------- */
+
+typedef struct phases {
+    xp_status (*arrive)(const job *j);
+    xp_status (*experts)(const job *j);
+    xp_status (*leave)(const job *j);
+} phases;
+
+/* Job i of the pass, counting the parts' rounds through; false past the last. */
+static bool job_at(xp_moe_core *core, const xp_moe_pass *pass, int64_t i, xp_stream *stream,
+                   job *j) {
+    int64_t index = i;
+    for (int p = 0; p < core->n_parts; p++) {
+        xp_moe_part *part = &pass->saved->parts[p];
+        if (index >= part->n_rounds) {
+            index -= part->n_rounds;
+            continue;
+        }
+        int64_t begin = xp_moe_part_begin(core, pass->n_tokens, p);
+        *j = (job){.core = core,
+                   .pass = pass,
+                   .part = part,
+                   .slot = &core->slots[i % core->n_slots],
+                   .compute = stream,
+                   .comm = core->comm_stream ? core->comm_stream : stream,
+                   .begin = begin,
+                   .n_tokens = xp_moe_part_begin(core, pass->n_tokens, p + 1) - begin,
+                   .round = index,
+                   .first = i == 0};
+        return true;
+    }
+    return false;
+}
+
+static xp_status run_jobs(xp_moe_core *core, const xp_moe_pass *pass, const phases *phase,
+                          xp_stream *stream) {
+    job now, next;
+    bool more = job_at(core, pass, 0, stream, &now);
+    if (more)
+        XP_TRY(phase->arrive(&now));
+    for (int64_t i = 1; more; i++, now = next) {
+        more = job_at(core, pass, i, stream, &next);
+        /* With two sets of buffers the next job's rows travel while this one computes. */
+        if (more && core->n_slots > 1)
+            XP_TRY(phase->arrive(&next));
+        XP_TRY(phase->experts(&now));
+        XP_TRY(phase->leave(&now));
+        if (more && core->n_slots == 1)
+            XP_TRY(phase->arrive(&next));
+    }
+    return XP_OK;
+}
+
+/* Later work of `to` starts after what is queued on `from`. */
+static xp_status join(const xp_moe_core *core, xp_stream *from, xp_stream *to) {
+    if (!core->comm_stream)
+        return XP_OK;
+    XP_TRY(xp_event_record(core->routed, from));
+    return xp_event_wait(core->routed, to);
+}
+
+/* Rows of the arena for a part whose rows all fit one round; NULL when the step has used it up. */
+static void *take_rows(xp_moe_arena *arena, int64_t n_rows) {
+    if (!arena->base || arena->n_rows - arena->used < n_rows)
+        return NULL;
+    void *rows = arena->base + arena->used * arena->row_bytes;
+    arena->used += n_rows;
+    return rows;
+}
+
+/* Routing of a part -> plan, number of rounds, and where its rows are kept for backward. */
+static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp_stream *comm) {
+    xp_moe_part *part = &pass->saved->parts[p];
+    int64_t begin = xp_moe_part_begin(core, pass->n_tokens, p);
+    int64_t n = xp_moe_part_begin(core, pass->n_tokens, p + 1) - begin;
+    int top_k = core->args.top_k;
+    XP_TRY(xp_ep_plan_build(core->group, pass->saved->topk_idx + begin * top_k,
+                            pass->saved->topk_weight + begin * top_k, n, comm, part->plan));
+    int64_t n_picks = core->sizes.pick_capacity, n_recv = core->sizes.recv_capacity;
+    part->n_rounds = core->sizes.max_rounds;
+    if (xp_device_get_kind(core->args.device) == XP_DEVICE_CPU) {
+        xp_ep_counts counts;
+        XP_TRY(xp_ep_plan_wait(part->plan, &counts));
+        part->n_rounds = counts.n_rounds;
+        n_picks = counts.n_picks;
+        n_recv = counts.n_recv;
+    }
+    bool fits = part->n_rounds == 1;
+    part->gate_up = fits ? take_rows(&core->gate_up_arena, n_picks) : NULL;
+    part->recv = fits ? take_rows(&core->recv_arena, n_recv) : NULL;
+    return XP_OK;
+}
+
+xp_status xp_moe_core_forward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
+    static const phases forward = {forward_arrive, forward_experts, forward_leave};
+    xp_stream *comm = core->comm_stream ? core->comm_stream : stream;
+    XP_TRY(xp_moe_route(core, pass, stream));
+    XP_TRY(join(core, stream, comm));
+    for (int p = 0; p < core->n_parts; p++)
+        XP_TRY(plan_part(core, pass, p, comm));
+    XP_TRY(run_jobs(core, pass, &forward, stream));
+    return join(core, comm, stream);
+}
+
+xp_status xp_moe_core_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
+    static const phases backward = {backward_arrive, backward_experts, backward_leave};
+    xp_stream *comm = core->comm_stream ? core->comm_stream : stream;
+    XP_TRY(join(core, stream, comm));
+    XP_TRY(run_jobs(core, pass, &backward, stream));
+    XP_TRY(join(core, comm, stream));
+    return xp_moe_route_backward(core, pass, stream);
+}

@@ -1,0 +1,149 @@
+/* The router: fp32 logits, scores and picks; its gradient from the routing weights and the two
+ * extra losses. */
+#include "model/moe_core_internal.h"
+
+static xp_gemm_args product(int64_t m, int64_t n, int64_t k, const void *a, const void *b,
+                            void *c) {
+    return (xp_gemm_args){.m = m,
+                          .n = n,
+                          .k = k,
+                          .a = a,
+                          .b = b,
+                          .c = c,
+                          .ldc = n,
+                          .ab_dtype = XP_F32,
+                          .c_dtype = XP_F32,
+                          .alpha = 1.0F};
+}
+
+/* Gradients of the extra losses' inputs; the losses themselves are added in forward only (losses
+ * not NULL). */
+static xp_status extra_losses(xp_moe_core *core, const xp_moe_pass *pass, double *losses,
+                              xp_stream *stream) {
+    const xp_moe_core_args *args = &core->args;
+    bool aux = args->aux_coeff != 0.0, z = args->z_coeff != 0.0;
+    if (!aux && !z)
+        return XP_OK;
+    const xp_router_losses_args extra = {.n_tokens = pass->n_tokens,
+                                         .seq_len = pass->seq_len,
+                                         .n_experts = args->n_experts,
+                                         .top_k = args->top_k,
+                                         .scores = pass->saved->scores,
+                                         .topk_idx = pass->saved->topk_idx,
+                                         .targets = pass->targets,
+                                         .loss_scale = pass->loss_scale,
+                                         .aux_coeff = (float)args->aux_coeff,
+                                         .z_coeff = (float)args->z_coeff,
+                                         .lse = z ? pass->saved->router_lse : NULL,
+                                         .aux_density = aux ? pass->saved->aux_density : NULL,
+                                         .losses = losses};
+    return core->ops->moe.router_losses(stream, &extra);
+}
+
+static xp_status route(xp_moe_core *core, const xp_moe_pass *pass, double *losses,
+                       xp_stream *stream) {
+    const xp_moe_core_args *args = &core->args;
+    xp_moe_saved *saved = pass->saved;
+    /* Products of bf16 values are exact in fp32, so this is x and Wg upcast without the copies. */
+    xp_gemm_args gemm = product(pass->n_tokens, args->n_experts, args->dim, pass->x,
+                                pass->weights->gate, saved->scores);
+    gemm.trans_b = true;
+    gemm.lda = gemm.ldb = args->dim;
+    gemm.ab_dtype = args->dtype;
+    XP_TRY(core->ops->gemm.gemm(stream, &gemm));
+    const xp_router_args router = {.n_tokens = pass->n_tokens,
+                                   .n_experts = args->n_experts,
+                                   .top_k = args->top_k,
+                                   .score_func = args->score_func,
+                                   .route_norm = args->route_norm,
+                                   .route_scale = (float)args->route_scale,
+                                   .logits = saved->scores,
+                                   .bias = pass->weights->bias,
+                                   .forced = core->forced,
+                                   .scores = saved->scores,
+                                   .topk_idx = saved->topk_idx,
+                                   .topk_weight = saved->topk_weight,
+                                   .lse = args->z_coeff != 0.0 ? saved->router_lse : NULL};
+    XP_TRY(core->ops->moe.router_forward(stream, &router));
+    return extra_losses(core, pass, losses, stream);
+}
+
+xp_status xp_moe_route(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
+    XP_TRY(route(core, pass, pass->losses, stream));
+    if (!pass->counts)
+        return XP_OK;
+    const xp_histogram_args histogram = {.n = pass->n_tokens * core->args.top_k,
+                                         .n_experts = core->args.n_experts,
+                                         .ids = pass->saved->topk_idx,
+                                         .counts = pass->counts,
+                                         .acc = true};
+    return core->ops->moe.histogram(stream, &histogram);
+}
+
+xp_status xp_moe_core_reroute(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
+    return route(core, pass, NULL, stream);
+}
+
+static xp_status cast(xp_moe_core *core, const void *from, xp_dtype from_dtype, void *to,
+                      xp_dtype to_dtype, int64_t n, bool acc, xp_stream *stream) {
+    const xp_axpy_args axpy = {.n = n,
+                               .alpha = 1.0F,
+                               .x = from,
+                               .y = to,
+                               .x_dtype = from_dtype,
+                               .y_dtype = to_dtype,
+                               .acc = acc};
+    return core->ops->optim.axpy(stream, &axpy);
+}
+
+/* d_gate (+)= dlogits^T x, dx += dlogits gate; in fp32, through fp32 copies where the model is
+ * bf16. */
+static xp_status linear_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
+    const xp_moe_core_args *args = &core->args;
+    const xp_moe_weights *w = pass->weights;
+    bool f32 = args->dtype == XP_F32, f32_grad = args->grad_dtype == XP_F32;
+    int64_t n_x = pass->n_tokens * args->dim, n_gate = args->n_experts * args->dim;
+    if (!f32) {
+        XP_TRY(cast(core, pass->x, args->dtype, core->x32, XP_F32, n_x, false, stream));
+        XP_TRY(cast(core, w->gate, args->dtype, core->gate32, XP_F32, n_gate, false, stream));
+    }
+    xp_gemm_args d_gate = product(args->n_experts, args->dim, pass->n_tokens, core->d_logits,
+                                  f32 ? pass->x : core->x32, f32_grad ? w->d_gate : core->d_gate32);
+    d_gate.trans_a = true;
+    d_gate.lda = args->n_experts;
+    d_gate.ldb = args->dim;
+    d_gate.acc = pass->accumulate && f32_grad;
+    XP_TRY(core->ops->gemm.gemm(stream, &d_gate));
+    if (!f32_grad)
+        XP_TRY(cast(core, core->d_gate32, XP_F32, w->d_gate, args->grad_dtype, n_gate,
+                    pass->accumulate, stream));
+    xp_gemm_args dx = product(pass->n_tokens, args->dim, args->n_experts, core->d_logits,
+                              f32 ? w->gate : core->gate32, f32 ? pass->dx : core->x32);
+    dx.lda = args->n_experts;
+    dx.ldb = args->dim;
+    dx.acc = f32;
+    XP_TRY(core->ops->gemm.gemm(stream, &dx));
+    return f32 ? XP_OK : cast(core, core->x32, XP_F32, pass->dx, args->dtype, n_x, true, stream);
+}
+
+xp_status xp_moe_route_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
+    const xp_moe_core_args *args = &core->args;
+    const xp_moe_saved *saved = pass->saved;
+    const xp_router_backward_args router = {
+        .n_tokens = pass->n_tokens,
+        .n_experts = args->n_experts,
+        .top_k = args->top_k,
+        .score_func = args->score_func,
+        .route_norm = args->route_norm,
+        .route_scale = (float)args->route_scale,
+        .scores = saved->scores,
+        .topk_idx = saved->topk_idx,
+        .d_topk_weight = core->d_topk_weight,
+        .seq_len = pass->seq_len,
+        .aux_density = args->aux_coeff != 0.0 ? saved->aux_density : NULL,
+        .lse = args->z_coeff != 0.0 ? saved->router_lse : NULL,
+        .z_scale = 2.0F * (float)args->z_coeff * pass->loss_scale,
+        .dlogits = core->d_logits};
+    XP_TRY(core->ops->moe.router_backward(stream, &router));
+    return linear_backward(core, pass, stream);
+}

@@ -1,0 +1,184 @@
+/* One microbatch forward, and back; what callers read afterwards. */
+#include "model/model_internal.h"
+
+static xp_status check_range(const char *what, const int32_t *values, int64_t n, int32_t low,
+                             int64_t high) {
+    for (int64_t i = 0; i < n; i++) {
+        if (values[i] < low || values[i] >= high)
+            return xp_error(XP_EINVAL, "batch: %s[%lld] = %d is not in [%d, %lld)", what,
+                            (long long)i, values[i], low, (long long)high);
+    }
+    return XP_OK;
+}
+
+static xp_status check_batch(const xp_model *model, const xp_model_batch *batch) {
+    const xp_model_args *args = &model->args;
+    if (batch->n_rows < 1 || batch->seq_len < 1 || batch->n_rows > args->n_rows ||
+        batch->seq_len > args->seq_len)
+        return xp_error(XP_EINVAL,
+                        "batch: %lld rows of %lld tokens, but the model was made for %lld of %lld",
+                        (long long)batch->n_rows, (long long)batch->seq_len,
+                        (long long)args->n_rows, (long long)args->seq_len);
+    if (batch->want_logits && !model->work.all_logits)
+        return xp_error(XP_EINVAL, "batch: logits need a model made with keep_logits");
+    const int64_t n = batch->n_rows * batch->seq_len;
+    XP_TRY(check_range("tokens", batch->tokens, n, 0, model->arch.vocab_size));
+    XP_TRY(check_range("targets", batch->targets, n, INT32_MIN, model->arch.vocab_size));
+    XP_TRY(check_range("positions", batch->positions, n, 0, args->seq_len));
+    if (args->document_attention && batch->doc_start)
+        XP_TRY(check_range("doc_start", batch->doc_start, n, 0, batch->seq_len));
+    return XP_OK;
+}
+
+/* The batch to the device, the losses to zero. */
+static xp_status begin(xp_model *model, const xp_model_batch *batch, bool training,
+                       xp_stream *stream) {
+    XP_TRY(check_batch(model, batch));
+    xp_model_work *work = &model->work;
+    model->n_rows = batch->n_rows;
+    model->seq_len = batch->seq_len;
+    model->n_tokens = batch->n_rows * batch->seq_len;
+    model->training = training;
+    model->accumulate = batch->accumulate;
+    model->loss_scale = batch->loss_scale;
+    model->has_doc_start = model->args.document_attention && batch->doc_start;
+    model->has_logits = batch->want_logits;
+    model->n_valid = 0;
+    for (int64_t i = 0; i < model->n_tokens; i++)
+        model->n_valid += batch->targets[i] >= 0;
+    const size_t n_bytes = (size_t)model->n_tokens * sizeof(int32_t);
+    XP_TRY(xp_copy(stream, work->tokens, batch->tokens, n_bytes));
+    XP_TRY(xp_copy(stream, work->targets, batch->targets, n_bytes));
+    XP_TRY(xp_copy(stream, work->positions, batch->positions, n_bytes));
+    if (model->has_doc_start)
+        XP_TRY(xp_copy(stream, work->doc_start, batch->doc_start, n_bytes));
+    XP_TRY(xp_copy(stream, work->loss_scale, &model->loss_scale, sizeof(float)));
+    if (model->core)
+        xp_moe_core_begin(model->core);
+    return xp_zero(stream, work->losses, 3 * sizeof(double));
+}
+
+static xp_embed_args embed_args(xp_model *model) {
+    return (xp_embed_args){.n_tokens = model->n_tokens,
+                           .dim = model->arch.dim,
+                           .vocab = model->arch.vocab_size,
+                           .ids = model->work.tokens,
+                           .table = model->embed.data,
+                           .x = xp_acts_get(&model->acts, 0, XP_ACT_INPUT),
+                           .dtype = model->args.dtype,
+                           .dtable_dtype = model->args.grad_dtype};
+}
+
+static xp_status layer_hook(xp_status (*hook)(void *, int, bool), const xp_model_hooks *hooks,
+                            int layer, bool backward) {
+    return hook ? hook(hooks->context, layer, backward) : XP_OK;
+}
+
+static xp_status layers_forward(xp_model *model, const xp_model_hooks *hooks, xp_stream *stream) {
+    const xp_embed_args embed = embed_args(model);
+    XP_TRY(model->ops->norm.embed_forward(stream, &embed));
+    for (int i = 0; i < model->arch.n_layers; i++) {
+        XP_TRY(layer_hook(hooks->before_layer, hooks, i, false));
+        XP_TRY(xp_layer_forward(model, i, NULL, stream));
+        XP_TRY(layer_hook(hooks->after_layer, hooks, i, false));
+    }
+    return XP_OK;
+}
+
+static xp_status embed_backward(xp_model *model, xp_stream *stream) {
+    xp_embed_args embed = embed_args(model);
+    embed.dx = model->work.d_residual;
+    embed.dtable = model->embed.grad;
+    /* A tied head has already written its part. */
+    embed.acc = model->accumulate || model->arch.tie_embeddings;
+    embed.scratch = model->work.embed_scratch;
+    return model->ops->norm.embed_backward(stream, &embed);
+}
+
+static xp_status group_ready(const xp_model_hooks *hooks, int group) {
+    return hooks->group_ready ? hooks->group_ready(hooks->context, group) : XP_OK;
+}
+
+xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch,
+                                    const xp_model_hooks *hooks, xp_stream *stream) {
+    static const xp_model_hooks none = {0};
+    if (model->args.inference)
+        return xp_error(XP_EINVAL, "model: made for inference, it has no backward");
+    if (!hooks)
+        hooks = &none;
+    XP_TRY(begin(model, batch, true, stream));
+    XP_TRY(layers_forward(model, hooks, stream));
+    XP_TRY(xp_head_pass(model, stream));
+    XP_TRY(group_ready(hooks, model->head_group));
+    for (int i = (int)model->arch.n_layers - 1; i >= 0; i--) {
+        XP_TRY(layer_hook(hooks->before_layer, hooks, i, true));
+        XP_TRY(xp_layer_backward(model, i, hooks, stream));
+        XP_TRY(layer_hook(hooks->after_layer, hooks, i, true));
+    }
+    XP_TRY(embed_backward(model, stream));
+    return group_ready(hooks, model->embed_group);
+}
+
+xp_status xp_model_forward(xp_model *model, const xp_model_batch *batch, xp_stream *stream) {
+    static const xp_model_hooks none = {0};
+    XP_TRY(begin(model, batch, false, stream));
+    XP_TRY(layers_forward(model, &none, stream));
+    XP_TRY(xp_head_pass(model, stream));
+    if (!model->has_logits)
+        return XP_OK;
+    return xp_head_logits(model, 0, model->n_tokens, model->work.all_logits, stream);
+}
+
+xp_status xp_model_read_loss(xp_model *model, xp_stream *stream, xp_model_loss *loss) {
+    double sums[3];
+    XP_TRY(xp_copy(stream, sums, model->work.losses, sizeof(sums)));
+    XP_TRY(xp_stream_sync(stream));
+    *loss = (xp_model_loss){
+        .loss_sum = sums[0], .n_valid = model->n_valid, .aux_loss = sums[1], .z_loss = sums[2]};
+    return XP_OK;
+}
+
+const float *xp_model_token_loss(const xp_model *model) {
+    return model->work.token_loss;
+}
+
+const float *xp_model_logits(const xp_model *model) {
+    return model->has_logits ? model->work.all_logits : NULL;
+}
+
+const xp_arch *xp_model_arch(const xp_model *model) {
+    return &model->arch;
+}
+
+const xp_param_table *xp_model_params(const xp_model *model) {
+    return model->table;
+}
+
+void *xp_model_param_data(const xp_model *model) {
+    return model->params;
+}
+
+void *xp_model_grad_data(const xp_model *model) {
+    return model->grads;
+}
+
+float *xp_model_expert_bias(const xp_model *model) {
+    return model->bias;
+}
+
+int64_t *xp_model_expert_counts(const xp_model *model) {
+    return model->counts;
+}
+
+xp_status xp_model_ep_stats(const xp_model *model, xp_ep_stats *stats) {
+    *stats = (xp_ep_stats){0};
+    if (!model->core || !xp_moe_core_group(model->core))
+        return XP_OK;
+    xp_ep_get_stats(xp_moe_core_group(model->core), stats);
+    return xp_ep_async_error(xp_moe_core_group(model->core));
+}
+
+void xp_model_reset_stats(xp_model *model) {
+    if (model->core && xp_moe_core_group(model->core))
+        xp_ep_reset_stats(xp_moe_core_group(model->core));
+}
