@@ -80,14 +80,26 @@ static xp_status check_checkpoint(xp_config_set *set) {
     return XP_OK;
 }
 
-xp_status xp_set_check(xp_config_set *set) {
+/** Values that TorchTitan's files hold and that mean a neighbour here. */
+static xp_status replace_foreign_values(xp_config_set *set) {
     xp_config *c = &set->config;
-    XP_TRY(check_parallelism(set));
-    XP_TRY(check_model(set));
-    XP_TRY(check_checkpoint(set));
     if (c->debug.seed < 0)
         c->debug.seed = 0;
     if (strcmp(c->checkpoint.async_mode, "async_with_pinned_mem") == 0)
         c->checkpoint.async_mode = "async";
-    return XP_OK;
+    if (strcmp(c->checkpoint.export_dtype, "float16") != 0)
+        return XP_OK;
+    c->checkpoint.export_dtype = "float32";
+    return xp_set_warn(set,
+                       xp_arena_printf(set->arena,
+                                       "%scheckpoint.export_dtype \"float16\" is not written here: "
+                                       "weights are exported as float32, which loses nothing",
+                                       where(set, "checkpoint", "export_dtype")));
+}
+
+xp_status xp_set_check(xp_config_set *set) {
+    XP_TRY(check_parallelism(set));
+    XP_TRY(check_model(set));
+    XP_TRY(check_checkpoint(set));
+    return replace_foreign_values(set);
 }

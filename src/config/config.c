@@ -36,17 +36,6 @@ static const char *choose_file(const xp_option *options, int n_options, bool env
     return environment ? getenv("CONFIG_FILE") : NULL;
 }
 
-static xp_status add_warning(xp_config_set *set, const char *text) {
-    const char **grown = xp_arena_alloc(set->arena, (size_t)(set->n_warnings + 2) * sizeof *grown);
-    if (!grown || !text)
-        return xp_error(XP_ENOMEM, "out of memory for the configuration");
-    for (int i = 0; i < set->n_warnings; i++)
-        grown[i] = set->warnings[i];
-    grown[set->n_warnings++] = text;
-    set->warnings = grown;
-    return XP_OK;
-}
-
 static xp_status merge(xp_config_set *set, int argc, char **argv, bool environment) {
     xp_option *options = NULL;
     int n_options = 0;
@@ -70,7 +59,7 @@ static xp_status merge(xp_config_set *set, int argc, char **argv, bool environme
         return XP_OK;
     if (set->foreign.failed)
         return xp_error(XP_ENOMEM, "out of memory for the configuration");
-    return add_warning(
+    return xp_set_warn(
         set, xp_arena_printf(set->arena, "TorchTitan %s without a counterpart here, ignored: %s",
                              set->n_foreign == 1 ? "key" : "keys", set->foreign.data));
 }

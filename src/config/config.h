@@ -89,14 +89,15 @@ typedef struct xp_config {
     } profiling;
     struct {
         bool enable;
-        const char *dataset, *dataset_path;
-        int64_t local_batch_size, seq_len, freq, steps;
+        const char *dataset, *dataset_path; /* dataset NULL = training.dataset */
+        int64_t local_batch_size, seq_len;  /* 0 = training's */
+        int64_t freq, steps;                /* steps -1 = all of the data */
     } validation;
     struct {
         int64_t init_timeout_seconds, train_timeout_seconds;
     } comm;
     struct {
-        int64_t seed; /* -1 in the file = none = 0 */
+        int64_t seed; /* >= 0; -1 in the file means 0 */
         bool deterministic, moe_force_load_balance;
         const char *moe_force_load_balance_mode;
     } debug;
@@ -107,31 +108,47 @@ typedef struct xp_config_set xp_config_set;
 
 /**
  * Build the merged configuration.
- * @param argc, argv  the words after the command name: --section.key value, --section.key=value,
- * --section.flag, --section.no_flag
+ * @param argc, argv  the words after the command name, nothing else among them: --section.key
+ * value,
+ *                    --section.key=value, --section.flag, --section.no_flag. Copied; argv may be
+ *                    NULL when argc is 0
  * @param environment consult NGPU, CONFIG_FILE, LOG_RANK
- * @return XP_OK; XP_ECONFIG (file:line:column, or the option, in the error); XP_EIO when the file
- * cannot be read
+ * @param[out] set    only set on success; xp_config_destroy() it
+ * @return XP_OK; XP_ECONFIG (file:line:column, the variable or the option in the error); XP_EIO or
+ *         XP_ENOENT when the file cannot be read; XP_ENOMEM
  */
 XP_NODISCARD xp_status xp_config_load(int argc, char **argv, bool environment, xp_config_set **set);
 void xp_config_destroy(xp_config_set *set);
 const xp_config *xp_config_get(const xp_config_set *set);
-/** For callers that adjust what was merged (tests, tools): checks ranges again. */
+/**
+ * For callers that adjust what was merged (tests, tools): checks ranges again.
+ * @param section_key "training.steps"; second names work too
+ * @return XP_OK; XP_ECONFIG or XP_EINVAL (no "section.key"): nothing changed. Strings got earlier
+ * stay valid
+ */
 XP_NODISCARD xp_status xp_config_override(xp_config_set *set, const char *section_key,
                                           const char *value);
-/** The i-th warning, NULL past the last ("compile.enable and 2 more keys of TorchTitan have no
- * counterpart here: ignored"). */
+/**
+ * The i-th warning, NULL past the last. TorchTitan's keys without a counterpart give one:
+ * "TorchTitan keys without a counterpart here, ignored: compile.enable, training.gc_freq".
+ */
 const char *xp_config_warning(const xp_config_set *set, int i);
 
-#include <stdio.h>
-/** The merged configuration as TOML that reads back to the same configuration. Caller frees *text.
+/**
+ * The merged configuration as TOML that reads back to the same configuration, but for
+ * job.config_file. Caller frees *text.
  */
 XP_NODISCARD xp_status xp_config_dump_toml(const xp_config_set *set, char **text);
-/** As JSON: {"section": {"key": {"value": ..., "origin": "default|file:LINE|environment
- * NAME|command line"}}}. Caller frees. */
+/**
+ * As JSON: {"section": {"key": {"value": ..., "origin": ...}}}. An origin is "default",
+ * "FILE:LINE", "environment NAME", "command line" or "program" (xp_config_override()); unset values
+ * are null. Caller frees *text.
+ */
 XP_NODISCARD xp_status xp_config_dump_json(const xp_config_set *set, char **text);
-/** --help text of all keys, grouped; section NULL = all. docs/config.md's table with `markdown`.
- * Caller frees. */
+/**
+ * --help text of all keys, grouped; section NULL = all. With `markdown` the tables of
+ * docs/config.md. XP_ECONFIG, with the nearest name, for an unknown section. Caller frees *text.
+ */
 XP_NODISCARD xp_status xp_config_help(const char *section, bool markdown, char **text);
 
 #endif

@@ -2,6 +2,7 @@
 #include "config/set.h"
 
 #include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 #include "core/file.h"
 

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 
 static void *member(xp_config *config, const xp_field *field) {
@@ -244,8 +245,23 @@ xp_status xp_set_defaults(xp_config_set *set) {
     return XP_OK;
 }
 
+xp_status xp_set_warn(xp_config_set *set, const char *text) {
+    const char **grown = xp_arena_alloc(set->arena, (size_t)(set->n_warnings + 2) * sizeof *grown);
+    if (!grown || !text)
+        return fail_memory();
+    for (int i = 0; i < set->n_warnings; i++)
+        grown[i] = set->warnings[i];
+    grown[set->n_warnings++] = text;
+    set->warnings = grown;
+    return XP_OK;
+}
+
 void xp_set_note_foreign(xp_config_set *set, const char *section, const char *key) {
+    size_t start = set->foreign.length;
     xp_text_printf(&set->foreign, "%s%s.%s", set->n_foreign ? ", " : "", section, key);
+    for (size_t i = start; i < set->foreign.length; i++) /* quoted keys may hold anything */
+        if ((unsigned char)set->foreign.data[i] < 0x20)
+            set->foreign.data[i] = ' ';
     set->n_foreign++;
 }
 

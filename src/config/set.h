@@ -48,6 +48,8 @@ XP_NODISCARD xp_status xp_set_toml(xp_config_set *set, const xp_assignment *assi
 XP_NODISCARD xp_status xp_set_defaults(xp_config_set *set);
 /** Rules between fields. */
 XP_NODISCARD xp_status xp_set_check(xp_config_set *set);
+/** Add a warning; `text` belongs to the set's arena, NULL is XP_ENOMEM. */
+XP_NODISCARD xp_status xp_set_warn(xp_config_set *set, const char *text);
 /** Note a TorchTitan key that has no counterpart. */
 void xp_set_note_foreign(xp_config_set *set, const char *section, const char *key);
 xp_origin *xp_set_origin(const xp_config_set *set, const xp_field *field);

@@ -264,6 +264,24 @@ static void torchtitan_files_load_with_one_warning(void **state) {
     xp_config_destroy(set);
 }
 
+static void float16_exports_become_float32_with_a_warning(void **state) {
+    (void)state;
+    xp_config_set *set = load_text("[checkpoint]\nexport_dtype = \"float16\"\n", "");
+    assert_string_equal(xp_config_get(set)->checkpoint.export_dtype, "float32");
+    assert_non_null(xp_config_warning(set, 0));
+    assert_non_null(strstr(xp_config_warning(set, 0), ":2:16: checkpoint.export_dtype"));
+    assert_null(xp_config_warning(set, 1));
+    xp_config_destroy(set);
+}
+
+static void warnings_stay_on_one_line(void **state) {
+    (void)state;
+    xp_config_set *set = load_text("[compile]\n\"a\\nb\" = 1\n[float8.x]\n[mx]\ny = {z = 1}\n", "");
+    assert_string_equal(xp_config_warning(set, 0),
+                        "TorchTitan keys without a counterpart here, ignored: compile.a b, mx.y.z");
+    xp_config_destroy(set);
+}
+
 static void overrides_check_again_and_undo(void **state) {
     (void)state;
     xp_config_set *set = load("", false);
@@ -306,6 +324,8 @@ int main(void) {
         cmocka_unit_test(both_names_of_forced_balance_work),
         cmocka_unit_test(later_sources_win),
         cmocka_unit_test(torchtitan_files_load_with_one_warning),
+        cmocka_unit_test(float16_exports_become_float32_with_a_warning),
+        cmocka_unit_test(warnings_stay_on_one_line),
         cmocka_unit_test(overrides_check_again_and_undo),
         cmocka_unit_test(every_shipped_file_loads_without_warnings),
     };

@@ -15,7 +15,6 @@ typedef struct invalid_case {
     const char *message; /* how it starts */
 } invalid_case;
 
-// clang-format off
 static const invalid_case cases[] = {
     {"a", 1, 2, "expected '=' after the k"},
     {"a =", 1, 4, "expected a value, found"},
@@ -166,13 +165,12 @@ static const struct {
     {"a = \"\000\"", 7, 1, 6},
     {"a\000 = 1", 6, 1, 2},
     {"a = '\377'", 7, 1, 6},
-    {"a = 1\n# \300\200", 10, 2, 3},             /* overlong */
-    {"a = '\355\240\200'", 9, 1, 6},             /* surrogate */
-    {"a = '\364\220\200\200'", 10, 1, 6},        /* past U+10FFFF */
-    {"a = '\303\251\303", 8, 1, 7},              /* cut; columns count characters */
-    {"\376\377", 2, 1, 1},                       /* UTF-16 */
+    {"a = 1\n# \300\200", 10, 2, 3},      /* overlong */
+    {"a = '\355\240\200'", 9, 1, 6},      /* surrogate */
+    {"a = '\364\220\200\200'", 10, 1, 6}, /* past U+10FFFF */
+    {"a = '\303\251\303", 8, 1, 7},       /* cut; columns count characters */
+    {"\376\377", 2, 1, 1},                /* UTF-16 */
 };
-// clang-format on
 
 static void every_case_is_refused_at_its_place(void **state) {
     (void)state;
