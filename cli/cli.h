@@ -3,11 +3,14 @@
 #ifndef XP_CLI_CLI_H
 #define XP_CLI_CLI_H
 
+#include <stdbool.h>
+#include "expar/status.h"
+
 #define XP_EXIT_OK     0
 #define XP_EXIT_FAILED 1
 #define XP_EXIT_USAGE  2
 
-/* argv[0] is the command's name. */
+/* argv[0] is the command's name. A command that exists has a row in commands.c. */
 int cmd_train(int argc, char **argv);
 int cmd_config(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
@@ -20,7 +23,8 @@ int cmd_doctor(int argc, char **argv);
 
 /** "error: <last error>" on stderr; the exit code for the status (XP_ECONFIG and XP_EINVAL: usage,
  * else failed). */
-#include "expar/status.h"
 int cli_fail(xp_status status);
+/** Whether --help or -h is among the arguments. */
+bool cli_wants_help(int argc, char **argv);
 
 #endif

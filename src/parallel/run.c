@@ -96,12 +96,16 @@ static int64_t larger(int64_t a, int64_t b) {
 }
 
 /* Rows and row length that hold a microbatch of training and one of validation. */
-static void batch_bounds(const xp_config *config, xp_model_args *args) {
-    args->n_rows = config->training.local_batch_size;
-    args->seq_len = config->training.seq_len;
+static void batch_bounds(const xp_config *config, xp_run *run, xp_model_args *args) {
+    args->n_rows = run->local_batch;
+    args->seq_len = run->seq_len;
     if (config->validation.enable) {
-        args->n_rows = larger(args->n_rows, config->validation.local_batch_size);
-        args->seq_len = larger(args->seq_len, config->validation.seq_len);
+        int64_t rows = config->validation.local_batch_size;
+        int64_t seq_len = config->validation.seq_len;
+        run->validation_batch = rows > 0 ? rows : run->local_batch;
+        run->validation_seq_len = seq_len > 0 ? seq_len : run->seq_len;
+        args->n_rows = larger(args->n_rows, run->validation_batch);
+        args->seq_len = larger(args->seq_len, run->validation_seq_len);
     }
 }
 
@@ -124,10 +128,12 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
         .ep_rank = run->mesh.ep ? 0 : run->mesh.ep_rank,
         .device = run->device,
     };
-    batch_bounds(config, &args);
+    batch_bounds(config, run, &args);
     XP_TRY(choose_dtype(config, xp_device_get_kind(run->device), &args.dtype));
     bool accumulates = run->n_microbatches > 1;
     args.grad_dtype = args.dtype == XP_BF16 && !accumulates ? XP_BF16 : XP_F32;
+    run->dtype = args.dtype;
+    run->grad_dtype = args.grad_dtype;
     XP_TRY(xp_model_create(&args, &run->model));
     xp_shard_args shard_args = {
         .table = xp_model_params(run->model),

@@ -16,7 +16,9 @@ typedef struct xp_run {
     xp_shard *shard;
     xp_stream *stream;
     int64_t local_batch, n_microbatches, global_batch, seq_len;
+    int64_t validation_batch, validation_seq_len; /* 0 when validation is off */
     int n_data_ranks;
+    xp_dtype dtype, grad_dtype; /* of parameters and activations; of gradients */
 } xp_run;
 
 /**

@@ -1,0 +1,91 @@
+/** `expar train`: a training run from the merged configuration. */
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+#include "cli.h"
+#include "config/config.h"
+#include "core/log.h"
+#include "train/launch.h"
+
+static const char usage[] =
+    "usage: expar train [--job.config_file FILE] [--section.key value ...]\n"
+    "\n"
+    "Trains a model. Settings: defaults, then the file, then the environment, then the options.\n"
+    "The run writes config.toml, metrics.jsonl, checkpoint/ and tb/ into job.dump_folder; started\n"
+    "again with checkpoint.enable it resumes from the newest complete checkpoint there.\n"
+    "SIGINT (Ctrl-C) and SIGTERM finish the step, save, and exit with 0.\n"
+    "\n"
+    "environment:\n"
+    "  NGPU=N           ranks, as threads of this process (default 1)\n"
+    "  CONFIG_FILE=F    the TOML file\n"
+    "  LOG_RANK=R       the rank that prints (default 0)\n"
+    "\n"
+    "examples:\n"
+    "  expar train --job.config_file configs/debug_moe.toml\n"
+    "  NGPU=2 expar train --job.config_file configs/debug_moe.toml \\\n"
+    "      --parallelism.expert_parallel_degree 2 --training.steps 100\n"
+    "  expar train --job.config_file configs/debug_moe.toml --job.dump_folder runs/a \\\n"
+    "      --optimizer.lr 1e-3 --checkpoint.enable --metrics.enable_tensorboard\n"
+    "  mpirun --enable-recovery -n 4 expar train --job.config_file configs/debug_moe.toml\n"
+    "\n"
+    "expar train --help SECTION lists the keys of a section (training, optimizer, checkpoint, "
+    "...);\n"
+    "expar config --help lists all.\n"
+    "\n"
+    "exit codes: 0 done or stopped by a signal, 1 failed while running, 2 wrong configuration\n";
+
+static int print_help(int argc, char **argv) {
+    if (argc < 3) {
+        fputs(usage, stdout);
+        return XP_EXIT_OK;
+    }
+    char *text = NULL;
+    xp_status status = xp_config_help(argv[2], false, &text);
+    if (status != XP_OK)
+        return cli_fail(status);
+    fputs(text, stdout);
+    free(text);
+    return XP_EXIT_OK;
+}
+
+/* Before any thread exists, so that all of them inherit it: one thread takes the signals. */
+static void block_signals(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGUSR2);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
+static int run(const xp_config_set *config) {
+    bool color = isatty(fileno(stdout)) == 1 &&
+                 !xp_config_get(config)->metrics.disable_color_printing && !getenv("NO_COLOR");
+    xp_log *log = NULL;
+    xp_status status = xp_log_create(stdout, XP_LOG_INFO, color, &log);
+    if (status != XP_OK)
+        return cli_fail(status);
+    for (int i = 0; xp_config_warning(config, i); i++)
+        xp_log_warn(log, "%s", xp_config_warning(config, i));
+    xp_train_result result;
+    status = xp_train_launch(config, log, &result);
+    xp_log_destroy(log);
+    return status == XP_OK ? XP_EXIT_OK : cli_fail(status);
+}
+
+int cmd_train(int argc, char **argv) {
+    if (cli_wants_help(argc, argv))
+        return print_help(argc, argv);
+    block_signals();
+    xp_config_set *config = NULL;
+    xp_status status = xp_config_load(argc - 1, argv + 1, true, &config);
+    if (status != XP_OK) {
+        cli_fail(status);
+        return XP_EXIT_USAGE;
+    }
+    int code = run(config);
+    xp_config_destroy(config);
+    return code;
+}

@@ -1,0 +1,13 @@
+#include "commands.h"
+
+#include <stddef.h>
+#include "cli.h"
+
+static const cli_command commands[] = {
+    {"train", cmd_train, "train a model: one TOML file, any number of ranks"},
+    {"config", cmd_config, "show the merged configuration, and where each value comes from"},
+};
+
+const cli_command *cli_command_at(int i) {
+    return i >= 0 && (size_t)i < sizeof commands / sizeof commands[0] ? &commands[i] : NULL;
+}

@@ -1,0 +1,57 @@
+#include <stdio.h>
+#include <string.h>
+#include "cli.h"
+#include "commands.h"
+#include "core/text.h"
+
+static void print_help(FILE *file) {
+    fputs("expar " XP_VERSION ": pre-training of mixture-of-experts language models\n\n"
+          "usage: expar COMMAND [ARGUMENTS]\n\ncommands:\n",
+          file);
+    for (int i = 0; cli_command_at(i); i++)
+        fprintf(file, "  %-16s %s\n", cli_command_at(i)->name, cli_command_at(i)->help);
+    fputs("\nexamples:\n"
+          "  expar train --job.config_file configs/debug_moe.toml\n"
+          "  NGPU=2 expar train --job.config_file configs/debug_moe.toml "
+          "--parallelism.expert_parallel_degree 2\n"
+          "  expar COMMAND --help\n\n"
+          "exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration\n",
+          file);
+}
+
+static int unknown(const char *name) {
+    const char *nearest = NULL;
+    int best = 4; /* farther than three edits is no typing error */
+    for (int i = 0; cli_command_at(i); i++) {
+        int distance = xp_edit_distance(name, cli_command_at(i)->name);
+        if (distance < best) {
+            best = distance;
+            nearest = cli_command_at(i)->name;
+        }
+    }
+    if (nearest)
+        fprintf(stderr, "error: there is no command \"%s\"; did you mean \"%s\"?\n", name, nearest);
+    else
+        fprintf(stderr, "error: there is no command \"%s\"; `expar --help` lists them\n", name);
+    return XP_EXIT_USAGE;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        print_help(stderr);
+        return XP_EXIT_USAGE;
+    }
+    const char *name = argv[1];
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        print_help(stdout);
+        return XP_EXIT_OK;
+    }
+    if (strcmp(name, "--version") == 0) {
+        puts("expar " XP_VERSION);
+        return XP_EXIT_OK;
+    }
+    for (int i = 0; cli_command_at(i); i++)
+        if (strcmp(name, cli_command_at(i)->name) == 0)
+            return cli_command_at(i)->run(argc - 1, argv + 1);
+    return unknown(name);
+}

@@ -1,0 +1,250 @@
+#include "train/hf_io.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "core/arena.h"
+#include "core/file.h"
+
+#define COPY_ELEMENTS ((int64_t)1 << 20)
+
+/* ---- load -------------------------------------------------------------------------------- */
+
+static xp_status check_shape(const xp_st_tensor *tensor, const xp_param_slice *slice,
+                             const char *folder) {
+    bool same = tensor->n_dims == slice->n_dims && tensor->n_elements == slice->n_elements;
+    for (int d = 0; same && d < slice->n_dims; d++)
+        same = tensor->shape[d] == slice->shape[d];
+    if (same)
+        return XP_OK;
+    return xp_error(
+        XP_EFORMAT, "%s: %s has %lld elements in %d dimensions, the model needs [%lld, %lld]",
+        folder, slice->hf_name, (long long)tensor->n_elements, tensor->n_dims,
+        (long long)slice->shape[0], (long long)(slice->n_dims > 1 ? slice->shape[1] : 1));
+}
+
+/* fp32 host values to the device's type. `values` is overwritten. */
+static xp_status store(const xp_hf_load_args *args, int64_t at, float *values, int64_t n) {
+    if (args->dtype == XP_BF16) {
+        uint16_t *out = (uint16_t *)(void *)values;
+        for (int64_t i = 0; i < n; i++) {
+            uint16_t rounded = xp_bf16_from_f32(values[i]);
+            memcpy(out + i, &rounded, sizeof rounded);
+        }
+    }
+    size_t element = xp_dtype_bytes(args->dtype);
+    char *home = (char *)args->params + (size_t)at * element;
+    XP_TRY(xp_copy(args->stream, home, values, (size_t)n * element));
+    return xp_stream_sync(args->stream);
+}
+
+static xp_status load_slice(const xp_hf_load_args *args, const xp_hf_reader *reader,
+                            const xp_param_slice *slice, float *buffer) {
+    const xp_st_tensor *tensor = xp_hf_find(reader, slice->hf_name);
+    if (!tensor)
+        return xp_error(XP_EFORMAT, "%s: the tensor %s is missing", args->folder, slice->hf_name);
+    XP_TRY(check_shape(tensor, slice, args->folder));
+    for (int64_t done = 0; done < slice->n_elements; done += COPY_ELEMENTS) {
+        int64_t left = slice->n_elements - done;
+        int64_t n = left < COPY_ELEMENTS ? left : COPY_ELEMENTS;
+        XP_TRY(xp_st_read_f32(tensor, done, n, buffer));
+        XP_TRY(store(args, slice->offset + done, buffer, n));
+    }
+    return XP_OK;
+}
+
+static xp_status load_all(const xp_hf_load_args *args, const xp_hf_reader *reader, float *buffer) {
+    for (int p = 0; p < xp_param_table_n_params(args->table); p++) {
+        for (int i = 0; i < xp_param_table_param(args->table, p)->n_slices; i++) {
+            xp_param_slice slice;
+            xp_param_table_slice(args->table, p, i, &slice);
+            XP_TRY(load_slice(args, reader, &slice, buffer));
+        }
+    }
+    return XP_OK;
+}
+
+static void bias_name(int64_t layer, char out[64]) {
+    snprintf(out, 64, "model.layers.%lld.mlp.gate.expert_bias", (long long)layer);
+}
+
+static xp_status load_bias(const char *path, const xp_arch *arch, float *bias) {
+    xp_st_file *file = NULL;
+    XP_TRY(xp_st_open(path, &file));
+    xp_status status = XP_OK;
+    for (int64_t l = 0; l < arch->n_layers && status == XP_OK; l++) {
+        char name[64];
+        bias_name(l, name);
+        const xp_st_tensor *tensor = xp_st_find(file, name);
+        if (!tensor || tensor->n_elements != arch->n_experts)
+            status = xp_error(XP_EFORMAT, "%s: %s is missing or has not %d elements", path, name,
+                              arch->n_experts);
+        else
+            status = xp_st_read_f32(tensor, 0, arch->n_experts, bias + l * arch->n_experts);
+    }
+    xp_st_close(file);
+    return status;
+}
+
+xp_status xp_hf_load_params(const xp_hf_load_args *args) {
+    xp_hf_reader *reader = NULL;
+    XP_TRY(xp_hf_open(args->folder, &reader));
+    float *buffer = malloc((size_t)COPY_ELEMENTS * sizeof *buffer);
+    xp_status status = buffer ? load_all(args, reader, buffer)
+                              : xp_error(XP_ENOMEM, "no memory to read %s", args->folder);
+    free(buffer);
+    xp_hf_close(reader);
+    if (status != XP_OK || !args->bias)
+        return status;
+    char *extra = xp_path_join(args->folder, XP_HF_EXTRA_FILE);
+    if (!extra)
+        return xp_error(XP_ENOMEM, "no memory to read %s", args->folder);
+    if (xp_path_exists(extra))
+        status = load_bias(extra, args->arch, args->bias);
+    free(extra);
+    return status;
+}
+
+/* ---- export ------------------------------------------------------------------------------ */
+
+/* One tensor's way out of the checkpoint; `piece` is a template. */
+typedef struct ckpt_tensor {
+    const xp_ckpt *ckpt;
+    xp_ckpt_piece piece;
+} ckpt_tensor;
+
+static xp_status fill_from_ckpt(void *context, int64_t first, int64_t n, float *out) {
+    const ckpt_tensor *tensor = context;
+    xp_ckpt_piece piece = tensor->piece;
+    piece.first = first;
+    piece.n = n;
+    piece.data = out;
+    return xp_ckpt_read(tensor->ckpt, &piece, 1);
+}
+
+typedef struct export_list {
+    xp_arena *arena;
+    xp_hf_source *sources;
+    ckpt_tensor *tensors;
+    int64_t n;
+} export_list;
+
+static xp_status list_alloc(export_list *list, int64_t n) {
+    list->sources = xp_arena_alloc(list->arena, (size_t)(n + 1) * sizeof *list->sources);
+    list->tensors = xp_arena_alloc(list->arena, (size_t)(n + 1) * sizeof *list->tensors);
+    return list->sources && list->tensors ? XP_OK : xp_error(XP_ENOMEM, "no memory for the export");
+}
+
+static xp_status list_add(export_list *list, const xp_ckpt *ckpt, const char *hf_name,
+                          const char *ckpt_name, int n_dims, const int64_t *shape) {
+    const char *name = xp_arena_strdup(list->arena, hf_name);
+    const char *in_ckpt = xp_arena_strdup(list->arena, ckpt_name);
+    if (!name || !in_ckpt)
+        return xp_error(XP_ENOMEM, "no memory for the export");
+    ckpt_tensor *tensor = &list->tensors[list->n];
+    xp_hf_source *source = &list->sources[list->n++];
+    *tensor =
+        (ckpt_tensor){.ckpt = ckpt, .piece = {.name = in_ckpt, .dtype = XP_F32, .n_dims = n_dims}};
+    *source =
+        (xp_hf_source){.name = name, .n_dims = n_dims, .fill = fill_from_ckpt, .context = tensor};
+    for (int d = 0; d < n_dims; d++)
+        tensor->piece.shape[d] = source->shape[d] = shape[d];
+    return XP_OK;
+}
+
+static xp_status list_params(export_list *list, const xp_ckpt *ckpt, const xp_param_table *table) {
+    int64_t n = 0;
+    for (int p = 0; p < xp_param_table_n_params(table); p++)
+        n += xp_param_table_param(table, p)->n_slices;
+    XP_TRY(list_alloc(list, n));
+    for (int p = 0; p < xp_param_table_n_params(table); p++) {
+        for (int i = 0; i < xp_param_table_param(table, p)->n_slices; i++) {
+            xp_param_slice slice;
+            char name[160];
+            xp_param_table_slice(table, p, i, &slice);
+            snprintf(name, sizeof name, "param/%s", slice.hf_name);
+            XP_TRY(list_add(list, ckpt, slice.hf_name, name, slice.n_dims, slice.shape));
+        }
+    }
+    return XP_OK;
+}
+
+static xp_status bias_is_trained(const xp_ckpt *ckpt, const xp_arch *arch, bool *trained) {
+    *trained = false;
+    float *values = calloc((size_t)arch->n_experts + 1, sizeof *values);
+    if (!values)
+        return xp_error(XP_ENOMEM, "no memory for the export");
+    xp_status status = XP_OK;
+    for (int64_t l = 0; arch->n_experts > 0 && l < arch->n_layers && status == XP_OK; l++) {
+        char name[32];
+        snprintf(name, sizeof name, "expert_bias/%lld", (long long)l);
+        if (!xp_ckpt_has(ckpt, name, NULL, NULL))
+            break;
+        xp_ckpt_piece piece = {.name = name,
+                               .dtype = XP_F32,
+                               .n_dims = 1,
+                               .shape = {arch->n_experts},
+                               .n = arch->n_experts,
+                               .data = values};
+        status = xp_ckpt_read(ckpt, &piece, 1);
+        for (int e = 0; e < arch->n_experts; e++)
+            *trained = *trained || values[e] != 0;
+    }
+    free(values);
+    return status;
+}
+
+static xp_status list_bias(export_list *list, const xp_ckpt *ckpt, const xp_arch *arch) {
+    bool trained = false;
+    XP_TRY(bias_is_trained(ckpt, arch, &trained));
+    if (!trained)
+        return XP_OK;
+    XP_TRY(list_alloc(list, arch->n_layers));
+    for (int64_t l = 0; l < arch->n_layers; l++) {
+        char hf_name[64];
+        char name[32];
+        int64_t n_experts = arch->n_experts;
+        bias_name(l, hf_name);
+        snprintf(name, sizeof name, "expert_bias/%lld", (long long)l);
+        XP_TRY(list_add(list, ckpt, hf_name, name, 1, &n_experts));
+    }
+    return XP_OK;
+}
+
+static xp_status export_lists(const xp_hf_from_ckpt_args *args, export_list *params,
+                              export_list *bias) {
+    xp_param_table *table = NULL;
+    XP_TRY(xp_param_table_create(args->arch, 0, 1, &table));
+    xp_status status = list_params(params, args->ckpt, table);
+    xp_param_table_destroy(table);
+    XP_TRY(status);
+    XP_TRY(list_bias(bias, args->ckpt, args->arch));
+    char *json = NULL;
+    XP_TRY(xp_arch_to_hf(args->arch, args->max_positions,
+                         args->dtype == XP_BF16 ? "bfloat16" : "float32", &json));
+    xp_hf_export_args export_args = {
+        .folder = args->folder,
+        .dtype = args->dtype,
+        .config_json = json,
+        .tokenizer_folder = args->tokenizer_folder,
+        .tensors = params->sources,
+        .n_tensors = params->n,
+        .extra = bias->sources,
+        .n_extra = bias->n,
+    };
+    status = xp_hf_export(&export_args);
+    free(json);
+    return status;
+}
+
+xp_status xp_hf_export_ckpt(const xp_hf_from_ckpt_args *args, bool *has_bias) {
+    xp_arena *arena = NULL;
+    XP_TRY(xp_arena_create(&arena));
+    export_list params = {.arena = arena};
+    export_list bias = {.arena = arena};
+    xp_status status = export_lists(args, &params, &bias);
+    if (status == XP_OK && has_bias)
+        *has_bias = bias.n > 0;
+    xp_arena_destroy(arena);
+    return status;
+}

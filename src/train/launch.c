@@ -1,0 +1,242 @@
+#include "train/launch.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "core/file.h"
+
+#define SECOND_SIGNAL_S 1.0 /* a launcher may pass one key press on twice */
+
+/* ---- signals ----------------------------------------------------------------------------- */
+
+typedef struct signal_thread {
+    pthread_t thread;
+    xp_train_shared *shared;
+    xp_log *log;
+    bool patient; /* under a launcher: it repeats signals, only the run itself ends it */
+    atomic_bool quit;
+    sigset_t set;
+} signal_thread;
+
+static void *take_signals(void *context) {
+    signal_thread *s = context;
+    double first = 0;
+    for (;;) {
+        int signal = 0;
+        if (sigwait(&s->set, &signal) != 0)
+            continue;
+        if (signal == SIGUSR2) {
+            if (atomic_load(&s->quit))
+                return NULL;
+            continue;
+        }
+        double now = xp_time_s();
+        if (first > 0 && !s->patient && now - first > SECOND_SIGNAL_S)
+            _exit(1);
+        if (first > 0)
+            continue;
+        first = now;
+        xp_train_request_stop(s->shared);
+        xp_log_info(s->log, "%s: this step is finished and saved first; once more stops at once",
+                    signal == SIGINT ? "SIGINT" : "SIGTERM");
+    }
+}
+
+static xp_status start_signals(signal_thread *s) {
+    sigemptyset(&s->set);
+    sigaddset(&s->set, SIGINT);
+    sigaddset(&s->set, SIGTERM);
+    sigaddset(&s->set, SIGUSR2);
+    atomic_init(&s->quit, false);
+    if (pthread_sigmask(SIG_BLOCK, &s->set, NULL) != 0 ||
+        pthread_create(&s->thread, NULL, take_signals, s) != 0)
+        return xp_error(XP_ENOMEM, "cannot start the thread that takes signals");
+    return XP_OK;
+}
+
+static void stop_signals(signal_thread *s) {
+    atomic_store(&s->quit, true);
+    pthread_kill(s->thread, SIGUSR2);
+    pthread_join(s->thread, NULL);
+}
+
+/* ---- ranks as threads -------------------------------------------------------------------- */
+
+typedef struct rank_thread {
+    pthread_t thread;
+    const xp_config_set *config;
+    xp_train_shared *shared;
+    xp_thread_world *world; /* NULL: one rank */
+    xp_log *log;
+    int rank, n_ranks;
+    xp_status status;
+    double ended; /* when it failed */
+    char error[1024];
+    xp_train_result result;
+} rank_thread;
+
+static xp_status run_rank(rank_thread *r) {
+    xp_comm *comm = NULL;
+    if (r->world)
+        XP_TRY(xp_thread_world_comm(r->world, r->rank, &comm));
+    xp_status status = xp_train_run(r->config, r->shared, comm, r->n_ranks, r->log, &r->result);
+    xp_comm_destroy(comm);
+    return status;
+}
+
+static void *rank_main(void *context) {
+    rank_thread *r = context;
+    r->status = run_rank(r);
+    r->ended = xp_time_s();
+    if (r->status != XP_OK)
+        snprintf(r->error, sizeof r->error, "%s", xp_last_error());
+    return NULL;
+}
+
+/* The rank that failed first, and of its own: the others only report that it is gone. */
+static const rank_thread *root_cause(const rank_thread *ranks, int n) {
+    const rank_thread *cause = NULL;
+    for (int i = 0; i < n; i++) {
+        const rank_thread *r = &ranks[i];
+        if (r->status == XP_OK)
+            continue;
+        bool own = r->status != XP_ECOMM;
+        bool cause_own = cause && cause->status != XP_ECOMM;
+        if (!cause || (own && !cause_own) || (own == cause_own && r->ended < cause->ended))
+            cause = r;
+    }
+    return cause;
+}
+
+/* Errors that every rank meets alike (a wrong configuration) need no rank. */
+static bool all_failed_alike(const rank_thread *ranks, int n, const rank_thread *cause) {
+    for (int i = 0; i < n; i++)
+        if (ranks[i].status != cause->status && ranks[i].status != XP_ECOMM)
+            return false;
+    return cause->status == XP_ECONFIG || cause->status == XP_ENUMERIC;
+}
+
+static xp_status join_ranks(rank_thread *ranks, int n_started, int n, xp_train_result *result) {
+    for (int i = 0; i < n_started; i++)
+        pthread_join(ranks[i].thread, NULL);
+    if (n_started < n)
+        return xp_error(XP_ENOMEM, "cannot start rank thread %d of %d", n_started, n);
+    *result = ranks[0].result;
+    const rank_thread *cause = root_cause(ranks, n);
+    if (!cause)
+        return XP_OK;
+    if (n == 1 || all_failed_alike(ranks, n, cause))
+        return xp_error(cause->status, "%s", cause->error);
+    return xp_error(cause->status, "rank %d: %s", cause->rank, cause->error);
+}
+
+static xp_status run_threads(const xp_config_set *config, xp_train_shared *shared, xp_log *log,
+                             int n, xp_train_result *result) {
+    xp_thread_world *world = NULL;
+    double timeout_s = (double)xp_config_get(config)->comm.train_timeout_seconds;
+    if (n > 1)
+        XP_TRY(xp_thread_world_create(n, timeout_s, &world));
+    rank_thread *ranks = calloc((size_t)n, sizeof *ranks);
+    if (!ranks) {
+        xp_thread_world_destroy(world);
+        return xp_error(XP_ENOMEM, "no memory for %d ranks", n);
+    }
+    int n_started = 0;
+    for (; n_started < n; n_started++) {
+        rank_thread *r = &ranks[n_started];
+        *r = (rank_thread){.config = config,
+                           .shared = shared,
+                           .world = world,
+                           .log = log,
+                           .rank = n_started,
+                           .n_ranks = n};
+        if (pthread_create(&r->thread, NULL, rank_main, r) != 0)
+            break;
+    }
+    xp_status status = join_ranks(ranks, n_started, n, result);
+    free(ranks);
+    xp_thread_world_destroy(world);
+    return status;
+}
+
+static xp_status launch_threads(const xp_config_set *config, xp_log *log, xp_train_result *result) {
+    const xp_config *c = xp_config_get(config);
+    int n = c->job.ngpu > 0 ? (int)c->job.ngpu : 1;
+    xp_mesh layout;
+    int64_t n_microbatches = 0;
+    int64_t global_batch = 0;
+    /* What can be known to be wrong is said before the data is read. */
+    XP_TRY(xp_mesh_layout(c, n, 0, &layout));
+    XP_TRY(xp_run_batch_sizes(c, n, &n_microbatches, &global_batch));
+    xp_train_shared *shared = NULL;
+    XP_TRY(xp_train_shared_create(c, log, &shared));
+    signal_thread signals = {.shared = shared, .log = log};
+    xp_status status = start_signals(&signals);
+    if (status == XP_OK) {
+        status = run_threads(config, shared, log, n, result);
+        stop_signals(&signals);
+    }
+    xp_train_shared_destroy(shared);
+    return status;
+}
+
+/* ---- this process is one rank ------------------------------------------------------------ */
+
+static int count_local_ranks(xp_comm *comm) {
+    int node = xp_comm_node(comm, xp_comm_rank(comm));
+    int n = 0;
+    for (int r = 0; r < xp_comm_size(comm); r++)
+        n += xp_comm_node(comm, r) == node;
+    return n;
+}
+
+/* Rank 0 prepares the data's cache; the others find it ready. */
+static xp_status share_data(const xp_config *config, xp_comm *comm, xp_log *log,
+                            xp_train_shared **shared) {
+    bool first = xp_comm_rank(comm) == 0;
+    xp_comm_set_phase(comm, "preparing the data");
+    if (first)
+        XP_TRY(xp_train_shared_create(config, log, shared));
+    XP_TRY(xp_comm_barrier(comm, NULL));
+    return first ? XP_OK : xp_train_shared_create(config, NULL, shared);
+}
+
+static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log *log,
+                             xp_train_result *result) {
+    xp_train_shared *shared = NULL;
+    xp_status status = share_data(xp_config_get(config), comm, log, &shared);
+    if (status != XP_OK) {
+        xp_comm_abort(comm, xp_last_error());
+        xp_train_shared_destroy(shared);
+        return status;
+    }
+    signal_thread signals = {
+        .shared = shared, .log = xp_comm_rank(comm) == 0 ? log : NULL, .patient = true};
+    status = start_signals(&signals);
+    if (status == XP_OK) {
+        status = xp_train_run(config, shared, comm, count_local_ranks(comm), log, result);
+        stop_signals(&signals);
+    }
+    xp_train_shared_destroy(shared);
+    return status;
+}
+
+static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_train_result *result) {
+    const xp_config *c = xp_config_get(config);
+    xp_comm *comm = NULL;
+    XP_TRY(xp_mpi_world_comm((double)c->comm.init_timeout_seconds,
+                             (double)c->comm.train_timeout_seconds, &comm));
+    xp_status status = run_process(config, comm, log, result);
+    xp_comm_destroy(comm);
+    return status;
+}
+
+xp_status xp_train_launch(const xp_config_set *config, xp_log *log, xp_train_result *result) {
+    memset(result, 0, sizeof *result);
+    return xp_mpi_launched() ? launch_process(config, log, result)
+                             : launch_threads(config, log, result);
+}

@@ -1,0 +1,91 @@
+/** A training rank from the inside, for the trainer's own files. */
+#ifndef XP_TRAIN_RUN_STATE_H
+#define XP_TRAIN_RUN_STATE_H
+
+#include "checkpoint/state.h"
+#include "train/metrics.h"
+#include "train/progress.h"
+#include "train/schedule.h"
+#include "train/shared.h"
+#include "train/snapshot.h"
+
+#define XP_N_RECENT 50
+
+/** The microbatches of one step: all are read before the first runs, because the loss is a mean
+ * over the valid tokens of the global batch. */
+typedef struct xp_step_batches {
+    int64_t n, n_valid;
+    xp_batch *items; /* [n] */
+    int32_t *memory; /* copies, when n > 1 */
+} xp_step_batches;
+
+typedef struct xp_trainer {
+    const xp_config_set *set;
+    const xp_config *config;
+    xp_train_shared *shared;
+    xp_comm *world; /* NULL: one rank */
+    int rank, n_ranks, n_local_ranks, n_threads;
+    xp_log *log; /* NULL on silent ranks */
+    bool leads;  /* rank 0: writes files and messages */
+    const char *dump;
+    char *ckpt_folder;
+
+    xp_device *device;
+    xp_run run;
+    xp_schedule schedule;
+    xp_loader *loader;
+    xp_step_batches batches;
+    int n_moe_layers;
+    int64_t *counts;               /* [n_moe_layers, E] host */
+    float *bias;                   /* [n_moe_layers, E] host; NULL in a dense model */
+    double *load_max, *load_share; /* [n_moe_layers] */
+    int32_t *validation_memory;    /* a batch of validation rows */
+
+    xp_snapshot *snapshot;
+    xp_ckpt_saver *saver; /* NULL when checkpoints are off */
+    xp_metrics *metrics;  /* leader only */
+    xp_progress *progress;
+    char *config_toml;
+
+    int64_t step, first_step; /* steps done; done before this run started */
+    int64_t tokens_seen, rows_seen;
+    int64_t schedule_from;              /* the step at which the learning rate's schedule starts */
+    int64_t last_saved, last_published; /* steps, -1 = none */
+    int64_t n_allocs;                   /* of the device after the first step */
+    double recent[XP_N_RECENT];
+    int64_t n_recent;
+    int64_t interval_steps; /* since the last step line */
+    double interval_s;
+    bool stop;
+} xp_trainer;
+
+/* messages (trainer.c): only the leader's log is not NULL */
+void xp_trainer_say(xp_trainer *t, const char *format, ...) XP_PRINTF(2, 3);
+void xp_trainer_warn(xp_trainer *t, const char *format, ...) XP_PRINTF(2, 3);
+
+/* start.c: where the run begins */
+/** Resume, load or initialise. Collective. */
+XP_NODISCARD xp_status xp_trainer_start(xp_trainer *t);
+
+/* batches.c */
+XP_NODISCARD xp_status xp_step_batches_create(const xp_run *run, xp_step_batches *batches);
+void xp_step_batches_destroy(xp_step_batches *batches);
+/** Read the next step's microbatches of this rank. */
+XP_NODISCARD xp_status xp_step_batches_read(xp_loader *loader, xp_step_batches *batches);
+
+/* step.c */
+/** One optimizer step; fills the record and the stop flag all ranks agree on. Collective. */
+XP_NODISCARD xp_status xp_trainer_step(xp_trainer *t, xp_step_record *record);
+
+/* validate.c */
+/** Mean loss over the validation rows. Collective. */
+XP_NODISCARD xp_status xp_trainer_validate(xp_trainer *t, double *loss);
+
+/* save.c */
+XP_NODISCARD xp_status xp_trainer_save(xp_trainer *t, bool last);
+/** Publish what is ready; with `wait` everything. Collective. */
+XP_NODISCARD xp_status xp_trainer_publish(xp_trainer *t, bool wait);
+/** checkpoint.last_save_in_hf */
+XP_NODISCARD xp_status xp_trainer_export(xp_trainer *t);
+
+#endif

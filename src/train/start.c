@@ -1,0 +1,279 @@
+#include <stdlib.h>
+#include <string.h>
+#include "core/file.h"
+#include "core/text.h"
+#include "train/hf_io.h"
+#include "train/run_state.h"
+
+/* ---- initial values ---------------------------------------------------------------------- */
+
+/* Every rank draws its own chunks; the rest comes with the gather. */
+static xp_status draw_chunk(xp_trainer *t, int group, float *buffer) {
+    xp_shard_chunk chunk = xp_shard_get_chunk(t->run.shard, group);
+    int64_t seed = t->config->debug.seed;
+    xp_param_table_init(xp_model_params(t->run.model), seed > 0 ? (uint64_t)seed : 0, chunk.first,
+                        chunk.n, buffer);
+    XP_TRY(xp_copy(t->run.stream, chunk.master, buffer, (size_t)chunk.n * sizeof(float)));
+    return xp_stream_sync(t->run.stream);
+}
+
+static xp_status initialise(xp_trainer *t) {
+    int n_groups = xp_param_table_n_groups(xp_model_params(t->run.model));
+    int64_t largest = 1;
+    for (int g = 0; g < n_groups; g++) {
+        int64_t n = xp_shard_get_chunk(t->run.shard, g).n;
+        largest = n > largest ? n : largest;
+    }
+    float *buffer = malloc((size_t)largest * sizeof *buffer);
+    if (!buffer)
+        return xp_error(XP_ENOMEM, "no memory to draw %lld parameters", (long long)largest);
+    xp_status status = XP_OK;
+    for (int g = 0; g < n_groups && status == XP_OK; g++)
+        status = draw_chunk(t, g, buffer);
+    free(buffer);
+    XP_TRY(status);
+    return xp_shard_publish_params(t->run.shard, t->run.stream);
+}
+
+static xp_status upload_bias(xp_trainer *t) {
+    if (!t->bias)
+        return XP_OK;
+    size_t n = (size_t)t->n_moe_layers * (size_t)t->run.arch.n_experts;
+    XP_TRY(xp_copy(t->run.stream, xp_model_expert_bias(t->run.model), t->bias, n * sizeof(float)));
+    return xp_stream_sync(t->run.stream);
+}
+
+/* ---- from a checkpoint ------------------------------------------------------------------- */
+
+typedef struct excluded {
+    bool optimizer, data, bias, schedule, train_state;
+    xp_string_list tensors; /* everything else: names of parameters; items may be NULL */
+} excluded;
+
+/* Parts by name; what is none of them must be a parameter, which restore() checks. */
+static xp_status read_excluded(const xp_config *config, excluded *out) {
+    static const char *const parts[] = {"optimizer",   "dataloader",   "data_loader",
+                                        "expert_bias", "lr_scheduler", "train_state"};
+    bool found[6] = {false};
+    memset(out, 0, sizeof *out);
+    const xp_string_list *list = &config->checkpoint.exclude_from_loading;
+    out->tensors.items = calloc((size_t)list->n + 1, sizeof *out->tensors.items);
+    if (!out->tensors.items)
+        return xp_error(XP_ENOMEM, "no memory for checkpoint.exclude_from_loading");
+    for (int i = 0; i < list->n; i++) {
+        int part = 0;
+        while (part < 6 && strcmp(list->items[i], parts[part]) != 0)
+            part++;
+        if (part < 6)
+            found[part] = true;
+        else
+            out->tensors.items[out->tensors.n++] = list->items[i];
+    }
+    out->optimizer = found[0];
+    out->data = found[1] || found[2];
+    out->bias = found[3];
+    out->schedule = found[4];
+    out->train_state = found[5];
+    return XP_OK;
+}
+
+static xp_status value_int(const xp_ckpt *ckpt, const char *key, int64_t *value) {
+    const char *text = xp_ckpt_value_get(ckpt, key);
+    if (!text || !xp_parse_i64(text, value))
+        return xp_error(XP_EFORMAT, "%s: the manifest's %s is missing or no number",
+                        xp_ckpt_path(ckpt), key);
+    return XP_OK;
+}
+
+/* Changes that are allowed, but alter what comes next. */
+static void warn_if_changed(xp_trainer *t, const xp_ckpt *ckpt, const char *key, const char *now,
+                            const char *effect) {
+    const char *saved = xp_ckpt_value_get(ckpt, key);
+    if (saved && now && strcmp(saved, now) != 0)
+        xp_trainer_warn(t, "%s was %s in the checkpoint and is %s now: %s", key, saved, now,
+                        effect);
+}
+
+static void warn_about_changes(xp_trainer *t, const xp_ckpt *ckpt) {
+    char number[32];
+    snprintf(number, sizeof number, "%lld", (long long)t->config->debug.seed);
+    warn_if_changed(t, ckpt, "debug.seed", number, "the order of shuffled data changes");
+    snprintf(number, sizeof number, "%lld", (long long)t->config->training.seq_len);
+    warn_if_changed(t, ckpt, "training.seq_len", number, "rows are cut anew, some data may repeat");
+    snprintf(number, sizeof number, "%lld", (long long)t->run.global_batch);
+    warn_if_changed(t, ckpt, "training.global_batch_size", number,
+                    "the data goes on after the rows already read");
+    warn_if_changed(t, ckpt, "training.dataset_path", t->config->training.dataset_path,
+                    "the data goes on at the same row number");
+}
+
+static xp_status check_has_moments(const xp_ckpt *ckpt, int parts) {
+    const char *model_only = xp_ckpt_value_get(ckpt, "model_only");
+    if (!(parts & XP_SNAPSHOT_MOMENTS) || !model_only || strcmp(model_only, "true") != 0)
+        return XP_OK;
+    return xp_error(XP_ECONFIG,
+                    "%s holds the model only (checkpoint.last_save_model_only), training cannot go "
+                    "on from it: choose an earlier one with checkpoint.load_step, or start a new "
+                    "run with it as checkpoint.initial_load_path",
+                    xp_ckpt_path(ckpt));
+}
+
+static int parts_to_load(const xp_trainer *t, const xp_ckpt *ckpt, const excluded *out,
+                         bool model_only) {
+    int parts = XP_SNAPSHOT_PARAMS;
+    if (!model_only && !out->optimizer)
+        parts |= XP_SNAPSHOT_MOMENTS;
+    if (t->bias && !out->bias && xp_ckpt_has(ckpt, "expert_bias/0", NULL, NULL))
+        parts |= XP_SNAPSHOT_BIAS;
+    return parts;
+}
+
+static xp_status restore_tensors(xp_trainer *t, const xp_ckpt *ckpt, int parts,
+                                 const xp_string_list *without) {
+    XP_TRY(xp_arch_values_check(&t->run.arch, ckpt, xp_ckpt_path(ckpt)));
+    XP_TRY(check_has_moments(ckpt, parts));
+    if (without->n > 0)
+        XP_TRY(initialise(t));
+    XP_TRY(xp_snapshot_restore(t->snapshot, ckpt, parts, without));
+    XP_TRY(upload_bias(t));
+    return xp_shard_publish_params(t->run.shard, t->run.stream);
+}
+
+static xp_status restore_position(xp_trainer *t, const xp_ckpt *ckpt, const excluded *out) {
+    if (!out->train_state) {
+        t->step = xp_ckpt_step(ckpt);
+        XP_TRY(value_int(ckpt, "tokens_seen", &t->tokens_seen));
+        XP_TRY(value_int(ckpt, "schedule_from", &t->schedule_from));
+    }
+    if (out->schedule)
+        t->schedule_from = t->step;
+    if (!out->data)
+        XP_TRY(value_int(ckpt, "rows_seen", &t->rows_seen));
+    return XP_OK;
+}
+
+static xp_status restore(xp_trainer *t, const xp_ckpt *ckpt, bool model_only) {
+    excluded out;
+    XP_TRY(read_excluded(t->config, &out));
+    int parts = parts_to_load(t, ckpt, &out, model_only);
+    xp_status status = restore_tensors(t, ckpt, parts, &out.tensors);
+    if (status == XP_OK && !model_only)
+        status = restore_position(t, ckpt, &out);
+    free(out.tensors.items);
+    XP_TRY(status);
+    if (!model_only)
+        warn_about_changes(t, ckpt);
+    return XP_OK;
+}
+
+/* The leader looks for the checkpoint; the others open the very same. -1: there is none. */
+static xp_status find_own(xp_trainer *t, xp_ckpt **ckpt) {
+    int64_t wanted = t->config->checkpoint.load_step;
+    int64_t step = -1;
+    *ckpt = NULL;
+    if (t->leads) {
+        xp_status status = xp_ckpt_open(t->ckpt_folder, wanted, ckpt);
+        if (status != XP_OK && (status != XP_ENOENT || wanted >= 0))
+            return status;
+        if (status == XP_OK)
+            step = xp_ckpt_step(*ckpt);
+    }
+    if (t->world) {
+        xp_comm_set_phase(t->world, "looking for a checkpoint");
+        XP_TRY(xp_comm_broadcast(t->world, &step, sizeof step, 0, NULL));
+    }
+    return step >= 0 && !*ckpt ? xp_ckpt_open(t->ckpt_folder, step, ckpt) : XP_OK;
+}
+
+static xp_status resume(xp_trainer *t, bool *resumed) {
+    xp_ckpt *ckpt = NULL;
+    *resumed = false;
+    if (!t->config->checkpoint.enable)
+        return XP_OK;
+    xp_status status = find_own(t, &ckpt);
+    if (status == XP_OK && ckpt) {
+        status = restore(t, ckpt, false);
+        *resumed = status == XP_OK;
+        if (*resumed) {
+            t->last_saved = t->last_published = t->step;
+            xp_trainer_say(t, "resume: %s, %lld tokens seen", xp_ckpt_path(ckpt),
+                           (long long)t->tokens_seen);
+        }
+    }
+    xp_ckpt_close(ckpt);
+    return status;
+}
+
+/* ---- checkpoint.initial_load_path --------------------------------------------------------- */
+
+static xp_status load_hf(xp_trainer *t, const char *path) {
+    xp_hf_load_args args = {
+        .folder = path,
+        .arch = &t->run.arch,
+        .table = xp_model_params(t->run.model),
+        .params = xp_model_param_data(t->run.model),
+        .dtype = t->run.dtype,
+        .stream = t->run.stream,
+        .bias = t->bias,
+    };
+    XP_TRY(xp_hf_load_params(&args));
+    XP_TRY(upload_bias(t));
+    return xp_shard_adopt_params(t->run.shard, t->run.stream);
+}
+
+/* A step folder, or a folder of them (a run's checkpoint folder or its dump folder): the newest. */
+static xp_status open_initial(const char *path, const char *folder, xp_ckpt **ckpt) {
+    xp_status status = xp_ckpt_open_path(path, ckpt);
+    if (status != XP_ENOENT || !xp_path_is_folder(path))
+        return status;
+    status = xp_ckpt_open(path, -1, ckpt);
+    if (status != XP_ENOENT)
+        return status;
+    char *inside = xp_path_join(path, folder);
+    if (!inside)
+        return xp_error(XP_ENOMEM, "no memory for a path");
+    status = xp_ckpt_open(inside, -1, ckpt);
+    free(inside);
+    if (status == XP_ENOENT)
+        return xp_error(XP_ENOENT,
+                        "checkpoint.initial_load_path %s holds no checkpoint; for Hugging Face "
+                        "weights set checkpoint.initial_load_in_hf",
+                        path);
+    return status;
+}
+
+static xp_status load_initial(xp_trainer *t, const char *path) {
+    if (t->config->checkpoint.initial_load_in_hf) {
+        XP_TRY(load_hf(t, path));
+        xp_trainer_say(t, "weights: %s (Hugging Face)", path);
+        return XP_OK;
+    }
+    xp_ckpt *ckpt = NULL;
+    XP_TRY(open_initial(path, t->config->checkpoint.folder, &ckpt));
+    bool model_only = t->config->checkpoint.initial_load_model_only;
+    xp_status status = restore(t, ckpt, model_only);
+    if (status == XP_OK)
+        xp_trainer_say(t, "weights: %s%s", xp_ckpt_path(ckpt),
+                       model_only ? " (model only)" : " (with optimizer and position)");
+    xp_ckpt_close(ckpt);
+    return status;
+}
+
+/* ---- */
+
+xp_status xp_trainer_start(xp_trainer *t) {
+    bool resumed = false;
+    const char *initial = t->config->checkpoint.initial_load_path;
+    XP_TRY(xp_shard_adopt_params(t->run.shard, t->run.stream));
+    XP_TRY(resume(t, &resumed));
+    if (!resumed && initial && initial[0])
+        XP_TRY(load_initial(t, initial));
+    else if (!resumed)
+        XP_TRY(initialise(t));
+    XP_TRY(xp_stream_sync(t->run.stream));
+    t->first_step = t->step;
+    /* Rows already read, rounded up to whole steps of this run's batch. */
+    int64_t steps_read = (t->rows_seen + t->run.global_batch - 1) / t->run.global_batch;
+    t->rows_seen = steps_read * t->run.global_batch;
+    return xp_loader_seek(t->loader, steps_read);
+}

@@ -1,0 +1,460 @@
+#include "train/trainer.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "core/file.h"
+#include "predict/predict.h"
+#include "train/run_state.h"
+
+#define GIB ((double)(1 << 30))
+
+void xp_trainer_say(xp_trainer *t, const char *format, ...) {
+    if (!t->log)
+        return;
+    char line[2048];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    xp_progress_clear(t->progress);
+    xp_log_info(t->log, "%s", line);
+}
+
+void xp_trainer_warn(xp_trainer *t, const char *format, ...) {
+    if (!t->log)
+        return;
+    char line[2048];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    xp_progress_clear(t->progress);
+    xp_log_warn(t->log, "%s", line);
+}
+
+/* ---- the first lines --------------------------------------------------------------------- */
+
+static void describe_model(xp_trainer *t) {
+    const xp_arch *arch = &t->run.arch;
+    char total[32];
+    char active[32];
+    xp_format_thousands((double)xp_arch_n_params(arch), total);
+    xp_format_thousands((double)xp_arch_n_active_params(arch), active);
+    xp_trainer_say(t, "model: %s %s, %s parameters, %s active", t->config->model.name, arch->flavor,
+                   total, active);
+}
+
+static const char *transport_name(const xp_trainer *t) {
+    const char *backend = t->config->parallelism.expert_parallel_comm_backend;
+    return backend ? backend : (t->run.arch.use_deepep ? "deepep" : "standard");
+}
+
+static void describe_ranks(xp_trainer *t) {
+    const xp_mesh *mesh = &t->run.mesh;
+    char ep[64] = "no experts";
+    if (t->n_moe_layers > 0)
+        snprintf(ep, sizeof ep, "expert parallel %d (%s)", mesh->ep_size, transport_name(t));
+    xp_trainer_say(t, "ranks: %d (replicate %d x shard %d, %s) on %s, %d thread%s each; %s weights",
+                   mesh->n_ranks, mesh->n_replicate, mesh->n_shard, ep, xp_device_name(t->device),
+                   t->n_threads, t->n_threads == 1 ? "" : "s",
+                   t->run.dtype == XP_BF16 ? "bfloat16" : "float32");
+}
+
+static void describe_data(xp_trainer *t) {
+    char tokens[32];
+    char rows[32];
+    xp_format_thousands((double)xp_dataset_n_tokens(t->shared->data), tokens);
+    xp_format_thousands((double)xp_dataset_n_rows(t->shared->data), rows);
+    xp_trainer_say(t,
+                   "data: %s, %s tokens = %s rows of %lld; a step takes %lld rows (%lld a rank x "
+                   "%d ranks x %lld microbatches)",
+                   t->config->training.dataset_path, tokens, rows, (long long)t->run.seq_len,
+                   (long long)t->run.global_batch, (long long)t->run.local_batch, t->n_ranks,
+                   (long long)t->run.n_microbatches);
+}
+
+/* Before anything is reserved, so that too large a run is known at once. */
+static xp_status announce_memory(xp_trainer *t) {
+    xp_mesh layout;
+    xp_memory_prediction p;
+    if (!t->log)
+        return XP_OK;
+    XP_TRY(xp_mesh_layout(t->config, t->n_ranks, t->rank, &layout));
+    XP_TRY(xp_predict_memory(t->config, &layout, &p));
+    char tags[512] = "";
+    size_t used = 0;
+    for (int i = 0; i < p.n_tags && used < sizeof tags; i++) {
+        int n = snprintf(tags + used, sizeof tags - used, "%s%s %.2f", i > 0 ? ", " : "",
+                         p.tags[i].tag, (double)p.tags[i].n_bytes / GIB);
+        used += n > 0 ? (size_t)n : 0;
+    }
+    int local = t->world ? t->n_local_ranks : 1;
+    int in_process = xp_mpi_launched() ? 1 : local;
+    int64_t process = xp_predict_process_bytes(&p, in_process, xp_process_rss());
+    xp_trainer_say(t, "memory: predicted %.2f GiB per rank (%s); %.2f GiB for this process",
+                   (double)(p.device_bytes + p.host_bytes) / GIB, tags, (double)process / GIB);
+    return XP_OK;
+}
+
+static void announce(xp_trainer *t) {
+    const xp_ops *ops = NULL;
+    if (xp_ops_get(t->device, &ops) != XP_OK)
+        return;
+    xp_trainer_say(t, "expar " XP_VERSION " (%s, compiler " __VERSION__ ")", ops->name);
+    if (t->config->job.config_file)
+        xp_trainer_say(t, "config: %s", t->config->job.config_file);
+    else
+        xp_trainer_say(t, "config: defaults (no file: CONFIG_FILE or --job.config_file names one)");
+    if (t->config->job.description && t->config->job.description[0])
+        xp_trainer_say(t, "job: %s", t->config->job.description);
+}
+
+/* ---- create and destroy ------------------------------------------------------------------ */
+
+static xp_status create_device(xp_trainer *t) {
+    const char *backend = t->config->training.backend;
+    int64_t threads = t->config->job.threads_per_rank;
+    if (threads <= 0)
+        threads = xp_train_n_cores() / t->n_local_ranks;
+    t->n_threads = threads < 1 ? 1 : (int)threads;
+    xp_device_args args = {
+        .kind = XP_DEVICE_CPU, .index = t->rank % t->n_local_ranks, .n_threads = t->n_threads};
+    if (backend && strcmp(backend, "cuda") == 0)
+        args.kind = XP_DEVICE_CUDA;
+    return xp_device_create(&args, &t->device);
+}
+
+static void *zeroed(size_t n, size_t each) {
+    return calloc(n + 1, each);
+}
+
+static xp_status create_tables(xp_trainer *t) {
+    size_t layers = (size_t)t->n_moe_layers;
+    size_t n = layers * (size_t)t->run.arch.n_experts;
+    int64_t validation = 4 * t->run.validation_batch * t->run.validation_seq_len;
+    t->counts = zeroed(n, sizeof *t->counts);
+    t->load_max = zeroed(layers, sizeof *t->load_max);
+    t->load_share = zeroed(layers, sizeof *t->load_share);
+    t->validation_memory = zeroed((size_t)validation, sizeof *t->validation_memory);
+    if (layers > 0)
+        t->bias = zeroed(n, sizeof *t->bias);
+    if (!t->counts || !t->load_max || !t->load_share || !t->validation_memory ||
+        (layers > 0 && !t->bias))
+        return xp_error(XP_ENOMEM, "no memory for the trainer's tables");
+    t->ckpt_folder = xp_path_join(t->dump, t->config->checkpoint.folder);
+    return t->ckpt_folder ? XP_OK : xp_error(XP_ENOMEM, "no memory for a path");
+}
+
+/* What decides the run, for the manifest: where it is written does not belong to it, so that two
+ * equal runs in two folders give equal checkpoints. */
+static void drop_job_section(char *toml) {
+    char *begin = strstr(toml, "[job]");
+    if (!begin)
+        return;
+    char *end = strstr(begin, "\n[");
+    if (end)
+        memmove(begin, end + 1, strlen(end + 1) + 1);
+    else
+        *begin = '\0';
+}
+
+static xp_status write_config(xp_trainer *t) {
+    XP_TRY(xp_config_dump_toml(t->set, &t->config_toml));
+    if (t->leads) {
+        const char *name = t->config->job.save_config_file;
+        if (t->config->job.print_config)
+            xp_trainer_say(t, "%s", t->config_toml);
+        XP_TRY(xp_folder_create(t->dump));
+        char *path = xp_path_join(t->dump, name ? name : "config.toml");
+        if (!path)
+            return xp_error(XP_ENOMEM, "no memory for a path");
+        xp_status status = xp_file_write_atomic(path, t->config_toml, strlen(t->config_toml));
+        free(path);
+        XP_TRY(status);
+    }
+    drop_job_section(t->config_toml);
+    return XP_OK;
+}
+
+static xp_status create_loader(xp_trainer *t) {
+    xp_loader_args args = {
+        .local_batch_size = t->run.local_batch,
+        .n_microbatches = t->run.n_microbatches,
+        .data_rank = t->rank,
+        .n_data_ranks = t->n_ranks,
+        .n_prefetch = 2,
+    };
+    XP_TRY(xp_loader_create(t->shared->data, &args, &t->loader));
+    return xp_step_batches_create(&t->run, &t->batches);
+}
+
+static xp_status create_parts(xp_trainer *t) {
+    XP_TRY(xp_schedule_from_config(t->config, &t->schedule));
+    XP_TRY(create_device(t));
+    announce(t);
+    XP_TRY(write_config(t));
+    XP_TRY(announce_memory(t));
+    XP_TRY(xp_run_reserve(t->config, t->device, t->world, NULL, &t->run));
+    t->n_moe_layers = t->run.arch.n_experts > 0 ? (int)t->run.arch.n_layers : 0;
+    XP_TRY(create_tables(t));
+    XP_TRY(create_loader(t));
+    XP_TRY(xp_snapshot_create(&t->run, t->bias, &t->snapshot));
+    if (t->config->checkpoint.enable)
+        XP_TRY(xp_ckpt_saver_create(t->world, &t->saver));
+    describe_model(t);
+    describe_ranks(t);
+    describe_data(t);
+    if (t->schedule.warmup_cut)
+        xp_trainer_warn(t,
+                        "lr_scheduler.warmup_steps %lld is more than the run's steps: cut to "
+                        "%lld",
+                        (long long)t->config->lr_scheduler.warmup_steps,
+                        (long long)t->schedule.warmup_steps);
+    if (t->schedule.decay_cut)
+        xp_trainer_warn(t,
+                        "lr_scheduler: warm-up and decay are longer than the run: the decay is "
+                        "cut to %lld steps",
+                        (long long)t->schedule.decay_steps);
+    return XP_OK;
+}
+
+static void destroy_parts(xp_trainer *t) {
+    xp_progress_destroy(t->progress);
+    xp_metrics_close(t->metrics);
+    xp_ckpt_saver_destroy(t->saver);
+    xp_snapshot_destroy(t->snapshot);
+    xp_step_batches_destroy(&t->batches);
+    xp_loader_destroy(t->loader);
+    free(t->validation_memory);
+    free(t->load_share);
+    free(t->load_max);
+    free(t->bias);
+    free(t->counts);
+    free(t->ckpt_folder);
+    free(t->config_toml);
+    xp_run_release(&t->run);
+    xp_device_destroy(t->device);
+}
+
+/* ---- the loop ---------------------------------------------------------------------------- */
+
+static double physical_memory(void) {
+    long pages = sysconf(_SC_PHYS_PAGES);
+    long page = sysconf(_SC_PAGESIZE);
+    return pages > 0 && page > 0 ? (double)pages * (double)page : 1;
+}
+
+static void fill_rates(xp_trainer *t, double time_s, int64_t steps, xp_step_record *record) {
+    bool on_cpu = xp_device_get_kind(t->device) == XP_DEVICE_CPU;
+    int64_t memory = on_cpu ? xp_process_peak_rss() : xp_device_peak_bytes(t->device);
+    int64_t tokens = steps * t->run.n_microbatches * t->run.local_batch * t->run.seq_len;
+    record->memory_gib = (double)memory / GIB;
+    record->memory_percent = 100 * (double)memory / physical_memory();
+    record->tps = time_s > 0 ? (double)tokens / time_s : 0;
+    record->tflops = record->tps * xp_arch_flops_per_token(&t->run.arch, t->run.seq_len) / 1e12;
+    record->mfu_percent = -1;
+}
+
+static bool due(int64_t step, int64_t every) {
+    return every > 0 && step % every == 0;
+}
+
+static xp_status maybe_validate(xp_trainer *t, xp_step_record *record) {
+    const xp_config *config = t->config;
+    if (!config->validation.enable)
+        return XP_OK;
+    bool last = t->step == config->training.steps;
+    if (t->step != 1 && !last && !due(t->step, config->validation.freq))
+        return XP_OK;
+    double began = xp_time_s();
+    XP_TRY(xp_trainer_validate(t, &record->validation_loss));
+    record->validation_s = xp_time_s() - began;
+    xp_trainer_say(t, "validate step: %2lld  loss: %8.5f  time: %.2fs", (long long)t->step,
+                   record->validation_loss, record->validation_s);
+    return XP_OK;
+}
+
+static xp_status maybe_save(xp_trainer *t, xp_step_record *record) {
+    const xp_config *config = t->config;
+    if (!config->checkpoint.enable)
+        return XP_OK;
+    double began = xp_time_s();
+    bool last = t->step >= config->training.steps;
+    bool first = t->step == 1 && config->checkpoint.enable_first_step_checkpoint;
+    XP_TRY(xp_trainer_publish(t, false));
+    if (last || first || t->stop || due(t->step, config->checkpoint.interval))
+        XP_TRY(xp_trainer_save(t, last));
+    record->checkpoint_s = xp_time_s() - began;
+    return XP_OK;
+}
+
+static void remember_loss(xp_trainer *t, double loss) {
+    t->recent[t->n_recent % XP_N_RECENT] = loss;
+    t->n_recent++;
+}
+
+static double recent_mean(const xp_trainer *t) {
+    int64_t n = t->n_recent < XP_N_RECENT ? t->n_recent : XP_N_RECENT;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += t->recent[i];
+    return n > 0 ? sum / (double)n : NAN;
+}
+
+static xp_status report(xp_trainer *t, xp_step_record *record) {
+    remember_loss(t, record->loss);
+    t->interval_steps++;
+    t->interval_s += record->time_s;
+    fill_rates(t, record->time_s, 1, record);
+    if (t->metrics)
+        XP_TRY(xp_metrics_add(t->metrics, record));
+    char note[96];
+    char rate[32];
+    xp_format_thousands(record->tps * t->n_ranks, rate);
+    bool first = t->step == t->first_step + 1;
+    bool line = t->step == 1 || first || due(t->step, t->config->metrics.log_freq);
+    if (line && t->log) {
+        xp_text text = {0};
+        fill_rates(t, t->interval_s, t->interval_steps, record);
+        xp_metrics_line(record, xp_log_has_color(t->log), &text);
+        xp_trainer_say(t, "%s", text.failed ? "step line: out of memory" : text.data);
+        xp_text_free(&text);
+    }
+    if (line) {
+        t->interval_steps = 0;
+        t->interval_s = 0;
+    }
+    snprintf(note, sizeof note, "loss %.4f  %s tok/s", record->loss, rate);
+    xp_progress_update(t->progress, t->step, note);
+    return XP_OK;
+}
+
+static xp_status one_step(xp_trainer *t) {
+    xp_step_record record;
+    memset(&record, 0, sizeof record);
+    double began = xp_time_s();
+    XP_TRY(xp_trainer_step(t, &record));
+    XP_TRY(maybe_validate(t, &record));
+    XP_TRY(maybe_save(t, &record));
+    record.time_s = xp_time_s() - began;
+    if (t->step == t->first_step + 1)
+        t->n_allocs = xp_device_n_allocs(t->device);
+    return report(t, &record);
+}
+
+static xp_status open_metrics(xp_trainer *t) {
+    if (!t->leads)
+        return XP_OK;
+    const xp_config *config = t->config;
+    const char *file = config->metrics.log_file;
+    const char *folder = config->metrics.save_tb_folder;
+    char *path = xp_path_join(t->dump, file ? file : "metrics.jsonl");
+    char *tb = xp_path_join(t->dump, folder ? folder : "tb");
+    xp_metrics_args args = {
+        .jsonl_path = path,
+        .tensorboard_folder = config->metrics.enable_tensorboard ? tb : NULL,
+        .resumed_step = t->step,
+    };
+    xp_status status = path && tb ? xp_metrics_open(&args, &t->metrics)
+                                  : xp_error(XP_ENOMEM, "no memory for a path");
+    free(path);
+    free(tb);
+    XP_TRY(status);
+    return xp_progress_create(stderr, t->step, config->training.steps, &t->progress);
+}
+
+static void summarise(xp_trainer *t, double seconds) {
+    int64_t steps = t->step - t->first_step;
+    double tokens = (double)(steps * t->run.global_batch * t->run.seq_len);
+    char count[32];
+    char rate[32];
+    char time[32];
+    xp_format_thousands((double)t->tokens_seen, count);
+    xp_format_thousands(seconds > 0 ? tokens / seconds : 0, rate);
+    xp_format_duration(seconds, time);
+    const char *state = t->step >= t->config->training.steps ? "done" : "stopped";
+    xp_trainer_say(t,
+                   "%s: step %lld of %lld, %s tokens seen, loss %.4f (mean of the last %d steps); "
+                   "%lld steps in %s, %s tok/s",
+                   state, (long long)t->step, (long long)t->config->training.steps, count,
+                   recent_mean(t), (int)(t->n_recent < XP_N_RECENT ? t->n_recent : XP_N_RECENT),
+                   (long long)steps, time, rate);
+    if (t->last_published >= 0)
+        xp_trainer_say(t, "checkpoint: %s/step-%lld", t->ckpt_folder, (long long)t->last_published);
+    else
+        xp_trainer_say(t, "nothing is saved: checkpoint.enable is off");
+    xp_trainer_say(t, "metrics: %s/%s", t->dump,
+                   t->config->metrics.log_file ? t->config->metrics.log_file : "metrics.jsonl");
+}
+
+static xp_status train(xp_trainer *t, xp_train_result *result) {
+    XP_TRY(xp_trainer_start(t));
+    result->first_step = t->first_step;
+    if (t->step >= t->config->training.steps) {
+        result->already_done = true;
+        xp_trainer_say(t,
+                       "this run is complete: step %lld of %lld is in %s. To go on raise the "
+                       "number of steps, for instance --training.steps %lld; for a new run choose "
+                       "another --job.dump_folder",
+                       (long long)t->step, (long long)t->config->training.steps, t->ckpt_folder,
+                       (long long)(2 * t->step));
+        return XP_OK;
+    }
+    XP_TRY(open_metrics(t));
+    double began = xp_time_s();
+    while (t->step < t->config->training.steps && !t->stop)
+        XP_TRY(one_step(t));
+    XP_TRY(xp_trainer_publish(t, true));
+    result->seconds = xp_time_s() - began;
+    result->n_step_allocs = xp_device_n_allocs(t->device) - t->n_allocs;
+    result->stopped_by_signal = t->stop;
+    if (!t->stop)
+        XP_TRY(xp_trainer_export(t));
+    summarise(t, result->seconds);
+    return XP_OK;
+}
+
+static void fill_result(const xp_trainer *t, xp_train_result *result) {
+    result->last_step = t->step;
+    result->steps_total = t->config->training.steps;
+    result->tokens_seen = t->tokens_seen;
+    result->mean_loss_last_50 = recent_mean(t);
+    snprintf(result->dump_folder, sizeof result->dump_folder, "%s", t->dump);
+    if (t->last_published >= 0)
+        snprintf(result->last_checkpoint, sizeof result->last_checkpoint, "%s/step-%lld",
+                 t->ckpt_folder, (long long)t->last_published);
+}
+
+xp_status xp_train_run(const xp_config_set *config, xp_train_shared *shared, xp_comm *world,
+                       int n_local_ranks, xp_log *log, xp_train_result *result) {
+    xp_trainer t = {
+        .set = config,
+        .config = xp_config_get(config),
+        .shared = shared,
+        .world = world,
+        .rank = world ? xp_comm_rank(world) : 0,
+        .n_ranks = world ? xp_comm_size(world) : 1,
+        .n_local_ranks = n_local_ranks,
+        .last_saved = -1,
+        .last_published = -1,
+    };
+    int64_t speaker = t.config->job.log_rank;
+    memset(result, 0, sizeof *result);
+    t.leads = t.rank == 0;
+    t.log = t.rank == (speaker > 0 ? speaker : 0) ? log : NULL;
+    t.dump = t.config->job.dump_folder;
+    xp_status status = create_parts(&t);
+    if (status == XP_OK)
+        status = train(&t, result);
+    if (status == XP_OK)
+        fill_result(&t, result);
+    else if (world)
+        xp_comm_abort(world, xp_last_error());
+    destroy_parts(&t);
+    return status;
+}
