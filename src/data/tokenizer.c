@@ -101,8 +101,12 @@ static size_t invalid_part(const char *s, size_t n) {
     return length;
 }
 
-static xp_status repair_utf8(const char *text, size_t n, size_t valid, xp_text *out) {
-    size_t done = 0;
+xp_status xp_tokenizer_repair_utf8(const char *text, size_t n, xp_text *out, bool *changed) {
+    size_t valid = xp_utf8_valid_prefix(text, n), done = 0;
+    *changed = valid < n;
+    if (!*changed)
+        return XP_OK;
+    xp_text_clear(out);
     while (done < n) {
         xp_text_add(out, text + done, valid);
         done += valid;
@@ -132,9 +136,9 @@ xp_status xp_tokenizer_encode(const xp_tokenizer *tokenizer, const char *text, s
     int64_t n_before = list->n;
     xp_text repaired = {0};
     xp_status status = XP_OK;
-    size_t valid = xp_utf8_valid_prefix(text, n_bytes);
-    if (valid < n_bytes) {
-        XP_TRY_GOTO(status, repair_utf8(text, n_bytes, valid, &repaired), done);
+    bool changed = false;
+    XP_TRY_GOTO(status, xp_tokenizer_repair_utf8(text, n_bytes, &repaired, &changed), done);
+    if (changed) {
         text = repaired.data;
         n_bytes = repaired.length;
     }

@@ -3,3 +3,6 @@ xp_subsystem(tokenizer
             pattern.c pattern_parse.c charset.c unicode_tables.c unicode_nfc_tables.c
     LIBS PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::JANSSON
     DEPENDS core)
+xp_subsystem(tokenizer_train
+    SOURCES tokenizer_train.c word_counts.c bpe_train.c
+    DEPENDS dataset tokenizer core)

@@ -43,6 +43,11 @@ struct xp_tokenizer {
     uint64_t hash;
 };
 
+/** @param out gets the text with every maximal invalid part replaced by U+FFFD; left alone when
+ * *changed is false */
+XP_NODISCARD xp_status xp_tokenizer_repair_utf8(const char *text, size_t n, xp_text *out,
+                                                bool *changed);
+
 /** The character that stands for a byte in the files of byte-level BPE. */
 uint32_t xp_byte_level_char(unsigned char byte);
 /** Inverse of xp_byte_level_char() over a whole string. @return false when a character stands for
