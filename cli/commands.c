@@ -6,6 +6,9 @@
 static const cli_command commands[] = {
     {"train", cmd_train, "train a model: one TOML file, any number of ranks"},
     {"config", cmd_config, "show the merged configuration, and where each value comes from"},
+    {"generate", cmd_generate, "continue a text with a trained model"},
+    {"eval", cmd_eval, "loss and perplexity of a model over tokens or text"},
+    {"export", cmd_export, "write a checkpoint as a Hugging Face folder"},
 };
 
 const cli_command *cli_command_at(int i) {
