@@ -204,6 +204,8 @@ static xp_status check_utf8(xp_toml_reader *r) {
 }
 
 xp_status xp_toml_parse(const char *name, const char *text, size_t n_bytes, xp_toml **toml) {
+    if (n_bytes > XP_TOML_MAX_BYTES)
+        return xp_error(XP_ECONFIG, "%s:1:1: larger than 1 GiB", name);
     xp_toml *made = calloc(1, sizeof *made);
     if (!made)
         return xp_error(XP_ENOMEM, "%s: out of memory while reading TOML", name);

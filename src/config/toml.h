@@ -15,6 +15,7 @@
 #include "core/text.h"
 
 #define XP_TOML_MAX_DEPTH 256
+#define XP_TOML_MAX_BYTES ((size_t)1 << 30) /* lines and columns are ints */
 
 typedef enum xp_toml_type {
     XP_TOML_STRING = 0,

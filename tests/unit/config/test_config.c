@@ -162,7 +162,7 @@ static void later_sources_win(void **state) {
     xp_config_destroy(set);
     setenv("CONFIG_FILE", "/nonexistent", 1); /* the option is stronger */
     char line[300];
-    snprintf(line, sizeof line, "--job.config_file=%s", path);
+    snprintf(line, sizeof line, "--job.config_file /nonexistent --job.config_file=%s", path);
     set = load(line, true);
     assert_int_equal(xp_config_get(set)->training.steps, 7);
     xp_config_destroy(set);

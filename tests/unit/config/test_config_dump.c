@@ -88,6 +88,7 @@ static void toml_reads_back_to_the_same_configuration(void **state) {
     xp_config_set *first = load_text(rich, strlen(rich), first_path);
     char *text = NULL;
     assert_int_equal(xp_config_dump_toml(first, &text), XP_OK);
+    assert_non_null(strstr(text, "\nrope_theta = 1000000.0\n")); /* floats stay floats */
     xp_config_set *second = load_text(text, strlen(text), second_path);
     for (int i = 0; i < xp_field_count(); i++) {
         const xp_field *f = xp_field_at(i);
