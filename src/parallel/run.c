@@ -74,20 +74,21 @@ static xp_forced_mode choose_forced(const xp_config *config) {
     return mode && strcmp(mode, "spread") == 0 ? XP_FORCED_SPREAD : XP_FORCED_MODULO;
 }
 
-static xp_status choose_dtype(const xp_config *config, xp_device_kind kind, xp_dtype *dtype) {
+xp_device_kind xp_run_device_kind(const xp_config *config) {
+    const char *backend = config->training.backend;
+    return backend && strcmp(backend, "cuda") == 0 ? XP_DEVICE_CUDA : XP_DEVICE_CPU;
+}
+
+/* On the null device as on the device that is predicted. */
+static xp_status choose_dtype(const xp_config *config, xp_dtype *dtype) {
     const char *name = config->training.dtype;
-    bool on_cpu = kind == XP_DEVICE_CPU || (kind == XP_DEVICE_NULL && config->training.backend &&
-                                            strcmp(config->training.backend, "cpu") == 0);
-    if (name && strcmp(name, "bfloat16") == 0) {
-        if (on_cpu)
-            return xp_error(XP_ECONFIG, "training.dtype = \"bfloat16\" needs a GPU; the CPU trains "
-                                        "in float32: leave training.dtype out");
-        *dtype = XP_BF16;
-    } else if (name && strcmp(name, "float32") == 0) {
+    bool on_cpu = xp_run_device_kind(config) == XP_DEVICE_CPU;
+    *dtype = on_cpu ? XP_F32 : XP_BF16;
+    if (name && strcmp(name, "float32") == 0)
         *dtype = XP_F32;
-    } else {
-        *dtype = on_cpu ? XP_F32 : XP_BF16;
-    }
+    if (name && strcmp(name, "bfloat16") == 0 && on_cpu)
+        return xp_error(XP_ECONFIG, "training.dtype = \"bfloat16\" needs a GPU; the CPU trains in "
+                                    "float32: leave training.dtype out");
     return XP_OK;
 }
 
@@ -124,12 +125,14 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
                .capacity_factor = config->moe.capacity_factor,
                .num_sms = (int)config->deepep.num_sms},
         .ep_comm = run->mesh.ep,
-        .ep_size = run->mesh.ep ? 0 : run->mesh.ep_size,
-        .ep_rank = run->mesh.ep ? 0 : run->mesh.ep_rank,
         .device = run->device,
     };
+    if (xp_device_get_kind(run->device) == XP_DEVICE_NULL) {
+        args.ep_size = run->mesh.ep_size;
+        args.ep_rank = run->mesh.ep_rank;
+    }
     batch_bounds(config, run, &args);
-    XP_TRY(choose_dtype(config, xp_device_get_kind(run->device), &args.dtype));
+    XP_TRY(choose_dtype(config, &args.dtype));
     bool accumulates = run->n_microbatches > 1;
     args.grad_dtype = args.dtype == XP_BF16 && !accumulates ? XP_BF16 : XP_F32;
     run->dtype = args.dtype;

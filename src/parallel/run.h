@@ -42,6 +42,9 @@ void xp_run_release(xp_run *run);
 XP_NODISCARD xp_status xp_run_batch_sizes(const xp_config *config, int n_data_ranks,
                                           int64_t *n_microbatches, int64_t *global_batch);
 
+/** What training.backend means: "auto" is the CPU as long as there are no GPU ops to choose. */
+xp_device_kind xp_run_device_kind(const xp_config *config);
+
 /** Whether the expert bias is trained: a MoE model whose load_balance_coeff is not 0. */
 bool xp_run_has_balance(const xp_config *config, const xp_arch *arch);
 

@@ -89,8 +89,10 @@ static xp_status announce_memory(xp_trainer *t) {
     char tags[512] = "";
     size_t used = 0;
     for (int i = 0; i < p.n_tags && used < sizeof tags; i++) {
-        int n = snprintf(tags + used, sizeof tags - used, "%s%s %.2f", i > 0 ? ", " : "",
-                         p.tags[i].tag, (double)p.tags[i].n_bytes / GIB);
+        bool small = p.tags[i].n_bytes < 1 << 28;
+        double size = (double)p.tags[i].n_bytes / (small ? GIB / 1024 : GIB);
+        int n = snprintf(tags + used, sizeof tags - used, "%s%s %.*f %s", i > 0 ? ", " : "",
+                         p.tags[i].tag, small ? 0 : 2, size, small ? "MiB" : "GiB");
         used += n > 0 ? (size_t)n : 0;
     }
     int local = t->world ? t->n_local_ranks : 1;
@@ -117,15 +119,12 @@ static void announce(xp_trainer *t) {
 /* ---- create and destroy ------------------------------------------------------------------ */
 
 static xp_status create_device(xp_trainer *t) {
-    const char *backend = t->config->training.backend;
     int64_t threads = t->config->job.threads_per_rank;
     if (threads <= 0)
         threads = xp_train_n_cores() / t->n_local_ranks;
     t->n_threads = threads < 1 ? 1 : (int)threads;
     xp_device_args args = {
         .kind = XP_DEVICE_CPU, .index = t->rank % t->n_local_ranks, .n_threads = t->n_threads};
-    if (backend && strcmp(backend, "cuda") == 0)
-        args.kind = XP_DEVICE_CUDA;
     return xp_device_create(&args, &t->device);
 }
 
