@@ -8,6 +8,8 @@ static const cli_command commands[] = {
     {"config", cmd_config, "show the merged configuration, and where each value comes from"},
     {"generate", cmd_generate, "continue a text with a trained model"},
     {"eval", cmd_eval, "loss and perplexity of a model over tokens or text"},
+    {"tokenize", cmd_tokenize, "text to token ids and back"},
+    {"tokenizer-train", cmd_tokenizer_train, "train a byte-level BPE tokenizer on text"},
     {"export", cmd_export, "write a checkpoint as a Hugging Face folder"},
 };
 
