@@ -1,0 +1,175 @@
+/* A model whose experts are spread over rank threads is the same model: loss, gradients, counts;
+ * overlap and recomputation too. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "harness.h"
+
+enum { MAX_RANKS = 3, ROWS = 6, SEQ = 7 };
+
+typedef struct rank_job {
+    xp_thread_world *world;
+    int rank, n_ranks;
+    xp_model_args args;
+    const xp_test_model *whole; /* the batch of all ranks */
+    xp_model_loss loss;
+    float *grads; /* of this rank's table */
+    xp_param_table *table;
+    int64_t counts[2 * 6];
+} rank_job;
+
+/* Rows rank, rank + n, ...: what each rank trains on. */
+static void take_rows(rank_job *job, xp_test_model *mine) {
+    int n_rows = ROWS / job->n_ranks;
+    const xp_test_model *all = job->whole;
+    for (int64_t i = 0; i < n_rows * SEQ; i++) {
+        int64_t from = ((i / SEQ) * job->n_ranks + job->rank) * SEQ + i % SEQ;
+        mine->tokens[i] = all->tokens[from];
+        mine->targets[i] = all->targets[from];
+        mine->positions[i] = all->positions[from];
+    }
+    mine->batch.loss_scale = all->batch.loss_scale;
+}
+
+static void *rank_main(void *arg) {
+    rank_job *job = arg;
+    xp_test_model t;
+    xp_comm *comm = NULL;
+    xp_test_must(xp_thread_world_comm(job->world, job->rank, &comm));
+    job->args.ep_comm = comm;
+    job->args.n_rows = ROWS / job->n_ranks;
+    xp_test_model_create(job->args, 1, &t);
+    take_rows(job, &t);
+    job->loss = xp_test_step(&t);
+    job->grads = xp_test_grads(&t);
+    memcpy(job->counts, xp_model_expert_counts(t.model), sizeof(job->counts));
+    xp_test_must(xp_param_table_create(&t.arch, job->rank, job->n_ranks, &job->table));
+    xp_test_model_destroy(&t);
+    xp_comm_destroy(comm);
+    return NULL;
+}
+
+/* Dense gradients are summed over the ranks, experts' stand side by side. */
+static void check_param(const xp_test_model *whole, rank_job *jobs, int n_ranks, int index) {
+    const xp_param *all = xp_param_table_param(xp_model_params(whole->model), index);
+    float *sum = calloc((size_t)all->n_elements, sizeof(float));
+    assert_non_null(sum);
+    for (int r = 0; r < n_ranks; r++) {
+        const xp_param *mine = xp_param_table_param(jobs[r].table, index);
+        int64_t skip = mine->n_elements < all->n_elements ? r * mine->n_elements : 0;
+        for (int64_t i = 0; i < mine->n_elements; i++)
+            sum[skip + i] += jobs[r].grads[mine->offset + i];
+    }
+    const float *expected = (const float *)xp_model_grad_data(whole->model) + all->offset;
+    double distance = xp_test_distance(sum, expected, all->n_elements);
+    if (!(distance < 1e-5))
+        fail_msg("%s: off by %.3g of its norm over %d ranks", all->name, distance, n_ranks);
+    free(sum);
+}
+
+static void check(int n_ranks, xp_model_args args) {
+    xp_test_model whole;
+    xp_model_args alone = xp_test_args(args.arch);
+    alone.n_rows = args.n_rows = ROWS;
+    alone.aux_loss_coeff = args.aux_loss_coeff;
+    alone.z_loss_coeff = args.z_loss_coeff;
+    xp_test_model_create(alone, 1, &whole);
+    xp_model_loss expected = xp_test_step(&whole);
+    xp_thread_world *world = NULL;
+    xp_test_must(xp_thread_world_create(n_ranks, 20.0, &world));
+    rank_job jobs[MAX_RANKS] = {0};
+    pthread_t threads[MAX_RANKS];
+    for (int r = 0; r < n_ranks; r++) {
+        jobs[r] = (rank_job){
+            .world = world, .rank = r, .n_ranks = n_ranks, .args = args, .whole = &whole};
+        assert_int_equal(pthread_create(&threads[r], NULL, rank_main, &jobs[r]), 0);
+    }
+    xp_model_loss sum = {0};
+    int64_t counts[2 * 6] = {0};
+    for (int r = 0; r < n_ranks; r++) {
+        pthread_join(threads[r], NULL);
+        sum.loss_sum += jobs[r].loss.loss_sum;
+        sum.aux_loss += jobs[r].loss.aux_loss;
+        sum.z_loss += jobs[r].loss.z_loss;
+        for (int i = 0; i < 12; i++)
+            counts[i] += jobs[r].counts[i];
+    }
+    assert_true(fabs(sum.loss_sum / expected.loss_sum - 1.0) < 1e-6);
+    assert_true(fabs(sum.aux_loss - expected.aux_loss) <= 1e-6 * expected.aux_loss);
+    assert_true(fabs(sum.z_loss - expected.z_loss) <= 1e-6 * expected.z_loss);
+    assert_memory_equal(counts, xp_model_expert_counts(whole.model), sizeof(counts));
+    for (int i = 0; i < xp_param_table_n_params(xp_model_params(whole.model)); i++)
+        check_param(&whole, jobs, n_ranks, i);
+    for (int r = 0; r < n_ranks; r++) {
+        free(jobs[r].grads);
+        xp_param_table_destroy(jobs[r].table);
+    }
+    xp_thread_world_destroy(world);
+    xp_test_model_destroy(&whole);
+}
+
+static void test_ranks_equal_one(void **state) {
+    (void)state;
+    xp_arch arch = xp_test_moe_arch();
+    for (int n_ranks = 2; n_ranks <= MAX_RANKS; n_ranks++) {
+        xp_model_args args = xp_test_args(&arch);
+        args.ep.transport = XP_EP_P2P;
+        check(n_ranks, args);
+        args.ep.transport = XP_EP_A2A;
+        check(n_ranks, args);
+        args.aux_loss_coeff = 0.2;
+        args.z_loss_coeff = 0.1;
+        args.recompute = XP_RECOMPUTE_FULL;
+        check(n_ranks, args);
+        args.recompute = XP_RECOMPUTE_SELECTIVE;
+        args.save_dispatched = XP_SAVE_DISPATCHED_YES;
+        check(n_ranks, args);
+    }
+}
+
+static void test_overlap_and_rounds(void **state) {
+    (void)state;
+    xp_arch arch = xp_test_moe_arch();
+    for (int n_ranks = 2; n_ranks <= MAX_RANKS; n_ranks++) {
+        xp_model_args args = xp_test_args(&arch);
+        args.overlap = true;
+        check(n_ranks, args);
+        args.overlap_split = 0.3;
+        args.recompute = XP_RECOMPUTE_FULL;
+        check(n_ranks, args);
+        args.ep.capacity_factor = 0.2;
+        check(n_ranks, args);
+        args.overlap = false;
+        args.recompute = XP_RECOMPUTE_NONE;
+        check(n_ranks, args);
+    }
+}
+
+/* With all experts on one rank nothing travels: overlap changes no bit. */
+static void test_one_rank_ignores_overlap(void **state) {
+    (void)state;
+    xp_arch arch = xp_test_moe_arch();
+    xp_model_args args = xp_test_args(&arch);
+    xp_test_model plain, overlapped;
+    xp_test_model_create(args, 1, &plain);
+    args.overlap = true;
+    xp_test_model_create(args, 1, &overlapped);
+    assert_true(xp_test_step(&plain).loss_sum == xp_test_step(&overlapped).loss_sum);
+    xp_test_model_destroy(&plain);
+    xp_test_model_destroy(&overlapped);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ranks_equal_one),
+        cmocka_unit_test(test_overlap_and_rounds),
+        cmocka_unit_test(test_one_rank_ignores_overlap),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
