@@ -45,11 +45,19 @@ typedef struct xp_ep_config {
     int top_k;          /* K */
     int n_experts;      /* E, divisible by R */
     xp_dtype dtype;     /* of rows: XP_F32 or XP_BF16 */
-    double
-        capacity_factor; /* pick rows reserved, relative to a balanced load (max_tokens * K); > 0 */
+    double capacity_factor; /* pick rows reserved over the balanced load, max_tokens * K; > 0 */
     xp_ep_transport transport;
     int num_sms;      /* GPU: blocks for dispatch and combine; 0 = choose */
     double timeout_s; /* of every wait inside dispatch and combine; 0 = the communicator's */
+    /* Microbatch parts in flight at once, each on a stream of its own; 0 = 1.
+     * See xp_ep_plan_set_slot(). */
+    int n_slots;
+    /* Only for xp_ep_query_sizes() and groups on the null device, which have no communicator that
+     * could tell. */
+    int n_ranks; /* R; 0 = 1. With a communicator: 0, or its size */
+    int n_nodes; /* of a hierarchical group; 0 = 1 */
+    /* p2p between processes keeps recv slots of its own: n_slots * recv_capacity rows more. */
+    bool separate_processes;
 } xp_ep_config;
 
 /** Bytes and rows that a group of this shape reserves on one rank; needs no communicator. */
@@ -80,10 +88,21 @@ XP_API int xp_ep_group_n_ranks(const xp_ep_group *group);
 /** The transport in use, after AUTO has been resolved. */
 XP_API xp_ep_transport xp_ep_group_transport(const xp_ep_group *group);
 
+/**
+ * True when the group is one rank that never needs a second round. Then the recv rows are the token rows, also of tokens
+ * without picks: row t is token t, n_recv is T, and a caller may leave dispatch out and let view.gather index x itself.
+ */
+XP_API bool xp_ep_group_is_local(const xp_ep_group *group);
+
 /** A plan's memory, for re-use step after step: one for each layer when routing is kept for
  * backward. Collective in order only. */
 XP_API XP_NODISCARD xp_status xp_ep_plan_create(xp_ep_group *group, xp_ep_plan **plan);
 XP_API void xp_ep_plan_destroy(xp_ep_plan *plan);
+/**
+ * Which of the group's n_slots the calls with this plan use; 0 after create. Calls of one slot run in the same order on every
+ * rank; calls of different slots may run at the same time on different streams. Every rank gives the same plan the same slot.
+ */
+XP_API XP_NODISCARD xp_status xp_ep_plan_set_slot(xp_ep_plan *plan, int slot);
 
 /**
  * Fill `plan` from this rank's routing. Collective.

@@ -1,0 +1,20 @@
+#include "ep/kernels.h"
+
+const xp_ep_kernels xp_ep_cpu_kernels = {
+    .name = "cpu",
+    .route = xp_ep_cpu_route,
+    .build_send = xp_ep_cpu_build_send,
+    .build_recv = xp_ep_cpu_build_recv,
+    .copy_rows = xp_ep_cpu_copy_rows,
+    .reduce_rows = xp_ep_cpu_reduce_rows,
+    .sum_rows = xp_ep_cpu_sum_rows,
+    .move = xp_ep_cpu_move,
+};
+
+xp_status xp_ep_kernels_get(const xp_device *device, const xp_ep_kernels **kernels) {
+    if (xp_device_get_kind(device) == XP_DEVICE_CUDA)
+        return xp_error(XP_ENOTSUP, "expert parallelism on %s: this build has no kernels for it",
+                        xp_device_name(device));
+    *kernels = &xp_ep_cpu_kernels; /* the null device has a table too, and never runs it */
+    return XP_OK;
+}

@@ -1,0 +1,342 @@
+/* Plans: memory, building from routing, and what callers read. */
+#include "ep/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include "comm/provider.h"
+#include "device/cpu/cpu_device.h"
+#include "ep/transport/hierarchical.h"
+#include "ep/transport/transport.h"
+
+static int32_t *carve_ints(xp_ep_carver *carver, int64_t n) {
+    return xp_ep_carve(carver, (size_t)n * sizeof(int32_t));
+}
+
+/* Lay the plan's arrays out from carver->base on; with a NULL base only carver->used means
+ * something. */
+static void carve_plan(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_plan *p) {
+    int64_t n_ranks = s->n_ranks, rounds = s->max_rounds;
+    p->blocks = carve_ints(c, n_ranks * s->block_ints);
+    p->send_row_base = carve_ints(c, n_ranks + 1);
+    p->send_pick_base = carve_ints(c, n_ranks + 1);
+    p->recv_row_base = carve_ints(c, n_ranks + 1);
+    p->recv_pick_base = carve_ints(c, n_ranks + 1);
+    p->dest_row_base = carve_ints(c, n_ranks);
+    p->dest_pick_base = carve_ints(c, n_ranks);
+    p->source_row_base = carve_ints(c, n_ranks);
+    p->source_pick_base = carve_ints(c, n_ranks);
+    p->send_token = carve_ints(c, s->max_send_rows);
+    p->send_pick = carve_ints(c, s->max_send_rows + 1);
+    p->pick_entry = carve_ints(c, s->max_send_picks);
+    p->token_first = carve_ints(c, s->max_tokens + 1);
+    p->token_row = carve_ints(c, s->max_send_rows);
+    p->send_round = carve_ints(c, (rounds + 1) * n_ranks);
+    p->dest_slot = carve_ints(c, rounds * n_ranks);
+    p->recv_pick = carve_ints(c, s->max_recv_rows + 1);
+    p->round_row = carve_ints(c, rounds + 1);
+    p->pick_pos = carve_ints(c, s->max_recv_picks);
+    p->offsets = carve_ints(c, rounds * (s->n_local + 1));
+    p->gather = carve_ints(c, rounds * s->pick_capacity);
+    p->n_recv = carve_ints(c, rounds);
+    p->weight = xp_ep_carve(c, (size_t)(rounds * s->pick_capacity) * sizeof(float));
+    p->expert_tokens = xp_ep_carve(c, (size_t)s->n_local * sizeof(int64_t));
+}
+
+size_t xp_ep_plan_measure(const xp_ep_shape *shape) {
+    xp_ep_plan plan;
+    xp_ep_carver carver = {0};
+    carve_plan(shape, &carver, &plan);
+    return carver.used;
+}
+
+xp_status xp_ep_plan_create(xp_ep_group *group, xp_ep_plan **plan) {
+    if (!group || !plan)
+        return xp_error(XP_EINVAL, "xp_ep_plan_create: group and plan must not be NULL");
+    xp_ep_plan *p = calloc(1, sizeof *p);
+    if (!p)
+        return xp_error(XP_ENOMEM, "no memory for an expert parallel plan");
+    xp_status status = XP_OK;
+    size_t n_bytes = xp_ep_plan_measure(&group->shape);
+    XP_TRY_GOTO(status, xp_device_alloc(group->device, n_bytes, "ep", &p->memory), fail_plan);
+    p->group = group;
+    if (xp_device_get_kind(group->device) != XP_DEVICE_NULL) {
+        memset(p->memory, 0, n_bytes);
+        xp_ep_carver carver = {.base = p->memory};
+        carve_plan(&group->shape, &carver, p);
+    }
+    if (group->transport == XP_EP_HIERARCHICAL && group->shape.n_ranks > 1)
+        XP_TRY_GOTO(status, xp_ep_relay_create(group, &p->relay), fail_memory);
+    atomic_fetch_add(&group->n_plans, 1);
+    *plan = p;
+    return XP_OK;
+fail_memory:
+    xp_device_free(group->device, p->memory);
+fail_plan:
+    free(p);
+    return status;
+}
+
+void xp_ep_plan_destroy(xp_ep_plan *plan) {
+    if (!plan)
+        return;
+    xp_ep_relay_destroy(plan->group, plan->relay);
+    xp_device_free(plan->group->device, plan->memory);
+    atomic_fetch_sub(&plan->group->n_plans, 1);
+    free(plan);
+}
+
+xp_status xp_ep_plan_set_slot(xp_ep_plan *plan, int slot) {
+    if (!plan || slot < 0 || slot >= plan->group->shape.n_slots)
+        return xp_error(
+            XP_EINVAL,
+            "xp_ep_plan_set_slot: no slot %d; xp_ep_config.n_slots says how many there are", slot);
+    plan->slot = slot;
+    return XP_OK;
+}
+
+static int32_t clamp(int32_t value, int32_t low, int32_t high) {
+    return value < low ? low : value > high ? high : value;
+}
+
+xp_ep_span xp_ep_plan_send_rows(const xp_ep_plan *plan, int dest, int64_t round) {
+    const int32_t *at = plan->send_round + round * plan->group->shape.n_ranks + dest;
+    return (xp_ep_span){.first = at[0], .n = at[plan->group->shape.n_ranks] - at[0]};
+}
+
+xp_ep_span xp_ep_plan_send_picks(const xp_ep_plan *plan, int dest, int64_t round) {
+    xp_ep_span rows = xp_ep_plan_send_rows(plan, dest, round);
+    /* The row after the last one may be another destination's: its first pick still ends this
+     * one's. */
+    int32_t first = plan->send_pick[rows.first];
+    return (xp_ep_span){.first = first, .n = plan->send_pick[rows.first + rows.n] - first};
+}
+
+xp_ep_span xp_ep_plan_recv_rows(const xp_ep_plan *plan, int source, int64_t round) {
+    int32_t low = plan->recv_row_base[source], high = plan->recv_row_base[source + 1];
+    int32_t first = clamp(plan->round_row[round], low, high);
+    return (xp_ep_span){.first = first, .n = clamp(plan->round_row[round + 1], low, high) - first};
+}
+
+xp_ep_span xp_ep_plan_recv_picks(const xp_ep_plan *plan, int source, int64_t round) {
+    xp_ep_span rows = xp_ep_plan_recv_rows(plan, source, round);
+    int32_t first = plan->recv_pick[rows.first];
+    return (xp_ep_span){.first = first, .n = plan->recv_pick[rows.first + rows.n] - first};
+}
+
+/* The first rank with bad routing decides the error of all. */
+static xp_status check_blocks(const xp_ep_group *group, const int32_t *blocks) {
+    const xp_ep_shape *s = &group->shape;
+    for (int r = 0; r < s->n_ranks; r++) {
+        const int32_t *error = blocks + (int64_t)r * s->block_ints + XP_EP_BLOCK_ERROR(s);
+        int world = group->comm ? xp_comm_world_rank(group->comm, r) : 0;
+        switch ((xp_ep_routing_error)error[0]) {
+        case XP_EP_ROUTING_OK:
+            break;
+        case XP_EP_ROUTING_DUPLICATE:
+            return xp_error(
+                XP_EINVAL,
+                "routing of rank %d, token %d: expert %d is picked twice; nothing was sent", world,
+                error[1], error[2]);
+        case XP_EP_ROUTING_RANGE:
+            return xp_error(XP_EINVAL,
+                            "routing of rank %d, token %d: %d is no expert (0 to %d, or -1 for no "
+                            "pick); nothing was sent",
+                            world, error[1], error[2], s->n_experts - 1);
+        case XP_EP_ROUTING_TOO_MANY:
+            return xp_error(XP_EINVAL,
+                            "routing of rank %d: %d tokens, but the group was made for 0 to %lld; "
+                            "nothing was sent",
+                            world, error[2], (long long)s->max_tokens);
+        default:
+            return xp_error(XP_EINVAL, "routing of rank %d: topk_idx is NULL; nothing was sent",
+                            world);
+        }
+    }
+    return XP_OK;
+}
+
+static int32_t picks_between(const xp_ep_shape *s, const int32_t *blocks, int source, int dest) {
+    const int32_t *counts = blocks + (int64_t)source * s->block_ints + (int64_t)dest * s->n_local;
+    int32_t n = 0;
+    for (int e = 0; e < s->n_local; e++)
+        n += counts[e];
+    return n;
+}
+
+static int32_t rows_between(const xp_ep_shape *s, const int32_t *blocks, int source, int dest) {
+    return blocks[(int64_t)source * s->block_ints + XP_EP_BLOCK_ROWS(s) + dest];
+}
+
+/* Everything that follows from the counts alone, the number of rounds among it. */
+static void derive_bases(xp_ep_plan *plan) {
+    const xp_ep_shape *s = &plan->group->shape;
+    const int32_t *b = plan->blocks;
+    int me = plan->group->rank;
+    plan->n_rounds = 1;
+    plan->send_row_base[0] = plan->send_pick_base[0] = plan->recv_row_base[0] =
+        plan->recv_pick_base[0] = 0;
+    for (int r = 0; r < s->n_ranks; r++) {
+        plan->send_row_base[r + 1] = plan->send_row_base[r] + rows_between(s, b, me, r);
+        plan->send_pick_base[r + 1] = plan->send_pick_base[r] + picks_between(s, b, me, r);
+        plan->recv_row_base[r + 1] = plan->recv_row_base[r] + rows_between(s, b, r, me);
+        plan->recv_pick_base[r + 1] = plan->recv_pick_base[r] + picks_between(s, b, r, me);
+        int64_t picks = 0;
+        plan->dest_row_base[r] = plan->dest_pick_base[r] = 0;
+        plan->source_row_base[r] = plan->source_pick_base[r] = 0;
+        for (int dest = 0; dest < me; dest++) {
+            plan->source_row_base[r] += rows_between(s, b, r, dest);
+            plan->source_pick_base[r] += picks_between(s, b, r, dest);
+        }
+        for (int source = 0; source < s->n_ranks; source++) {
+            if (source < me) {
+                plan->dest_row_base[r] += rows_between(s, b, source, r);
+                plan->dest_pick_base[r] += picks_between(s, b, source, r);
+            }
+            picks += picks_between(s, b, source, r);
+        }
+        int64_t rounds = xp_ep_shape_rounds(s, picks);
+        plan->n_rounds = rounds > plan->n_rounds ? rounds : plan->n_rounds;
+    }
+    plan->n_recv_rows = plan->recv_row_base[s->n_ranks];
+    plan->n_recv_picks = plan->recv_pick_base[s->n_ranks];
+    for (int e = 0; e < s->n_local; e++) {
+        plan->expert_tokens[e] = 0;
+        for (int r = 0; r < s->n_ranks; r++)
+            plan->expert_tokens[e] += b[(int64_t)r * s->block_ints + (int64_t)me * s->n_local + e];
+    }
+}
+
+/* Where each round's rows to each destination start: the first row whose first pick, in the
+ * destination's numbering, is not below the round's first pick. */
+static void derive_send_rounds(xp_ep_plan *plan) {
+    const xp_ep_shape *s = &plan->group->shape;
+    for (int d = 0; d < s->n_ranks; d++) {
+        int64_t total = 0;
+        for (int source = 0; source < s->n_ranks; source++)
+            total += picks_between(s, plan->blocks, source, d);
+        int32_t base = plan->send_row_base[d], end = plan->send_row_base[d + 1];
+        int64_t shift = (int64_t)plan->dest_pick_base[d] - plan->send_pick_base[d];
+        plan->send_round[d] = base;
+        for (int64_t r = 1; r < plan->n_rounds; r++) {
+            int64_t start = xp_ep_shape_round_start(s, total, r);
+            int32_t low = plan->send_round[(r - 1) * s->n_ranks + d], high = end;
+            while (low < high) {
+                int32_t middle = low + (high - low) / 2;
+                if (plan->send_pick[middle] + shift < start)
+                    low = middle + 1;
+                else
+                    high = middle;
+            }
+            plan->send_round[r * s->n_ranks + d] = low;
+        }
+        plan->send_round[plan->n_rounds * s->n_ranks + d] = end;
+    }
+}
+
+/* Rounds that this routing does not need read as empty. */
+static void clear_empty_rounds(xp_ep_plan *plan) {
+    const xp_ep_shape *s = &plan->group->shape;
+    int64_t first = plan->n_rounds, n = s->max_rounds - first;
+    memset(plan->offsets + first * (s->n_local + 1), 0,
+           (size_t)(n * (s->n_local + 1)) * sizeof *plan->offsets);
+    memset(plan->n_recv + first, 0, (size_t)n * sizeof *plan->n_recv);
+}
+
+xp_status xp_ep_plan_run(const xp_ep_step *step, const int32_t *topk_idx, const float *topk_weight,
+                         int64_t n_tokens) {
+    xp_ep_group *group = step->group;
+    xp_ep_plan *plan = step->plan;
+    const xp_ep_shape *s = &group->shape;
+    int32_t *tiles = group->tile_counts[plan->slot];
+    int32_t *block = tiles + s->n_tiles * (s->n_experts + s->n_ranks + 3);
+    plan->valid = false;
+    plan->n_tokens = n_tokens;
+    group->kernels->route(step->stream, &(xp_ep_route_args){.shape = s,
+                                                            .topk_idx = topk_idx,
+                                                            .n_tokens = n_tokens,
+                                                            .tile_counts = tiles,
+                                                            .block = block});
+    XP_TRY(group->ops->share_blocks(step, block));
+    XP_TRY(check_blocks(group, plan->blocks));
+    derive_bases(plan);
+    xp_ep_pick **targets = group->targets[plan->slot];
+    group->ops->aim_picks(step, targets);
+    group->kernels->build_send(step->stream, &(xp_ep_send_args){.shape = s,
+                                                                .topk_idx = topk_idx,
+                                                                .topk_weight = topk_weight,
+                                                                .n_tokens = n_tokens,
+                                                                .tile_counts = tiles,
+                                                                .row_base = plan->send_row_base,
+                                                                .pick_base = plan->send_pick_base,
+                                                                .picks = targets,
+                                                                .send_token = plan->send_token,
+                                                                .send_pick = plan->send_pick,
+                                                                .pick_entry = plan->pick_entry,
+                                                                .token_first = plan->token_first,
+                                                                .token_row = plan->token_row});
+    derive_send_rounds(plan);
+    const xp_ep_pick *picks = NULL;
+    XP_TRY(group->ops->share_picks(step, &picks));
+    /* One rank: the rows are its own, and those without picks could not be found by their first
+     * pick. */
+    if (s->n_ranks == 1)
+        memcpy(plan->recv_pick, plan->send_pick,
+               (size_t)(plan->n_recv_rows + 1) * sizeof *plan->recv_pick);
+    group->kernels->build_recv(step->stream, &(xp_ep_recv_args){.shape = s,
+                                                                .picks = picks,
+                                                                .n_rows = plan->n_recv_rows,
+                                                                .n_picks = plan->n_recv_picks,
+                                                                .n_rounds = plan->n_rounds,
+                                                                .tile_counts = tiles,
+                                                                .recv_pick = plan->recv_pick,
+                                                                .rows_known = s->n_ranks == 1,
+                                                                .round_row = plan->round_row,
+                                                                .pick_pos = plan->pick_pos,
+                                                                .offsets = plan->offsets,
+                                                                .gather = plan->gather,
+                                                                .weight = plan->weight,
+                                                                .n_recv = plan->n_recv});
+    clear_empty_rounds(plan);
+    if (group->ops->finish_plan)
+        XP_TRY(group->ops->finish_plan(step));
+    plan->valid = true;
+    int64_t first_round = plan->offsets[s->n_local];
+    xp_ep_add(&group->totals.overflow_rows, plan->n_recv_picks - first_round);
+    return XP_OK;
+}
+
+xp_status xp_ep_plan_wait(xp_ep_plan *plan, xp_ep_counts *counts) {
+    if (!plan || !counts || !plan->stream)
+        return xp_error(XP_EINVAL,
+                        "xp_ep_plan_wait: no plan, no counts, or the plan was never built");
+    if (xp_device_get_kind(plan->group->device) == XP_DEVICE_NULL) {
+        *counts = (xp_ep_counts){.n_rounds = 1};
+        return XP_OK;
+    }
+    if (!xp_cpu_stream_is_inline(plan->stream)) {
+        xp_ep_add(&plan->group->totals.n_host_waits, 1);
+        XP_TRY(xp_stream_sync(plan->stream));
+    }
+    if (!plan->valid)
+        return xp_error(XP_EINVAL, "xp_ep_plan_wait: the last build of this plan failed");
+    *counts = (xp_ep_counts){.n_rounds = plan->n_rounds,
+                             .expert_tokens = plan->expert_tokens,
+                             .n_recv = plan->n_recv_rows,
+                             .n_picks = plan->n_recv_picks};
+    return XP_OK;
+}
+
+xp_status xp_ep_plan_view(const xp_ep_plan *plan, int64_t round, xp_ep_view *view) {
+    if (!plan || !view || round < 0 || round >= plan->group->shape.max_rounds)
+        return xp_error(XP_EINVAL, "xp_ep_plan_view: no round %lld; the group has at most %lld",
+                        (long long)round, plan ? (long long)plan->group->shape.max_rounds : 0LL);
+    const xp_ep_shape *s = &plan->group->shape;
+    *view = (xp_ep_view){0};
+    if (xp_device_get_kind(plan->group->device) == XP_DEVICE_NULL)
+        return XP_OK;
+    view->offsets = plan->offsets + round * (s->n_local + 1);
+    view->gather = plan->gather + round * s->pick_capacity;
+    view->weight = plan->weight + round * s->pick_capacity;
+    view->n_recv = plan->n_recv + round;
+    return XP_OK;
+}

@@ -1,0 +1,55 @@
+/** The numbers that follow from a group's configuration: capacities, the round rule, the bytes of
+ * every buffer. */
+#ifndef XP_EP_SHAPE_H
+#define XP_EP_SHAPE_H
+
+#include "expar/ep.h"
+
+#define XP_EP_MAX_TOP_K  64
+#define XP_EP_MAX_ROUNDS 1024
+
+typedef struct xp_ep_shape {
+    int n_ranks;            /* R */
+    int n_experts, n_local; /* E, L */
+    int top_k;              /* K */
+    int row_picks;          /* min(K, L): most picks of one recv row */
+    int n_slots;
+    int64_t max_tokens, dim; /* M, D */
+    xp_dtype dtype;
+    size_t row_bytes;
+    int64_t pick_capacity; /* P */
+    int64_t recv_capacity;
+    int64_t round_picks; /* Q = P - (row_picks - 1): a row whose first pick is below (r + 1) Q ends
+                            below r Q + P */
+    int64_t max_rounds;
+    int64_t max_send_rows;  /* M * min(K, R): rows one source sends, all rounds (local: M) */
+    int64_t max_send_picks; /* M * K */
+    int64_t max_recv_rows;  /* R * M */
+    int64_t max_recv_picks; /* R * M * row_picks */
+    bool local;     /* one rank, one round: recv rows are the token rows, with or without picks */
+    int block_ints; /* what a rank tells the others about its routing: XP_EP_BLOCK_* */
+    int64_t tile_tokens; /* tokens a tile of the plan kernels takes; fixed borders */
+    int64_t n_tiles;
+} xp_ep_shape;
+
+/* Layout of a rank's block: picks of each expert [E], rows to each rank [R], then its error. */
+#define XP_EP_BLOCK_ROWS(shape)  ((shape)->n_experts)
+#define XP_EP_BLOCK_ERROR(shape) ((shape)->n_experts + (shape)->n_ranks) /* kind, token, value */
+
+/** @return XP_EINVAL naming the value that is wrong */
+XP_NODISCARD xp_status xp_ep_shape_make(const xp_ep_config *config, int n_ranks,
+                                        xp_ep_shape *shape);
+
+/** Rounds that a rank needs for this many picks. */
+int64_t xp_ep_shape_rounds(const xp_ep_shape *shape, int64_t n_picks);
+/** The first pick of round r; rows belong to the round in which their first pick lies. */
+int64_t xp_ep_shape_round_start(const xp_ep_shape *shape, int64_t n_picks, int64_t round);
+
+/** Takes n_bytes from a region that starts at NULL when only counting; 256-byte steps. */
+typedef struct xp_ep_carver {
+    char *base;
+    size_t used;
+} xp_ep_carver;
+void *xp_ep_carve(xp_ep_carver *carver, size_t n_bytes);
+
+#endif

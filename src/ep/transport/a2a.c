@@ -1,0 +1,159 @@
+/*
+ * a2a: one row a pick, packed, exchanged by an all-to-all, unpacked: works over every communicator,
+ * and is the baseline. What arrives and how it is added up is the same as over p2p, bit for bit.
+ */
+#include <stdlib.h>
+#include "ep/transport/mailbox.h"
+
+typedef struct a2a_slot {
+    xp_ep_mailbox box;
+    char *
+        out; /* [max_send_picks, D] a row for each of this rank's picks, as sent and as come home */
+    char *in;            /* [P, D] a row for each pick of this rank's experts in the round */
+    int32_t *pick_token; /* [max_send_picks] */
+} a2a_slot;
+
+typedef struct a2a_state {
+    a2a_slot *slots;
+    void *memory;
+} a2a_state;
+
+static void carve(const xp_ep_shape *s, xp_ep_carver *c, a2a_slot *slot) {
+    xp_ep_mailbox_carve(s, c, &slot->box);
+    slot->out = xp_ep_carve(c, (size_t)s->max_send_picks * s->row_bytes);
+    slot->in = xp_ep_carve(c, (size_t)s->pick_capacity * s->row_bytes);
+    slot->pick_token = xp_ep_carve(c, (size_t)s->max_send_picks * sizeof(int32_t));
+}
+
+static size_t measure(const xp_ep_shape *shape, const xp_ep_config *config) {
+    (void)config; /* the same wherever the ranks are */
+    a2a_slot slot = {0};
+    xp_ep_carver carver = {0};
+    carve(shape, &carver, &slot);
+    return carver.used * (size_t)shape->n_slots;
+}
+
+static xp_status create(xp_ep_group *group) {
+    const xp_ep_shape *s = &group->shape;
+    a2a_state *state = calloc(1, sizeof *state);
+    group->state = state;
+    if (state)
+        state->slots = calloc((size_t)s->n_slots, sizeof *state->slots);
+    if (!state || !state->slots)
+        return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
+    XP_TRY(xp_device_alloc(group->device, measure(s, &group->config), "ep", &state->memory));
+    xp_ep_carver carver = {.base = state->memory};
+    for (int i = 0; i < s->n_slots; i++) {
+        carve(s, &carver, &state->slots[i]);
+        XP_TRY(xp_ep_mailbox_open(group, &state->slots[i].box));
+    }
+    return XP_OK;
+}
+
+static void destroy(xp_ep_group *group) {
+    a2a_state *state = group->state;
+    if (!state)
+        return;
+    for (int i = 0; i < group->shape.n_slots && state->slots; i++)
+        xp_ep_mailbox_close(&state->slots[i].box);
+    xp_device_free(group->device, state->memory);
+    free(state->slots);
+    free(state);
+}
+
+static a2a_slot *slot_of(const xp_ep_step *step) {
+    const a2a_state *state = step->group->state;
+    return &state->slots[step->plan->slot];
+}
+
+static xp_status share_blocks(const xp_ep_step *step, const int32_t *block) {
+    return xp_ep_mailbox_share_blocks(step, &slot_of(step)->box, block);
+}
+
+static void aim_picks(const xp_ep_step *step, xp_ep_pick **targets) {
+    xp_ep_mailbox_aim_picks(step, &slot_of(step)->box, targets);
+}
+
+static xp_status share_picks(const xp_ep_step *step, const xp_ep_pick **picks) {
+    return xp_ep_mailbox_share_picks(step, &slot_of(step)->box, picks);
+}
+
+/* Bytes of the picks to and from each rank in this round: out at their places among all send picks,
+ * in packed. */
+static void set_exchange(const xp_ep_step *step, bool home, int32_t first_recv) {
+    const xp_ep_group *group = step->group;
+    const xp_ep_mailbox *box = &slot_of(step)->box;
+    int64_t size = (int64_t)group->shape.row_bytes;
+    for (int r = 0; r < group->shape.n_ranks; r++) {
+        xp_ep_span out = xp_ep_plan_send_picks(step->plan, r, step->round);
+        xp_ep_span in = xp_ep_plan_recv_picks(step->plan, r, step->round);
+        int64_t out_at = out.first * size, in_at = (in.first - first_recv) * size;
+        if (home)
+            xp_ep_mailbox_set(box, r, in.n * size, in_at, out.n * size, out_at);
+        else
+            xp_ep_mailbox_set(box, r, out.n * size, out_at, in.n * size, in_at);
+        xp_ep_totals *totals = &step->group->totals;
+        xp_ep_add(r == group->rank ? &totals->bytes_kept : &totals->bytes_sent_remote,
+                  (home ? in.n : out.n) * size);
+    }
+}
+
+static xp_status dispatch(const xp_ep_step *step, const void *x, void *recv) {
+    const xp_ep_group *group = step->group;
+    const xp_ep_plan *plan = step->plan;
+    a2a_slot *slot = slot_of(step);
+    size_t row_bytes = group->shape.row_bytes;
+    for (int d = 0; d < group->shape.n_ranks; d++) {
+        xp_ep_span picks = xp_ep_plan_send_picks(plan, d, step->round);
+        for (int32_t i = picks.first; i < picks.first + picks.n; i++)
+            slot->pick_token[i] = plan->pick_entry[i] / group->shape.top_k;
+        group->kernels->copy_rows(
+            step->stream, &(xp_ep_copy_args){.n_rows = picks.n,
+                                             .row_bytes = row_bytes,
+                                             .dst = slot->out + (size_t)picks.first * row_bytes,
+                                             .src = x,
+                                             .src_index = slot->pick_token + picks.first});
+    }
+    int32_t first_row = plan->round_row[step->round], first = plan->recv_pick[first_row];
+    set_exchange(step, false, first);
+    XP_TRY(xp_ep_mailbox_exchange(step, &slot->box, slot->box.comm, slot->out, slot->in));
+    group->kernels->copy_rows(step->stream,
+                              &(xp_ep_copy_args){.n_rows = plan->n_recv[step->round],
+                                                 .row_bytes = row_bytes,
+                                                 .dst = recv,
+                                                 .src = slot->in,
+                                                 .src_index = plan->recv_pick + first_row,
+                                                 .src_first = first});
+    return XP_OK;
+}
+
+static xp_status bring_home(const xp_ep_step *step, const xp_ep_home *home) {
+    const xp_ep_group *group = step->group;
+    const xp_ep_plan *plan = step->plan;
+    a2a_slot *slot = slot_of(step);
+    int32_t first = plan->recv_pick[plan->round_row[step->round]];
+    int32_t end = plan->recv_pick[plan->round_row[step->round + 1]];
+    group->kernels->copy_rows(step->stream,
+                              &(xp_ep_copy_args){.n_rows = end - first,
+                                                 .dst = slot->in,
+                                                 .src = home->y,
+                                                 .row_bytes = group->shape.row_bytes,
+                                                 .src_index = plan->pick_pos + first});
+    set_exchange(step, true, first);
+    /* Rows of earlier rounds lie at other places of `out` and are still there for the sum. */
+    XP_TRY(xp_ep_mailbox_exchange(step, &slot->box, slot->box.comm, slot->in, slot->out));
+    xp_ep_sum_home(step, slot->out, plan->send_pick, NULL, home->out);
+    return xp_ep_mailbox_weights(step, &slot->box, home);
+}
+
+const xp_ep_transport_ops xp_ep_a2a_ops = {
+    .name = "a2a",
+    .measure = measure,
+    .create = create,
+    .destroy = destroy,
+    .share_blocks = share_blocks,
+    .aim_picks = aim_picks,
+    .share_picks = share_picks,
+    .dispatch = dispatch,
+    .bring_home = bring_home,
+};

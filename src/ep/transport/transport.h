@@ -1,0 +1,53 @@
+/** How rows, counts and gradients of weights get from rank to rank. One table a transport; the
+ * plan's meaning is above it. */
+#ifndef XP_EP_TRANSPORT_H
+#define XP_EP_TRANSPORT_H
+
+#include "ep/plan.h"
+
+/** combine and dispatch_backward are one movement: pick rows home, with gradients of weights or
+ * without. */
+typedef struct xp_ep_home {
+    const void *y;         /* [P, D] */
+    const float *d_weight; /* [P] or NULL */
+    void *out;             /* [T, D] */
+    float *d_topk_weight;  /* [T, K] or NULL */
+} xp_ep_home;
+
+struct xp_ep_transport_ops {
+    const char *name;
+    /** Device bytes of one rank, all slots: windows and buffers. */
+    size_t (*measure)(const xp_ep_shape *shape, const xp_ep_config *config);
+    xp_status (*create)(xp_ep_group *group);
+    void (*destroy)(xp_ep_group *group); /* also of a half-made state, NULL included */
+    /** plan->blocks = every rank's block; `block` is this rank's. */
+    xp_status (*share_blocks)(const xp_ep_step *step, const int32_t *block);
+    /** Where build_send puts the picks for each rank. [R] */
+    void (*aim_picks)(const xp_ep_step *step, xp_ep_pick **targets);
+    /** After build_send: all picks for this rank in (source, token, expert) order. */
+    xp_status (*share_picks)(const xp_ep_step *step, const xp_ep_pick **picks);
+    /** After build_recv: what else the transport must know; may be NULL. */
+    xp_status (*finish_plan)(const xp_ep_step *step);
+    xp_status (*dispatch)(const xp_ep_step *step, const void *x, void *recv);
+    xp_status (*bring_home)(const xp_ep_step *step, const xp_ep_home *home);
+};
+
+extern const xp_ep_transport_ops xp_ep_local_ops, xp_ep_p2p_ops, xp_ep_a2a_ops,
+    xp_ep_hierarchical_ops;
+
+/**
+ * The second level of the sum, for the tokens of this step's round.
+ * @param rows       one row a send row, or with `row_picks` one a send pick, of all rounds so far
+ * @param own_y      expert rows of this round: the values of this rank's own rows are summed from
+ * them on the fly. Only when a token's own row cannot be of an earlier round: one round, or one
+ * rank. NULL: they are in `rows`
+ */
+void xp_ep_sum_home(const xp_ep_step *step, const void *rows, const int32_t *row_picks,
+                    const void *own_y, void *out);
+/** Write values[i] for the send picks of `span` into d_topk_weight. */
+void xp_ep_place_weights(const xp_ep_step *step, xp_ep_span picks, const float *values,
+                         float *d_topk_weight);
+/** This rank's first-level sum of the rows from `source`: what bring_home sends it. */
+xp_ep_reduce_args xp_ep_partial_rows(const xp_ep_step *step, int source, const void *y, void *dst);
+
+#endif

@@ -1,0 +1,308 @@
+/* One routing, followed through every call, and compared with the reference bit for bit. */
+#include <stdlib.h>
+#include <string.h>
+#include "harness.h"
+
+typedef struct buffers {
+    int32_t *ids;
+    float *weights, *d_pick_weight, *d_topk_weight, *row;
+    char *x, *recv, *y, *out, *dx, *grad;
+    int64_t n_tokens, recv_rows, pick_rows;
+    size_t row_bytes;
+} buffers;
+
+#define POISON 0x5c
+
+static void *poisoned(size_t n_bytes) {
+    void *data = malloc(n_bytes + 16);
+    if (!data)
+        abort();
+    memset(data, POISON, n_bytes + 16);
+    return data;
+}
+
+void ep_fill_routing(const ep_problem *p, int rank, int32_t **ids, float **weights) {
+    int64_t n = p->tokens[rank] * p->top_k;
+    *ids = poisoned((size_t)n * sizeof **ids);
+    *weights = poisoned((size_t)n * sizeof **weights);
+    for (int64_t t = 0; t < p->tokens[rank]; t++) {
+        ref_route(p, rank, t, *ids + t * p->top_k);
+        for (int k = 0; k < p->top_k; k++) {
+            int32_t e = (*ids)[t * p->top_k + k];
+            (*weights)[t * p->top_k + k] = e < 0 ? 0 : ref_weight(p, rank, t, e);
+        }
+    }
+}
+
+static buffers make_buffers(const ep_problem *p, int rank, const xp_ep_sizes *sizes) {
+    buffers b = {.n_tokens = p->tokens[rank],
+                 .recv_rows = sizes->recv_capacity,
+                 .pick_rows = sizes->pick_capacity};
+    b.row_bytes = (size_t)p->dim * xp_dtype_bytes(p->dtype);
+    ep_fill_routing(p, rank, &b.ids, &b.weights);
+    b.x = poisoned((size_t)b.n_tokens * b.row_bytes);
+    b.recv = poisoned((size_t)b.recv_rows * b.row_bytes);
+    b.y = poisoned((size_t)b.pick_rows * b.row_bytes);
+    b.out = poisoned((size_t)b.n_tokens * b.row_bytes);
+    b.dx = poisoned((size_t)b.n_tokens * b.row_bytes);
+    b.grad = poisoned((size_t)b.recv_rows * b.row_bytes);
+    b.d_pick_weight = poisoned((size_t)b.pick_rows * sizeof(float));
+    b.d_topk_weight = poisoned((size_t)(b.n_tokens * p->top_k) * sizeof(float));
+    b.row = poisoned((size_t)p->dim * sizeof(float));
+    for (int64_t t = 0; t < b.n_tokens; t++) {
+        for (int64_t c = 0; c < p->dim; c++)
+            ref_store(p->dtype, b.x, t * p->dim + c, ref_x(p, rank, t, c));
+    }
+    return b;
+}
+
+static void free_buffers(buffers *b) {
+    void *all[] = {b->ids, b->weights, b->d_pick_weight, b->d_topk_weight,
+                   b->row, b->x,       b->recv,          b->y,
+                   b->out, b->dx,      b->grad};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        free(all[i]);
+}
+
+/* The rows of this round, in order, hold their source's data; the rows behind them were left alone.
+ */
+static bool check_rows(ep_env *env, const ep_problem *p, const ref_layout *layout, int64_t round,
+                       const buffers *b, const char *recv, const char *what) {
+    int64_t at = 0;
+    for (int64_t i = 0; i < layout->n_rows; i++) {
+        const ref_row *row = &layout->rows[i];
+        if (row->round != round)
+            continue;
+        for (int64_t c = 0; c < p->dim; c++) {
+            float expected = ref_x(p, row->source, row->token, c),
+                  got = ref_load(p->dtype, recv, at * p->dim + c);
+            EP_CHECK(
+                env, memcmp(&expected, &got, sizeof got) == 0,
+                "%s: round %lld row %lld (source %d token %lld) column %lld is %g, expected %g",
+                what, (long long)round, (long long)at, row->source, (long long)row->token,
+                (long long)c, (double)got, (double)expected);
+        }
+        at++;
+    }
+    for (size_t i = (size_t)at * b->row_bytes; i < (size_t)b->recv_rows * b->row_bytes + 16; i++)
+        EP_CHECK(env, recv[i] == POISON, "%s: wrote past the %lld rows of round %lld", what,
+                 (long long)at, (long long)round);
+    return true;
+}
+
+/* offsets, gather and weights against a count; then play the experts: y rows, gradients of weights.
+ */
+static bool check_view(ep_env *env, const ep_problem *p, const ref_layout *layout, int64_t round,
+                       const xp_ep_view *view, const buffers *b) {
+    int n_local = p->n_experts / p->n_ranks;
+    int64_t at = 0, n_recv = 0;
+    for (int64_t i = 0; i < layout->n_rows; i++)
+        n_recv += layout->rows[i].round == round;
+    EP_CHECK(env, view->n_recv[0] == n_recv, "round %lld: n_recv %d, expected %lld",
+             (long long)round, view->n_recv[0], (long long)n_recv);
+    EP_CHECK(env, view->offsets[0] == 0, "offsets[0] is %d", view->offsets[0]);
+    for (int l = 0; l < n_local; l++) {
+        int expert = env->rank * n_local + l;
+        int32_t row_at = 0;
+        for (int64_t i = 0; i < layout->n_rows; i++) {
+            const ref_row *row = &layout->rows[i];
+            if (row->round != round)
+                continue;
+            for (int j = 0; j < row->n_picks; j++) {
+                if (row->experts[j] != expert)
+                    continue;
+                float weight = ref_weight(p, row->source, row->token, expert);
+                EP_CHECK(
+                    env, view->gather[at] == row_at && view->weight[at] == weight,
+                    "round %lld pick row %lld (expert %d): gather %d weight %g, expected %d %g",
+                    (long long)round, (long long)at, expert, view->gather[at],
+                    (double)view->weight[at], row_at, (double)weight);
+                b->d_pick_weight[at] = ref_d_weight(row->source, row->token, expert);
+                for (int64_t c = 0; c < p->dim; c++)
+                    ref_store(p->dtype, b->y, at * p->dim + c,
+                              ref_expert(p, expert, ref_x(p, row->source, row->token, c), weight));
+                at++;
+            }
+            row_at++;
+        }
+        EP_CHECK(env, view->offsets[l + 1] == at, "round %lld: offsets[%d] is %d, expected %lld",
+                 (long long)round, l + 1, view->offsets[l + 1], (long long)at);
+    }
+    EP_CHECK(env, at <= b->pick_rows, "round %lld has %lld pick rows, capacity %lld",
+             (long long)round, (long long)at, (long long)b->pick_rows);
+    return true;
+}
+
+static bool check_sums(ep_env *env, const ep_problem *p, const buffers *b, const char *out,
+                       const char *what) {
+    int nodes[64];
+    for (int r = 0; r < env->n_ranks; r++)
+        nodes[r] = xp_comm_node(env->comm, r);
+    const int *levels = env->transport == XP_EP_HIERARCHICAL ? nodes : NULL;
+    for (int64_t t = 0; t < b->n_tokens; t++) {
+        ref_combine(p, env->rank, b->pick_rows, levels, t, b->row);
+        for (int64_t c = 0; c < p->dim; c++) {
+            float got = ref_load(p->dtype, out, t * p->dim + c);
+            EP_CHECK(env, memcmp(&got, &b->row[c], sizeof got) == 0,
+                     "%s: token %lld column %lld is %.9g, expected %.9g", what, (long long)t,
+                     (long long)c, (double)got, (double)b->row[c]);
+        }
+    }
+    for (size_t i = (size_t)b->n_tokens * b->row_bytes; i < (size_t)b->n_tokens * b->row_bytes + 16;
+         i++)
+        EP_CHECK(env, out[i] == POISON, "%s: wrote past its %lld rows", what,
+                 (long long)b->n_tokens);
+    return true;
+}
+
+static bool check_weights(ep_env *env, const ep_problem *p, const buffers *b) {
+    for (int64_t i = 0; i < b->n_tokens * p->top_k; i++) {
+        float expected = b->ids[i] < 0 ? 0 : ref_d_weight(env->rank, i / p->top_k, b->ids[i]);
+        EP_CHECK(env, b->d_topk_weight[i] == expected,
+                 "d_topk_weight of token %lld pick %lld is %g, expected %g",
+                 (long long)(i / p->top_k), (long long)(i % p->top_k), (double)b->d_topk_weight[i],
+                 (double)expected);
+    }
+    return true;
+}
+
+static bool check_round(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_ep_plan *plan,
+                        int64_t round, const ref_layout *layout, buffers *b, xp_stream *stream) {
+    xp_tensor x = xp_tensor_2d(b->x, p->dtype, b->n_tokens, p->dim),
+              out = xp_tensor_2d(b->out, p->dtype, b->n_tokens, p->dim);
+    xp_tensor recv = xp_tensor_2d(b->recv, p->dtype, b->recv_rows, p->dim);
+    xp_tensor grad = xp_tensor_2d(b->grad, p->dtype, b->recv_rows, p->dim);
+    xp_tensor y = xp_tensor_2d(b->y, p->dtype, b->pick_rows, p->dim);
+    size_t recv_bytes = (size_t)b->recv_rows * b->row_bytes;
+    xp_ep_view view;
+    memset(b->recv, POISON, recv_bytes);
+    memset(b->grad, POISON, recv_bytes);
+    EP_OK(env, xp_ep_plan_view(plan, round, &view));
+    EP_OK(env, xp_ep_dispatch(group, plan, round, &x, &recv, stream));
+    EP_OK(env, xp_stream_sync(stream));
+    bool ok = check_rows(env, p, layout, round, b, b->recv, "dispatch") &&
+              check_view(env, p, layout, round, &view, b);
+    /* Even when a check failed the collective calls go on, so that the other ranks do not wait for
+     * this one. */
+    EP_OK(env, xp_ep_combine_backward(group, plan, round, &x, &grad, stream));
+    EP_OK(env, xp_stream_sync(stream));
+    ok = ok && check_rows(env, p, layout, round, b, b->grad, "combine backward");
+    EP_OK(env, xp_ep_combine(group, plan, round, &y, &out, stream));
+    EP_OK(env, xp_stream_sync(stream));
+    return ok;
+}
+
+/* dispatch_backward is a round loop of its own: between the rounds of one sum no other sum may run
+ * in the slot. */
+static bool run_backward(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_ep_plan *plan,
+                         int64_t n_rounds, const ref_layout *layout, buffers *b,
+                         xp_stream *stream) {
+    xp_tensor dx = xp_tensor_2d(b->dx, p->dtype, b->n_tokens, p->dim),
+              y = xp_tensor_2d(b->y, p->dtype, b->pick_rows, p->dim);
+    bool ok = true;
+    for (int64_t round = 0; round < n_rounds; round++) {
+        xp_ep_view view;
+        EP_OK(env, xp_ep_plan_view(plan, round, &view));
+        ok = ok && check_view(env, p, layout, round, &view, b);
+        EP_OK(env, xp_ep_dispatch_backward(group, plan, round, &y, b->d_pick_weight, &dx,
+                                           b->d_topk_weight, stream));
+        EP_OK(env, xp_stream_sync(stream));
+    }
+    return ok;
+}
+
+static bool check_counts(ep_env *env, const ep_problem *p, const ref_layout *mine, int64_t n_rounds,
+                         const xp_ep_counts *counts) {
+    int n_local = p->n_experts / p->n_ranks;
+    EP_CHECK(env, counts->n_rounds == n_rounds, "%lld rounds, expected %lld",
+             (long long)counts->n_rounds, (long long)n_rounds);
+    EP_CHECK(env, counts->n_recv == mine->n_rows && counts->n_picks == mine->n_picks,
+             "n_recv %lld n_picks %lld, expected %lld %lld", (long long)counts->n_recv,
+             (long long)counts->n_picks, (long long)mine->n_rows, (long long)mine->n_picks);
+    for (int l = 0; l < n_local; l++) {
+        int64_t n = 0;
+        for (int64_t i = 0; i < mine->n_rows; i++) {
+            for (int j = 0; j < mine->rows[i].n_picks; j++)
+                n += mine->rows[i].experts[j] == env->rank * n_local + l;
+        }
+        EP_CHECK(env, counts->expert_tokens[l] == n, "expert %d has %lld picks, expected %lld", l,
+                 (long long)counts->expert_tokens[l], (long long)n);
+    }
+    return true;
+}
+
+static bool check_with(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_ep_plan *plan,
+                       xp_stream *stream, const ref_layout *mine, int64_t n_rounds, buffers *b) {
+    xp_ep_counts counts;
+    EP_OK(env, xp_ep_plan_build(group, b->ids, b->weights, b->n_tokens, stream, plan));
+    EP_OK(env, xp_ep_plan_wait(plan, &counts));
+    bool ok = check_counts(env, p, mine, n_rounds, &counts);
+    for (int64_t round = 0; round < n_rounds; round++)
+        ok = check_round(env, p, group, plan, round, mine, b, stream) && ok;
+    ok = ok && check_sums(env, p, b, b->out, "combine");
+    ok = run_backward(env, p, group, plan, n_rounds, mine, b, stream) && ok;
+    ok = ok && check_sums(env, p, b, b->dx, "dispatch backward") && check_weights(env, p, b);
+    return ok;
+}
+
+bool ep_check_in_group(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_ep_plan *plan,
+                       xp_stream *stream) {
+    xp_ep_sizes sizes = xp_ep_group_sizes(group);
+    int64_t n_rounds = 1;
+    ref_layout mine = {0};
+    for (int r = 0; r < p->n_ranks; r++) {
+        ref_layout layout = ref_receive(p, r, sizes.pick_capacity);
+        n_rounds = layout.n_rounds > n_rounds ? layout.n_rounds : n_rounds;
+        if (r == env->rank)
+            mine = layout;
+        else
+            free(layout.rows);
+    }
+    buffers b = make_buffers(p, env->rank, &sizes);
+    bool ok = check_with(env, p, group, plan, stream, &mine, n_rounds, &b);
+    free_buffers(&b);
+    free(mine.rows);
+    return ok;
+}
+
+bool ep_make_group(ep_env *env, const ep_problem *p, int n_slots, xp_ep_group **group) {
+    xp_ep_config config = {.max_tokens = p->max_tokens,
+                           .dim = p->dim,
+                           .top_k = p->top_k,
+                           .n_experts = p->n_experts,
+                           .dtype = p->dtype,
+                           .capacity_factor = p->capacity_factor,
+                           .transport = env->transport,
+                           .timeout_s = env->timeout_s,
+                           .n_slots = n_slots};
+    EP_OK(env, xp_ep_group_create(env->comm, env->device, &config, group));
+    return true;
+}
+
+bool ep_check_all(ep_env *env, const ep_problem *p, int n_repeats) {
+    xp_ep_group *group = NULL;
+    xp_ep_plan *plan = NULL;
+    if (!ep_make_group(env, p, 1, &group))
+        return false;
+    bool ok = xp_ep_plan_create(group, &plan) == XP_OK || ep_fail(env, "plan: %s", xp_last_error());
+    for (int i = 0; i < n_repeats && plan; i++)
+        ok = ep_check_in_group(env, p, group, plan, env->stream) && ok;
+    xp_ep_plan_destroy(plan);
+    xp_ep_group_destroy(group);
+    return ok;
+}
+
+ep_problem ep_problem_for(const ep_env *env, ep_routing routing) {
+    ep_problem p = {.n_ranks = env->n_ranks,
+                    .n_experts = env->n_ranks * 4,
+                    .top_k = 4,
+                    .max_tokens = 24,
+                    .dim = 16,
+                    .capacity_factor = 1e6,
+                    .dtype = env->dtype,
+                    .routing = routing,
+                    .seed = 1234};
+    for (int r = 0; r < env->n_ranks; r++)
+        p.tokens[r] = p.max_tokens;
+    return p;
+}

@@ -1,0 +1,222 @@
+/*
+ * test_ep [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype f32|bf16] [--mpi]
+ *
+ * Without --mpi the ranks are threads, and everything that is not chosen runs in turn. With --mpi
+ * this process is one rank (start it with mpirun) and the number of ranks is the launcher's.
+ */
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include "harness.h"
+
+bool ep_fail(ep_env *env, const char *format, ...) {
+    if (env->failure[0] == '\0') {
+        va_list args;
+        va_start(args, format);
+        vsnprintf(env->failure, sizeof env->failure, format, args);
+        va_end(args);
+    }
+    return false;
+}
+
+static const char *const transports[] = {"auto", "p2p", "a2a", "hierarchical"};
+
+typedef struct options {
+    int ranks;
+    xp_ep_transport transport;
+    int dtype; /* -1: both */
+    const char *name;
+    bool mpi;
+} options;
+
+static bool parse(int argc, char **argv, options *o) {
+    *o = (options){.dtype = -1};
+    for (int i = 1; i < argc; i++) {
+        const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(argv[i], "--mpi") == 0) {
+            o->mpi = true;
+            continue;
+        }
+        if (!value)
+            return false;
+        i++;
+        if (strcmp(argv[i - 1], "--ranks") == 0) {
+            o->ranks = atoi(value);
+        } else if (strcmp(argv[i - 1], "--case") == 0) {
+            o->name = value;
+        } else if (strcmp(argv[i - 1], "--dtype") == 0) {
+            o->dtype = strcmp(value, "bf16") == 0 ? XP_BF16 : XP_F32;
+        } else if (strcmp(argv[i - 1], "--transport") == 0) {
+            for (int t = 1; t < 4; t++) {
+                if (strcmp(value, transports[t]) == 0)
+                    o->transport = (xp_ep_transport)t;
+            }
+            if (o->transport == XP_EP_AUTO)
+                return false;
+        } else {
+            return false;
+        }
+    }
+    return o->ranks >= 0 && o->ranks <= 64;
+}
+
+/* One rank's part in one case; the communicator is there already. */
+static void run_body(ep_env *env, const ep_case *c) {
+    xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1 + env->rank % 2};
+    env->failure[0] = '\0';
+    if (xp_device_create(&args, &env->device) != XP_OK) {
+        ep_fail(env, "device: %s", xp_last_error());
+        return;
+    }
+    if (xp_stream_create(env->device, XP_STREAM_COMPUTE, &env->stream) != XP_OK)
+        ep_fail(env, "stream: %s", xp_last_error());
+    else if (!c->body(env))
+        ep_fail(env, "failed without saying why");
+    xp_stream_destroy(env->stream);
+    if (env->failure[0] == '\0' && xp_device_bytes(env->device, NULL) != 0)
+        ep_fail(env, "%lld bytes of device memory were not given back",
+                (long long)xp_device_bytes(env->device, NULL));
+    if (env->failure[0] == '\0')
+        xp_device_destroy(env->device);
+}
+
+typedef struct rank_thread {
+    ep_env env;
+    const ep_case *one;
+    xp_thread_world *world;
+    pthread_t thread;
+} rank_thread;
+
+static void *rank_main(void *context) {
+    rank_thread *t = context;
+    if (xp_thread_world_comm(t->world, t->env.rank, &t->env.comm) != XP_OK) {
+        ep_fail(&t->env, "comm: %s", xp_last_error());
+        return NULL;
+    }
+    run_body(&t->env, t->one);
+    xp_comm_destroy(t->env.comm);
+    return NULL;
+}
+
+/* Threads: two simulated nodes for the hierarchical transport where the ranks can be halved, else
+ * one. */
+static bool run_threads(const ep_case *c, int n_ranks, xp_ep_transport transport, xp_dtype dtype) {
+    double timeout_s = c->breaks_world ? 0.5 : 60;
+    xp_thread_world *world = NULL;
+    rank_thread *threads = calloc((size_t)n_ranks, sizeof *threads);
+    int nodes[64];
+    for (int r = 0; r < n_ranks; r++)
+        nodes[r] = n_ranks % 2 == 0 ? r / (n_ranks / 2) : 0;
+    if (!threads || xp_thread_world_create(n_ranks, timeout_s, &world) != XP_OK ||
+        (transport == XP_EP_HIERARCHICAL && xp_thread_world_set_nodes(world, nodes) != XP_OK)) {
+        printf("no world: %s\n", xp_last_error());
+        free(threads);
+        return false;
+    }
+    for (int r = 0; r < n_ranks; r++) {
+        threads[r] = (rank_thread){.world = world, .one = c};
+        threads[r].env = (ep_env){.rank = r,
+                                  .n_ranks = n_ranks,
+                                  .transport = transport,
+                                  .dtype = dtype,
+                                  .timeout_s = timeout_s};
+        if (pthread_create(&threads[r].thread, NULL, rank_main, &threads[r]) != 0)
+            abort();
+    }
+    bool ok = true;
+    for (int r = 0; r < n_ranks; r++)
+        pthread_join(threads[r].thread, NULL);
+    for (int r = 0; r < n_ranks; r++) {
+        if (threads[r].env.failure[0] == '\0')
+            continue;
+        printf("FAILED %s, %d ranks, %s, %s: rank %d: %s\n", c->name, n_ranks,
+               transports[transport], xp_dtype_name(dtype), r, threads[r].env.failure);
+        ok = false;
+    }
+    xp_thread_world_destroy(world);
+    free(threads);
+    return ok;
+}
+
+static bool wanted(const options *o, const ep_case *c, int n_ranks, xp_ep_transport transport,
+                   xp_dtype dtype) {
+    return (!o->name || strcmp(o->name, c->name) == 0) && n_ranks >= c->min_ranks &&
+           (o->transport == XP_EP_AUTO || o->transport == transport) &&
+           (o->dtype < 0 || o->dtype == (int)dtype) &&
+           !(c->any_dtype && o->dtype < 0 && dtype == XP_BF16);
+}
+
+/* All chosen cases at one number of ranks. */
+static void run_all(const options *o, int n_ranks, int *n_run, int *n_failed) {
+    for (int i = 0; i < n_ep_cases; i++) {
+        for (int t = XP_EP_P2P; t <= XP_EP_HIERARCHICAL; t++) {
+            for (int d = 0; d < 2; d++) {
+                xp_dtype dtype = d ? XP_BF16 : XP_F32;
+                if (!wanted(o, &ep_cases[i], n_ranks, (xp_ep_transport)t, dtype))
+                    continue;
+                ++*n_run;
+                *n_failed += !run_threads(&ep_cases[i], n_ranks, (xp_ep_transport)t, dtype);
+            }
+        }
+    }
+}
+
+/* This process is one rank of a launcher's. */
+static int run_mpi(const options *o) {
+    ep_env env = {.timeout_s = 60};
+    if (xp_mpi_world_comm(60, 60, &env.comm) != XP_OK) {
+        fprintf(stderr, "%s\n", xp_last_error());
+        return 1;
+    }
+    env.rank = xp_comm_rank(env.comm);
+    env.n_ranks = xp_comm_size(env.comm);
+    int n_run = 0, n_failed = 0;
+    for (int i = 0; i < n_ep_cases; i++) {
+        for (int t = XP_EP_P2P; t <= XP_EP_HIERARCHICAL; t++) {
+            if (t == XP_EP_P2P && !xp_comm_shares_memory(env.comm))
+                continue;
+            for (int d = 0; d < 2; d++) {
+                env.transport = (xp_ep_transport)t;
+                env.dtype = d ? XP_BF16 : XP_F32;
+                /* A case that ends the communicator runs only when it is the one asked for. */
+                if (!wanted(o, &ep_cases[i], env.n_ranks, env.transport, env.dtype) ||
+                    (ep_cases[i].breaks_world && !o->name))
+                    continue;
+                run_body(&env, &ep_cases[i]);
+                n_run++;
+                n_failed += env.failure[0] != '\0';
+                if (env.failure[0] != '\0')
+                    printf("FAILED %s, %d ranks, %s, %s: rank %d: %s\n", ep_cases[i].name,
+                           env.n_ranks, transports[t], xp_dtype_name(env.dtype), env.rank,
+                           env.failure);
+            }
+        }
+    }
+    if (env.rank == 0)
+        printf("%d cases on %d ranks under MPI, %d failed on rank 0\n", n_run, env.n_ranks,
+               n_failed);
+    xp_comm_destroy(env.comm);
+    return n_failed > 0 || n_run == 0;
+}
+
+int main(int argc, char **argv) {
+    options o;
+    if (!parse(argc, argv, &o)) {
+        fprintf(stderr,
+                "usage: %s [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype "
+                "f32|bf16] [--mpi]\n",
+                argv[0]);
+        return 2;
+    }
+    if (o.mpi)
+        return run_mpi(&o);
+    const int ranks[] = {1, 2, 3, 4, 8};
+    int n_run = 0, n_failed = 0;
+    for (size_t i = 0; i < sizeof ranks / sizeof ranks[0] && o.ranks == 0; i++)
+        run_all(&o, ranks[i], &n_run, &n_failed);
+    if (o.ranks > 0)
+        run_all(&o, o.ranks, &n_run, &n_failed);
+    printf("%d cases, %d failed\n", n_run, n_failed);
+    return n_failed > 0 || n_run == 0;
+}
