@@ -186,7 +186,7 @@ static xp_status open_shard(const xp_ckpt *ckpt, int64_t i, const xp_st_file **s
 
 /** The bytes of a stored piece, compared with their checksum the first time. */
 static xp_status map_piece(const xp_ckpt *ckpt, const xp_manifest_tensor *tensor, int64_t index,
-                           const char **data) {
+                           const xp_st_tensor **mapped) {
     const xp_manifest_piece *piece = &ckpt->manifest->pieces[index];
     const char *file = ckpt->manifest->files[piece->file].name;
     const xp_st_file *shard = NULL;
@@ -201,7 +201,7 @@ static xp_status map_piece(const xp_ckpt *ckpt, const xp_manifest_tensor *tensor
                         "%s/%s: the bytes of '%.200s' do not fit their checksum: damaged",
                         ckpt->path, file, piece->tensor);
     ckpt->checked[index] = true;
-    *data = stored->data;
+    *mapped = stored;
     return XP_OK;
 }
 
@@ -248,11 +248,13 @@ static xp_status read_piece(const xp_ckpt *ckpt, const xp_ckpt_piece *piece) {
     while (cursor < end) {
         int64_t index = locate(ckpt->manifest, tensor, cursor);
         const xp_manifest_piece *stored = &ckpt->manifest->pieces[index];
-        const char *data = NULL;
-        XP_TRY(map_piece(ckpt, tensor, index, &data));
+        const xp_st_tensor *mapped = NULL;
+        XP_TRY(map_piece(ckpt, tensor, index, &mapped));
         int64_t stop = stored->first + stored->n < end ? stored->first + stored->n : end;
         size_t n_bytes = (size_t)(stop - cursor) * element_bytes;
-        memcpy(out, data + (size_t)(cursor - stored->first) * element_bytes, n_bytes);
+        memcpy(out, (const char *)mapped->data + (size_t)(cursor - stored->first) * element_bytes,
+               n_bytes);
+        xp_st_release(mapped);
         out += n_bytes;
         cursor = stop;
     }

@@ -1,12 +1,17 @@
 #include "checkpoint/safetensors.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #include "checkpoint/st_dtype.h"
 #include "checkpoint/xxh64.h"
 #include "core/arena.h"
 #include "core/file.h"
+
+#define HASH_CHUNK ((size_t)1 << 24)
 
 struct xp_st_file {
     const char *path;
@@ -251,6 +256,28 @@ int64_t xp_st_n_bytes(const xp_st_file *file) {
     return (int64_t)file->map.n_bytes;
 }
 
+/** Whole pages inside the range: its neighbours' stay. The map is read-only, so nothing can be
+ * lost. */
+static void release_range(const void *data, size_t n_bytes) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)data + n_bytes) / page * page;
+    /* Only advice: when the system declines it, the pages stay and nothing is wrong. */
+    if (begin < end && madvise((void *)begin, end - begin, MADV_DONTNEED) != 0)
+        errno = 0;
+}
+
+void xp_st_release(const xp_st_tensor *tensor) {
+    release_range(tensor->data, (size_t)tensor->n_bytes);
+}
+
 uint64_t xp_st_xxh64(const xp_st_file *file) {
-    return xp_xxh64_hash(file->map.data, file->map.n_bytes);
+    xp_xxh64 hash;
+    xp_xxh64_init(&hash);
+    for (size_t at = 0, n; at < file->map.n_bytes; at += n) {
+        n = file->map.n_bytes - at < HASH_CHUNK ? file->map.n_bytes - at : HASH_CHUNK;
+        xp_xxh64_update(&hash, file->map.data + at, n);
+        release_range(file->map.data + at, n);
+    }
+    return xp_xxh64_digest(&hash);
 }

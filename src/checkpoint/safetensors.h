@@ -36,6 +36,11 @@ const char *xp_st_metadata(const xp_st_file *file, const char *key);
 int64_t xp_st_n_bytes(const xp_st_file *file);
 /** The 64-bit xxHash of the whole file: reads all of it. */
 uint64_t xp_st_xxh64(const xp_st_file *file);
+/**
+ * Drop a tensor's pages from this process's memory; the next use reads them again. Loading calls it tensor by tensor, so that a
+ * mapped file never counts as a second copy of the model. Only for tensors of an open file.
+ */
+void xp_st_release(const xp_st_tensor *tensor);
 /** Convert n elements from `first` on to fp32 (F32, F16, BF16, F64 sources). */
 XP_NODISCARD xp_status xp_st_read_f32(const xp_st_tensor *tensor, int64_t first, int64_t n, float *out);
 

@@ -12,6 +12,7 @@
 #include "checkpoint/manifest.h"
 #include "checkpoint/publish.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/st_dtype.h"
 #include "checkpoint/xxh64.h"
 #include "core/file.h"
 
@@ -49,7 +50,11 @@ static xp_status check_pieces(const xp_ckpt_save_args *args) {
         if (piece->n_dims < 0 || piece->n_dims > XP_MANIFEST_DIMS)
             return xp_error(XP_EINVAL, "checkpoint: '%.200s' has %d dimensions", piece->name,
                             piece->n_dims);
-        int64_t n = piece_elements(piece);
+        const xp_st_dtype *type = xp_st_dtype_of(piece->dtype);
+        int64_t n, n_bytes;
+        if (type == NULL || !xp_st_shape_sizes(type, piece->n_dims, piece->shape, &n, &n_bytes))
+            return xp_error(XP_EINVAL, "checkpoint: '%.200s' has no type or an impossible shape",
+                            piece->name);
         if (piece->first < 0 || piece->n < 0 || piece->first > n || piece->n > n - piece->first)
             return xp_error(
                 XP_EINVAL,

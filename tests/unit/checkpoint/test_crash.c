@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include <math.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -25,13 +26,14 @@
 
 /** Save steps from `first` on until killed; every third step is saved twice, the second time over
  * itself. */
-static void save_until_killed(const char *folder, int64_t first) {
-    xp_layout layout;
-    xp_layout_cut(2, 1, &layout);
+static void save_until_killed(const char *folder, int64_t first, int n_ranks) {
+    xp_layout layouts[3] = {0};
+    xp_layout_cut(2, n_ranks, layouts);
     for (int64_t step = first;; step++) {
-        xp_layout_fill(&layout, (int)step);
+        for (int r = 0; r < n_ranks; r++)
+            xp_layout_fill(&layouts[r], (int)step);
         for (int i = 0; i < (step % 3 == 0 ? 2 : 1); i++) {
-            if (xp_layout_save(folder, step, 2, &layout, 1) != XP_OK)
+            if (xp_layout_save(folder, step, 2, layouts, n_ranks) != XP_OK)
                 _exit(1);
         }
     }
@@ -57,16 +59,36 @@ static int64_t check_newest(const char *folder) {
     return step;
 }
 
+/** Save step 0 in a process of its own. @return how long that took */
+static double time_one_save(const char *folder) {
+    double start = xp_time_s();
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        xp_layout layouts[3] = {0};
+        xp_layout_cut(2, 3, layouts);
+        for (int r = 0; r < 3; r++)
+            xp_layout_fill(&layouts[r], 0);
+        _exit(xp_layout_save(folder, 0, 2, layouts, 3) == XP_OK ? 0 : 1);
+    }
+    int how;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    assert_true(WIFEXITED(how) && WEXITSTATUS(how) == 0);
+    return xp_time_s() - start;
+}
+
 static void test_kill_during_save(void **state) {
     const char *folder = *state;
-    int64_t newest = -1;
+    /* Kills fall anywhere in the first few saves of a process, however slow the machine is. */
+    uint64_t max_pause_ns = (uint64_t)(fmin(4 * time_one_save(folder), 0.5) * 1e9);
+    int64_t newest = check_newest(folder);
     for (int i = 0; i < N_KILLS; i++) {
         pid_t child = fork();
         assert_true(child >= 0);
         if (child == 0)
-            save_until_killed(folder, newest + 1);
-        long pause_us = 500 + (long)xp_rng_below(7, 1, (uint64_t)i, 30000);
-        nanosleep(&(struct timespec){.tv_nsec = pause_us * 1000}, NULL);
+            save_until_killed(folder, newest + 1, i % 2 == 0 ? 1 : 3);
+        long pause_ns = (long)xp_rng_below(7, 1, (uint64_t)i, max_pause_ns);
+        nanosleep(&(struct timespec){.tv_nsec = pause_ns}, NULL);
         assert_int_equal(kill(child, SIGKILL), 0);
         int how;
         assert_int_equal(waitpid(child, &how, 0), child);
