@@ -1,0 +1,145 @@
+/* Attention: whole rows and documents, grouped queries, head sizes that fill no vector, leading
+ * dimensions. */
+#include <math.h>
+#include <stdlib.h>
+#include "checkop.h"
+#include "core/rng.h"
+
+typedef struct attention_shape {
+    int64_t n_rows, seq_len;
+    int n_heads, n_kv_heads, head_dim;
+    int64_t pad;      /* elements between rows */
+    int64_t document; /* mean tokens of a document; 0: whole rows */
+} attention_shape;
+
+/* size: B, S, H, G, C, pad, dtype */
+static xp_attention_args attention_args(const ck_call *call) {
+    const int64_t *size = call->c->size;
+    const int64_t q_width = size[2] * size[4] + size[5], kv_width = size[3] * size[4] + size[5];
+    return (xp_attention_args){.n_rows = size[0],
+                               .seq_len = size[1],
+                               .n_heads = (int)size[2],
+                               .n_kv_heads = (int)size[3],
+                               .head_dim = (int)size[4],
+                               .scale = 1.0f / sqrtf((float)size[4]),
+                               .q = ck_at(call, "q"),
+                               .k = ck_at(call, "k"),
+                               .v = ck_at(call, "v"),
+                               .ldq = q_width,
+                               .ldk = kv_width,
+                               .ldv = kv_width,
+                               .ldo = q_width,
+                               .doc_start = ck_at(call, "doc_start"),
+                               .out = ck_at(call, "out"),
+                               .lse = ck_at(call, "lse"),
+                               .dtype = (xp_dtype)size[6],
+                               .scratch = ck_at(call, "scratch")};
+}
+static xp_status call_forward(const ck_call *call) {
+    const xp_attention_args args = attention_args(call);
+    return call->ops->attention.forward(call->stream, &args);
+}
+static xp_status call_backward(const ck_call *call) {
+    const xp_attention_args forward = attention_args(call);
+    const xp_attention_backward_args args = {.forward = forward,
+                                             .dout = ck_at(call, "dout"),
+                                             .dq = ck_at(call, "dq"),
+                                             .dk = ck_at(call, "dk"),
+                                             .dv = ck_at(call, "dv"),
+                                             .lddq = forward.ldq,
+                                             .lddk = forward.ldk,
+                                             .lddv = forward.ldv};
+    return call->ops->attention.backward(call->stream, &args);
+}
+
+/* [B * S]: documents of random lengths. */
+static int32_t *document_starts(const attention_shape *s, uint64_t seed) {
+    int32_t *starts = malloc(sizeof *starts * (size_t)(s->n_rows * s->seq_len + 1));
+    if (starts == NULL)
+        abort();
+    for (int64_t t = 0; t < s->n_rows * s->seq_len; t++) {
+        const int64_t at = t % s->seq_len;
+        const bool first = at == 0 || xp_rng_below(seed, xp_rng_stream("documents"), (uint64_t)t,
+                                                   (uint64_t)s->document) == 0;
+        starts[t] = first ? (int32_t)at : starts[t - 1];
+    }
+    return starts;
+}
+
+/* Pairs of a query and a key it sees, over all rows: half the square, less what documents hide. */
+static double seen_pairs(const attention_shape *s, const int32_t *starts) {
+    double n = 0;
+    for (int64_t t = 0; t < s->n_rows * s->seq_len; t++)
+        n += (double)(t % s->seq_len + (starts == NULL ? 1 : 1 - starts[t]));
+    return n;
+}
+
+static void inputs(ck_case *c, const attention_shape *s, xp_dtype dtype, const int32_t *starts) {
+    snprintf(c->shape, sizeof c->shape, "B=%lld S=%lld H=%d G=%d C=%d %s%s%s", (long long)s->n_rows,
+             (long long)s->seq_len, s->n_heads, s->n_kv_heads, s->head_dim, xp_dtype_name(dtype),
+             s->pad > 0 ? " padded" : "", s->document > 0 ? " documents" : "");
+    const int64_t t = s->n_rows * s->seq_len;
+    c->size[0] = s->n_rows, c->size[1] = s->seq_len, c->size[2] = s->n_heads,
+    c->size[3] = s->n_kv_heads;
+    c->size[4] = s->head_dim, c->size[5] = s->pad, c->size[6] = dtype;
+    c->nan_spreads =
+        true; /* a weight of 0 times the NaN of a key that is not seen, inside one block */
+    ck_in(c, "q", dtype, t * ((int64_t)s->n_heads * s->head_dim + s->pad));
+    ck_in(c, "k", dtype, t * ((int64_t)s->n_kv_heads * s->head_dim + s->pad));
+    ck_in(c, "v", dtype, t * ((int64_t)s->n_kv_heads * s->head_dim + s->pad));
+    if (starts != NULL)
+        ck_given(c, "doc_start", XP_I32, t, starts);
+}
+
+static void attention(ck_context *ctx, const attention_shape *s, xp_dtype dtype) {
+    const int64_t t = s->n_rows * s->seq_len, dim = s->head_dim;
+    int32_t *starts = s->document > 0 ? document_starts(s, ctx->seed) : NULL;
+    ck_case forward, backward;
+    ck_case_init(&forward, "attention_forward", call_forward);
+    inputs(&forward, s, dtype, starts);
+    /* in and out: the space between rows must stay */
+    ck_inout(&forward, "out", dtype, t * (s->n_heads * dim + s->pad), CK_CHAIN)->no_nan = true;
+    ck_out(&forward, "lse", XP_F32, t * s->n_heads, CK_SUM);
+    forward.flops = 4.0 * seen_pairs(s, starts) * s->n_heads * (double)dim;
+    ck_run(ctx, &forward);
+
+    ck_case_init(&backward, "attention_backward", call_backward);
+    inputs(&backward, s, dtype, starts);
+    backward.forward = &forward;
+    ck_saved(&backward, "out", dtype, t * (s->n_heads * dim + s->pad));
+    ck_saved(&backward, "lse", XP_F32, t * s->n_heads);
+    ck_in(&backward, "dout", dtype, t * (s->n_heads * dim + s->pad));
+    ck_inout(&backward, "dq", dtype, t * (s->n_heads * dim + s->pad), CK_CHAIN)->no_nan = true;
+    ck_inout(&backward, "dk", dtype, t * (s->n_kv_heads * dim + s->pad), CK_CHAIN)->no_nan = true;
+    ck_inout(&backward, "dv", dtype, t * (s->n_kv_heads * dim + s->pad), CK_CHAIN)->no_nan = true;
+    for (int i = backward.n_buffers - 3; i < backward.n_buffers; i++)
+        backward.buffers[i].typical = 1.0; /* a token alone in its document: dp - delta cancels */
+    backward.flops = 2 * forward.flops;
+    ck_run(ctx, &backward);
+    if (dtype == XP_F32 && s->pad == 0 && t <= 40)
+        ck_gradient(ctx, &forward, &backward, 3e-3);
+    free(starts);
+}
+
+void ck_attention_cases(ck_context *ctx) {
+    static const attention_shape timed[] = {{8, 512, 8, 4, 64, 0, 0},
+                                            {8, 512, 8, 4, 64, 0, 128},
+                                            {8, 256, 4, 2, 32, 0, 0},
+                                            {1, 2048, 16, 8, 128, 0, 0},
+                                            {2, 1024, 8, 4, 64, 512, 0}};
+    static const attention_shape shapes[] = {
+        {0, 8, 2, 1, 8, 0, 0},     {1, 0, 1, 1, 8, 0, 0},     {1, 1, 1, 1, 1, 0, 0},
+        {2, 5, 3, 1, 7, 0, 0},     {1, 64, 1, 1, 16, 0, 0},   {2, 20, 4, 2, 32, 0, 0},
+        {1, 33, 2, 1, 10, 0, 6},   {1, 65, 2, 2, 33, 3, 0},   {2, 130, 4, 2, 64, 0, 0},
+        {1, 200, 6, 2, 48, 5, 40}, {2, 300, 2, 1, 20, 0, 90}, {1, 320, 2, 1, 128, 0, 0},
+        {3, 70, 2, 2, 17, 0, 1}};
+    if (ctx->bench) {
+        for (size_t i = 0; i < sizeof timed / sizeof *timed; i++)
+            attention(ctx, &timed[i], XP_F32);
+        return;
+    }
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        attention(ctx, &shapes[i], XP_F32);
+        attention(ctx, &shapes[i], XP_BF16);
+    }
+}

@@ -1,0 +1,136 @@
+/* AdamW and the reductions. */
+#include "checkop.h"
+
+enum { OPTIM_N, OPTIM_X, OPTIM_Y, OPTIM_ACC };
+
+static xp_status call_adamw(const ck_call *call) {
+    const int64_t *s = call->c->size;
+    const xp_adamw_args args = {.n = s[OPTIM_N],
+                                .master = ck_at(call, "master"),
+                                .param = ck_at(call, "param"),
+                                .param_dtype = (xp_dtype)s[OPTIM_Y],
+                                .grad = ck_at(call, "grad"),
+                                .grad_dtype = (xp_dtype)s[OPTIM_X],
+                                .m = ck_at(call, "m"),
+                                .v = ck_at(call, "v"),
+                                .lr = 1e-2F,
+                                .beta1 = 0.9F,
+                                .beta2 = 0.95F,
+                                .eps = 1e-8F,
+                                .weight_decay = 0.1F,
+                                .step = 3,
+                                .grad_scale = ck_at(call, "scale")};
+    return call->ops->optim.adamw(call->stream, &args);
+}
+
+static xp_status call_sum_squares(const ck_call *call) {
+    const xp_sum_squares_args args = {.n = call->c->size[OPTIM_N],
+                                      .x = ck_at(call, "x"),
+                                      .dtype = (xp_dtype)call->c->size[OPTIM_X],
+                                      .out = ck_at(call, "out"),
+                                      .acc = call->c->size[OPTIM_ACC] != 0,
+                                      .scratch = ck_at(call, "scratch")};
+    return call->ops->optim.sum_squares(call->stream, &args);
+}
+
+static xp_status call_axpy(const ck_call *call) {
+    const xp_axpy_args args = {.n = call->c->size[OPTIM_N],
+                               .alpha = -1.5F,
+                               .x = ck_at(call, "x"),
+                               .y = ck_at(call, "y"),
+                               .x_dtype = (xp_dtype)call->c->size[OPTIM_X],
+                               .y_dtype = (xp_dtype)call->c->size[OPTIM_Y],
+                               .acc = call->c->size[OPTIM_ACC] != 0};
+    return call->ops->optim.axpy(call->stream, &args);
+}
+
+static xp_status call_sum(const ck_call *call) {
+    return call->ops->optim.sum(call->stream, ck_at(call, "x"), call->c->size[OPTIM_N],
+                                ck_at(call, "out"));
+}
+
+static void begin(ck_case *c, const char *op, xp_status (*call)(const ck_call *), int64_t n,
+                  xp_dtype x, xp_dtype y, bool acc) {
+    ck_case_init(c, op, call);
+    const int64_t size[] = {n, (int64_t)x, (int64_t)y, acc};
+    for (int i = 0; i <= OPTIM_ACC; i++)
+        c->size[i] = size[i];
+    snprintf(c->shape, sizeof c->shape, "%lld %s > %s%s", (long long)n, xp_dtype_name(x),
+             xp_dtype_name(y), acc ? " acc" : "");
+}
+
+/* param: XP_N_DTYPES for none. */
+static void adamw_case(ck_context *ctx, int64_t n, xp_dtype grad, xp_dtype param) {
+    static const float scale = 0.5F;
+    ck_case c;
+    begin(&c, "adamw", call_adamw, n, grad, param == XP_N_DTYPES ? XP_F32 : param, false);
+    c.bytes = (double)n * (24.0 + (double)xp_dtype_bytes(grad));
+    ck_in(&c, "grad", grad, n);
+    ck_given(&c, "scale", XP_F32, 1, &scale);
+    ck_inout(&c, "master", XP_F32, n, CK_CHAIN);
+    ck_inout(&c, "m", XP_F32, n, CK_ROUNDED);
+    ck_inout(&c, "v", XP_F32, n, CK_ROUNDED)->fill = CK_POSITIVE;
+    if (param != XP_N_DTYPES)
+        ck_out(&c, "param", param, n, CK_CHAIN);
+    ck_run(ctx, &c);
+}
+
+static void sum_cases(ck_context *ctx, int64_t n, xp_dtype dtype) {
+    ck_case c;
+    for (int acc = 0; acc < 2; acc++) {
+        begin(&c, "sum_squares", call_sum_squares, n, dtype, XP_F64, acc);
+        c.bytes = (double)n * (double)xp_dtype_bytes(dtype);
+        ck_in(&c, "x", dtype, n);
+        if (acc)
+            ck_inout(&c, "out", XP_F64, 1, CK_F64_SUM);
+        else
+            ck_out(&c, "out", XP_F64, 1, CK_F64_SUM);
+        ck_scratch(&c, "scratch", XP_F64, xp_sum_squares_scratch(n));
+        ck_run(ctx, &c);
+    }
+    if (dtype != XP_F32)
+        return;
+    begin(&c, "sum", call_sum, n, dtype, XP_F64, false);
+    c.bytes = 4.0 * (double)n;
+    ck_in(&c, "x", dtype, n)->fill = CK_POSITIVE; /* no cancellation: the tolerance is of the sum */
+    ck_out(&c, "out", XP_F64, 1, CK_F64_SUM);
+    ck_run(ctx, &c);
+}
+
+static void axpy_case(ck_context *ctx, int64_t n, xp_dtype x, xp_dtype y, bool acc, bool in_place) {
+    ck_case c;
+    begin(&c, "axpy", call_axpy, n, x, y, acc);
+    c.bytes = (double)n * (double)(xp_dtype_bytes(x) + xp_dtype_bytes(y) * (acc ? 2 : 1));
+    ck_in(&c, "x", x, n);
+    if (acc)
+        ck_inout(&c, "y", y, n, CK_ROUNDED);
+    else
+        ck_out(&c, "y", y, n, CK_ROUNDED)->on = in_place ? "x" : NULL;
+    ck_run(ctx, &c);
+}
+
+void ck_optim_cases(ck_context *ctx) {
+    if (ctx->bench) {
+        const int64_t n = 16 << 20;
+        adamw_case(ctx, n, XP_F32, XP_N_DTYPES);
+        adamw_case(ctx, n, XP_F32, XP_BF16);
+        sum_cases(ctx, n, XP_F32);
+        axpy_case(ctx, n, XP_F32, XP_F32, true, false);
+        return;
+    }
+    static const int64_t sizes[] = {0, 1, 15, 1000, 1025, 16384, 50001};
+    static const xp_dtype types[] = {XP_F32, XP_BF16};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        for (int t = 0; t < 4; t++) {
+            const xp_dtype x = types[t & 1], y = types[t >> 1];
+            adamw_case(ctx, sizes[i], x, y);
+            axpy_case(ctx, sizes[i], x, y, true, false);
+            axpy_case(ctx, sizes[i], x, y, false, false);
+            if (x == y)
+                axpy_case(ctx, sizes[i], x, y, false, true);
+        }
+        adamw_case(ctx, sizes[i], XP_F32, XP_N_DTYPES);
+        sum_cases(ctx, sizes[i], XP_F32);
+        sum_cases(ctx, sizes[i], XP_BF16);
+    }
+}

@@ -1,0 +1,157 @@
+/* checkop: see --help. */
+#include "checkop.h"
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "core/text.h"
+
+static const char usage[] =
+    "Compare every fast op with the plain code, or time it.\n"
+    "\n"
+    "  checkop [--op GLOB] [--seed N] [--verbose] [--json]\n"
+    "  checkop --bench [--op GLOB] [--caps LIST] [--threads N] [--json]\n"
+    "\n"
+    "  --op GLOB     only ops whose name matches: 'rmsnorm*', attention_backward\n"
+    "  --seed N      of the random inputs (1)\n"
+    "  --caps LIST   only the table without these capabilities: avx512, or avx2 (leaves out "
+    "both);\n"
+    "                'none' leaves out nothing. Without it: all tables\n"
+    "  --threads N   only this many threads (check: 1 to 4; bench: the machine's cores)\n"
+    "  --bench       time the ops; every line has the machine's limit of the same run beside it\n"
+    "  --json        results as JSON\n"
+    "\n"
+    "Exit code: 0 all right, 1 a difference was found, 2 wrong usage.\n";
+
+typedef struct options {
+    const char *caps; /* NULL: all tables */
+    int n_threads;    /* 0: as usual */
+} options;
+
+static xp_status open_candidate(const char *caps, int n_threads, ck_candidate *made) {
+    const xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = n_threads, .caps = caps};
+    *made = (ck_candidate){.same_bits_as = -1};
+    XP_TRY(xp_device_create(&args, &made->device));
+    XP_TRY(xp_ops_get(made->device, &made->ops));
+    XP_TRY(xp_stream_create(made->device, XP_STREAM_COMPUTE, &made->stream));
+    snprintf(made->name, sizeof made->name, "%s, %d thread%s", made->ops->name, n_threads,
+             n_threads == 1 ? "" : "s");
+    return XP_OK;
+}
+
+static void close_candidate(ck_candidate *candidate) {
+    xp_stream_destroy(candidate->stream);
+    xp_device_destroy(candidate->device);
+}
+
+/* The tables that differ on this machine, each with every number of threads that is wanted. */
+static xp_status open_all(ck_context *ctx, const options *o) {
+    const char *all_caps[] = {NULL, "avx512", "avx2"};
+    const int n_caps = o->caps == NULL ? 3 : 1;
+    if (o->caps != NULL)
+        all_caps[0] = strcmp(o->caps, "none") == 0 ? NULL : o->caps;
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    int first = o->n_threads > 0 ? o->n_threads : 1, last = o->n_threads > 0 ? o->n_threads : 4;
+    if (ctx->bench && o->n_threads == 0)
+        first = last = (int)(cores < 1 ? 1 : cores);
+    XP_TRY(open_candidate("avx2,avx512", 1, &ctx->reference));
+    ctx->reference.ops = xp_ops_reference();
+    for (int i = 0; i < n_caps; i++) {
+        const int one = ctx->n_candidates;
+        for (int n = first; n <= last; n++) {
+            ck_candidate *c = &ctx->candidates[ctx->n_candidates];
+            XP_TRY(open_candidate(all_caps[i], n, c));
+            ctx->n_candidates++;
+            bool seen = false;
+            for (int k = 0; k < one; k++)
+                seen = seen || ctx->candidates[k].ops == c->ops;
+            if (seen) { /* this machine lacks the capability that was left out */
+                close_candidate(c);
+                ctx->n_candidates--;
+                break;
+            }
+            c->same_bits_as = n == first ? -1 : one;
+        }
+    }
+    return XP_OK;
+}
+
+static xp_status run_families(ck_context *ctx, const options *o) {
+    XP_TRY(open_all(ctx, o));
+    if (ctx->bench)
+        XP_TRY(ck_measure_limits(&ctx->candidates[0], &ctx->limits));
+    if (ctx->json)
+        fprintf(ctx->out, "[");
+    for (int i = 0; ck_families[i] != NULL; i++)
+        ck_families[i](ctx);
+    if (ctx->json)
+        fprintf(ctx->out, "\n]\n");
+    return XP_OK;
+}
+
+static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
+    static const struct option long_options[] = {
+        {"op", required_argument, NULL, 'o'},   {"seed", required_argument, NULL, 's'},
+        {"caps", required_argument, NULL, 'c'}, {"threads", required_argument, NULL, 't'},
+        {"bench", no_argument, NULL, 'b'},      {"json", no_argument, NULL, 'j'},
+        {"verbose", no_argument, NULL, 'v'},    {NULL, 0, NULL, 0},
+    };
+    int64_t number = 0;
+    for (int key; (key = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
+        switch (key) {
+        case 'o':
+            ctx->op_glob = optarg;
+            break;
+        case 's':
+            if (!xp_parse_i64(optarg, &number))
+                return false;
+            ctx->seed = (uint64_t)number;
+            break;
+        case 'c':
+            o->caps = optarg;
+            break;
+        case 't':
+            if (!xp_parse_i64(optarg, &number) || number < 1 || number > 1024)
+                return false;
+            o->n_threads = (int)number;
+            break;
+        case 'b':
+            ctx->bench = true;
+            break;
+        case 'j':
+            ctx->json = true;
+            break;
+        case 'v':
+            ctx->verbose = true;
+            break;
+        default:
+            return false;
+        }
+    }
+    return optind == argc;
+}
+
+int main(int argc, char **argv) {
+    ck_context ctx = {.seed = 1, .op_glob = "*", .out = stdout};
+    options o = {0};
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) {
+        fputs(usage, stdout);
+        return 0;
+    }
+    if (!parse(argc, argv, &ctx, &o)) {
+        fputs(usage, stderr);
+        return 2;
+    }
+    const xp_status status = run_families(&ctx, &o);
+    if (status != XP_OK)
+        fprintf(stderr, "checkop: %s\n", xp_last_error());
+    else if (ctx.n_cases == 0)
+        fprintf(stderr, "checkop: no op matches \"%s\"\n", ctx.op_glob);
+    else if (!ctx.json && !ctx.bench)
+        printf("checkop: %d cases, %d candidates, %d failed\n", ctx.n_cases, ctx.n_candidates,
+               ctx.n_failed);
+    for (int k = 0; k < ctx.n_candidates; k++)
+        close_candidate(&ctx.candidates[k]);
+    close_candidate(&ctx.reference);
+    return status == XP_OK && ctx.n_failed == 0 && ctx.n_cases > 0 ? 0 : 1;
+}
