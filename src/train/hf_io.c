@@ -177,8 +177,10 @@ static xp_status bias_is_trained(const xp_ckpt *ckpt, const xp_arch *arch, bool 
     xp_status status = XP_OK;
     for (int64_t l = 0; arch->n_experts > 0 && l < arch->n_layers && status == XP_OK; l++) {
         char name[32];
+        int n_dims = 0;
+        int64_t shape[3];
         snprintf(name, sizeof name, "expert_bias/%lld", (long long)l);
-        if (!xp_ckpt_has(ckpt, name, NULL, NULL))
+        if (!xp_ckpt_has(ckpt, name, &n_dims, shape))
             break;
         xp_ckpt_piece piece = {.name = name,
                                .dtype = XP_F32,

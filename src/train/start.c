@@ -121,9 +121,11 @@ static xp_status check_has_moments(const xp_ckpt *ckpt, int parts) {
 static int parts_to_load(const xp_trainer *t, const xp_ckpt *ckpt, const excluded *out,
                          bool model_only) {
     int parts = XP_SNAPSHOT_PARAMS;
+    int n_dims = 0;
+    int64_t shape[3];
     if (!model_only && !out->optimizer)
         parts |= XP_SNAPSHOT_MOMENTS;
-    if (t->bias && !out->bias && xp_ckpt_has(ckpt, "expert_bias/0", NULL, NULL))
+    if (t->bias && !out->bias && xp_ckpt_has(ckpt, "expert_bias/0", &n_dims, shape))
         parts |= XP_SNAPSHOT_BIAS;
     return parts;
 }

@@ -74,17 +74,18 @@ static xp_status forward_backward(xp_trainer *t, int64_t n_valid, double sums[N_
 
 /* The loss is not finite: say which tensor is to blame. Nothing has been updated. */
 static xp_status blame(xp_trainer *t, double loss) {
+    const char *what = isnan(loss) ? "NaN" : "infinite";
     const char *name = NULL;
     XP_TRY(xp_shard_find_bad_param(t->run.shard, t->run.stream, &name));
     if (name)
-        return xp_error(XP_ENUMERIC, "the loss is %f: parameter %s is not finite", loss, name);
+        return xp_error(XP_ENUMERIC, "the loss is %s: parameter %s is not finite", what, name);
     double norm = 0;
     xp_status status = xp_shard_grad_norm(t->run.shard, t->run.stream, &norm);
     if (status == XP_ENUMERIC)
-        return xp_error_context(status, "the loss is %f", loss);
+        return xp_error_context(status, "the loss is %s", what);
     XP_TRY(status);
-    return xp_error(XP_ENUMERIC, "the loss is %f, though parameters and gradients are finite",
-                    loss);
+    return xp_error(XP_ENUMERIC, "the loss is %s, though parameters and gradients are finite",
+                    what);
 }
 
 static xp_status check_and_norm(xp_trainer *t, int64_t step, double loss, double *norm) {
