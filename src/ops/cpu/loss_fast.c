@@ -29,15 +29,14 @@ static void no_gradient(const xp_cross_entropy_args *args, int64_t r) {
 static float row_loss(const job *j, float *row, int32_t target) {
     const xp_cross_entropy_args *args = j->args;
     float max = j->kernels->max(row, args->vocab);
-    float shift = isfinite(max) ? max : 0;
     double logit = (double)row[target];
-    double sum = j->kernels->exp_sum(row, args->vocab, shift, args->write_grad ? row : NULL);
+    double sum = j->kernels->exp_sum(row, args->vocab, max, args->write_grad ? row : NULL);
     if (args->write_grad) {
         float factor = (float)((double)*args->grad_scale / sum);
         j->kernels->scale(row, args->vocab, factor);
         row[target] -= *args->grad_scale;
     }
-    return (float)((double)shift + log(sum) - logit);
+    return (float)((double)max + log(sum) - logit);
 }
 
 static void loss_tile(void *context, int64_t tile, int worker) {

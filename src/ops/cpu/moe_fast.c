@@ -92,27 +92,32 @@ static void route_token_backward(const xp_router_backward_args *args, int64_t t,
     const float *d_weight = args->d_topk_weight + t * args->top_k;
     float *d_logits = args->dlogits + t * n_experts;
 
-    float sum = 1e-20F;
-    float dot = 0;
+    /* The few terms of the picks in fp64: what cancels in theory (one normalised pick) then cancels
+     * here. */
+    double sum = 1e-20;
+    double dot = 0;
     for (int k = 0; k < args->top_k; k++) {
-        sum += scores[idx[k]];
-        dot += d_weight[k] * scores[idx[k]];
+        sum += (double)scores[idx[k]];
+        dot += (double)d_weight[k] * (double)scores[idx[k]];
     }
     const float *density =
         args->aux_density ? args->aux_density + t / args->seq_len * n_experts : NULL;
+    double inner = 0; /* sum of d_scores * scores */
     for (int e = 0; e < n_experts; e++)
         d_scores[e] = density ? density[e] : 0;
-    float scale = args->route_norm ? args->route_scale / sum : args->route_scale;
-    float mean = args->route_norm ? dot / sum : 0;
-    for (int k = 0; k < args->top_k; k++)
-        d_scores[idx[k]] += scale * (d_weight[k] - mean);
+    for (int e = 0; density && e < n_experts; e++)
+        inner += (double)density[e] * (double)scores[e];
+    double scale = args->route_norm ? (double)args->route_scale / sum : (double)args->route_scale;
+    double mean = args->route_norm ? dot / sum : 0;
+    for (int k = 0; k < args->top_k; k++) {
+        double d_score = scale * ((double)d_weight[k] - mean);
+        inner += d_score * (double)scores[idx[k]];
+        d_scores[idx[k]] += (float)d_score;
+    }
 
     float lse = args->lse ? args->lse[t] : 0;
     float d_lse = args->z_scale * lse;
     if (args->score_func == XP_SCORE_SOFTMAX) {
-        double inner = 0;
-        for (int e = 0; e < n_experts; e++)
-            inner += (double)d_scores[e] * (double)scores[e];
         for (int e = 0; e < n_experts; e++)
             d_logits[e] = scores[e] * (d_scores[e] - (float)inner + d_lse);
         return;
