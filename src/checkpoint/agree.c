@@ -22,28 +22,36 @@ xp_status xp_agree_all(xp_comm *comm, bool mine, bool *all) {
     return XP_OK;
 }
 
+/** What the first failing rank has to say. */
+typedef struct failure {
+    int64_t status;
+    char text[ERROR_BYTES];
+} failure;
+
+static xp_status exchange_failure(xp_comm *comm, int64_t *first_failed, failure *cause) {
+    XP_TRY(xp_comm_all_reduce(comm, first_failed, first_failed, 1, XP_I64, XP_MIN, NULL));
+    if (*first_failed == xp_comm_size(comm))
+        return XP_OK;
+    return xp_comm_broadcast(comm, cause, sizeof *cause, (int)*first_failed, NULL);
+}
+
 xp_status xp_agree(xp_comm *comm, xp_status status) {
     if (comm == NULL)
         return status;
+    failure mine = {.status = status};
+    if (status != XP_OK)
+        snprintf(mine.text, sizeof mine.text, "%s", xp_last_error());
     /* The lowest rank that failed: one number, so that agreement costs one small reduction while
      * all goes well. */
-    int64_t size = xp_comm_size(comm), rank = xp_comm_rank(comm);
-    int64_t first_failed = status == XP_OK ? size : rank;
-    XP_TRY(xp_comm_all_reduce(comm, &first_failed, &first_failed, 1, XP_I64, XP_MIN, NULL));
-    if (first_failed == size)
-        return XP_OK;
-    struct {
-        int64_t status;
-        char text[ERROR_BYTES];
-    } failure = {.status = status};
-    if (rank == first_failed)
-        snprintf(failure.text, sizeof failure.text, "%s", xp_last_error());
-    XP_TRY(xp_comm_broadcast(comm, &failure, sizeof failure, (int)first_failed, NULL));
-    if (status != XP_OK)
-        return status;
-    failure.text[sizeof failure.text - 1] = '\0';
-    return xp_error((xp_status)failure.status, "rank %lld: %s", (long long)first_failed,
-                    failure.text);
+    int64_t first_failed = status == XP_OK ? xp_comm_size(comm) : xp_comm_rank(comm);
+    failure cause = mine;
+    xp_status exchanged = exchange_failure(comm, &first_failed, &cause);
+    if (status != XP_OK) /* the own cause, also when the peers are gone */
+        return xp_error(status, "%s", mine.text);
+    if (exchanged != XP_OK || first_failed == xp_comm_size(comm))
+        return exchanged;
+    cause.text[sizeof cause.text - 1] = '\0';
+    return xp_error((xp_status)cause.status, "rank %lld: %s", (long long)first_failed, cause.text);
 }
 
 /** Room for all texts, the same step on every rank so that a failed allocation is everyone's

@@ -1,4 +1,5 @@
-/** Hugging Face folders: model.safetensors or sharded files with model.safetensors.index.json; in and out. */
+/** Hugging Face folders: model.safetensors or sharded files with model.safetensors.index.json; in
+ * and out. */
 #ifndef XP_CHECKPOINT_HF_H
 #define XP_CHECKPOINT_HF_H
 
@@ -6,8 +7,9 @@
 
 typedef struct xp_hf_reader xp_hf_reader;
 /**
- * Opens and validates every file of the folder; model.safetensors goes before an index, as in transformers. Names in the index
- * are checked, never used as paths outside the folder: every entry must be in the file it names.
+ * Opens and validates every file of the folder; model.safetensors goes before an index, as in
+ * transformers. Names in the index are checked, never used as paths outside the folder: every entry
+ * must be in the file it names.
  * @param folder  or the path of one .safetensors file
  */
 XP_NODISCARD xp_status xp_hf_open(const char *folder, xp_hf_reader **reader);
@@ -25,19 +27,22 @@ typedef struct xp_hf_source {
     void *context;
 } xp_hf_source;
 typedef struct xp_hf_export_args {
-    const char *folder;          /* its parents are made when missing; it appears when it is complete */
-    xp_dtype dtype;              /* XP_F32 or XP_BF16; extra tensors are XP_F32 always */
-    int64_t max_shard_bytes;     /* 0 = 5 GB as transformers */
-    const char *config_json;     /* written as config.json */
-    const char *tokenizer_folder; /* tokenizer.json and the files that belong to it are copied; NULL = none */
+    const char *folder;      /* its parents are made when missing; it appears when it is complete */
+    xp_dtype dtype;          /* XP_F32 or XP_BF16; extra tensors are XP_F32 always */
+    int64_t max_shard_bytes; /* 0 = 5 GB as transformers */
+    const char *config_json; /* written as config.json */
+    const char *tokenizer_folder; /* tokenizer.json and the files that belong to it are copied; NULL
+                                     = none */
     const xp_hf_source *tensors;
     int64_t n_tensors;
-    const xp_hf_source *extra;   /* goes into a second file, expar_extra.safetensors (expert bias); n_extra may be 0 */
+    const xp_hf_source *extra; /* goes into a second file, expar_extra.safetensors (expert bias);
+                                  n_extra may be 0 */
     int64_t n_extra;
 } xp_hf_export_args;
 /**
- * Stream the tensors into shards in the given order; memory stays small. An earlier export of that name is replaced as a whole;
- * a folder that holds anything else is refused (XP_EINVAL) and left alone, as it is after any error.
+ * Stream the tensors into shards in the given order; memory stays small. An earlier export of that
+ * name is replaced as a whole; a folder that holds anything else is refused (XP_EINVAL) and left
+ * alone, as it is after any error.
  */
 XP_NODISCARD xp_status xp_hf_export(const xp_hf_export_args *args);
 

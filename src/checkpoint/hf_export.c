@@ -15,7 +15,7 @@
 
 #define DEFAULT_SHARD_BYTES 5000000000
 #define CHUNK_ELEMENTS      (1 << 18)
-#define MARK_KEY            "exported_by" /* in the shards' metadata: this folder is ours to replace */
+#define MARK_KEY            "exported_by" /* in the shards' metadata: ours to replace */
 #define EXTRA_FILE          "expar_extra.safetensors"
 
 /* What a Hugging Face tokenizer may consist of; the first must be there. */
@@ -311,7 +311,8 @@ static xp_status write_all(export_run *run) {
     XP_TRY(write_text(run, "config.json", config, strlen(config)));
     XP_TRY(copy_tokenizer(run));
     XP_TRY(write_weights(run));
-    return xp_folder_publish(run->temp, run->target, run->aside);
+    XP_TRY(xp_folder_publish(run->temp, run->target, run->aside));
+    return xp_folder_remove(run->aside); /* of a replacement that was killed */
 }
 
 xp_status xp_hf_export(const xp_hf_export_args *args) {

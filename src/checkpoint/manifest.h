@@ -1,7 +1,9 @@
 /**
- * manifest.json of a checkpoint: what the tensors are, which piece of them lies in which file, and the small values.
+ * manifest.json of a checkpoint: what the tensors are, which piece of them lies in which file, and
+ * the small values.
  *
- * The text ends in a checksum of everything before it, so that a changed or cut manifest is told from a whole one.
+ * The text ends in a checksum of everything before it, so that a changed or cut manifest is told
+ * from a whole one.
  */
 #ifndef XP_CHECKPOINT_MANIFEST_H
 #define XP_CHECKPOINT_MANIFEST_H
@@ -56,8 +58,10 @@ XP_NODISCARD xp_status xp_manifest_pack(const xp_manifest_file *file, const xp_c
                                         const uint64_t *piece_hashes, int64_t n_pieces,
                                         xp_text *packed);
 /**
- * Make files, tensors and pieces of all ranks' shares: rank r's lies at packed[offsets[r] .. offsets[r + 1]).
- * @return XP_EINVAL naming the tensor when ranks disagree about it, or an element is given twice or never
+ * Make files, tensors and pieces of all ranks' shares: rank r's lies at packed[offsets[r] ..
+ * offsets[r + 1]).
+ * @return XP_EINVAL naming the tensor when ranks disagree about it, or an element is given twice or
+ * never
  */
 XP_NODISCARD xp_status xp_manifest_merge(const char *packed, const int64_t *offsets, int n_ranks,
                                          xp_manifest *manifest);
@@ -71,7 +75,8 @@ const xp_manifest_tensor *xp_manifest_find(const xp_manifest *manifest, const ch
 
 /** "rank-00003.safetensors" */
 char *xp_manifest_shard_name(xp_arena *arena, int rank);
-/** What a piece is called inside its shard: the tensor's name when it is whole, "name[first:end]" otherwise. */
+/** What a piece is called inside its shard: the tensor's name when it is whole, "name[first:end]"
+ * otherwise. */
 char *xp_manifest_piece_name(xp_arena *arena, const char *name, int64_t first, int64_t n,
                              int64_t n_elements);
 

@@ -1,6 +1,6 @@
 /**
- * A file being written: buffered and hashed on the way, and under its name only when it is whole and on the disk.
- * Until then the bytes are in "path.tmp".
+ * A file being written: buffered and hashed on the way, and under its name only when it is whole
+ * and on the disk. Until then the bytes are in "path.tmp".
  */
 #ifndef XP_CHECKPOINT_OUTFILE_H
 #define XP_CHECKPOINT_OUTFILE_H
@@ -12,7 +12,8 @@
 typedef struct xp_outfile xp_outfile;
 
 XP_NODISCARD xp_status xp_outfile_open(const char *path, xp_outfile **out);
-/** Ask the file system for the whole size now, so that a full disk shows before gigabytes are written. */
+/** Ask the file system for the whole size now, so that a full disk shows before gigabytes are
+ * written. */
 XP_NODISCARD xp_status xp_outfile_reserve(xp_outfile *out, int64_t n_bytes);
 /** After an error the file is dead: every later call returns the same status. */
 XP_NODISCARD xp_status xp_outfile_write(xp_outfile *out, const void *data, size_t n_bytes);

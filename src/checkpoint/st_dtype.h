@@ -1,4 +1,5 @@
-/** The element types of safetensors files and how they meet expar's own; which names a file may use. */
+/** The element types of safetensors files and how they meet expar's own; which names a file may
+ * use. */
 #ifndef XP_CHECKPOINT_ST_DTYPE_H
 #define XP_CHECKPOINT_ST_DTYPE_H
 
@@ -18,8 +19,8 @@ const xp_st_dtype *xp_st_dtype_find(const char *name);
 const xp_st_dtype *xp_st_dtype_of(xp_dtype dtype);
 
 /**
- * Elements and bytes of a shape. False when a dimension is negative, a product overflows, or the bits of a sub-byte type do
- * not fill whole bytes.
+ * Elements and bytes of a shape. False when a dimension is negative, a product overflows, or the
+ * bits of a sub-byte type do not fill whole bytes.
  */
 bool xp_st_shape_sizes(const xp_st_dtype *type, int n_dims, const int64_t *shape,
                        int64_t *n_elements, int64_t *n_bytes);

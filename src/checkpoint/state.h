@@ -53,7 +53,8 @@ XP_NODISCARD xp_status xp_ckpt_save(const xp_ckpt_save_args *args);
  */
 typedef struct xp_ckpt_saver xp_ckpt_saver;
 XP_NODISCARD xp_status xp_ckpt_saver_create(xp_comm *comm, xp_ckpt_saver **saver);
-/** Collective; args->comm is not used, the saver's is. The pieces' memory may change when it returns. */
+/** Collective; args->comm is not used, the saver's is. The pieces' memory may change when it
+ * returns. */
 XP_NODISCARD xp_status xp_ckpt_saver_start(xp_ckpt_saver *saver, const xp_ckpt_save_args *args);
 /** Collective, cheap: publishes a save that all ranks have finished. Call once a step. @param[out]
  * published_step -1 = none */
@@ -82,7 +83,9 @@ const char *xp_ckpt_path(const xp_ckpt *ckpt);
 /** Read every file and compare size and checksum: XP_EFORMAT names the first that is damaged. */
 XP_NODISCARD xp_status xp_ckpt_verify(const xp_ckpt *ckpt);
 /**
- * Fill the pieces. Everything read is compared with its checksum first. A missing tensor or another shape is XP_EFORMAT that names it and both shapes.
+ * Fill the pieces. Everything read is compared with its checksum first. A missing tensor or another
+ * shape is XP_EFORMAT that names it and both shapes; on an error the pieces before the named one
+ * are filled.
  */
 XP_NODISCARD xp_status xp_ckpt_read(const xp_ckpt *ckpt, const xp_ckpt_piece *pieces,
                                     int64_t n_pieces);

@@ -1,6 +1,7 @@
 /**
- * The 64-bit xxHash (seed 0) of a byte stream, after its published specification: fast enough to run beside every write, and
- * checkable from outside with `xxhsum -H64`. It finds damage, not forgery.
+ * The 64-bit xxHash (seed 0) of a byte stream, after its published specification: fast enough to
+ * run beside every write, and checkable from outside with `xxhsum -H64`. It finds damage, not
+ * forgery.
  */
 #ifndef XP_CHECKPOINT_XXH64_H
 #define XP_CHECKPOINT_XXH64_H

@@ -120,8 +120,7 @@ static xp_status save_large(const char *folder, int64_t step, int64_t n) {
     return status;
 }
 
-/** In a child: a small save works, a large one does not fit, the small one is all that is left. 0 =
- * as it must be. */
+/** In a child: a small save works, a large one does not fit, the small one is left. 0 = good. */
 static int try_full_disk(const char *folder, const char *expected) {
     if (save_large(folder, 1, 1000) != XP_OK)
         return 1;

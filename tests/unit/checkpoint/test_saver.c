@@ -149,6 +149,42 @@ static void test_failure_of_one_rank(void **state) {
     xp_layout_free(layouts, MAX_RANKS);
 }
 
+/** Rank 2 is lost after its save has started: the others hear why, and nothing is published. */
+static void losing_body(void *context, xp_comm *comm, int rank) {
+    run *r = context;
+    xp_ckpt_saver *saver;
+    xp_status status = xp_ckpt_saver_create(comm, &saver);
+    if (status == XP_OK) {
+        xp_ckpt_save_args args = save_args(r, rank, 7);
+        status = xp_ckpt_saver_start(saver, &args);
+        if (status == XP_OK && rank == 2)
+            xp_comm_abort(comm, "rank 2 ran out of memory");
+        else if (status == XP_OK)
+            status = xp_ckpt_saver_wait(saver, &r->published[rank]);
+        xp_ckpt_saver_destroy(saver);
+    }
+    keep_outcome(r, rank, status);
+}
+
+static void test_lost_rank(void **state) {
+    xp_layout layouts[MAX_RANKS] = {0};
+    run r = {.folder = *state, .layouts = layouts};
+    xp_layout_cut(8, MAX_RANKS, layouts);
+    for (int rank = 0; rank < MAX_RANKS; rank++)
+        xp_layout_fill(&layouts[rank], 5);
+    assert_int_equal(xp_layout_save(*state, 5, 0, layouts, MAX_RANKS), XP_OK);
+    xp_layout_run_ranks(MAX_RANKS, losing_body, &r);
+    for (int rank = 0; rank < MAX_RANKS; rank++) {
+        if (rank != 2 && (r.statuses[rank] != XP_ECOMM ||
+                          strstr(r.errors[rank], "rank 2 ran out of memory") == NULL))
+            fail_msg("rank %d says: %s", rank, r.errors[rank]);
+    }
+    assert_true(holds(*state, -1, 5));
+    assert_int_equal(xp_layout_save(*state, 9, 0, layouts, MAX_RANKS), XP_OK);
+    assert_int_equal(xp_scratch_count(*state), 2);
+    xp_layout_free(layouts, MAX_RANKS);
+}
+
 static void test_destroy_in_flight(void **state) {
     xp_layout layout;
     run r = {.folder = *state, .layouts = &layout};
@@ -180,8 +216,8 @@ static void test_staging_bytes(void **state) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, xp_scratch_setup, xp_scratch_teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_one_rank),          TEST(test_four_ranks),    TEST(test_failure_of_one_rank),
-        TEST(test_destroy_in_flight), TEST(test_staging_bytes),
+        TEST(test_one_rank),  TEST(test_four_ranks),        TEST(test_failure_of_one_rank),
+        TEST(test_lost_rank), TEST(test_destroy_in_flight), TEST(test_staging_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
