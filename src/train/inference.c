@@ -44,7 +44,9 @@ static xp_status load_ckpt_bias(xp_inference *inf, const xp_ckpt *ckpt) {
     for (int64_t l = 0; inf->bias != NULL && l < inf->arch.n_layers; l++) {
         char name[32];
         snprintf(name, sizeof name, "expert_bias/%lld", (long long)l);
-        if (!xp_ckpt_has(ckpt, name, NULL, NULL))
+        int n_dims;
+        int64_t shape[3];
+        if (!xp_ckpt_has(ckpt, name, &n_dims, shape))
             continue;
         xp_ckpt_piece piece = {.name = name,
                                .dtype = XP_F32,
