@@ -1,0 +1,163 @@
+/* Predicted bytes are the real ones, tag by tag, for one rank and for a rank of several. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include <pthread.h>
+#include <string.h>
+#include "parallel/run.h"
+#include "predict/predict.h"
+
+#define N_RANKS 4
+
+static xp_config_set *load(int n, char **options) {
+    char *argv[32] = {"--model.flavor",
+                      "tiny_moe",
+                      "--training.seq_len",
+                      "64",
+                      "--training.local_batch_size",
+                      "2",
+                      "--training.dataset_path",
+                      "x"};
+    int argc = 8;
+    for (int i = 0; i < n; i++)
+        argv[argc++] = options[i];
+    xp_config_set *set = NULL;
+    if (xp_config_load(argc, argv, false, &set) != XP_OK)
+        fail_msg("%s", xp_last_error());
+    return set;
+}
+
+static void compare(const xp_device *device, const xp_memory_prediction *p) {
+    assert_true(p->n_tags >= 4);
+    assert_int_equal(xp_device_bytes(device, NULL), p->device_bytes);
+    for (int i = 0; i < p->n_tags; i++)
+        assert_int_equal(xp_device_bytes(device, p->tags[i].tag), p->tags[i].n_bytes);
+}
+
+static int64_t tag_bytes(const xp_memory_prediction *p, const char *tag) {
+    for (int i = 0; i < p->n_tags; i++)
+        if (strcmp(p->tags[i].tag, tag) == 0)
+            return p->tags[i].n_bytes;
+    return 0;
+}
+
+static void one_rank(void **state) {
+    (void)state;
+    static char *const variants[][2] = {
+        {"--model.flavor", "tiny_moe"},           {"--training.global_batch_size", "6"},
+        {"--activation_checkpoint.mode", "full"}, {"--activation_checkpoint.mode", "selective"},
+        {"--training.attention", "document"},
+    };
+    for (size_t v = 0; v < sizeof variants / sizeof variants[0]; v++) {
+        char *options[2] = {variants[v][0], variants[v][1]};
+        xp_config_set *set = load(2, options);
+        const xp_config *config = xp_config_get(set);
+        xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
+        xp_device *device = NULL;
+        xp_mesh layout;
+        xp_memory_prediction p;
+        xp_run run;
+        assert_int_equal(xp_mesh_layout(config, 1, 0, &layout), XP_OK);
+        assert_int_equal(xp_predict_memory(config, &layout, &p), XP_OK);
+        assert_int_equal(xp_device_create(&args, &device), XP_OK);
+        assert_int_equal(xp_run_reserve(config, device, NULL, NULL, &run), XP_OK);
+        compare(device, &p);
+        xp_run_release(&run);
+        assert_int_equal(xp_device_bytes(device, NULL), 0);
+        xp_device_destroy(device);
+        xp_config_destroy(set);
+    }
+}
+
+typedef struct member {
+    xp_thread_world *world;
+    const xp_config *config;
+    int rank;
+    xp_status status;
+    xp_device *device;
+    xp_memory_prediction p;
+} member;
+
+static xp_status visit(member *m) {
+    xp_comm *comm = NULL;
+    xp_mesh layout;
+    xp_run run;
+    XP_TRY(xp_thread_world_comm(m->world, m->rank, &comm));
+    xp_status status = xp_mesh_layout(m->config, N_RANKS, m->rank, &layout);
+    if (status == XP_OK)
+        status = xp_predict_memory(m->config, &layout, &m->p);
+    if (status == XP_OK)
+        status = xp_run_reserve(m->config, m->device, comm, NULL, &run);
+    if (status == XP_OK) {
+        for (int i = 0; i < m->p.n_tags; i++)
+            if (xp_device_bytes(m->device, m->p.tags[i].tag) != m->p.tags[i].n_bytes)
+                status = xp_error(XP_EINTERNAL, "tag %s", m->p.tags[i].tag);
+        xp_run_release(&run);
+    }
+    xp_comm_destroy(comm);
+    return status;
+}
+
+static void *member_main(void *context) {
+    member *m = context;
+    m->status = visit(m);
+    return NULL;
+}
+
+static void ranks(void **state) {
+    (void)state;
+    static char *const degrees[] = {"1", "2", "4"};
+    int64_t params[3] = {0};
+    for (int d = 0; d < 3; d++) {
+        char *options[2] = {"--parallelism.expert_parallel_degree", degrees[d]};
+        xp_config_set *set = load(2, options);
+        xp_thread_world *world = NULL;
+        member members[N_RANKS];
+        pthread_t threads[N_RANKS];
+        assert_int_equal(xp_thread_world_create(N_RANKS, 60, &world), XP_OK);
+        for (int r = 0; r < N_RANKS; r++) {
+            xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
+            members[r] = (member){.world = world, .config = xp_config_get(set), .rank = r};
+            assert_int_equal(xp_device_create(&args, &members[r].device), XP_OK);
+            assert_int_equal(pthread_create(&threads[r], NULL, member_main, &members[r]), 0);
+        }
+        for (int r = 0; r < N_RANKS; r++) {
+            pthread_join(threads[r], NULL);
+            assert_int_equal(members[r].status, XP_OK);
+            xp_device_destroy(members[r].device);
+        }
+        params[d] = tag_bytes(&members[0].p, "params");
+        xp_thread_world_destroy(world);
+        xp_config_destroy(set);
+    }
+    /* Most of the model is experts: they are held once per EP group. */
+    assert_true(params[1] < params[0] * 6 / 10);
+    assert_true(params[2] < params[1] * 65 / 100);
+}
+
+static void optimizer_falls(void **state) {
+    (void)state;
+    xp_config_set *set = load(0, NULL);
+    int64_t one = 0;
+    for (int n = 1; n <= 8; n *= 2) {
+        xp_mesh layout;
+        xp_memory_prediction p;
+        assert_int_equal(xp_mesh_layout(xp_config_get(set), n, n - 1, &layout), XP_OK);
+        assert_int_equal(xp_predict_memory(xp_config_get(set), &layout, &p), XP_OK);
+        int64_t bytes = tag_bytes(&p, "optimizer");
+        one = n == 1 ? bytes : one;
+        assert_in_range(bytes, one / n, one / n + one / 100);
+    }
+    xp_config_destroy(set);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(one_rank),
+        cmocka_unit_test(ranks),
+        cmocka_unit_test(optimizer_falls),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
