@@ -1,5 +1,5 @@
 /* Matrix products: dense, and grouped over experts with every kind of routing. */
-#include <stdlib.h>
+#include <string.h>
 #include "checkop.h"
 
 /* ---- dense
@@ -195,6 +195,9 @@ static void grouped_cases(ck_context *ctx, const routing *r, int64_t n, int64_t 
         const xp_dtype dw_dtype = kind == 1 ? XP_F32 : dtype;
         wgrad.size[GROUPED_DW] = (int64_t)dw_dtype;
         wgrad.size[GROUPED_ACC] = kind == 1;
+        static const char *const kinds[] = {"", ", acc", ", dy instead of x"};
+        const size_t used = strlen(wgrad.shape);
+        snprintf(wgrad.shape + used, sizeof wgrad.shape - used, "%s", kinds[kind]);
         if (kind == 1)
             ck_inout(&wgrad, "dw", dw_dtype, w_elements, CK_SUM);
         else
