@@ -1,6 +1,4 @@
 /** `expar train`: a training run from the merged configuration. */
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -50,16 +48,6 @@ static int print_help(int argc, char **argv) {
     return XP_EXIT_OK;
 }
 
-/* Before any thread exists, so that all of them inherit it: one thread takes the signals. */
-static void block_signals(void) {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGUSR2);
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
-}
-
 static int run(const xp_config_set *config) {
     bool color = isatty(fileno(stdout)) == 1 &&
                  !xp_config_get(config)->metrics.disable_color_printing && !getenv("NO_COLOR");
@@ -78,7 +66,6 @@ static int run(const xp_config_set *config) {
 int cmd_train(int argc, char **argv) {
     if (cli_wants_help(argc, argv))
         return print_help(argc, argv);
-    block_signals();
     xp_config_set *config = NULL;
     xp_status status = xp_config_load(argc - 1, argv + 1, true, &config);
     if (status != XP_OK) {

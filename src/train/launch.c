@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <ucontext.h>
 #include <unistd.h>
 #include "core/file.h"
 
@@ -46,7 +47,31 @@ static void *take_signals(void *context) {
     }
 }
 
+/*
+ * Libraries may have started threads before main(), with these signals open (OpenBLAS does). Such a
+ * thread closes them for itself and passes the signal on, until the thread that waits gets it.
+ */
+static void pass_on(int signal, siginfo_t *info, void *context) {
+    (void)info;
+    ucontext_t *interrupted = context;
+    sigaddset(&interrupted->uc_sigmask, signal);
+    kill(getpid(), signal);
+}
+
+static xp_status install_pass_on(int signal) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = pass_on;
+    action.sa_flags = SA_SIGINFO | SA_RESTART;
+    sigfillset(&action.sa_mask);
+    return sigaction(signal, &action, NULL) == 0
+               ? XP_OK
+               : xp_error(XP_EINTERNAL, "cannot install the handler of signal %d", signal);
+}
+
 static xp_status start_signals(signal_thread *s) {
+    XP_TRY(install_pass_on(SIGINT));
+    XP_TRY(install_pass_on(SIGTERM));
     sigemptyset(&s->set);
     sigaddset(&s->set, SIGINT);
     sigaddset(&s->set, SIGTERM);

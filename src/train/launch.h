@@ -6,8 +6,7 @@
 
 /**
  * Train with NGPU rank threads (default 1), or as the rank that mpirun or srun made this process.
- * SIGINT and SIGTERM must be blocked in the calling thread; they are taken by a thread of this
- * function and end the run after its step.
+ * SIGINT and SIGTERM end the run after its step; they stay blocked in the calling thread.
  *
  * @param[out] result  of rank 0, or of this process's rank
  * @return XP_OK; the status of the rank that failed first, its error as the last error with the

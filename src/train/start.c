@@ -223,18 +223,23 @@ static xp_status load_hf(xp_trainer *t, const char *path) {
     return xp_shard_adopt_params(t->run.shard, t->run.stream);
 }
 
+static bool holds_manifest(const char *path) {
+    char *manifest = xp_path_join(path, "manifest.json");
+    bool found = manifest && xp_path_exists(manifest);
+    free(manifest);
+    return found;
+}
+
 /* A step folder, or a folder of them (a run's checkpoint folder or its dump folder): the newest. */
 static xp_status open_initial(const char *path, const char *folder, xp_ckpt **ckpt) {
-    xp_status status = xp_ckpt_open_path(path, ckpt);
-    if (status != XP_ENOENT || !xp_path_is_folder(path))
-        return status;
-    status = xp_ckpt_open(path, -1, ckpt);
-    if (status != XP_ENOENT)
-        return status;
+    if (!xp_path_is_folder(path))
+        return xp_error(XP_ENOENT, "checkpoint.initial_load_path: there is no folder %s", path);
+    if (holds_manifest(path))
+        return xp_ckpt_open_path(path, ckpt);
     char *inside = xp_path_join(path, folder);
     if (!inside)
         return xp_error(XP_ENOMEM, "no memory for a path");
-    status = xp_ckpt_open(inside, -1, ckpt);
+    xp_status status = xp_ckpt_open(xp_path_is_folder(inside) ? inside : path, -1, ckpt);
     free(inside);
     if (status == XP_ENOENT)
         return xp_error(XP_ENOENT,
