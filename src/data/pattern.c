@@ -276,17 +276,18 @@ static xp_status translate(const xp_pattern *pattern, xp_pattern_scratch *scratc
     return XP_OK;
 }
 
-/* @return 1 found, 0 none, -1 refused (the error is set) */
+/* Empty matches count: they cut the text too. @return 1 found, 0 none, -1 refused (the error is
+ * set) */
 static int match_from(const xp_pattern *pattern, xp_pattern_scratch *scratch, size_t n, size_t from,
                       xp_status *status) {
-    int rc = pcre2_match(pattern->code, scratch->subject, n, from, PCRE2_NOTEMPTY, scratch->data,
-                         scratch->context);
+    int rc =
+        pcre2_match(pattern->code, scratch->subject, n, from, 0, scratch->data, scratch->context);
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT && !scratch->stack) {
         scratch->stack = pcre2_jit_stack_create(64 << 10, JIT_STACK_BYTES, NULL);
         if (scratch->stack) {
             pcre2_jit_stack_assign(scratch->context, NULL, scratch->stack);
-            rc = pcre2_match(pattern->code, scratch->subject, n, from, PCRE2_NOTEMPTY,
-                             scratch->data, scratch->context);
+            rc = pcre2_match(pattern->code, scratch->subject, n, from, 0, scratch->data,
+                             scratch->context);
         }
     }
     if (rc >= 0 || rc == PCRE2_ERROR_NOMATCH)
@@ -331,14 +332,20 @@ xp_status xp_pattern_split(const xp_pattern *pattern, xp_pattern_scratch *scratc
     cursor at = {.text = text, .ascii = n_subject == n};
     const PCRE2_SIZE *span = pcre2_get_ovector_pointer(scratch->data);
     xp_status status = XP_OK;
-    while (at.unit < n_subject) {
-        int found = match_from(pattern, scratch, n_subject, at.unit, &status);
+    size_t from = 0, last_end = SIZE_MAX;
+    while (from <= n_subject) {
+        int found = match_from(pattern, scratch, n_subject, from, &status);
         if (found < 0)
             return status;
         if (found == 0)
             break;
-        size_t end = span[1];
-        XP_TRY(emit(&at, span[0], false, fn, context));
+        size_t start = span[0], end = span[1];
+        if (start == end && end == last_end) { /* an empty match right behind the last one */
+            from++;
+            continue;
+        }
+        from = last_end = end;
+        XP_TRY(emit(&at, start, false, fn, context));
         XP_TRY(emit(&at, end, true, fn, context));
     }
     return emit(&at, n_subject, false, fn, context);

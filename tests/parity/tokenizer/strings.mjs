@@ -48,11 +48,29 @@ export function makeStrings() {
         out.push(text);
     }
     for (let i = 0; i < 200; i++) out.push(pick([' ', '\n', '\r\n', 'a', '1', '.', '中', '\u0301', '👍', '\t ', ' \n']).repeat(1 + random(300)) + pick(words));
-    // Every assigned code point: once in order (64 a string), once after a letter, in one string a plane piece.
+    // Every assigned code point, once in order and once after a letter; of the last two planes (private use) a sample.
     const assigned = [];
     for (let c = 0; c <= 0x10ffff; c++)
         if ((c < 0xd800 || c > 0xdfff) && !/\p{Cn}/u.test(String.fromCodePoint(c)) && !(c >= 0xf0000 && c % 4096 > 3)) assigned.push(String.fromCodePoint(c));
     for (let i = 0; i < assigned.length; i += 64) out.push(assigned.slice(i, i + 64).join(''));
     for (let i = 0; i < assigned.length; i += 128) out.push(assigned.slice(i, i + 128).map((c) => 'x' + c).join(' '));
     return { strings: out, nAssigned: assigned.length };
+}
+
+/** Bytes that are not UTF-8: every kind of wrong sequence, alone, between letters, and cut out of valid text. */
+export function makeByteStrings() {
+    const wrong = ['80', 'bf', 'c0', 'c080', 'c1bf', 'c2', 'c241', 'e0', 'e080', 'e0a0', 'e0a041', 'e09f80', 'ed', 'eda080', 'edbfbf', 'ed9f', 'ef', 'efbf', 'f0', 'f080', 'f08080', 'f0808080',
+        'f09080', 'f0908041', 'f48f', 'f48fbf', 'f4908080', 'f5808080', 'f8888080', 'fe', 'ff', 'fffe', 'c3c3a9', 'e4b8e4b8ad', 'f09f91f09f918d', 'ffffff20ff'];
+    const out = [];
+    for (const hex of wrong) for (const [before, after] of [['', ''], ['a', 'b'], [' x ', ' y'], ['\u00e9', '\u4e2d'], ['\n', '\u0301']]) out.push(Buffer.concat([Buffer.from(before), Buffer.from(hex, 'hex'), Buffer.from(after)]));
+    const random = generator(7);
+    const text = Buffer.from(words.join(' '));
+    for (let i = 0; i < 200; i++) {
+        const from = random(text.length);
+        const piece = Buffer.from(text.subarray(from, from + 1 + random(60)));
+        piece[random(piece.length)] = random(256);
+        out.push(piece);
+    }
+    for (let i = 0; i < 100; i++) out.push(Buffer.from(Array.from({ length: 1 + random(40) }, () => random(256))));
+    return out;
 }

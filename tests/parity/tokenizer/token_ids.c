@@ -3,6 +3,7 @@
  * (IDS). */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "core/file.h"
 #include "data/tokenizer.h"
 
@@ -17,7 +18,7 @@ static bool write_ids(const xp_token_list *list) {
            fwrite(list->ids, sizeof(int32_t), n, stdout) == n;
 }
 
-static xp_status encode_all(const xp_tokenizer *tokenizer, const xp_file_map *map) {
+static xp_status encode_all(const xp_tokenizer *tokenizer, bool special, const xp_file_map *map) {
     xp_token_list list = {0};
     xp_status status = XP_OK;
     size_t at = 0;
@@ -30,7 +31,9 @@ static xp_status encode_all(const xp_tokenizer *tokenizer, const xp_file_map *ma
             break;
         }
         list.n = 0;
-        status = xp_tokenizer_encode(tokenizer, (const char *)map->data + at, n, &list);
+        const char *text = (const char *)map->data + at;
+        status = special ? xp_tokenizer_encode_special(tokenizer, text, n, &list)
+                         : xp_tokenizer_encode(tokenizer, text, n, &list);
         if (status == XP_OK && !write_ids(&list))
             status = xp_error(XP_EIO, "cannot write");
         at += n;
@@ -39,20 +42,30 @@ static xp_status encode_all(const xp_tokenizer *tokenizer, const xp_file_map *ma
     return status;
 }
 
+static int train(const char *folder, const char *vocab, const char *text) {
+    int64_t n_merges = 0;
+    xp_tokenizer_train_args args = {
+        .n_files = 1, .files = &text, .vocab_size = atoi(vocab), .out_folder = folder};
+    return xp_tokenizer_train(&args, &n_merges) == XP_OK ? 0 : fail();
+}
+
 int main(int argc, char **argv) {
-    if (argc != 3) {
-        fprintf(stderr, "usage: token_ids TOKENIZER STRINGS > IDS\n");
+    if (argc == 5 && strcmp(argv[1], "--train") == 0)
+        return train(argv[2], argv[3], argv[4]);
+    bool special = argc == 4 && strcmp(argv[1], "--special") == 0;
+    if (argc != 3 && !special) {
+        fprintf(stderr, "usage: token_ids [--special] TOKENIZER STRINGS > IDS\n");
         return 2;
     }
     xp_tokenizer *tokenizer = NULL;
     xp_file_map map = {0};
-    if (xp_tokenizer_load(argv[1], &tokenizer) != XP_OK)
+    if (xp_tokenizer_load(argv[argc - 2], &tokenizer) != XP_OK)
         return fail();
-    if (xp_file_map_open(argv[2], &map) != XP_OK) {
+    if (xp_file_map_open(argv[argc - 1], &map) != XP_OK) {
         xp_tokenizer_destroy(tokenizer);
         return fail();
     }
-    xp_status status = encode_all(tokenizer, &map);
+    xp_status status = encode_all(tokenizer, special, &map);
     xp_file_map_close(&map);
     xp_tokenizer_destroy(tokenizer);
     return status == XP_OK ? 0 : fail();
