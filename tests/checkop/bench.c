@@ -5,17 +5,16 @@
 #include "checkop.h"
 #include "core/file.h"
 
-#define REPEAT_S   0.4 /* how long a case is repeated */
 #define COPY_BYTES (64LL << 20)
 #define SGEMM_N    1024
 
 /* Seconds of the fastest of repeated calls. */
 static xp_status fastest(const ck_candidate *candidate, const ck_case *c, const ck_image *image,
-                         double *seconds) {
+                         double repeat_s, double *seconds) {
     ck_loaded loaded;
     XP_TRY(ck_loaded_create(candidate, image, &loaded));
     const ck_call call = {c, candidate->ops, candidate->stream, loaded.pointers};
-    const double end = xp_time_s() + REPEAT_S;
+    const double end = xp_time_s() + repeat_s;
     xp_status status = XP_OK;
     *seconds = 1e30;
     for (int i = 0; status == XP_OK && (i < 3 || xp_time_s() < end); i++) {
@@ -51,7 +50,7 @@ static xp_status call_gemm(const ck_call *call) {
     return call->ops->gemm.gemm(call->stream, &args);
 }
 
-xp_status ck_measure_limits(const ck_candidate *candidate, ck_limits *limits) {
+xp_status ck_measure_limits(const ck_candidate *candidate, double repeat_s, ck_limits *limits) {
     ck_context quiet = {.seed = 1};
     ck_case copy, gemm;
     ck_case_init(&copy, "copy", call_axpy);
@@ -68,7 +67,7 @@ xp_status ck_measure_limits(const ck_candidate *candidate, ck_limits *limits) {
     for (int i = 0; i < 2; i++) {
         ck_image *image = NULL;
         XP_TRY(ck_image_create(&quiet, cases[i], &image));
-        const xp_status status = fastest(candidate, cases[i], image, &seconds[i]);
+        const xp_status status = fastest(candidate, cases[i], image, repeat_s, &seconds[i]);
         ck_image_destroy(image);
         XP_TRY(status);
     }
@@ -101,7 +100,7 @@ void ck_bench(ck_context *ctx, const ck_case *c) {
     xp_status status = ck_image_create(ctx, c, &image);
     for (int k = 0; status == XP_OK && k < ctx->n_candidates; k++) {
         double seconds;
-        status = fastest(&ctx->candidates[k], c, image, &seconds);
+        status = fastest(&ctx->candidates[k], c, image, ctx->repeat_s, &seconds);
         if (status == XP_OK)
             print_line(ctx, c, &ctx->candidates[k], seconds);
     }

@@ -10,7 +10,7 @@ static const char usage[] =
     "Compare every fast op with the plain code, or time it.\n"
     "\n"
     "  checkop [--op GLOB] [--seed N] [--verbose] [--json]\n"
-    "  checkop --bench [--op GLOB] [--caps LIST] [--threads N] [--json]\n"
+    "  checkop --bench [--op GLOB] [--caps LIST] [--threads N] [--repeat S] [--json]\n"
     "\n"
     "  --op GLOB     only ops whose name matches: 'rmsnorm*', attention_backward\n"
     "  --seed N      of the random inputs (1)\n"
@@ -19,6 +19,7 @@ static const char usage[] =
     "                'none' leaves out nothing. Without it: all tables\n"
     "  --threads N   only this many threads (check: 1 to 4; bench: the machine's cores)\n"
     "  --bench       time the ops; every line has the machine's limit of the same run beside it\n"
+    "  --repeat S    seconds that every op is repeated; the fastest call counts (0.4)\n"
     "  --json        results as JSON\n"
     "\n"
     "Exit code: 0 all right, 1 a difference was found, 2 wrong usage.\n";
@@ -79,7 +80,7 @@ static xp_status open_all(ck_context *ctx, const options *o) {
 static xp_status run_families(ck_context *ctx, const options *o) {
     XP_TRY(open_all(ctx, o));
     if (ctx->bench)
-        XP_TRY(ck_measure_limits(&ctx->candidates[0], &ctx->limits));
+        XP_TRY(ck_measure_limits(&ctx->candidates[0], ctx->repeat_s, &ctx->limits));
     if (ctx->json)
         fprintf(ctx->out, "[");
     for (int i = 0; ck_families[i] != NULL; i++)
@@ -91,10 +92,15 @@ static xp_status run_families(ck_context *ctx, const options *o) {
 
 static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
     static const struct option long_options[] = {
-        {"op", required_argument, NULL, 'o'},   {"seed", required_argument, NULL, 's'},
-        {"caps", required_argument, NULL, 'c'}, {"threads", required_argument, NULL, 't'},
-        {"bench", no_argument, NULL, 'b'},      {"json", no_argument, NULL, 'j'},
-        {"verbose", no_argument, NULL, 'v'},    {NULL, 0, NULL, 0},
+        {"op", required_argument, NULL, 'o'},
+        {"seed", required_argument, NULL, 's'},
+        {"caps", required_argument, NULL, 'c'},
+        {"threads", required_argument, NULL, 't'},
+        {"bench", no_argument, NULL, 'b'},
+        {"json", no_argument, NULL, 'j'},
+        {"verbose", no_argument, NULL, 'v'},
+        {"repeat", required_argument, NULL, 'r'},
+        {NULL, 0, NULL, 0},
     };
     int64_t number = 0;
     for (int key; (key = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
@@ -115,6 +121,10 @@ static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
                 return false;
             o->n_threads = (int)number;
             break;
+        case 'r':
+            if (!xp_parse_f64(optarg, &ctx->repeat_s) || !(ctx->repeat_s >= 0))
+                return false;
+            break;
         case 'b':
             ctx->bench = true;
             break;
@@ -132,7 +142,7 @@ static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
 }
 
 int main(int argc, char **argv) {
-    ck_context ctx = {.seed = 1, .op_glob = "*", .out = stdout};
+    ck_context ctx = {.seed = 1, .op_glob = "*", .out = stdout, .repeat_s = 0.4};
     options o = {0};
     if (argc == 2 && strcmp(argv[1], "--help") == 0) {
         fputs(usage, stdout);

@@ -112,6 +112,7 @@ typedef struct ck_context {
     uint64_t seed;
     const char *op_glob;
     bool bench, json, verbose;
+    double repeat_s; /* bench: how long a case is repeated */
     FILE *out;
     int n_candidates, n_cases, n_failed, n_json;
     ck_candidate candidates[CK_MAX_CANDIDATES];
@@ -178,7 +179,8 @@ const ck_tolerance_row *ck_tolerance_get(ck_tolerance tolerance);
 
 /** bench.c: seconds of one call, the best of repeated runs; a table line or JSON object with the
  * machine's limit beside it. */
-XP_NODISCARD xp_status ck_measure_limits(const ck_candidate *candidate, ck_limits *limits);
+XP_NODISCARD xp_status ck_measure_limits(const ck_candidate *candidate, double repeat_s,
+                                         ck_limits *limits);
 void ck_bench(ck_context *ctx, const ck_case *c);
 
 /* ---- the families
