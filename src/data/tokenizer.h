@@ -30,12 +30,13 @@ void xp_token_list_free(xp_token_list *list);
  * (docs/tokenizer.md). Added tokens are recognised. */
 XP_NODISCARD xp_status xp_tokenizer_encode(const xp_tokenizer *tokenizer, const char *text,
                                            size_t n_bytes, xp_token_list *list);
-/** The same with what the post-processor puts around a text: what Hugging Face gives for add_special_tokens = true. */
-XP_NODISCARD xp_status xp_tokenizer_encode_special(const xp_tokenizer *tokenizer, const char *text, size_t n_bytes,
-                                                   xp_token_list *list);
+/** The same with what the post-processor puts around a text: what Hugging Face gives for
+ * add_special_tokens = true. */
+XP_NODISCARD xp_status xp_tokenizer_encode_special(const xp_tokenizer *tokenizer, const char *text,
+                                                   size_t n_bytes, xp_token_list *list);
 /** One training document: BOS and EOS around it, each when the tokenizer defines one. */
-XP_NODISCARD xp_status xp_tokenizer_encode_document(const xp_tokenizer *tokenizer, const char *text, size_t n_bytes,
-                                                    xp_token_list *list);
+XP_NODISCARD xp_status xp_tokenizer_encode_document(const xp_tokenizer *tokenizer, const char *text,
+                                                    size_t n_bytes, xp_token_list *list);
 /** Bytes of the ids; caller frees *text (NUL added past the end). skip_special leaves special added
  * tokens out. */
 XP_NODISCARD xp_status xp_tokenizer_decode(const xp_tokenizer *tokenizer, const int32_t *ids,

@@ -1,4 +1,5 @@
-/** Generated Unicode data (scripts/unicode_tables.mjs): see charset.h and nfc.h for what it is used for. */
+/** Generated Unicode data (scripts/unicode_tables.mjs): see charset.h and nfc.h for what it is used
+ * for. */
 #ifndef XP_DATA_UNICODE_TABLES_H
 #define XP_DATA_UNICODE_TABLES_H
 
@@ -8,7 +9,8 @@ typedef struct xp_unicode_range {
     uint32_t first, last; /* both inside */
 } xp_unicode_range;
 
-/** Code point << 5 | general category (order of the generator), one entry wherever the category changes. Unicode 16. */
+/** Code point << 5 | general category (order of the generator), one entry wherever the category
+ * changes. Unicode 16. */
 extern const uint32_t xp_unicode_gc_starts[];
 extern const int xp_unicode_n_gc_starts;
 
@@ -45,7 +47,8 @@ extern const int xp_unicode_n_thai;
 /** Unicode 9: code points that have a canonical decomposition or start a composition. */
 extern const xp_unicode_range xp_unicode_nfc_first[];
 extern const int xp_unicode_n_nfc_first;
-/** Unicode 9: code points that NFC may move, change or join to what stands before them. All others end a segment. */
+/** Unicode 9: code points that NFC may move, change or join to what stands before them. All others
+ * end a segment. */
 extern const xp_unicode_range xp_unicode_nfc_maybe[];
 extern const int xp_unicode_n_nfc_maybe;
 
