@@ -27,26 +27,37 @@ static int64_t largest_part(const xp_moe_core *core) {
     return max < core->args.max_tokens ? max : core->args.max_tokens;
 }
 
-/* Bytes a row of the arena and rows for all layers. */
-static void carve_arena(const xp_moe_core *core, xp_moe_arena *arena, int64_t width, bool wanted,
-                        int64_t capacity, xp_slab *slab) {
+static void carve_arena(xp_moe_arena *arena, int64_t row_bytes, int64_t n_rows, xp_slab *slab) {
+    *arena = (xp_moe_arena){.row_bytes = row_bytes, .n_rows = n_rows};
+    if (n_rows > 0)
+        arena->base = xp_slab_take(slab, (size_t)(n_rows * row_bytes));
+}
+
+/* Rows that all layers together may save before the first product. A rank without room runs it
+ * again on its own. */
+static int64_t gate_up_rows(const xp_moe_core *core) {
     const xp_moe_core_args *args = &core->args;
-    *arena = (xp_moe_arena){.row_bytes = width * (int64_t)xp_dtype_bytes(args->dtype)};
-    if (!wanted || args->inference)
-        return;
+    if (!args->save_gate_up || args->inference)
+        return 0;
     int64_t balanced = args->max_tokens * args->top_k;
     int64_t layer = args->n_ranks == 1 ? balanced : (int64_t)ceil(saved_margin * (double)balanced);
-    int64_t all_parts = capacity * core->n_parts;
-    arena->n_rows = args->n_layers * (layer < all_parts ? layer : all_parts);
-    arena->base = xp_slab_take(slab, (size_t)(arena->n_rows * arena->row_bytes));
+    int64_t most = core->sizes.pick_capacity * core->n_parts;
+    return args->n_layers * (layer < most ? layer : most);
+}
+
+/* Dispatching again is collective, so either every rank has room or none: the most a round can
+ * bring, for each layer. */
+static int64_t recv_rows(const xp_moe_core *core) {
+    const xp_moe_core_args *args = &core->args;
+    if (!args->save_recv || args->inference || args->n_ranks == 1)
+        return 0;
+    return args->n_layers * core->n_parts * core->sizes.recv_capacity;
 }
 
 static void carve_activations(xp_moe_core *core, xp_slab *slab) {
-    const xp_moe_core_args *args = &core->args;
-    carve_arena(core, &core->gate_up_arena, 2 * args->moe_dim, args->save_gate_up,
-                core->sizes.pick_capacity, slab);
-    carve_arena(core, &core->recv_arena, args->dim, args->save_recv && args->n_ranks > 1,
-                core->sizes.recv_capacity, slab);
+    const int64_t element = (int64_t)xp_dtype_bytes(core->args.dtype);
+    carve_arena(&core->gate_up_arena, 2 * core->args.moe_dim * element, gate_up_rows(core), slab);
+    carve_arena(&core->recv_arena, core->args.dim * element, recv_rows(core), slab);
 }
 
 static void carve_slot(const xp_moe_core *core, xp_moe_slot *slot, xp_slab *slab) {

@@ -303,18 +303,18 @@ static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp
     int top_k = core->args.top_k;
     XP_TRY(xp_ep_plan_build(core->group, pass->saved->topk_idx + begin * top_k,
                             pass->saved->topk_weight + begin * top_k, n, comm, part->plan));
-    int64_t n_picks = core->sizes.pick_capacity, n_recv = core->sizes.recv_capacity;
+    int64_t n_picks = core->sizes.pick_capacity;
     part->n_rounds = core->sizes.max_rounds;
     if (xp_device_get_kind(core->args.device) == XP_DEVICE_CPU) {
         xp_ep_counts counts;
         XP_TRY(xp_ep_plan_wait(part->plan, &counts));
         part->n_rounds = counts.n_rounds;
         n_picks = counts.n_picks;
-        n_recv = counts.n_recv;
     }
+    /* The number of rounds is the same on every rank, so all ranks keep their rows or none does. */
     bool fits = part->n_rounds == 1;
     part->gate_up = fits ? take_rows(&core->gate_up_arena, n_picks) : NULL;
-    part->recv = fits ? take_rows(&core->recv_arena, n_recv) : NULL;
+    part->recv = fits ? take_rows(&core->recv_arena, core->sizes.recv_capacity) : NULL;
     return XP_OK;
 }
 

@@ -186,6 +186,7 @@ typedef struct rank_job {
     xp_thread_world *world;
     int rank, n_ranks;
     xp_moe_args args;
+    bool skewed;
     int64_t first, n; /* of the T tokens */
     float *out, *dx;  /* [T, D] shared */
     float *d_gate;    /* [n_ranks, E, D] */
@@ -193,12 +194,20 @@ typedef struct rank_job {
     bool ok;
 } rank_job;
 
+/* Every token picks experts 0 and 1: one rank gets all rows, more than a balanced load saves. */
+static void skew(layer *l) {
+    xp_moe_expert_bias(l->moe)[0] = 10.0F;
+    xp_moe_expert_bias(l->moe)[1] = 10.0F;
+}
+
 static void *rank_main(void *arg) {
     rank_job *job = arg;
     xp_comm *comm = NULL;
     layer l, tokens;
     xp_test_must(xp_thread_world_comm(job->world, job->rank, &comm));
     layer_create(&job->args, comm, "moe", &l);
+    if (job->skewed)
+        skew(&l);
     memcpy(&tokens, &l, sizeof(l));
     memcpy(l.x, tokens.x + job->first * D, (size_t)(job->n * D) * sizeof(float));
     memcpy(l.d_out, tokens.d_out + job->first * D, (size_t)(job->n * D) * sizeof(float));
@@ -216,8 +225,8 @@ static void *rank_main(void *arg) {
     return NULL;
 }
 
-static void run_ranks(int n_ranks, xp_moe_args args, float *out, float *dx, float *d_gate,
-                      float *d_w13) {
+static void run_ranks(int n_ranks, xp_moe_args args, bool skewed, float *out, float *dx,
+                      float *d_gate, float *d_w13) {
     xp_thread_world *world = NULL;
     xp_test_must(xp_thread_world_create(n_ranks, 20.0, &world));
     rank_job jobs[MAX_RANKS];
@@ -230,6 +239,7 @@ static void run_ranks(int n_ranks, xp_moe_args args, float *out, float *dx, floa
                              .rank = r,
                              .n_ranks = n_ranks,
                              .args = args,
+                             .skewed = skewed,
                              .first = first,
                              .n = T - first < each ? T - first : each,
                              .out = out,
@@ -248,14 +258,16 @@ static void run_ranks(int n_ranks, xp_moe_args args, float *out, float *dx, floa
     xp_thread_world_destroy(world);
 }
 
-static void check_ranks(int n_ranks, xp_moe_args args) {
+static void check_ranks(int n_ranks, xp_moe_args args, bool skewed) {
     layer one;
     xp_moe_args alone = layer_args();
     layer_create(&alone, NULL, "moe", &one);
+    if (skewed)
+        skew(&one);
     layer_forward(&one, T);
     layer_backward(&one, T, false);
     float out[T * D], dx[T * D], d_gate[E * D], d_w13[E * 2 * F * D];
-    run_ranks(n_ranks, args, out, dx, d_gate, d_w13);
+    run_ranks(n_ranks, args, skewed, out, dx, d_gate, d_w13);
     assert_true(xp_test_distance(out, one.out, T * D) < 1e-5);
     assert_true(xp_test_distance(dx, one.dx, T * D) < 1e-5);
     assert_true(xp_test_distance(d_gate, xp_moe_grad(one.moe, XP_MOE_GATE).data, E * D) < 1e-5);
@@ -268,19 +280,32 @@ static void test_ranks_equal_one(void **state) {
     (void)state;
     for (int n_ranks = 2; n_ranks <= 4; n_ranks += 2) {
         xp_moe_args args = layer_args();
-        check_ranks(n_ranks, args);
+        check_ranks(n_ranks, args, false);
         args.recompute = true;
-        check_ranks(n_ranks, args);
+        check_ranks(n_ranks, args, false);
         args.capacity_factor = 0.3;
-        check_ranks(n_ranks, args);
+        check_ranks(n_ranks, args, false);
         args = layer_args();
         args.use_deepep = false;
-        check_ranks(n_ranks, args);
+        check_ranks(n_ranks, args, false);
         args.use_deepep = true;
         args.overlap = true;
-        check_ranks(n_ranks, args);
+        check_ranks(n_ranks, args, false);
         args.capacity_factor = 0.3;
-        check_ranks(n_ranks, args);
+        check_ranks(n_ranks, args, false);
+    }
+}
+
+static void test_skewed_load(void **state) {
+    (void)state;
+    for (int n_ranks = 2; n_ranks <= 4; n_ranks += 2) {
+        for (int i = 0; i < 8; i++) {
+            xp_moe_args args = layer_args();
+            args.capacity_factor = (i & 1) ? 8.0 : 1.0; /* one round, several */
+            args.overlap = (i & 2) != 0;
+            args.use_deepep = (i & 4) != 0;
+            check_ranks(n_ranks, args, true);
+        }
     }
 }
 
@@ -329,7 +354,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),     cmocka_unit_test(test_rounds_change_nothing),
         cmocka_unit_test(test_bias_balances), cmocka_unit_test(test_ranks_equal_one),
-        cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_skewed_load),   cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
