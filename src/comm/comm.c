@@ -69,6 +69,15 @@ void xp_comm_set_phase(xp_comm *comm, const char *phase) {
     atomic_store(&comm->phase, phase);
 }
 
+void xp_comm_mark_waiting(xp_comm *comm, int change) {
+    if (comm->provider->mark_waiting)
+        comm->provider->mark_waiting(comm, change);
+}
+
+bool xp_comm_is_waiting(const xp_comm *comm, int rank) {
+    return comm->provider->is_waiting && comm->provider->is_waiting(comm, rank);
+}
+
 xp_status xp_comm_fail(xp_comm *comm, const char *text) {
     comm->provider->fail(comm, text);
     return comm->provider->async_error(comm);
@@ -105,7 +114,8 @@ static xp_status start(xp_comm *comm, xp_comm_call call, xp_stream *stream) {
     switch (xp_device_get_kind(device)) {
     case XP_DEVICE_CPU: {
         queued_call queued = {.comm = comm, .call = call};
-        return xp_cpu_submit(stream, run_queued, &queued, sizeof queued);
+        return xp_cpu_submit_named(stream, xp_comm_kind_name(call.kind), run_queued, &queued,
+                                   sizeof queued);
     }
     case XP_DEVICE_NULL:
         return XP_OK; /* the null device only counts bytes */

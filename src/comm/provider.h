@@ -53,6 +53,11 @@ typedef struct xp_comm_provider {
     void (*fail)(xp_comm *comm, const char *text);
     /** XP_OK or the sticky failure, its text in the last error. Never waits. */
     xp_status (*async_error)(const xp_comm *comm);
+    /** This rank starts (+1) or ends (-1) a wait of its own, outside requests: others that wait for
+     * it should blame whom it waits for. May be NULL. */
+    void (*mark_waiting)(xp_comm *comm, int change);
+    /** True when `rank` is known to be in a wait itself, here or in a request. May be NULL. */
+    bool (*is_waiting)(const xp_comm *comm, int rank);
     xp_status (*window_create)(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
                                xp_window **window);
     void (*window_destroy)(xp_window *window);
@@ -84,6 +89,10 @@ struct xp_window {
 int xp_comm_world_rank(const xp_comm *comm, int rank);
 double xp_comm_timeout(const xp_comm *comm);
 bool xp_comm_shares_addresses(const xp_comm *comm);
+/** Around a wait for other ranks that is no collective (flags in a window). */
+void xp_comm_mark_waiting(xp_comm *comm, int change);
+/** True when `rank` waits for others itself: not the one to blame yet. */
+bool xp_comm_is_waiting(const xp_comm *comm, int rank);
 /** The sticky failure of all ranks becomes `text` unless there is one; always returns XP_ECOMM with
  * the text that holds. */
 xp_status xp_comm_fail(xp_comm *comm, const char *text);

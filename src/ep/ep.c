@@ -42,7 +42,7 @@ xp_status xp_ep_plan_build(xp_ep_group *group, const int32_t *topk_idx, const fl
                      .topk_idx = topk_idx,
                      .topk_weight = topk_weight,
                      .n_tokens = n_tokens};
-    return xp_cpu_submit(stream, run_build, &job, sizeof job);
+    return xp_cpu_submit_named(stream, "plan", run_build, &job, sizeof job);
 }
 
 typedef struct move_job {
@@ -108,7 +108,7 @@ static xp_status start(const char *call, const char *phase, move_job *job, xp_ep
     /* The plan is the caller's to keep; nothing here changes what it says. */
     job->step =
         (xp_ep_step){.group = group, .plan = (xp_ep_plan *)plan, .round = round, .phase = phase};
-    return xp_cpu_submit(stream, run_move, job, sizeof *job);
+    return xp_cpu_submit_named(stream, phase, run_move, job, sizeof *job);
 }
 
 static xp_status send_rows(const char *call, const char *phase, xp_ep_group *group,

@@ -123,8 +123,16 @@ xp_ep_span xp_ep_plan_recv_picks(const xp_ep_plan *plan, int source, int64_t rou
     return (xp_ep_span){.first = first, .n = plan->recv_pick[rows.first + rows.n] - first};
 }
 
+static bool has_error(const xp_ep_shape *s, const int32_t *blocks) {
+    for (int r = 0; r < s->n_ranks; r++) {
+        if (blocks[(int64_t)r * s->block_ints + XP_EP_BLOCK_ERROR(s)] != XP_EP_ROUTING_OK)
+            return true;
+    }
+    return false;
+}
+
 /* The first rank with bad routing decides the error of all. */
-static xp_status check_blocks(const xp_ep_group *group, const int32_t *blocks) {
+static xp_status explain_error(const xp_ep_group *group, const int32_t *blocks) {
     const xp_ep_shape *s = &group->shape;
     for (int r = 0; r < s->n_ranks; r++) {
         const int32_t *error = blocks + (int64_t)r * s->block_ints + XP_EP_BLOCK_ERROR(s);
@@ -257,7 +265,11 @@ xp_status xp_ep_plan_run(const xp_ep_step *step, const int32_t *topk_idx, const 
                                                             .tile_counts = tiles,
                                                             .block = block});
     XP_TRY(group->ops->share_blocks(step, block));
-    XP_TRY(check_blocks(group, plan->blocks));
+    if (has_error(s, plan->blocks)) {
+        if (group->ops->refuse)
+            XP_TRY(group->ops->refuse(step));
+        return explain_error(group, plan->blocks);
+    }
     derive_bases(plan);
     xp_ep_pick **targets = group->targets[plan->slot];
     group->ops->aim_picks(step, targets);

@@ -1,7 +1,7 @@
 /* The contract of expar/ep.h, a case a sentence. */
 #include <stdlib.h>
 #include <string.h>
-#include "harness.h"
+#include "faults.h"
 
 static bool check_routing(ep_env *env, ep_routing routing) {
     ep_problem p = ep_problem_for(env, routing);
@@ -378,5 +378,15 @@ const ep_case ep_cases[] = {
     {"plans-side-by-side", plans_live_side_by_side, false, false, 1},
     {"returns-rank-count", returns_rank_count, false, false, 1},
     {"thousand-iterations", thousand_iterations, false, false, 1},
+    {"wrong-routing", ep_wrong_routing, false, true, 1},
+    {"wrong-tensors", ep_wrong_tensors, false, true, 1},
+    {"two-slots", ep_two_slots, false, false, 1},
+    {"worker-stream", ep_worker_stream, false, false, 1},
+    {"bytes", ep_bytes, false, false, 1},
+    {"null-device", ep_null_device, false, false, 1},
+    {"late-for-plan", ep_late_for_plan, true, true, 2},
+    {"late-for-dispatch", ep_late_for_dispatch, true, true, 2},
+    {"late-for-combine", ep_late_for_combine, true, true, 2},
+    {"gives-up", ep_gives_up, true, true, 2},
 };
 const int n_ep_cases = sizeof ep_cases / sizeof ep_cases[0];

@@ -99,15 +99,21 @@ static void *rank_main(void *context) {
     return NULL;
 }
 
-/* Threads: two simulated nodes for the hierarchical transport where the ranks can be halved, else
- * one. */
+/* Simulated nodes for the hierarchical transport: two where the ranks can be halved (of four ranks
+ * not in order), else one. */
+static int node_of(int rank, int n_ranks) {
+    if (n_ranks == 4)
+        return rank == 1 || rank == 2;
+    return n_ranks % 2 == 0 ? rank / (n_ranks / 2) : 0;
+}
+
 static bool run_threads(const ep_case *c, int n_ranks, xp_ep_transport transport, xp_dtype dtype) {
     double timeout_s = c->breaks_world ? 0.5 : 60;
     xp_thread_world *world = NULL;
     rank_thread *threads = calloc((size_t)n_ranks, sizeof *threads);
     int nodes[64];
     for (int r = 0; r < n_ranks; r++)
-        nodes[r] = n_ranks % 2 == 0 ? r / (n_ranks / 2) : 0;
+        nodes[r] = node_of(r, n_ranks);
     if (!threads || xp_thread_world_create(n_ranks, timeout_s, &world) != XP_OK ||
         (transport == XP_EP_HIERARCHICAL && xp_thread_world_set_nodes(world, nodes) != XP_OK)) {
         printf("no world: %s\n", xp_last_error());

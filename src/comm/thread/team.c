@@ -125,34 +125,68 @@ static bool all_arrived(void *context) {
     return true;
 }
 
+static bool is_missing(const xp_thread_comm *comm, int rank) {
+    return !reached(atomic_load(&comm->team->slots[rank].arrived), comm->epoch);
+}
+
+static int count_missing(const xp_thread_comm *comm, bool also_waiting) {
+    int n = 0;
+    for (int i = 0; i < comm->team->size; i++)
+        n += is_missing(comm, i) && (also_waiting || !xp_comm_is_waiting(&comm->base, i));
+    return n;
+}
+
 /* Name who is missing, where this rank waits, and what each missing rank was last seen doing. */
 static void report_timeout(xp_thread_comm *comm, xp_comm_kind kind, const char *phase) {
     const xp_team *team = comm->team;
+    bool all_wait = count_missing(comm, false) == 0;
     xp_text who = {0};
-    int n_missing = 0;
+    int n_named = 0, n_missing = 0;
     for (int i = 0; i < team->size; i++) {
         const xp_team_slot *slot = &team->slots[i];
-        uint32_t seen = atomic_load(&slot->arrived);
-        if (reached(seen, comm->epoch))
+        if (!is_missing(comm, i) || (!all_wait && xp_comm_is_waiting(&comm->base, i)))
             continue;
-        if (n_missing++ < 8) {
-            const char *last = atomic_load(&slot->phase);
-            xp_text_printf(&who, "%srank %d (at meeting %u, expected %u; last in %s)",
-                           n_missing > 1 ? ", " : "", team->world_ranks[i], seen, comm->epoch,
-                           seen == 0 ? "nothing yet"
-                           : last    ? last
-                                     : xp_comm_kind_name((xp_comm_kind)atomic_load(&slot->kind)));
-        }
+        n_missing++;
+        if (n_named >= 8)
+            continue;
+        const char *last = atomic_load(&slot->phase);
+        uint32_t seen = atomic_load(&slot->arrived);
+        xp_text_printf(&who, "%srank %d (at meeting %u, expected %u; last in %s)",
+                       n_named++ > 0 ? ", " : "", team->world_ranks[i], seen, comm->epoch,
+                       seen == 0 ? "nothing yet"
+                       : last    ? last
+                                 : xp_comm_kind_name((xp_comm_kind)atomic_load(&slot->kind)));
     }
-    if (n_missing > 8)
-        xp_text_printf(&who, " and %d more", n_missing - 8);
+    if (n_missing > n_named)
+        xp_text_printf(&who, " and %d more", n_missing - n_named);
     char text[600];
     snprintf(text, sizeof text, "rank %d waited %g s in %s%s%s%s for %s",
              team->world_ranks[comm->base.rank], team->world->timeout_s, xp_comm_kind_name(kind),
              phase ? " (" : "", phase ? phase : "", phase ? ")" : "",
-             n_missing && who.data ? who.data : "ranks that came too late");
+             n_missing > 0 && who.data ? who.data : "ranks that came too late");
     xp_text_free(&who);
     xp_world_fail(team->world, text);
+}
+
+/* Wait for the barrier or a failure. When time is up but every missing rank waits for others
+ * itself, those get a while longer to name the rank at fault: they began later. */
+static void wait_for_barrier(xp_thread_comm *comm, xp_comm_kind kind, const char *phase) {
+    xp_team *team = comm->team;
+    wait_state wait = {.team = team, .target = comm->epoch};
+    double timeout = team->world->timeout_s, deadline = xp_time_s() + timeout;
+    double last = deadline + (timeout < 4.0 ? timeout : 4.0);
+    if (completed_or_failed(&wait))
+        return;
+    xp_comm_mark_waiting(&comm->base, 1);
+    while (!xp_bell_wait(&team->bell, completed_or_failed, &wait, deadline, timeout)) {
+        double now = xp_time_s();
+        if (now >= last || count_missing(comm, false) > 0) {
+            report_timeout(comm, kind, phase);
+            break;
+        }
+        deadline = now + 0.05;
+    }
+    xp_comm_mark_waiting(&comm->base, -1);
 }
 
 /* The last to arrive completes the barrier, unless the team has failed: then it never completes. */
@@ -176,10 +210,7 @@ xp_status xp_team_enter(xp_thread_comm *comm, xp_comm_kind kind, const char *pha
     atomic_store(&slot->phase, phase);
     atomic_store(&slot->kind, (int)kind);
     arrive(comm);
-    wait_state wait = {.team = team, .target = comm->epoch};
-    double deadline = xp_time_s() + team->world->timeout_s;
-    if (!xp_bell_wait(&team->bell, completed_or_failed, &wait, deadline, team->world->timeout_s))
-        report_timeout(comm, kind, phase);
+    wait_for_barrier(comm, kind, phase);
     if (completed(team, comm->epoch))
         return XP_OK;
     return xp_world_status(team->world);
@@ -189,10 +220,8 @@ xp_status xp_team_leave(xp_thread_comm *comm) {
     xp_team *team = comm->team;
     arrive(comm);
     wait_state wait = {.team = team, .target = comm->epoch};
-    double deadline = xp_time_s() + team->world->timeout_s;
-    if (!xp_bell_wait(&team->bell, completed_or_failed, &wait, deadline, team->world->timeout_s))
-        report_timeout(comm, (xp_comm_kind)atomic_load(&team->slots[comm->base.rank].kind),
-                       atomic_load(&team->slots[comm->base.rank].phase));
+    const xp_team_slot *slot = &team->slots[comm->base.rank];
+    wait_for_barrier(comm, (xp_comm_kind)atomic_load(&slot->kind), atomic_load(&slot->phase));
     if (completed(team, comm->epoch))
         return XP_OK;
     /* Failed between enter and leave: whoever still copies finishes soon and arrives; our buffers

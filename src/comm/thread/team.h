@@ -15,6 +15,7 @@ struct xp_thread_world {
     double timeout_s;
     int *nodes;           /* [n_ranks] simulated node of each rank */
     pthread_mutex_t lock; /* the list of teams; the failure's text until `failed` is set */
+    _Atomic int *n_waits; /* [n_ranks] waits each rank is in now, in whichever communicator */
     xp_team *teams;       /* every living team, to wake them all */
     xp_team *all;         /* the team of all ranks */
     _Atomic bool failed;  /* release-stored after `reason` is complete */

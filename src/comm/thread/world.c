@@ -18,7 +18,8 @@ xp_status xp_thread_world_create(int n_ranks, double timeout_s, xp_thread_world 
     w->n_ranks = n_ranks;
     w->timeout_s = timeout_s;
     w->nodes = calloc((size_t)n_ranks, sizeof *w->nodes);
-    if (!w->nodes)
+    w->n_waits = calloc((size_t)n_ranks, sizeof *w->n_waits);
+    if (!w->nodes || !w->n_waits)
         goto fail_memory;
     for (int i = 0; i < n_ranks; i++)
         ranks[i] = i;
@@ -31,8 +32,10 @@ xp_status xp_thread_world_create(int n_ranks, double timeout_s, xp_thread_world 
 fail_lock:
     pthread_mutex_destroy(&w->lock);
 fail_memory:
-    if (w)
+    if (w) {
         free(w->nodes);
+        free(w->n_waits);
+    }
     free(w);
     free(ranks);
     return status == XP_ENOMEM
@@ -73,6 +76,7 @@ void xp_thread_world_destroy(xp_thread_world *world) {
     }
     pthread_mutex_destroy(&world->lock);
     free(world->nodes);
+    free(world->n_waits);
     free(world);
 }
 
@@ -112,6 +116,16 @@ static void thread_destroy(xp_comm *base) {
 
 static void thread_fail(xp_comm *base, const char *text) {
     xp_world_fail(((xp_thread_comm *)base)->team->world, text);
+}
+
+static void thread_mark_waiting(xp_comm *base, int change) {
+    atomic_fetch_add(&((xp_thread_comm *)base)->team->world->n_waits[base->world_ranks[base->rank]],
+                     change);
+}
+
+static bool thread_is_waiting(const xp_comm *base, int rank) {
+    const xp_thread_world *world = ((const xp_thread_comm *)base)->team->world;
+    return atomic_load(&world->n_waits[base->world_ranks[rank]]) > 0;
 }
 
 static xp_status thread_async_error(const xp_comm *base) {
@@ -173,6 +187,8 @@ const xp_comm_provider xp_thread_provider = {
     .destroy = thread_destroy,
     .fail = thread_fail,
     .async_error = thread_async_error,
+    .mark_waiting = thread_mark_waiting,
+    .is_waiting = thread_is_waiting,
     .window_create = xp_thread_window_create,
     .window_destroy = xp_thread_window_destroy,
 };

@@ -93,6 +93,13 @@ static xp_status share_blocks(const xp_ep_step *step, const int32_t *block) {
     return XP_OK;
 }
 
+/* Meet once more: a rank that went on to its next plan would overwrite counts that others still
+ * read. */
+static xp_status refuse(const xp_ep_step *step) {
+    post_all(step, P2P_PICKS);
+    return wait_all(step, P2P_PICKS);
+}
+
 static void aim_picks(const xp_ep_step *step, xp_ep_pick **targets) {
     for (int d = 0; d < step->group->shape.n_ranks; d++)
         targets[d] = xp_ep_p2p_area(step, d)->picks + step->plan->dest_pick_base[d];
@@ -257,6 +264,7 @@ const xp_ep_transport_ops xp_ep_p2p_ops = {
     .create = create,
     .destroy = destroy,
     .share_blocks = share_blocks,
+    .refuse = refuse,
     .aim_picks = aim_picks,
     .share_picks = share_picks,
     .finish_plan = finish_plan,

@@ -22,6 +22,8 @@ struct xp_ep_transport_ops {
     void (*destroy)(xp_ep_group *group); /* also of a half-made state, NULL included */
     /** plan->blocks = every rank's block; `block` is this rank's. */
     xp_status (*share_blocks)(const xp_ep_step *step, const int32_t *block);
+    /** Instead of all below when a block has an error; every rank returns here. May be NULL. */
+    xp_status (*refuse)(const xp_ep_step *step);
     /** Where build_send puts the picks for each rank. [R] */
     void (*aim_picks)(const xp_ep_step *step, xp_ep_pick **targets);
     /** After build_send: all picks for this rank in (source, token, expert) order. */

@@ -1,0 +1,146 @@
+/* The first root cause, on every rank with the same words. */
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include "comm/mpi/world.h"
+#include "core/file.h"
+
+/* Ranks that fail leave within this time; the one that tells the user waits so long for them. */
+#define OTHERS_S 3.0
+/* A launcher collects the output of many processes through pipes of their own. */
+#define OUTPUT_S 0.2
+/* A message to another node is under way this long at most before the sender gives up. */
+#define RELAY_S 1.0
+
+static void adopt(xp_mpi_world *world, const xp_failure *failure) {
+    pthread_mutex_lock(&world->lock);
+    bool first = !atomic_load(&world->failed);
+    if (first) {
+        world->failure = *failure;
+        world->failure.text[XP_BOARD_TEXT - 1] = '\0';
+        world->failure.activity[XP_BOARD_ACTIVITY - 1] = '\0';
+        atomic_store(&world->failed, true);
+    }
+    pthread_mutex_unlock(&world->lock);
+    xp_mpi_engine_wake(world);
+}
+
+/* On the node's board first: there one process wins, and all take its words. */
+static void settle(xp_mpi_world *world, const xp_failure *failure) {
+    xp_failure first = *failure;
+    if (!xp_board_fail(&world->board, failure)) {
+        double deadline = xp_time_s() + 0.1; /* a winner that dies while it writes is not waited for */
+        while (!xp_board_has_failed(&world->board) && xp_time_s() < deadline)
+            nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+        if (xp_board_has_failed(&world->board))
+            xp_board_get_failure(&world->board, &first);
+    }
+    adopt(world, &first);
+}
+
+static void activity_of(const xp_mpi_world *world, int rank, char text[XP_BOARD_ACTIVITY]) {
+    const xp_board_slot *slot = xp_board_find(&world->board, rank);
+    text[0] = '\0';
+    if (!slot)
+        slot = world->board.mine; /* not to be seen: what the finder was in says most */
+    xp_board_get_activity(slot, text);
+}
+
+void xp_mpi_fail(xp_mpi_world *world, int culprit, const char *text) {
+    if (atomic_load(&world->failed))
+        return;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    xp_failure failure = {.wall_s = (double)now.tv_sec + (double)now.tv_nsec * 1e-9,
+                          .finder = world->rank,
+                          .culprit = culprit};
+    activity_of(world, culprit, failure.activity);
+    snprintf(failure.text, sizeof failure.text, "%s", text);
+    settle(world, &failure);
+}
+
+xp_status xp_mpi_world_status(const xp_mpi_world *world) {
+    if (!atomic_load(&world->failed))
+        return XP_OK;
+    return xp_error(XP_ECOMM, "%s", world->failure.text);
+}
+
+static void report_death(xp_mpi_world *world, const xp_board_slot *slot) {
+    char activity[XP_BOARD_ACTIVITY], text[XP_BOARD_TEXT];
+    int rank = atomic_load(&slot->rank);
+    xp_board_get_activity(slot, activity);
+    snprintf(text, sizeof text,
+             "rank %d is gone, last in %s: its process %d on %s was killed or crashed (dmesg tells "
+             "when the system killed it because memory was short)",
+             rank, activity[0] ? activity : "nothing yet", atomic_load(&slot->pid), world->host);
+    xp_mpi_fail(world, rank, text);
+}
+
+void xp_mpi_look_around(xp_mpi_world *world) {
+    if (xp_board_has_failed(&world->board)) {
+        xp_failure failure;
+        xp_board_get_failure(&world->board, &failure);
+        adopt(world, &failure);
+        return;
+    }
+    const xp_board_slot *dead = xp_board_find_dead(&world->board);
+    if (dead) {
+        report_death(world, dead);
+        return;
+    }
+    int come = 0;
+    if (MPI_Test(&world->notice, &come, MPI_STATUS_IGNORE) == MPI_SUCCESS && come)
+        settle(world, &world->noticed);
+}
+
+/* Every rank tells every rank of the other nodes: whichever of them still live, one gets through. */
+void xp_mpi_relay_failure(xp_mpi_world *world) {
+    if (world->n_nodes == 1)
+        return;
+    MPI_Request requests[256];
+    int n = 0, done = 0;
+    for (int i = 1; i < world->size && n < 256; i++) {
+        int rank = (world->rank + i) % world->size;
+        if (world->nodes[rank] != world->nodes[world->rank] &&
+            MPI_Isend(&world->failure, sizeof world->failure, MPI_BYTE, rank, XP_MPI_TAG_FAILURE,
+                      world->mpi, &requests[n]) == MPI_SUCCESS)
+            n++;
+    }
+    double deadline = xp_time_s() + RELAY_S;
+    while (!done && xp_time_s() < deadline) {
+        int come = world->notice == MPI_REQUEST_NULL;
+        if (MPI_Testall(n, requests, &done, MPI_STATUSES_IGNORE) != MPI_SUCCESS)
+            return;
+        if (world->notice != MPI_REQUEST_NULL &&
+            MPI_Test(&world->notice, &come, MPI_STATUS_IGNORE) == MPI_SUCCESS && come &&
+            world->noticed.wall_s < world->failure.wall_s)
+            atomic_store(&world->outdone, true);
+        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+    }
+}
+
+/*
+ * Every rank prints one line. The rank that found the failure has the root cause to tell, and waits
+ * until the others have printed theirs and ended.
+ */
+xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
+    xp_mpi_world *world = ((xp_mpi_comm *)base)->world;
+    const xp_failure *failure = &world->failure;
+    if (!atomic_load(&world->failed))
+        return status;
+    if (failure->finder == world->rank && !atomic_load(&world->outdone)) {
+        xp_board_outlast(&world->board, OTHERS_S);
+        double more = OUTPUT_S * (world->n_nodes > 1 ? 5 : 1);
+        nanosleep(&(struct timespec){.tv_sec = (time_t)more,
+                                     .tv_nsec = (long)((more - (double)(time_t)more) * 1e9)},
+                  NULL);
+        return xp_error(status, "%s", failure->text);
+    }
+    char mine[XP_BOARD_ACTIVITY];
+    xp_board_get_activity(world->board.mine, mine);
+    if (failure->culprit < 0)
+        return xp_error(status, "rank %d ends: %s", world->rank, failure->text);
+    return xp_error(status, "rank %d ends in %s: rank %d failed in %s", world->rank,
+                    mine[0] ? mine : "start", failure->culprit,
+                    failure->activity[0] ? failure->activity : "start");
+}

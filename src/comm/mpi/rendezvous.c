@@ -1,0 +1,240 @@
+#include "comm/mpi/rendezvous.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include "core/file.h"
+#include "core/text.h"
+
+/* Ranks that see a failure written down leave within this time. */
+#define OTHERS_S 2.0
+#define OUTPUT_S 0.2
+
+static const char *first_of(const char *const *names, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const char *value = getenv(names[i]);
+        if (value && value[0])
+            return value;
+    }
+    return NULL;
+}
+
+static int number_of(const char *const *names, size_t n, int otherwise) {
+    const char *value = first_of(names, n);
+    return value ? atoi(value) : otherwise;
+}
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
+/* Open MPI's mpirun, PMIx launchers, srun. */
+static void ask_launcher(xp_rendezvous *m) {
+    const char *const ranks[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"};
+    const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+    m->rank = number_of(ranks, COUNT(ranks), 0);
+    m->size = number_of(sizes, COUNT(sizes), 1);
+}
+
+static uint64_t add_hash(uint64_t hash, const char *text) {
+    for (; text && *text; text++)
+        hash = (hash ^ (unsigned char)*text) * 0x100000001b3U;
+    return (hash ^ 0xff) * 0x100000001b3U;
+}
+
+/* The same on all ranks of one start and on no others. */
+static uint64_t job_key(void) {
+    const char *const names[] = {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid",
+                                 "OMPI_MCA_orte_hnp_uri", "SLURM_JOB_ID", "SLURM_STEP_ID",
+                                 "PMI_JOBID"};
+    uint64_t key = 0xcbf29ce484222325U;
+    for (size_t i = 0; i < COUNT(names); i++)
+        key = add_hash(key, getenv(names[i]));
+    return key;
+}
+
+static void path_of(const xp_rendezvous *m, const char *name, char path[1100]) {
+    snprintf(path, 1100, "%s/%s", m->folder, name);
+}
+
+static void mark_of(const xp_rendezvous *m, int rank, char path[1100]) {
+    char name[32];
+    snprintf(name, sizeof name, "%d", rank);
+    path_of(m, name, path);
+}
+
+xp_status xp_rendezvous_enter(const char *folder, xp_rendezvous *m) {
+    const char *const temporary[] = {"TMPDIR"};
+    *m = (xp_rendezvous){0};
+    ask_launcher(m);
+    if (m->size < 2)
+        return XP_OK;
+    gethostname(m->host, sizeof m->host - 1);
+    if (!folder)
+        folder = first_of(temporary, 1);
+    int n = snprintf(m->folder, sizeof m->folder, "%s/.expar-ranks-%016llx",
+                     folder ? folder : "/tmp", (unsigned long long)job_key());
+    if (n < 0 || (size_t)n >= sizeof m->folder)
+        return xp_error(XP_EINVAL, "the path of the folder where ranks meet is too long: %s",
+                        folder);
+    XP_TRY(xp_folder_create(m->folder));
+    char path[1100], text[128];
+    mark_of(m, m->rank, path);
+    snprintf(text, sizeof text, "%d %s\n", (int)getpid(), m->host);
+    return xp_file_write_atomic(path, text, strlen(text));
+}
+
+void xp_rendezvous_deadline(xp_rendezvous *m, double timeout_s) {
+    m->timeout_s = timeout_s;
+    m->deadline_s = xp_time_s() + timeout_s;
+}
+
+typedef enum arrival { ABSENT, PRESENT, DEAD } arrival;
+
+/* Process numbers of other hosts say nothing here. */
+static arrival look_for(const xp_rendezvous *m, int rank, int *pid) {
+    char path[1100], host[64] = "", *text = NULL;
+    size_t n = 0;
+    mark_of(m, rank, path);
+    if (xp_file_read(path, 4096, &text, &n) != XP_OK) {
+        xp_error_clear();
+        return ABSENT;
+    }
+    *pid = 0;
+    int n_read = sscanf(text, "%d %63s", pid, host);
+    free(text);
+    bool here = n_read == 2 && strcmp(host, m->host) == 0;
+    return here && kill(*pid, 0) != 0 && errno == ESRCH ? DEAD : PRESENT;
+}
+
+static void add_ranks(const xp_rendezvous *m, arrival what, xp_text *text) {
+    int n = 0;
+    for (int r = 0; r < m->size; r++) {
+        int pid = 0;
+        if (look_for(m, r, &pid) != what)
+            continue;
+        if (n++ < 16)
+            xp_text_printf(text, "%s%d", n > 1 ? ", " : "", r);
+    }
+    if (n > 16)
+        xp_text_printf(text, " and %d more", n - 16);
+}
+
+static xp_status report(xp_rendezvous *m, arrival what) {
+    xp_text ranks = {0};
+    add_ranks(m, what, &ranks);
+    const char *names = ranks.data ? ranks.data : "";
+    bool several = strchr(names, ',') != NULL;
+    xp_status status;
+    if (what == DEAD)
+        status = xp_error(XP_ECOMM,
+                          "rank%s %s died in init, before all ranks were connected: killed or "
+                          "crashed",
+                          several ? "s" : "", names);
+    else if (names[0])
+        status = xp_error(
+            XP_ECOMM,
+            "init: rank%s %s did not arrive within %g s (comm.init_timeout_seconds): never started, "
+            "or cannot see %s, where ranks leave a mark",
+            several ? "s" : "", names, m->timeout_s, m->folder);
+    else
+        status = xp_error(XP_ECOMM,
+                          "init: all %d ranks are there, but MPI did not connect them within %g s "
+                          "(comm.init_timeout_seconds); look at the network settings of MPI "
+                          "(mpirun --mca btl_base_verbose 30)",
+                          m->size, m->timeout_s);
+    xp_text_free(&ranks);
+    return status;
+}
+
+/* Written down by another rank: its words are ours. */
+static xp_status check_failure(const xp_rendezvous *m) {
+    char path[1100], *text = NULL;
+    size_t n = 0;
+    path_of(m, "failed", path);
+    if (!xp_path_exists(path))
+        return XP_OK;
+    if (xp_file_read(path, 4096, &text, &n) != XP_OK) {
+        xp_error_clear();
+        return XP_OK;
+    }
+    xp_status status = xp_error(XP_ECOMM, "%s", text);
+    free(text);
+    return status;
+}
+
+xp_status xp_rendezvous_check(xp_rendezvous *m) {
+    if (m->size < 2)
+        return xp_time_s() < m->deadline_s
+                   ? XP_OK
+                   : xp_error(XP_ECOMM, "MPI_Init did not return within %g s "
+                                        "(comm.init_timeout_seconds)",
+                              m->timeout_s);
+    XP_TRY(check_failure(m));
+    for (int r = 0; r < m->size; r++) {
+        int pid = 0;
+        if (r != m->rank && look_for(m, r, &pid) == DEAD)
+            return report(m, DEAD);
+    }
+    return xp_time_s() < m->deadline_s ? XP_OK : report(m, ABSENT);
+}
+
+/* @return true: this rank was the first to write */
+static bool write_down(const xp_rendezvous *m, const char *text) {
+    char path[1100], aside[1100], name[48];
+    snprintf(name, sizeof name, "failed.%d", m->rank);
+    path_of(m, "failed", path);
+    path_of(m, name, aside);
+    if (xp_file_write_atomic(aside, text, strlen(text)) != XP_OK)
+        return true;
+    bool first = link(aside, path) == 0 || errno != EEXIST; /* whole or not there */
+    unlink(aside);
+    return first;
+}
+
+/* Until nobody on this host is left whose mark is there. */
+static void outlast(const xp_rendezvous *m) {
+    double deadline = xp_time_s() + OTHERS_S;
+    for (bool alone = false; !alone && xp_time_s() < deadline;) {
+        alone = true;
+        for (int r = 0; r < m->size && alone; r++) {
+            int pid = 0;
+            alone = r == m->rank || look_for(m, r, &pid) != PRESENT;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    }
+    nanosleep(&(struct timespec){.tv_nsec = (long)(OUTPUT_S * 1e9)}, NULL);
+}
+
+static xp_status tell(xp_rendezvous *m, xp_status status) {
+    char text[1024];
+    snprintf(text, sizeof text, "%s", xp_last_error());
+    if (check_failure(m) == XP_OK && write_down(m, text)) {
+        outlast(m);
+        m->told = true;
+    } else if (check_failure(m) != XP_OK) {
+        snprintf(text, sizeof text, "%s", xp_last_error());
+    }
+    return m->told ? xp_error(status, "%s", text)
+                   : xp_error(status, "rank %d ends in init: %s", m->rank, text);
+}
+
+xp_status xp_rendezvous_leave(xp_rendezvous *m, xp_status status) {
+    if (m->folder[0] == '\0')
+        return status;
+    if (status != XP_OK)
+        status = tell(m, status);
+    char path[1100];
+    mark_of(m, m->rank, path);
+    if (status == XP_OK || m->told)
+        unlink(path);
+    if (m->told) {
+        xp_error_clear();
+        /* The folder stays until the ranks that come late have read why they are not needed. */
+    }
+    rmdir(m->folder); /* the last one takes it away */
+    return status;
+}

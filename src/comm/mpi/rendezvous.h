@@ -1,0 +1,32 @@
+/**
+ * Who has arrived, before MPI can tell: MPI_Init returns only when all ranks are there. Each rank
+ * leaves a mark, a file FOLDER/.expar-ranks-JOB/RANK, before it calls MPI_Init and takes it away
+ * afterwards. Ranks of a node that does not share the folder are not seen.
+ */
+#ifndef XP_COMM_MPI_RENDEZVOUS_H
+#define XP_COMM_MPI_RENDEZVOUS_H
+
+#include <stdbool.h>
+#include "expar/status.h"
+
+#define XP_RENDEZVOUS_LOOK_S 0.1
+
+typedef struct xp_rendezvous {
+    char folder[1024]; /* "" when nothing is to be watched */
+    char host[64];
+    int rank, size; /* by the launcher's account */
+    double timeout_s, deadline_s;
+    bool told;   /* this rank wrote down the failure: it tells the user */
+} xp_rendezvous;
+
+/** @param folder  NULL: $TMPDIR or /tmp */
+XP_NODISCARD xp_status xp_rendezvous_enter(const char *folder, xp_rendezvous *meeting);
+void xp_rendezvous_deadline(xp_rendezvous *meeting, double timeout_s);
+/** XP_OK while there is hope; XP_ECOMM when the time is over, a rank has died, or another rank has
+ * said that it failed: the last error names the ranks. */
+XP_NODISCARD xp_status xp_rendezvous_check(xp_rendezvous *meeting);
+/** Take the mark away. A failure is written down for those who still wait, and one rank waits until
+ * the others of its node have ended, so that its words are the last. @return status */
+XP_NODISCARD xp_status xp_rendezvous_leave(xp_rendezvous *meeting, xp_status status);
+
+#endif

@@ -1,0 +1,346 @@
+/* What must happen when a rank gives wrong routing, is late, is gone, or gives up; and calls on
+ * streams of their own. */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "faults.h"
+
+typedef struct setup {
+    ep_problem p;
+    xp_ep_group *group;
+    xp_ep_plan *plan;
+    int32_t *ids;
+    float *weights;
+    char *x, *recv;
+    xp_tensor xt, rt;
+} setup;
+
+static bool make_setup(ep_env *env, setup *s, ep_routing routing) {
+    *s = (setup){.p = ep_problem_for(env, routing)};
+    if (!ep_make_group(env, &s->p, 1, &s->group))
+        return false;
+    EP_OK(env, xp_ep_plan_create(s->group, &s->plan));
+    ep_fill_routing(&s->p, env->rank, &s->ids, &s->weights);
+    int64_t n = s->p.tokens[env->rank], capacity = xp_ep_group_sizes(s->group).recv_capacity;
+    size_t row = (size_t)s->p.dim * xp_dtype_bytes(s->p.dtype);
+    s->x = calloc((size_t)n + 1, row);
+    s->recv = calloc((size_t)capacity + 1, row);
+    s->xt = xp_tensor_2d(s->x, s->p.dtype, n, s->p.dim);
+    s->rt = xp_tensor_2d(s->recv, s->p.dtype, capacity, s->p.dim);
+    return s->x && s->recv;
+}
+
+static void free_setup(setup *s) {
+    xp_ep_plan_destroy(s->plan);
+    xp_ep_group_destroy(s->group);
+    free(s->ids);
+    free(s->weights);
+    free(s->x);
+    free(s->recv);
+}
+
+/* Wrong routing on one rank: refused on all, with that rank and token in the error; the group goes
+ * on afterwards. */
+static bool refused(ep_env *env, const char *what, int32_t k0, int32_t k1, int64_t extra_tokens) {
+    setup s;
+    if (!make_setup(env, &s, ROUTE_RANDOM))
+        return false;
+    int bad = env->n_ranks - 1;
+    int64_t n = s.p.tokens[env->rank];
+    if (env->rank == bad && extra_tokens == 0) {
+        s.ids[5 * s.p.top_k] = k0;
+        s.ids[5 * s.p.top_k + 1] = k1;
+    }
+    xp_ep_stats before, after;
+    xp_ep_get_stats(s.group, &before);
+    xp_status status = xp_ep_plan_build(
+        s.group, s.ids, s.weights, env->rank == bad ? n + extra_tokens : n, env->stream, s.plan);
+    EP_CHECK(env, status == XP_EINVAL, "%s: status %s, expected XP_EINVAL", what,
+             xp_status_name(status));
+    char rank_text[32];
+    snprintf(rank_text, sizeof rank_text, "rank %d", bad);
+    EP_CHECK(env, strstr(xp_last_error(), rank_text), "%s: the error does not name %s: %s", what,
+             rank_text, xp_last_error());
+    memset(s.recv, 1, 64);
+    status = xp_ep_dispatch(s.group, s.plan, 0, &s.xt, &s.rt, env->stream);
+    EP_CHECK(env, status == XP_EINVAL && s.recv[0] == 1 && s.recv[63] == 1,
+             "%s: dispatch with a refused plan: %s", what, xp_status_name(status));
+    xp_ep_get_stats(s.group, &after);
+    EP_CHECK(env,
+             before.bytes_sent_remote == after.bytes_sent_remote &&
+                 after.bytes_kept == before.bytes_kept,
+             "%s: bytes were sent", what);
+    EP_OK(env, xp_ep_async_error(s.group));
+    bool ok = ep_check_in_group(env, &s.p, s.group, s.plan, env->stream);
+    free_setup(&s);
+    return ok;
+}
+
+bool ep_wrong_routing(ep_env *env) {
+    return refused(env, "duplicate", 1, 1, 0) && refused(env, "too high", 0, env->n_ranks * 4, 0) &&
+           refused(env, "below -1", -2, 1, 0) && refused(env, "too many tokens", 0, 0, 1);
+}
+
+/* Tensors of the wrong shape are refused before anything is sent. */
+bool ep_wrong_tensors(ep_env *env) {
+    setup s;
+    if (!make_setup(env, &s, ROUTE_RANDOM))
+        return false;
+    int64_t n = s.p.tokens[env->rank];
+    EP_OK(env, xp_ep_plan_build(s.group, s.ids, s.weights, n, env->stream, s.plan));
+    xp_tensor bad[3] = {s.rt, s.rt, s.rt};
+    bad[0].shape[1]++;
+    bad[1].shape[0] = 1;
+    bad[2].dtype = XP_I32;
+    for (int i = 0; i < 3; i++)
+        EP_CHECK(env, xp_ep_dispatch(s.group, s.plan, 0, &s.xt, &bad[i], env->stream) == XP_EINVAL,
+                 "recv tensor %d passed", i);
+    xp_tensor fewer = s.xt;
+    fewer.shape[0]--;
+    EP_CHECK(env, xp_ep_dispatch(s.group, s.plan, 0, &fewer, &s.rt, env->stream) == XP_EINVAL,
+             "too few tokens passed");
+    EP_CHECK(env, xp_ep_dispatch(s.group, s.plan, -1, &s.xt, &s.rt, env->stream) == XP_EINVAL,
+             "round -1 passed");
+    xp_ep_view view;
+    EP_CHECK(env,
+             xp_ep_plan_view(s.plan, xp_ep_group_sizes(s.group).max_rounds, &view) == XP_EINVAL,
+             "a round too many");
+    /* A round that the routing does not need is empty and costs nothing. */
+    EP_OK(env, xp_ep_dispatch(s.group, s.plan, 1000, &s.xt, &s.rt, env->stream));
+    free_setup(&s);
+    return true;
+}
+
+/* Every rank but the faulty one must fail in time, naming it; afterwards everything can be taken
+ * down. */
+static bool expect_failure(ep_env *env, setup *s, xp_status status, const char *expected) {
+    EP_CHECK(env, status == XP_ECOMM, "status %s, expected XP_ECOMM", xp_status_name(status));
+    EP_CHECK(env, strstr(xp_last_error(), expected), "the error does not contain \"%s\": %s",
+             expected, xp_last_error());
+    EP_CHECK(env, xp_ep_async_error(s->group) == XP_ECOMM, "the failure did not stay");
+    status = xp_ep_plan_build(s->group, s->ids, s->weights, s->p.tokens[env->rank], env->stream,
+                              s->plan);
+    EP_CHECK(env, status == XP_ECOMM, "a failed group works on: %s", xp_status_name(status));
+    return true;
+}
+
+typedef enum fault_point { BEFORE_PLAN, BEFORE_DISPATCH, BEFORE_COMBINE, AFTER_ALL } fault_point;
+
+/* The calls of one layer up to the point at which the last rank goes missing. */
+static xp_status run_until(ep_env *env, setup *s, fault_point point, bool missing) {
+    xp_ep_sizes sizes = xp_ep_group_sizes(s->group);
+    size_t row = (size_t)s->p.dim * xp_dtype_bytes(s->p.dtype);
+    if (missing && point == BEFORE_PLAN)
+        return XP_EINTERRUPTED;
+    XP_TRY(xp_ep_plan_build(s->group, s->ids, s->weights, s->p.tokens[env->rank], env->stream,
+                            s->plan));
+    if (missing && point == BEFORE_DISPATCH)
+        return XP_EINTERRUPTED;
+    XP_TRY(xp_ep_dispatch(s->group, s->plan, 0, &s->xt, &s->rt, env->stream));
+    if (missing && point == BEFORE_COMBINE)
+        return XP_EINTERRUPTED;
+    char *y = calloc((size_t)sizes.pick_capacity + 1, row);
+    xp_tensor yt = xp_tensor_2d(y, s->p.dtype, sizes.pick_capacity, s->p.dim);
+    xp_status status =
+        y ? xp_ep_combine(s->group, s->plan, 0, &yt, &s->xt, env->stream) : XP_ENOMEM;
+    free(y);
+    return status;
+}
+
+static bool missing_at(ep_env *env, fault_point point, bool aborts) {
+    setup s;
+    int gone = env->n_ranks - 1;
+    if (!make_setup(env, &s, ROUTE_RANDOM))
+        return false;
+    xp_status status = run_until(env, &s, point, env->rank == gone);
+    bool ok = true;
+    if (env->rank == gone) {
+        if (aborts)
+            xp_comm_abort(env->comm, "out of memory on purpose");
+        else
+            usleep((useconds_t)(env->timeout_s * 2.2e6));
+        ok = status == XP_EINTERRUPTED ||
+             ep_fail(env, "the faulty rank failed itself: %s", xp_last_error());
+    } else {
+        char expected[64];
+        snprintf(expected, sizeof expected, aborts ? "out of memory on purpose" : "rank %d", gone);
+        ok = expect_failure(env, &s, status, expected);
+    }
+    free_setup(&s);
+    return ok;
+}
+
+bool ep_late_for_plan(ep_env *env) {
+    return missing_at(env, BEFORE_PLAN, false);
+}
+
+bool ep_late_for_dispatch(ep_env *env) {
+    return missing_at(env, BEFORE_DISPATCH, false);
+}
+
+bool ep_late_for_combine(ep_env *env) {
+    return missing_at(env, BEFORE_COMBINE, false);
+}
+
+bool ep_gives_up(ep_env *env) {
+    return missing_at(env, BEFORE_DISPATCH, true);
+}
+
+/* Two halves of a microbatch, each on a worker stream with a slot of its own, at the same time. */
+bool ep_two_slots(ep_env *env) {
+    ep_problem p = ep_problem_for(env, ROUTE_HOLES);
+    xp_ep_group *group = NULL;
+    xp_ep_plan *plans[2] = {NULL, NULL};
+    xp_stream *streams[2] = {NULL, NULL};
+    if (!ep_make_group(env, &p, 2, &group))
+        return false;
+    size_t size = xp_dtype_bytes(p.dtype);
+    xp_ep_sizes sizes = xp_ep_group_sizes(group);
+    int64_t n = p.tokens[env->rank];
+    char *x = calloc((size_t)(n * p.dim), size), *recv[4];
+    int32_t *ids[2];
+    float *weights[2];
+    for (int64_t i = 0; i < n * p.dim; i++)
+        ref_store(p.dtype, x, i, ref_x(&p, env->rank, i / p.dim, i % p.dim));
+    size_t recv_bytes = (size_t)(sizes.recv_capacity * p.dim) * size;
+    for (int i = 0; i < 4; i++)
+        recv[i] = calloc(1, recv_bytes);
+    for (int h = 0; h < 2; h++) {
+        p.seed += 17;
+        ep_fill_routing(&p, env->rank, &ids[h], &weights[h]);
+        EP_OK(env, xp_ep_plan_create(group, &plans[h]));
+        EP_OK(env, xp_ep_plan_set_slot(plans[h], h));
+        EP_OK(env, xp_stream_create(env->device, XP_STREAM_WORKER, &streams[h]));
+    }
+    EP_CHECK(env, xp_ep_plan_set_slot(plans[0], 2) == XP_EINVAL, "slot 2 of 2 was accepted");
+    xp_tensor xt = xp_tensor_2d(x, p.dtype, n, p.dim);
+    for (int i = 0; i < 20; i++) { /* queued without waiting: both streams run */
+        for (int h = 0; h < 2; h++) {
+            xp_tensor rt = xp_tensor_2d(recv[h], p.dtype, sizes.recv_capacity, p.dim);
+            EP_OK(env, xp_ep_plan_build(group, ids[h], weights[h], n, streams[h], plans[h]));
+            EP_OK(env, xp_ep_dispatch(group, plans[h], 0, &xt, &rt, streams[h]));
+        }
+    }
+    for (int h = 0; h < 2; h++)
+        EP_OK(env, xp_stream_sync(streams[h]));
+    bool same = true;
+    for (int h = 0; h < 2; h++) { /* the same, one after the other on the compute stream */
+        xp_tensor rt = xp_tensor_2d(recv[2 + h], p.dtype, sizes.recv_capacity, p.dim);
+        EP_OK(env, xp_ep_plan_build(group, ids[h], weights[h], n, env->stream, plans[h]));
+        EP_OK(env, xp_ep_dispatch(group, plans[h], 0, &xt, &rt, env->stream));
+        same = same && memcmp(recv[h], recv[2 + h], recv_bytes) == 0;
+    }
+    for (int h = 0; h < 2; h++) {
+        xp_stream_destroy(streams[h]);
+        xp_ep_plan_destroy(plans[h]);
+        free(ids[h]);
+        free(weights[h]);
+    }
+    for (int i = 0; i < 4; i++)
+        free(recv[i]);
+    free(x);
+    xp_ep_group_destroy(group);
+    EP_CHECK(env, same, "two streams at once gave other rows than one after the other");
+    return true;
+}
+
+/* The whole check on a worker stream; then that nothing was reserved between plan and combine. */
+bool ep_worker_stream(ep_env *env) {
+    ep_problem p = ep_problem_for(env, ROUTE_HOLES);
+    xp_ep_group *group = NULL;
+    xp_ep_plan *plan = NULL;
+    xp_stream *stream = NULL;
+    if (!ep_make_group(env, &p, 1, &group))
+        return false;
+    EP_OK(env, xp_ep_plan_create(group, &plan));
+    EP_OK(env, xp_stream_create(env->device, XP_STREAM_WORKER, &stream));
+    int64_t reserved = xp_device_n_allocs(env->device);
+    bool ok = ep_check_in_group(env, &p, group, plan, stream);
+    int64_t after = xp_device_n_allocs(env->device);
+    xp_stream_destroy(stream);
+    xp_ep_plan_destroy(plan);
+    xp_ep_group_destroy(group);
+    EP_CHECK(env, reserved == after, "%lld allocations inside plan, dispatch or combine",
+             (long long)(after - reserved));
+    return ok;
+}
+
+/* Once a rank for p2p, once a pick for a2a: the bytes a dispatch says it sent, and memory as
+ * query_sizes foretold. */
+bool ep_bytes(ep_env *env) {
+    setup s;
+    if (!make_setup(env, &s, ROUTE_HOLES))
+        return false;
+    int64_t rows = 0, picks = 0, n_local = s.p.n_experts / s.p.n_ranks;
+    for (int64_t t = 0; t < s.p.tokens[env->rank]; t++) {
+        for (int r = 0; r < env->n_ranks; r++) {
+            int n = 0;
+            for (int k = 0; k < s.p.top_k; k++) {
+                int32_t e = s.ids[t * s.p.top_k + k];
+                n += e >= 0 && e / n_local == r && r != env->rank;
+            }
+            rows += n > 0;
+            picks += n;
+        }
+    }
+    EP_OK(env,
+          xp_ep_plan_build(s.group, s.ids, s.weights, s.p.tokens[env->rank], env->stream, s.plan));
+    xp_ep_reset_stats(s.group);
+    EP_OK(env, xp_ep_dispatch(s.group, s.plan, 0, &s.xt, &s.rt, env->stream));
+    xp_ep_stats stats;
+    xp_ep_get_stats(s.group, &stats);
+    int64_t expected =
+        (env->transport == XP_EP_A2A ? picks : rows) * s.p.dim * (int64_t)xp_dtype_bytes(s.p.dtype);
+    if (env->transport != XP_EP_HIERARCHICAL)
+        EP_CHECK(env, stats.bytes_sent_remote == expected, "%lld bytes sent, expected %lld",
+                 (long long)stats.bytes_sent_remote, (long long)expected);
+    xp_ep_sizes sizes = xp_ep_group_sizes(s.group);
+    int64_t reserved = xp_device_bytes(env->device, "ep");
+    EP_CHECK(env, reserved == (int64_t)(sizes.group_bytes + sizes.plan_bytes),
+             "%lld bytes reserved, %lld + %lld foretold", (long long)reserved,
+             (long long)sizes.group_bytes, (long long)sizes.plan_bytes);
+    free_setup(&s);
+    return true;
+}
+
+/* The null device reserves the same bytes without any rank beside it. */
+bool ep_null_device(ep_env *env) {
+    ep_problem p = ep_problem_for(env, ROUTE_RANDOM);
+    xp_ep_config config = {.max_tokens = p.max_tokens,
+                           .dim = p.dim,
+                           .top_k = p.top_k,
+                           .n_experts = p.n_experts,
+                           .dtype = p.dtype,
+                           .capacity_factor = 2,
+                           .n_ranks = env->n_ranks,
+                           .transport = env->transport};
+    xp_device_args args = {.kind = XP_DEVICE_NULL};
+    xp_device *device;
+    xp_ep_group *group;
+    xp_ep_plan *plan;
+    xp_stream *stream;
+    xp_ep_sizes sizes;
+    xp_ep_counts counts;
+    EP_OK(env, xp_device_create(&args, &device));
+    EP_OK(env, xp_stream_create(device, XP_STREAM_COMPUTE, &stream));
+    EP_OK(env, xp_ep_group_create(NULL, device, &config, &group));
+    EP_OK(env, xp_ep_plan_create(group, &plan));
+    EP_OK(env, xp_ep_query_sizes(&config, env->n_ranks, &sizes));
+    int64_t reserved = xp_device_bytes(device, "ep");
+    EP_OK(env, xp_ep_plan_build(group, NULL, NULL, p.max_tokens, stream, plan));
+    EP_OK(env, xp_ep_plan_wait(plan, &counts));
+    xp_tensor nothing = xp_tensor_2d(NULL, p.dtype, sizes.pick_capacity, p.dim);
+    EP_OK(env, xp_ep_dispatch(group, plan, 0, &nothing, &nothing, stream));
+    EP_OK(env, xp_ep_combine(group, plan, 0, &nothing, &nothing, stream));
+    xp_ep_plan_destroy(plan);
+    xp_ep_group_destroy(group);
+    xp_stream_destroy(stream);
+    bool given_back = xp_device_bytes(device, "ep") == 0;
+    xp_device_destroy(device);
+    EP_CHECK(env,
+             reserved == (int64_t)(sizes.group_bytes + sizes.plan_bytes) && given_back &&
+                 counts.n_rounds == 1,
+             "the null device counted %lld bytes, query_sizes says %lld", (long long)reserved,
+             (long long)(sizes.group_bytes + sizes.plan_bytes));
+    return true;
+}
