@@ -308,8 +308,10 @@ static double recent_mean(const xp_trainer *t) {
 static xp_status report(xp_trainer *t, xp_step_record *record) {
     remember_loss(t, record->loss);
     t->interval_steps++;
-    t->interval_s += record->time_s;
-    fill_rates(t, record->time_s, 1, record);
+    /* Rates are of training alone: validation is reported with its own time. */
+    double training_s = record->time_s - record->validation_s;
+    t->interval_s += training_s;
+    fill_rates(t, training_s, 1, record);
     if (t->metrics)
         XP_TRY(xp_metrics_add(t->metrics, record));
     char note[96];
@@ -429,9 +431,12 @@ static void fill_result(const xp_trainer *t, xp_train_result *result) {
                  t->ckpt_folder, (long long)t->last_published);
 }
 
-xp_status xp_train_run(const xp_config_set *config, xp_train_shared *shared, xp_comm *world,
-                       int n_local_ranks, xp_log *log, xp_train_result *result) {
-    xp_trainer t = {
+xp_status xp_trainer_open(const xp_config_set *config, xp_train_shared *shared, xp_comm *world,
+                          int n_local_ranks, xp_log *log, xp_trainer **trainer) {
+    xp_trainer *t = calloc(1, sizeof *t);
+    if (!t)
+        return xp_error(XP_ENOMEM, "no memory for the trainer");
+    *t = (xp_trainer){
         .set = config,
         .config = xp_config_get(config),
         .shared = shared,
@@ -442,18 +447,38 @@ xp_status xp_train_run(const xp_config_set *config, xp_train_shared *shared, xp_
         .last_saved = -1,
         .last_published = -1,
     };
-    int64_t speaker = t.config->job.log_rank;
+    int64_t speaker = t->config->job.log_rank;
+    t->leads = t->rank == 0;
+    t->log = t->rank == (speaker > 0 ? speaker : 0) ? log : NULL;
+    t->dump = t->config->job.dump_folder;
+    xp_status status = create_parts(t);
+    if (status != XP_OK) {
+        if (world)
+            xp_comm_abort(world, xp_last_error());
+        xp_trainer_close(t);
+        return status;
+    }
+    *trainer = t;
+    return XP_OK;
+}
+
+void xp_trainer_close(xp_trainer *trainer) {
+    if (!trainer)
+        return;
+    destroy_parts(trainer);
+    free(trainer);
+}
+
+xp_status xp_train_run(const xp_config_set *config, xp_train_shared *shared, xp_comm *world,
+                       int n_local_ranks, xp_log *log, xp_train_result *result) {
+    xp_trainer *t = NULL;
     memset(result, 0, sizeof *result);
-    t.leads = t.rank == 0;
-    t.log = t.rank == (speaker > 0 ? speaker : 0) ? log : NULL;
-    t.dump = t.config->job.dump_folder;
-    xp_status status = create_parts(&t);
+    XP_TRY(xp_trainer_open(config, shared, world, n_local_ranks, log, &t));
+    xp_status status = train(t, result);
     if (status == XP_OK)
-        status = train(&t, result);
-    if (status == XP_OK)
-        fill_result(&t, result);
+        fill_result(t, result);
     else if (world)
         xp_comm_abort(world, xp_last_error());
-    destroy_parts(&t);
+    xp_trainer_close(t);
     return status;
 }
