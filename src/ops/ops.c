@@ -62,10 +62,11 @@ static const xp_ops *own_table(xp_stream *stream) {
     return cpu_table(level_of(xp_stream_device(stream)));
 }
 
-static xp_status issue(xp_stream *stream, xp_cpu_fn run, const void *args, size_t n_bytes) {
+static xp_status issue(xp_stream *stream, const char *name, xp_cpu_fn run, const void *args,
+                       size_t n_bytes) {
     if (xp_device_get_kind(xp_stream_device(stream)) == XP_DEVICE_NULL)
         return XP_OK;
-    return xp_cpu_submit(stream, run, args, n_bytes);
+    return xp_cpu_submit_named(stream, name, run, args, n_bytes);
 }
 
 /* ---- matrix products
@@ -77,7 +78,7 @@ static xp_status run_gemm(xp_stream *stream, void *args) {
 }
 static xp_status gemm(xp_stream *stream, const xp_gemm_args *args) {
     XP_TRY(xp_ops_check_gemm(args));
-    return issue(stream, run_gemm, args, sizeof *args);
+    return issue(stream, "gemm", run_gemm, args, sizeof *args);
 }
 
 static xp_status run_grouped_forward(xp_stream *stream, void *args) {
@@ -85,7 +86,7 @@ static xp_status run_grouped_forward(xp_stream *stream, void *args) {
 }
 static xp_status grouped_forward(xp_stream *stream, const xp_grouped_args *args) {
     XP_TRY(xp_ops_check_grouped(args, XP_GROUPED_FORWARD));
-    return issue(stream, run_grouped_forward, args, sizeof *args);
+    return issue(stream, "grouped_forward", run_grouped_forward, args, sizeof *args);
 }
 
 static xp_status run_grouped_dgrad(xp_stream *stream, void *args) {
@@ -93,7 +94,7 @@ static xp_status run_grouped_dgrad(xp_stream *stream, void *args) {
 }
 static xp_status grouped_dgrad(xp_stream *stream, const xp_grouped_args *args) {
     XP_TRY(xp_ops_check_grouped(args, XP_GROUPED_DGRAD));
-    return issue(stream, run_grouped_dgrad, args, sizeof *args);
+    return issue(stream, "grouped_dgrad", run_grouped_dgrad, args, sizeof *args);
 }
 
 static xp_status run_grouped_wgrad(xp_stream *stream, void *args) {
@@ -101,7 +102,7 @@ static xp_status run_grouped_wgrad(xp_stream *stream, void *args) {
 }
 static xp_status grouped_wgrad(xp_stream *stream, const xp_grouped_args *args) {
     XP_TRY(xp_ops_check_grouped(args, XP_GROUPED_WGRAD));
-    return issue(stream, run_grouped_wgrad, args, sizeof *args);
+    return issue(stream, "grouped_wgrad", run_grouped_wgrad, args, sizeof *args);
 }
 
 /* ---- embedding, norms, rope
@@ -112,7 +113,7 @@ static xp_status run_embed_forward(xp_stream *stream, void *args) {
 }
 static xp_status embed_forward(xp_stream *stream, const xp_embed_args *args) {
     XP_TRY(xp_ops_check_embed(args, false));
-    return issue(stream, run_embed_forward, args, sizeof *args);
+    return issue(stream, "embed_forward", run_embed_forward, args, sizeof *args);
 }
 
 static xp_status run_embed_backward(xp_stream *stream, void *args) {
@@ -120,7 +121,7 @@ static xp_status run_embed_backward(xp_stream *stream, void *args) {
 }
 static xp_status embed_backward(xp_stream *stream, const xp_embed_args *args) {
     XP_TRY(xp_ops_check_embed(args, true));
-    return issue(stream, run_embed_backward, args, sizeof *args);
+    return issue(stream, "embed_backward", run_embed_backward, args, sizeof *args);
 }
 
 static xp_status run_rmsnorm_forward(xp_stream *stream, void *args) {
@@ -128,7 +129,7 @@ static xp_status run_rmsnorm_forward(xp_stream *stream, void *args) {
 }
 static xp_status rmsnorm_forward(xp_stream *stream, const xp_rmsnorm_args *args) {
     XP_TRY(xp_ops_check_rmsnorm(args));
-    return issue(stream, run_rmsnorm_forward, args, sizeof *args);
+    return issue(stream, "rmsnorm_forward", run_rmsnorm_forward, args, sizeof *args);
 }
 
 static xp_status run_rmsnorm_apply(xp_stream *stream, void *args) {
@@ -136,7 +137,7 @@ static xp_status run_rmsnorm_apply(xp_stream *stream, void *args) {
 }
 static xp_status rmsnorm_apply(xp_stream *stream, const xp_rmsnorm_apply_args *args) {
     XP_TRY(xp_ops_check_rmsnorm_apply(args));
-    return issue(stream, run_rmsnorm_apply, args, sizeof *args);
+    return issue(stream, "rmsnorm_apply", run_rmsnorm_apply, args, sizeof *args);
 }
 
 static xp_status run_rmsnorm_backward(xp_stream *stream, void *args) {
@@ -144,7 +145,7 @@ static xp_status run_rmsnorm_backward(xp_stream *stream, void *args) {
 }
 static xp_status rmsnorm_backward(xp_stream *stream, const xp_rmsnorm_backward_args *args) {
     XP_TRY(xp_ops_check_rmsnorm_backward(args));
-    return issue(stream, run_rmsnorm_backward, args, sizeof *args);
+    return issue(stream, "rmsnorm_backward", run_rmsnorm_backward, args, sizeof *args);
 }
 
 static xp_status run_qknorm_rope_forward(xp_stream *stream, void *args) {
@@ -152,7 +153,7 @@ static xp_status run_qknorm_rope_forward(xp_stream *stream, void *args) {
 }
 static xp_status qknorm_rope_forward(xp_stream *stream, const xp_qknorm_rope_args *args) {
     XP_TRY(xp_ops_check_qknorm_rope(args));
-    return issue(stream, run_qknorm_rope_forward, args, sizeof *args);
+    return issue(stream, "qknorm_rope_forward", run_qknorm_rope_forward, args, sizeof *args);
 }
 
 static xp_status run_qknorm_rope_backward(xp_stream *stream, void *args) {
@@ -160,7 +161,7 @@ static xp_status run_qknorm_rope_backward(xp_stream *stream, void *args) {
 }
 static xp_status qknorm_rope_backward(xp_stream *stream, const xp_qknorm_rope_backward_args *args) {
     XP_TRY(xp_ops_check_qknorm_rope_backward(args));
-    return issue(stream, run_qknorm_rope_backward, args, sizeof *args);
+    return issue(stream, "qknorm_rope_backward", run_qknorm_rope_backward, args, sizeof *args);
 }
 
 /* ---- attention
@@ -172,7 +173,7 @@ static xp_status run_attention_forward(xp_stream *stream, void *args) {
 }
 static xp_status attention_forward(xp_stream *stream, const xp_attention_args *args) {
     XP_TRY(xp_ops_check_attention(args));
-    return issue(stream, run_attention_forward, args, sizeof *args);
+    return issue(stream, "attention_forward", run_attention_forward, args, sizeof *args);
 }
 
 static xp_status run_attention_backward(xp_stream *stream, void *args) {
@@ -180,7 +181,7 @@ static xp_status run_attention_backward(xp_stream *stream, void *args) {
 }
 static xp_status attention_backward(xp_stream *stream, const xp_attention_backward_args *args) {
     XP_TRY(xp_ops_check_attention_backward(args));
-    return issue(stream, run_attention_backward, args, sizeof *args);
+    return issue(stream, "attention_backward", run_attention_backward, args, sizeof *args);
 }
 
 static size_t attention_scratch(const xp_device *device, const xp_attention_args *args,
@@ -198,7 +199,7 @@ static xp_status run_router_forward(xp_stream *stream, void *args) {
 }
 static xp_status router_forward(xp_stream *stream, const xp_router_args *args) {
     XP_TRY(xp_ops_check_router(args));
-    return issue(stream, run_router_forward, args, sizeof *args);
+    return issue(stream, "router_forward", run_router_forward, args, sizeof *args);
 }
 
 static xp_status run_router_backward(xp_stream *stream, void *args) {
@@ -206,7 +207,7 @@ static xp_status run_router_backward(xp_stream *stream, void *args) {
 }
 static xp_status router_backward(xp_stream *stream, const xp_router_backward_args *args) {
     XP_TRY(xp_ops_check_router_backward(args));
-    return issue(stream, run_router_backward, args, sizeof *args);
+    return issue(stream, "router_backward", run_router_backward, args, sizeof *args);
 }
 
 static xp_status run_router_losses(xp_stream *stream, void *args) {
@@ -214,7 +215,7 @@ static xp_status run_router_losses(xp_stream *stream, void *args) {
 }
 static xp_status router_losses(xp_stream *stream, const xp_router_losses_args *args) {
     XP_TRY(xp_ops_check_router_losses(args));
-    return issue(stream, run_router_losses, args, sizeof *args);
+    return issue(stream, "router_losses", run_router_losses, args, sizeof *args);
 }
 
 static xp_status run_histogram(xp_stream *stream, void *args) {
@@ -222,7 +223,7 @@ static xp_status run_histogram(xp_stream *stream, void *args) {
 }
 static xp_status histogram(xp_stream *stream, const xp_histogram_args *args) {
     XP_TRY(xp_ops_check_histogram(args));
-    return issue(stream, run_histogram, args, sizeof *args);
+    return issue(stream, "histogram", run_histogram, args, sizeof *args);
 }
 
 static xp_status run_silu_gate_prob_forward(xp_stream *stream, void *args) {
@@ -230,7 +231,7 @@ static xp_status run_silu_gate_prob_forward(xp_stream *stream, void *args) {
 }
 static xp_status silu_gate_prob_forward(xp_stream *stream, const xp_silu_gate_prob_args *args) {
     XP_TRY(xp_ops_check_silu(args, true));
-    return issue(stream, run_silu_gate_prob_forward, args, sizeof *args);
+    return issue(stream, "silu_gate_prob_forward", run_silu_gate_prob_forward, args, sizeof *args);
 }
 
 static xp_status run_silu_gate_prob_backward(xp_stream *stream, void *args) {
@@ -239,7 +240,8 @@ static xp_status run_silu_gate_prob_backward(xp_stream *stream, void *args) {
 static xp_status silu_gate_prob_backward(xp_stream *stream,
                                          const xp_silu_gate_prob_backward_args *args) {
     XP_TRY(xp_ops_check_silu_backward(args));
-    return issue(stream, run_silu_gate_prob_backward, args, sizeof *args);
+    return issue(stream, "silu_gate_prob_backward", run_silu_gate_prob_backward, args,
+                 sizeof *args);
 }
 
 /* ---- loss, optimizer, reductions
@@ -250,7 +252,7 @@ static xp_status run_cross_entropy(xp_stream *stream, void *args) {
 }
 static xp_status cross_entropy(xp_stream *stream, const xp_cross_entropy_args *args) {
     XP_TRY(xp_ops_check_cross_entropy(args));
-    return issue(stream, run_cross_entropy, args, sizeof *args);
+    return issue(stream, "cross_entropy", run_cross_entropy, args, sizeof *args);
 }
 
 static xp_status run_adamw(xp_stream *stream, void *args) {
@@ -258,7 +260,7 @@ static xp_status run_adamw(xp_stream *stream, void *args) {
 }
 static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
     XP_TRY(xp_ops_check_adamw(args));
-    return issue(stream, run_adamw, args, sizeof *args);
+    return issue(stream, "adamw", run_adamw, args, sizeof *args);
 }
 
 static xp_status run_sum_squares(xp_stream *stream, void *args) {
@@ -266,7 +268,7 @@ static xp_status run_sum_squares(xp_stream *stream, void *args) {
 }
 static xp_status sum_squares(xp_stream *stream, const xp_sum_squares_args *args) {
     XP_TRY(xp_ops_check_sum_squares(args));
-    return issue(stream, run_sum_squares, args, sizeof *args);
+    return issue(stream, "sum_squares", run_sum_squares, args, sizeof *args);
 }
 
 static xp_status run_axpy(xp_stream *stream, void *args) {
@@ -274,7 +276,7 @@ static xp_status run_axpy(xp_stream *stream, void *args) {
 }
 static xp_status axpy(xp_stream *stream, const xp_axpy_args *args) {
     XP_TRY(xp_ops_check_axpy(args));
-    return issue(stream, run_axpy, args, sizeof *args);
+    return issue(stream, "axpy", run_axpy, args, sizeof *args);
 }
 
 typedef struct sum_args {
@@ -288,7 +290,7 @@ static xp_status run_sum(xp_stream *stream, void *args) {
 }
 static xp_status sum(xp_stream *stream, const float *x, int64_t n, double *out) {
     XP_TRY(xp_ops_check_sum(x, n, out));
-    return issue(stream, run_sum, &(sum_args){x, n, out}, sizeof(sum_args));
+    return issue(stream, "sum", run_sum, &(sum_args){x, n, out}, sizeof(sum_args));
 }
 
 /* ---- the tables

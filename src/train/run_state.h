@@ -1,4 +1,4 @@
-/** A training rank from the inside, for the trainer's own files. */
+/** A training rank from the inside, for the trainer's own files and the benches. */
 #ifndef XP_TRAIN_RUN_STATE_H
 #define XP_TRAIN_RUN_STATE_H
 
@@ -11,6 +11,8 @@
 
 #define XP_N_RECENT 50
 
+typedef struct xp_trainer xp_trainer;
+
 /** The microbatches of one step: all are read before the first runs, because the loss is a mean
  * over the valid tokens of the global batch. */
 typedef struct xp_step_batches {
@@ -19,7 +21,7 @@ typedef struct xp_step_batches {
     int32_t *memory; /* copies, when n > 1 */
 } xp_step_batches;
 
-typedef struct xp_trainer {
+struct xp_trainer {
     const xp_config_set *set;
     const xp_config *config;
     xp_train_shared *shared;
@@ -57,11 +59,23 @@ typedef struct xp_trainer {
     int64_t interval_steps; /* since the last step line */
     double interval_s;
     bool stop;
-} xp_trainer;
+};
 
 /* messages (trainer.c): only the leader's log is not NULL */
 void xp_trainer_say(xp_trainer *t, const char *format, ...) XP_PRINTF(2, 3);
 void xp_trainer_warn(xp_trainer *t, const char *format, ...) XP_PRINTF(2, 3);
+
+/* trainer.c */
+/**
+ * Everything of a rank made and reserved, nothing initialised yet: xp_trainer_start() is next.
+ * Collective over `world`. Parameters as of xp_train_run(). After an error the other ranks have
+ * been told.
+ */
+XP_NODISCARD xp_status xp_trainer_open(const xp_config_set *config, xp_train_shared *shared,
+                                       xp_comm *world, int n_local_ranks, xp_log *log,
+                                       xp_trainer **trainer);
+/** NULL is accepted. */
+void xp_trainer_close(xp_trainer *trainer);
 
 /* start.c: where the run begins */
 /** Resume, load or initialise. Collective. */

@@ -98,3 +98,7 @@ xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device) {
 unsigned xp_cpu_device_caps(const xp_device *device) {
     return ((const xp_cpu_device *)device)->caps;
 }
+
+void xp_cpu_device_observe(xp_device *device, const xp_cpu_observer *observer) {
+    ((xp_cpu_device *)device)->observer = observer ? *observer : (xp_cpu_observer){0};
+}

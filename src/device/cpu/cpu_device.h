@@ -36,6 +36,22 @@ typedef xp_status (*xp_cpu_fn)(xp_stream *stream, void *args);
 XP_NODISCARD xp_status xp_cpu_submit(xp_stream *stream, xp_cpu_fn fn, const void *args,
                                      size_t n_bytes);
 
+/** The same for work that an observer hears of. @param name static string: "gemm", "dispatch" */
+XP_NODISCARD xp_status xp_cpu_submit_named(xp_stream *stream, const char *name, xp_cpu_fn fn,
+                                           const void *args, size_t n_bytes);
+
+/**
+ * Hears of each named piece of work after it ran, on the thread that ran it: for benches. `args` is
+ * what was submitted; for an op the struct that ops.h declares for it.
+ */
+typedef struct xp_cpu_observer {
+    void (*ran)(void *context, const char *name, const void *args, double began_s, double ended_s);
+    void *context;
+} xp_cpu_observer;
+
+/** Copied; NULL: nobody listens any more. Call it while nothing is queued. */
+void xp_cpu_device_observe(xp_device *device, const xp_cpu_observer *observer);
+
 /** True when submitted work runs before xp_cpu_submit() returns. */
 bool xp_cpu_stream_is_inline(const xp_stream *stream);
 

@@ -2,11 +2,13 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "core/file.h"
 
 #define QUEUE_LENGTH 256
 
 typedef struct job {
     xp_cpu_fn fn;
+    const char *name; /* NULL: no observer hears of it */
     _Alignas(16) char args[XP_CPU_MAX_ARGS];
 } job;
 
@@ -38,12 +40,22 @@ typedef struct cpu_event {
     uint64_t n_recorded, n_reached; /* record() calls made, and passed by their stream */
 } cpu_event;
 
+static xp_status run_work(cpu_stream *s, const char *name, xp_cpu_fn fn, void *args) {
+    const xp_cpu_observer *observer = &((xp_cpu_device *)s->base.device)->observer;
+    if (name == NULL || observer->ran == NULL)
+        return fn(&s->base, args);
+    const double began = xp_time_s();
+    const xp_status status = fn(&s->base, args);
+    observer->ran(observer->context, name, args, began, xp_time_s());
+    return status;
+}
+
 static void run_next(cpu_stream *s) {
     job *j = &s->queue[s->n_done % QUEUE_LENGTH];
     xp_status status = s->status;
     pthread_mutex_unlock(&s->lock);
     if (status == XP_OK)
-        status = j->fn(&s->base, j->args);
+        status = run_work(s, j->name, j->fn, j->args);
     pthread_mutex_lock(&s->lock);
     if (status != XP_OK && s->status == XP_OK) {
         s->status = status;
@@ -135,19 +147,25 @@ xp_status xp_cpu_stream_sync(xp_stream *stream) {
 }
 
 xp_status xp_cpu_submit(xp_stream *stream, xp_cpu_fn fn, const void *args, size_t n_bytes) {
+    return xp_cpu_submit_named(stream, NULL, fn, args, n_bytes);
+}
+
+xp_status xp_cpu_submit_named(xp_stream *stream, const char *name, xp_cpu_fn fn, const void *args,
+                              size_t n_bytes) {
     cpu_stream *s = (cpu_stream *)stream;
     if (n_bytes > XP_CPU_MAX_ARGS)
         return xp_error(XP_EINTERNAL, "stream: %zu bytes of arguments", n_bytes);
     if (s->is_inline) {
         _Alignas(16) char copy[XP_CPU_MAX_ARGS];
         memcpy(copy, args, n_bytes);
-        return fn(stream, copy);
+        return run_work(s, name, fn, copy);
     }
     pthread_mutex_lock(&s->lock);
     while (s->n_submitted - s->n_done == QUEUE_LENGTH)
         pthread_cond_wait(&s->changed, &s->lock);
     job *j = &s->queue[s->n_submitted % QUEUE_LENGTH];
     j->fn = fn;
+    j->name = name;
     memcpy(j->args, args, n_bytes);
     s->n_submitted++;
     pthread_cond_broadcast(&s->changed);
@@ -269,10 +287,10 @@ static xp_status run_copy(xp_stream *stream, void *args) {
 
 xp_status xp_cpu_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {
     copy_job j = {.dst = dst, .src = src, .n_bytes = n_bytes};
-    return xp_cpu_submit(stream, run_copy, &j, sizeof j);
+    return xp_cpu_submit_named(stream, "copy", run_copy, &j, sizeof j);
 }
 
 xp_status xp_cpu_zero(xp_stream *stream, void *dst, size_t n_bytes) {
     copy_job j = {.dst = dst, .n_bytes = n_bytes};
-    return xp_cpu_submit(stream, run_copy, &j, sizeof j);
+    return xp_cpu_submit_named(stream, "copy", run_copy, &j, sizeof j);
 }
