@@ -1,0 +1,202 @@
+/* A rank that is late, gives up or makes another call: every rank learns of it in time, by name. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include "ranks.h"
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void keep_error(rank_job *job, xp_status status, double started) {
+    job->status = status;
+    job->seconds = now() - started;
+    snprintf(job->error, sizeof job->error, "%s", xp_last_error());
+}
+
+/* The last rank does not come to the second all-reduce. */
+static void late_body(rank_job *job) {
+    float x = 1;
+    xp_comm_set_phase(job->comm, "gradients");
+    RANK_CHECK(job, xp_comm_all_reduce(job->comm, &x, &x, 1, XP_F32, XP_SUM, NULL) == XP_OK);
+    double started = now();
+    if (job->rank == job->n_ranks - 1)
+        usleep(900000);
+    keep_error(job, xp_comm_all_reduce(job->comm, &x, &x, 1, XP_F32, XP_SUM, NULL), started);
+    RANK_CHECK(job, xp_comm_async_error(job->comm) == XP_ECOMM);
+    RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_ECOMM); /* it stays */
+}
+
+static void test_late(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(5, 0.3, NULL, late_body);
+    for (int r = 0; r < 5; r++) {
+        assert_int_equal(jobs[r].n_wrong, 0);
+        assert_int_equal(jobs[r].status, XP_ECOMM);
+        assert_non_null(strstr(jobs[r].error, "rank 4"));
+        assert_non_null(strstr(jobs[r].error, "gradients"));
+        assert_null(strstr(jobs[r].error, "rank 3 (")); /* who came is not blamed */
+        if (r < 4)
+            assert_true(jobs[r].seconds < 0.8);
+    }
+    free(jobs);
+}
+
+/* Rank 0 waits for rank 1, which waits for rank 3 in another communicator: rank 3 is to blame. */
+static void chain_body(rank_job *job) {
+    xp_comm *pair;
+    RANK_CHECK(job, xp_comm_split(job->comm, job->rank / 2, &pair) == XP_OK);
+    double started = now();
+    if (job->rank == 3)
+        usleep(1500000);
+    else if (job->rank == 0 || job->rank == 2)
+        keep_error(job, xp_comm_barrier(pair, NULL), started);
+    else
+        keep_error(job, xp_comm_barrier(job->comm, NULL), started);
+    xp_comm_destroy(pair);
+}
+
+static void test_chain(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(4, 0.3, NULL, chain_body);
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(jobs[r].status, XP_ECOMM);
+        assert_non_null(strstr(jobs[r].error, "for rank 3"));
+    }
+    free(jobs);
+}
+
+static void abort_body(rank_job *job) {
+    double started = now();
+    if (job->rank == 1) {
+        usleep(50000);
+        xp_comm_set_phase(job->comm, "checkpoint");
+        xp_comm_abort(job->comm, "the disk is full");
+        keep_error(job, xp_comm_async_error(job->comm), started);
+        return;
+    }
+    keep_error(job, xp_comm_barrier(job->comm, NULL), started);
+    xp_comm_abort(job->comm, "a later reason"); /* the first one stays */
+    RANK_CHECK(job, xp_comm_async_error(job->comm) == XP_ECOMM);
+    RANK_CHECK(job, strstr(xp_last_error(), "the disk is full"));
+}
+
+static void test_abort(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(4, 30, NULL, abort_body);
+    for (int r = 0; r < 4; r++) {
+        assert_int_equal(jobs[r].n_wrong, 0);
+        assert_int_equal(jobs[r].status, XP_ECOMM);
+        assert_string_equal(jobs[r].error, "rank 1 gave up in checkpoint: the disk is full");
+        assert_true(jobs[r].seconds < 5);
+    }
+    free(jobs);
+}
+
+static void mismatch_body(rank_job *job) {
+    float x[8] = {0};
+    keep_error(job,
+               xp_comm_all_reduce(job->comm, x, x, job->rank == 2 ? 7 : 8, XP_F32, XP_SUM, NULL),
+               now());
+}
+
+static void test_mismatch(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(3, 30, NULL, mismatch_body);
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(jobs[r].status, XP_ECOMM);
+        assert_non_null(strstr(jobs[r].error, "do not make the same call"));
+    }
+    free(jobs);
+}
+
+/* Aborts at random moments of a storm of collectives: buffers are freed at once, no rank hangs or
+ * touches them (ASan, TSan). */
+static void storm_body(rank_job *job) {
+    xp_status status = XP_OK;
+    for (int i = 0; status == XP_OK && i < 100000; i++) {
+        int64_t n = 1 + (i * 37) % 5000;
+        float *x = calloc((size_t)n, sizeof *x), *y = calloc((size_t)n, sizeof *y);
+        status = xp_comm_all_reduce(job->comm, x, y, n, XP_F32, XP_SUM, NULL);
+        free(x);
+        free(y);
+        if (job->rank == 0 && i == 40)
+            xp_comm_abort(job->comm, "enough");
+    }
+    job->status = status;
+}
+
+static void test_storm(void **state) {
+    (void)state;
+    for (int i = 0; i < 10; i++) {
+        rank_job *jobs = run_ranks(6, 30, NULL, storm_body);
+        for (int r = 0; r < 6; r++)
+            assert_int_equal(jobs[r].status, XP_ECOMM);
+        free(jobs);
+    }
+}
+
+static void queued_body(rank_job *job) {
+    xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
+    xp_device *device;
+    xp_stream *stream;
+    float x = 1;
+    RANK_CHECK(job, xp_device_create(&args, &device) == XP_OK);
+    RANK_CHECK(job, xp_stream_create(device, XP_STREAM_WORKER, &stream) == XP_OK);
+    if (job->rank == 0)
+        xp_comm_abort(job->comm, "nothing works");
+    xp_status queued = xp_comm_all_reduce(job->comm, &x, &x, 1, XP_F32, XP_SUM, stream);
+    keep_error(job, queued == XP_OK ? xp_stream_sync(stream) : queued, now());
+    xp_stream_destroy(stream);
+    xp_device_destroy(device);
+}
+
+/* The failure of queued work comes out of the stream's sync, with its text. */
+static void test_queued(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(2, 30, NULL, queued_body);
+    for (int r = 0; r < 2; r++) {
+        assert_int_equal(jobs[r].n_wrong, 0);
+        assert_int_equal(jobs[r].status, XP_ECOMM);
+        assert_non_null(strstr(jobs[r].error, "nothing works"));
+    }
+    free(jobs);
+}
+
+static void test_arguments(void **state) {
+    (void)state;
+    xp_thread_world *world = NULL;
+    xp_comm *comm = NULL;
+    float x = 0;
+    assert_int_equal(xp_thread_world_create(0, 1, &world), XP_EINVAL);
+    assert_int_equal(xp_thread_world_create(2, 0, &world), XP_EINVAL);
+    assert_int_equal(xp_thread_world_create(1, 1, &world), XP_OK);
+    assert_int_equal(xp_thread_world_comm(world, 1, &comm), XP_EINVAL);
+    assert_int_equal(xp_thread_world_comm(world, 0, &comm), XP_OK);
+    assert_int_equal(xp_comm_all_reduce(comm, &x, &x, -1, XP_F32, XP_SUM, NULL), XP_EINVAL);
+    assert_int_equal(xp_comm_all_reduce(comm, NULL, &x, 1, XP_F32, XP_SUM, NULL), XP_EINVAL);
+    assert_int_equal(xp_comm_all_reduce(comm, &x, &x, 1, XP_U8, XP_SUM, NULL), XP_EINVAL);
+    assert_int_equal(xp_comm_all_reduce(comm, &x, &x, 1, XP_F32, (xp_reduce_op)9, NULL), XP_EINVAL);
+    assert_int_equal(xp_comm_broadcast(comm, &x, 4, 1, NULL), XP_EINVAL);
+    assert_int_equal(xp_comm_all_gather(comm, &x, &x, 1, XP_N_DTYPES, NULL), XP_EINVAL);
+    assert_int_equal(xp_comm_async_error(comm), XP_OK);
+    xp_comm_destroy(comm);
+    xp_thread_world_destroy(world);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_late),      cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_abort),     cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_storm),     cmocka_unit_test(test_queued),
+        cmocka_unit_test(test_arguments),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
