@@ -8,3 +8,6 @@ install(FILES ${CMAKE_BINARY_DIR}/expar.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/p
 if(TARGET expar_cuda)
     install(TARGETS expar_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endif()
+if(TARGET expar_mpi)
+    install(TARGETS expar_mpi LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()

@@ -24,8 +24,9 @@ typedef struct xp_comm xp_comm;
 typedef enum xp_reduce_op { XP_SUM = 0, XP_MAX, XP_MIN } xp_reduce_op;
 
 /**
- * Ranks that are threads of this process. The world outlives its communicators. A failure (abort, timeout, calls that do not
- * match) is the world's: all its communicators return the first root cause.
+ * Ranks that are threads of this process. The world outlives its communicators. A failure (abort,
+ * timeout, calls that do not match) is the world's: all its communicators return the first root
+ * cause.
  */
 typedef struct xp_thread_world xp_thread_world;
 XP_API XP_NODISCARD xp_status xp_thread_world_create(int n_ranks, double timeout_s,
@@ -37,19 +38,33 @@ XP_API XP_NODISCARD xp_status xp_thread_world_comm(xp_thread_world *world, int r
                                                    xp_comm **comm);
 
 /**
- * Pretend that rank r runs on node nodes[r] (any numbers): to try multi-node code on one machine. Ranks of different
- * nodes then share no memory as far as the communicators can tell. Before the first xp_thread_world_comm().
+ * Pretend that rank r runs on node nodes[r] (any numbers): to try multi-node code on one machine.
+ * Ranks of different nodes then share no memory as far as the communicators can tell. Before the
+ * first xp_thread_world_comm().
  * @param nodes  [n_ranks], copied
  */
 XP_API XP_NODISCARD xp_status xp_thread_world_set_nodes(xp_thread_world *world, const int *nodes);
 
+typedef struct xp_mpi_args {
+    double init_timeout_s; /* how long a rank waits for all others to arrive */
+    double timeout_s;      /* of every wait afterwards */
+    /* Where ranks leave a mark that they have arrived, best seen by all nodes. Borrowed.
+     * NULL: $TMPDIR or /tmp */
+    const char *rendezvous_folder;
+} xp_mpi_args;
+
 /**
  * Ranks that are processes under mpirun or srun. Loads the MPI shared object; at most one world a
- * process.
- * @param init_timeout_s  how long a rank waits for all others to arrive
+ * process. MPI is initialised here and finalised when the last communicator is destroyed.
+ *
+ * After a failure, here or later, MPI cannot be left in good order: the process must end with
+ * _exit(), not with exit() or a return from main().
+ *
  * @return XP_OK; XP_ENOTSUP when MPI is not installed or was not built in; XP_ECOMM naming the
  * ranks that are absent
  */
+XP_API XP_NODISCARD xp_status xp_mpi_world_create(const xp_mpi_args *args, xp_comm **comm);
+/** The same with the default rendezvous folder. */
 XP_API XP_NODISCARD xp_status xp_mpi_world_comm(double init_timeout_s, double timeout_s,
                                                 xp_comm **comm);
 /** True when the environment says that a launcher (mpirun, srun) started this process as one of
@@ -79,6 +94,16 @@ XP_API void xp_comm_abort(xp_comm *comm, const char *reason);
 /** XP_OK, or the sticky failure of this communicator (the last error says which rank, phase, why).
  */
 XP_API xp_status xp_comm_async_error(const xp_comm *comm);
+
+/**
+ * What this rank should tell the user about a failed run; call it once, before the communicator is
+ * destroyed and the process ends. Where ranks are processes, every rank prints one line, and the
+ * rank that found the failure prints the root cause last: here it waits, a few seconds at most,
+ * until the others have ended.
+ * @param status  of the run; its text is the last error
+ * @return status, with the text to print as the last error
+ */
+XP_API xp_status xp_comm_last_words(xp_comm *comm, xp_status status);
 
 /** recv[i] = op over ranks of send[i]; `send` may equal `recv`. fp32, bf16 (summed in fp32, one
  * cast), fp64, i32, i64. */
@@ -119,7 +144,8 @@ typedef struct xp_window xp_window;
 XP_API XP_NODISCARD xp_status xp_comm_window_create(xp_comm *comm, xp_device *device,
                                                     size_t n_bytes, const char *tag,
                                                     xp_window **window);
-/** Collective; before the communicator and the device go. After a failure it waits a moment for ranks that still come. */
+/** Collective; before the communicator and the device go. After a failure it waits a moment for
+ * ranks that still come. */
 XP_API void xp_comm_window_destroy(xp_window *window);
 /** Rank r's memory as this rank addresses it. */
 XP_API void *xp_window_peer(const xp_window *window, int rank);

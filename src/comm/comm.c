@@ -67,6 +67,12 @@ xp_status xp_comm_split(xp_comm *comm, int color, xp_comm **sub) {
 
 void xp_comm_set_phase(xp_comm *comm, const char *phase) {
     atomic_store(&comm->phase, phase);
+    if (comm->provider->set_phase)
+        comm->provider->set_phase(comm, phase);
+}
+
+xp_status xp_comm_last_words(xp_comm *comm, xp_status status) {
+    return comm->provider->last_words ? comm->provider->last_words(comm, status) : status;
 }
 
 void xp_comm_mark_waiting(xp_comm *comm, int change) {

@@ -61,6 +61,10 @@ typedef struct xp_comm_provider {
     xp_status (*window_create)(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
                                xp_window **window);
     void (*window_destroy)(xp_window *window);
+    /** May be NULL. The phase has changed: for peers that want to know what this rank is doing. */
+    void (*set_phase)(xp_comm *comm, const char *phase);
+    /** May be NULL: the last error is what to tell. See xp_comm_last_words(). */
+    xp_status (*last_words)(xp_comm *comm, xp_status status);
 } xp_comm_provider;
 
 /** First member of every provider's communicator. */
@@ -98,10 +102,10 @@ bool xp_comm_is_waiting(const xp_comm *comm, int rank);
 xp_status xp_comm_fail(xp_comm *comm, const char *text);
 
 /**
- * The one symbol that comm.c looks for in libexpar_mpi.so: make the world communicator of this
+ * The one symbol that mpi_load.c looks for in libexpar_mpi.so: make the world communicator of this
  * process. Name of the symbol: XP_MPI_ENTRY.
  */
 #define XP_MPI_ENTRY "xp_mpi_provider"
-typedef xp_status (*xp_mpi_entry_fn)(double init_timeout_s, double timeout_s, xp_comm **comm);
+typedef xp_status (*xp_mpi_entry_fn)(const xp_mpi_args *args, xp_comm **comm);
 
 #endif

@@ -124,6 +124,19 @@ void xp_device_free(xp_device *device, void *data) {
     free(a);
 }
 
+xp_status xp_device_account(xp_device *device, const char *tag, int64_t n_bytes) {
+    pthread_mutex_lock(&device->lock);
+    int index = find_tag(device, tag);
+    if (index >= 0) {
+        device->n_allocs += n_bytes > 0;
+        account(device, index, n_bytes);
+    }
+    pthread_mutex_unlock(&device->lock);
+    return index >= 0 ? XP_OK
+                      : xp_error(XP_EINTERNAL, "%s: more than %d memory tags", device->name,
+                                 XP_MAX_TAGS);
+}
+
 int64_t xp_device_bytes(const xp_device *device, const char *tag) {
     if (tag == NULL)
         return device->n_bytes;

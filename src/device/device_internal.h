@@ -49,6 +49,10 @@ struct xp_event {
     xp_device *device;
 };
 
+/** Bytes that another layer reserved for this device by other means (memory shared between processes), or gave back
+ * (n_bytes < 0): accounted under `tag` as if they came from xp_device_alloc(). */
+XP_NODISCARD xp_status xp_device_account(xp_device *device, const char *tag, int64_t n_bytes);
+
 /** Providers: fill *device with a zeroed-then-set object; device.c initialises the shared part. */
 xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device);
 xp_status xp_null_device_create(const xp_device_args *args, xp_device **device);

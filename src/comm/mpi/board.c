@@ -142,6 +142,11 @@ bool xp_board_is_stopped(const xp_board_slot *slot) {
     return end && end[1] == ' ' && (end[2] == 'T' || end[2] == 't');
 }
 
+bool xp_board_is_waiting(const xp_board_slot *slot) {
+    return (atomic_load(&slot->n_waits) > 0 || atomic_load(&slot->waits_for) >= 0) &&
+           !xp_board_is_stopped(slot);
+}
+
 int xp_board_find_culprit(const xp_board *board, int rank) {
     for (int i = 0; i < board->n_slots; i++) {
         const xp_board_slot *slot = &board->memory->slots[i];

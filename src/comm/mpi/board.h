@@ -8,6 +8,7 @@
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include "expar/status.h"
 
@@ -30,8 +31,9 @@ typedef struct xp_failure {
 typedef struct xp_board_slot {
     _Alignas(64) _Atomic int32_t rank; /* of the world */
     _Atomic int32_t pid;
-    _Atomic int32_t waits_for; /* the rank of the world it has waited for longest, or -1 */
-    _Atomic uint32_t n_calls;
+    _Atomic int32_t
+        waits_for;           /* the rank of the world it has waited for longest in a call, or -1 */
+    _Atomic int32_t n_waits; /* for peers, in shared memory */
     _Atomic uint32_t parted; /* ends in good order: its exit is no failure */
     _Atomic uint64_t activity[XP_BOARD_ACTIVITY / 8];
 } xp_board_slot;
@@ -75,6 +77,8 @@ void xp_board_get_failure(const xp_board *board, xp_failure *failure);
 const xp_board_slot *xp_board_find_dead(const xp_board *board);
 /** True when the process cannot run: stopped by a signal or a debugger. */
 bool xp_board_is_stopped(const xp_board_slot *slot);
+/** True when the process is in a wait for others itself. */
+bool xp_board_is_waiting(const xp_board_slot *slot);
 /** Follow who waits for whom from `rank`: the rank that all wait for in the end. */
 int xp_board_find_culprit(const xp_board *board, int rank);
 /** Wait until every other process of the node has ended, at most so long. */

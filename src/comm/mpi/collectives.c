@@ -122,8 +122,8 @@ static xp_status gather_and_reduce(xp_mpi_comm *comm, const xp_comm_call *call, 
     int64_t stride = (p->n * size + 63) / 64 * 64;
     for (int i = 0; i < comm->base.size; i++) {
         int64_t n = 0, first = first_of(p, total, i, &n);
-        set_peer(x, i, (const char *)call->send + first * size, n * size, comm->scratch + i * stride,
-                 n_mine * size);
+        set_peer(x, i, (const char *)call->send + first * size, n * size,
+                 comm->scratch + i * stride, n_mine * size);
     }
     XP_TRY(run(x));
     if (n_mine > 0)

@@ -49,8 +49,8 @@ static bool same_node(const introduction *a, const introduction *b) {
 static xp_status introduce(xp_mpi_world *world, introduction *all) {
     introduction mine = {.pids_inode = inode_of_pids(), .pid = (int32_t)getpid()};
     MPI_Comm node;
-    MPI_TRY(MPI_Comm_split_type(world->mpi, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL,
-                                &node));
+    MPI_TRY(
+        MPI_Comm_split_type(world->mpi, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL, &node));
     mine.leader = world->rank;
     MPI_TRY(MPI_Bcast(&mine.leader, 1, MPI_INT, 0, node));
     MPI_TRY(MPI_Comm_free(&node));

@@ -16,12 +16,12 @@
 /* A wait spins as long as two running ranks need to meet, then leaves the core to whoever has work,
  * then sleeps a tenth of the time it has waited, so that waiting adds little to a wait and ranks
  * may outnumber the cores by far. */
-#define SPIN_S      30e-6
-#define YIELD_S     200e-6
-#define SLEEP_MIN_S 20e-6
-#define SLEEP_MAX_S 2e-3
-/* A rank that waits for one on another node, which it cannot see, lets that node speak first. */
-#define FAR_GRACE_S 1.0
+#define SPIN_S       30e-6
+#define YIELD_S      200e-6
+#define SLEEP_MIN_S  20e-6
+#define SLEEP_MAX_S  2e-3
+#define FAR_GRACE_S  1.0
+#define NEAR_GRACE_S 4.0
 /* MPI_Finalize waits for all ranks; one that dies in it must not keep the others. */
 #define FINALIZE_S 10.0
 
@@ -95,12 +95,19 @@ static bool take_queued(xp_mpi_world *world) {
     return any;
 }
 
+/* A peer that waits in shared memory itself, or one that cannot be seen, gets a while longer to
+ * name the rank at fault. */
 static bool is_late(const xp_mpi_exchange *x, double now) {
-    if (now - x->moved_s < x->comm->base.timeout_s)
+    double timeout_s = x->comm->base.timeout_s, late_s = now - x->moved_s - timeout_s;
+    if (late_s < 0)
         return false;
-    int rank = xp_mpi_exchange_waits_for(x);
-    return rank < 0 || xp_board_find(&x->comm->world->board, rank) != NULL ||
-           now - x->moved_s > x->comm->base.timeout_s + FAR_GRACE_S;
+    const xp_board *board = &x->comm->world->board;
+    int rank = xp_board_find_culprit(board, xp_mpi_exchange_waits_for(x));
+    const xp_board_slot *slot = rank < 0 ? NULL : xp_board_find(board, rank);
+    if (!slot)
+        return rank < 0 || late_s > FAR_GRACE_S;
+    double grace_s = timeout_s < NEAR_GRACE_S ? timeout_s : NEAR_GRACE_S;
+    return !xp_board_is_waiting(slot) || late_s > grace_s;
 }
 
 static bool work(xp_mpi_world *world) {

@@ -78,8 +78,8 @@ xp_status xp_mpi_exchange_post(xp_mpi_exchange *x) {
         if (n_with > 0)
             memcpy(x->out[peer].data, p->send, (size_t)n_with);
         p->sent = n_with;
-        XP_TRY(send(x, XP_MPI_HEAD_OUT, peer, &x->out[peer],
-                    (int64_t)sizeof(xp_mpi_head) + n_with));
+        XP_TRY(
+            send(x, XP_MPI_HEAD_OUT, peer, &x->out[peer], (int64_t)sizeof(xp_mpi_head) + n_with));
         XP_TRY(send_more(x, peer));
     }
     return XP_OK;

@@ -29,7 +29,8 @@ static void adopt(xp_mpi_world *world, const xp_failure *failure) {
 static void settle(xp_mpi_world *world, const xp_failure *failure) {
     xp_failure first = *failure;
     if (!xp_board_fail(&world->board, failure)) {
-        double deadline = xp_time_s() + 0.1; /* a winner that dies while it writes is not waited for */
+        double deadline =
+            xp_time_s() + 0.1; /* a winner that dies while it writes is not waited for */
         while (!xp_board_has_failed(&world->board) && xp_time_s() < deadline)
             nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
         if (xp_board_has_failed(&world->board))
@@ -93,7 +94,8 @@ void xp_mpi_look_around(xp_mpi_world *world) {
         settle(world, &world->noticed);
 }
 
-/* Every rank tells every rank of the other nodes: whichever of them still live, one gets through. */
+/* Every rank tells every rank of the other nodes: whichever of them still live, one gets through.
+ */
 void xp_mpi_relay_failure(xp_mpi_world *world) {
     if (world->n_nodes == 1)
         return;

@@ -47,9 +47,9 @@ static uint64_t add_hash(uint64_t hash, const char *text) {
 
 /* The same on all ranks of one start and on no others. */
 static uint64_t job_key(void) {
-    const char *const names[] = {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid",
-                                 "OMPI_MCA_orte_hnp_uri", "SLURM_JOB_ID", "SLURM_STEP_ID",
-                                 "PMI_JOBID"};
+    const char *const names[] = {"PMIX_NAMESPACE",        "OMPI_MCA_ess_base_jobid",
+                                 "OMPI_MCA_orte_hnp_uri", "SLURM_JOB_ID",
+                                 "SLURM_STEP_ID",         "PMI_JOBID"};
     uint64_t key = 0xcbf29ce484222325U;
     for (size_t i = 0; i < COUNT(names); i++)
         key = add_hash(key, getenv(names[i]));
@@ -135,11 +135,11 @@ static xp_status report(xp_rendezvous *m, arrival what) {
                           "crashed",
                           several ? "s" : "", names);
     else if (names[0])
-        status = xp_error(
-            XP_ECOMM,
-            "init: rank%s %s did not arrive within %g s (comm.init_timeout_seconds): never started, "
-            "or cannot see %s, where ranks leave a mark",
-            several ? "s" : "", names, m->timeout_s, m->folder);
+        status = xp_error(XP_ECOMM,
+                          "init: rank%s %s did not arrive within %g s (comm.init_timeout_seconds): "
+                          "never started, "
+                          "or cannot see %s, where ranks leave a mark",
+                          several ? "s" : "", names, m->timeout_s, m->folder);
     else
         status = xp_error(XP_ECOMM,
                           "init: all %d ranks are there, but MPI did not connect them within %g s "
@@ -168,11 +168,11 @@ static xp_status check_failure(const xp_rendezvous *m) {
 
 xp_status xp_rendezvous_check(xp_rendezvous *m) {
     if (m->size < 2)
-        return xp_time_s() < m->deadline_s
-                   ? XP_OK
-                   : xp_error(XP_ECOMM, "MPI_Init did not return within %g s "
-                                        "(comm.init_timeout_seconds)",
-                              m->timeout_s);
+        return xp_time_s() < m->deadline_s ? XP_OK
+                                           : xp_error(XP_ECOMM,
+                                                      "MPI_Init did not return within %g s "
+                                                      "(comm.init_timeout_seconds)",
+                                                      m->timeout_s);
     XP_TRY(check_failure(m));
     for (int r = 0; r < m->size; r++) {
         int pid = 0;
@@ -214,27 +214,23 @@ static xp_status tell(xp_rendezvous *m, xp_status status) {
     snprintf(text, sizeof text, "%s", xp_last_error());
     if (check_failure(m) == XP_OK && write_down(m, text)) {
         outlast(m);
-        m->told = true;
-    } else if (check_failure(m) != XP_OK) {
-        snprintf(text, sizeof text, "%s", xp_last_error());
+        if (xp_folder_remove(m->folder) != XP_OK)
+            xp_error_clear();
+        return xp_error(status, "%s", text);
     }
-    return m->told ? xp_error(status, "%s", text)
-                   : xp_error(status, "rank %d ends in init: %s", m->rank, text);
+    if (check_failure(m) != XP_OK)
+        snprintf(text, sizeof text, "%s", xp_last_error());
+    return xp_error(status, "rank %d ends in init: %s", m->rank, text);
 }
 
 xp_status xp_rendezvous_leave(xp_rendezvous *m, xp_status status) {
     if (m->folder[0] == '\0')
         return status;
     if (status != XP_OK)
-        status = tell(m, status);
+        return tell(m, status);
     char path[1100];
     mark_of(m, m->rank, path);
-    if (status == XP_OK || m->told)
-        unlink(path);
-    if (m->told) {
-        xp_error_clear();
-        /* The folder stays until the ranks that come late have read why they are not needed. */
-    }
+    unlink(path);
     rmdir(m->folder); /* the last one takes it away */
     return status;
 }

@@ -16,7 +16,6 @@ typedef struct xp_rendezvous {
     char host[64];
     int rank, size; /* by the launcher's account */
     double timeout_s, deadline_s;
-    bool told;   /* this rank wrote down the failure: it tells the user */
 } xp_rendezvous;
 
 /** @param folder  NULL: $TMPDIR or /tmp */
@@ -25,8 +24,8 @@ void xp_rendezvous_deadline(xp_rendezvous *meeting, double timeout_s);
 /** XP_OK while there is hope; XP_ECOMM when the time is over, a rank has died, or another rank has
  * said that it failed: the last error names the ranks. */
 XP_NODISCARD xp_status xp_rendezvous_check(xp_rendezvous *meeting);
-/** Take the mark away. A failure is written down for those who still wait, and one rank waits until
- * the others of its node have ended, so that its words are the last. @return status */
+/** Take the mark away. A failure is written down for those who still wait; the rank that does so
+ * waits until the others of its node have ended, so that its words are the last. @return status */
 XP_NODISCARD xp_status xp_rendezvous_leave(xp_rendezvous *meeting, xp_status status);
 
 #endif

@@ -26,8 +26,8 @@ xp_status xp_shared_create(size_t n_bytes, const char *what, int *fd, void **dat
         return xp_error(XP_ENOMEM, "cannot make shared memory for %s: %s", what, strerror(errno));
     int code = 0;
     do
-        code = ftruncate(made, (off_t)n_bytes) != 0 ? errno
-                                                    : posix_fallocate(made, 0, (off_t)n_bytes);
+        code =
+            ftruncate(made, (off_t)n_bytes) != 0 ? errno : posix_fallocate(made, 0, (off_t)n_bytes);
     while (code == EINTR);
     xp_status status =
         code == 0 ? map(n_bytes, made, data)

@@ -39,8 +39,8 @@ static xp_status connect_all(mpi_window *w, xp_mpi_comm *comm, int fd) {
     for (int i = 0; i < comm->base.size && status == XP_OK; i++) {
         w->sizes[i] = all[i].n_bytes;
         if (i != me)
-            status = xp_shared_open((size_t)all[i].n_bytes, all[i].pid, all[i].fd,
-                                    &w->base.peers[i]);
+            status =
+                xp_shared_open((size_t)all[i].n_bytes, all[i].pid, all[i].fd, &w->base.peers[i]);
     }
     free(all);
     if (status != XP_OK)

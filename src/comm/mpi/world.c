@@ -147,11 +147,12 @@ static xp_status make_sub(xp_mpi_comm *comm, const wish *all, xp_comm **sub) {
         place += i < comm->base.rank;
         ranks[n++] = comm->ranks[i];
     }
-    xp_status status =
-        tag < 0 ? xp_error(XP_ENOTSUP, "split: this MPI has no message tags left (the highest is "
-                                       "%d); make communicators once, not in every step",
-                           comm->world->max_tag)
-                : xp_mpi_comm_create(comm->world, ranks, n, place, tag, sub);
+    xp_status status = tag < 0
+                           ? xp_error(XP_ENOTSUP,
+                                      "split: this MPI has no message tags left (the highest is "
+                                      "%d); make communicators once, not in every step",
+                                      comm->world->max_tag)
+                           : xp_mpi_comm_create(comm->world, ranks, n, place, tag, sub);
     free(ranks);
     return status;
 }
@@ -174,6 +175,17 @@ static xp_status mpi_split(xp_comm *base, int color, xp_comm **sub) {
     return status;
 }
 
+static void mpi_mark_waiting(xp_comm *base, int change) {
+    atomic_fetch_add(&((xp_mpi_comm *)base)->world->board.mine->n_waits, change);
+}
+
+/* Ranks of other nodes cannot be seen. */
+static bool mpi_is_waiting(const xp_comm *base, int rank) {
+    const xp_mpi_comm *comm = (const xp_mpi_comm *)base;
+    const xp_board_slot *slot = xp_board_find(&comm->world->board, comm->ranks[rank]);
+    return slot && xp_board_is_waiting(slot);
+}
+
 static void mpi_set_phase(xp_comm *base, const char *phase) {
     xp_board_set_activity(&((xp_mpi_comm *)base)->world->board, phase ? phase : "");
 }
@@ -188,6 +200,8 @@ const xp_comm_provider xp_mpi_comm_provider = {
     .window_create = xp_mpi_window_create,
     .window_destroy = xp_mpi_window_destroy,
     .set_phase = mpi_set_phase,
+    .mark_waiting = mpi_mark_waiting,
+    .is_waiting = mpi_is_waiting,
     .last_words = xp_mpi_last_words,
 };
 

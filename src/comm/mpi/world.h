@@ -31,8 +31,8 @@ typedef struct xp_mpi_comm xp_mpi_comm;
 
 /** The first message of an exchange: what the sender believes it takes part in. */
 typedef struct xp_mpi_head {
-    uint64_t n_call; /* of this communicator */
-    int64_t n, n_bytes; /* of the call; that follow for the receiver */
+    uint64_t n_call;                     /* of this communicator */
+    int64_t n, n_bytes;                  /* of the call; that follow for the receiver */
     int32_t kind, dtype, op, root, step; /* step: which exchange of the call */
     char phase[28];
 } xp_mpi_head;
@@ -61,15 +61,15 @@ typedef struct xp_mpi_exchange {
     xp_mpi_comm *comm;
     xp_mpi_head head;
     const char *phase;
-    xp_mpi_peer *peers;       /* [size]; the own entry is not used */
+    xp_mpi_peer *peers;        /* [size]; the own entry is not used */
     xp_mpi_envelope *out, *in; /* [size] */
-    MPI_Request *requests;    /* [XP_MPI_N_MESSAGES * size] */
+    MPI_Request *requests;     /* [XP_MPI_N_MESSAGES * size] */
     MPI_Status *statuses;
     int *indices;
-    int n_open;        /* messages under way */
-    double moved_s;    /* when the last one was done */
-    bool done;         /* under the engine's lock */
-    xp_status status;  /* when done */
+    int n_open;                /* messages under way */
+    double moved_s;            /* when the last one was done */
+    bool done;                 /* under the engine's lock */
+    xp_status status;          /* when done */
     char error[XP_BOARD_TEXT]; /* of a failure of this rank alone */
     struct xp_mpi_exchange *next;
 } xp_mpi_exchange;
@@ -100,15 +100,15 @@ struct xp_mpi_world {
     pthread_t engine;
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    int wake;                /* eventfd: there is something new for the engine */
-    _Atomic bool sleeping;   /* the engine may be asleep on it */
-    xp_mpi_exchange *queued; /* under the lock */
-    xp_mpi_exchange *active; /* the engine's */
+    int wake;                        /* eventfd: there is something new for the engine */
+    _Atomic bool sleeping;           /* the engine may be asleep on it */
+    xp_mpi_exchange *queued;         /* under the lock */
+    xp_mpi_exchange *active;         /* the engine's */
     bool started, stopping, stopped; /* under the lock */
     xp_status start_status;
     char start_error[XP_BOARD_TEXT];
-    int n_comms;  /* under the lock */
-    int n_tags;   /* made by this rank; under the lock */
+    int n_comms; /* under the lock */
+    int n_tags;  /* made by this rank; under the lock */
 
     _Atomic bool failed; /* `failure` is whole and constant */
     xp_failure failure;
@@ -121,8 +121,8 @@ extern const xp_comm_provider xp_mpi_comm_provider;
 
 /* world.c */
 /** A communicator over these ranks of the world; takes a reference of the world. */
-XP_NODISCARD xp_status xp_mpi_comm_create(xp_mpi_world *world, const int *ranks, int size,
-                                          int rank, int tag, xp_comm **comm);
+XP_NODISCARD xp_status xp_mpi_comm_create(xp_mpi_world *world, const int *ranks, int size, int rank,
+                                          int tag, xp_comm **comm);
 /** A tag that no other communicator has or had, should this rank be the first of a new one. */
 int xp_mpi_next_tag(xp_mpi_world *world);
 
