@@ -9,7 +9,7 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 1
+#define XP_CUDA_ABI_VERSION 2
 
 /** What the backend offers to the layers. Tables of layers above are typeless here; each layer
  * casts its own. */
@@ -22,6 +22,17 @@ typedef struct xp_cuda_backend {
     const void *ep_kernels; /* xp_ep_kernels, or NULL */
     /** One line about a device for people: name, memory, architecture, driver. */
     xp_status (*describe)(int index, char *text, size_t n_bytes);
+    const void *plain_activation; /* xp_moe_ops: its two silu_gate_prob entries */
+    /**
+     * Libraries that are opened when they are needed, one call each: index 0, 1, ... until false.
+     * @param[out] text  "cuDNN 9.14.0", or why it is missing and what goes without it
+     * @param[out] usable  whether it could be opened
+     */
+    bool (*library_describe)(int index, bool *usable, char *text, size_t n_bytes);
+    /** Seconds on the device between the start and the end of what `call` queues on the stream;
+     * waits for it. For benchmarks. */
+    xp_status (*time_call)(xp_stream *stream, xp_status (*call)(void *context), void *context,
+                           double *seconds);
 } xp_cuda_backend;
 
 /** Type of the entry symbol. */

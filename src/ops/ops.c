@@ -1,9 +1,10 @@
 /*
  * The tables that callers get. Their entries check the arguments and queue the device's own entry
  * on the stream: on the CPU through xp_cpu_submit(), which runs it at once on an inline stream and
- * later on a worker; on the null device nothing runs.
+ * later on a worker; on a GPU the entry launches its kernels; on the null device nothing runs.
  */
 #include <pthread.h>
+#include "device/plugin.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/ops_check.h"
 
@@ -57,16 +58,33 @@ static const xp_ops *cpu_table(cpu_level level) {
     return &cpu_tables[level];
 }
 
-/* The entries that do the work for this stream's device. */
+/* The CUDA backend's entries; NULL without one, and then no CUDA device exists either. */
+static const xp_ops *cuda_table(void) {
+    const xp_cuda_backend *backend;
+    return xp_cuda_backend_get(&backend) == XP_OK ? backend->ops : NULL;
+}
+
+/* The entries that do the work for this device. */
+static const xp_ops *table_of(const xp_device *device) {
+    if (xp_device_get_kind(device) == XP_DEVICE_CUDA)
+        return cuda_table();
+    return cpu_table(level_of(device));
+}
+
 static const xp_ops *own_table(xp_stream *stream) {
-    return cpu_table(level_of(xp_stream_device(stream)));
+    return table_of(xp_stream_device(stream));
 }
 
 static xp_status issue(xp_stream *stream, const char *name, xp_cpu_fn run, const void *args,
                        size_t n_bytes) {
-    if (xp_device_get_kind(xp_stream_device(stream)) == XP_DEVICE_NULL)
+    switch (xp_device_get_kind(xp_stream_device(stream))) {
+    case XP_DEVICE_NULL:
         return XP_OK;
-    return xp_cpu_submit_named(stream, name, run, args, n_bytes);
+    case XP_DEVICE_CUDA:
+        return run(stream, (void *)args); /* entries only read them */
+    default:
+        return xp_cpu_submit_named(stream, name, run, args, n_bytes);
+    }
 }
 
 /* ---- matrix products
@@ -188,7 +206,7 @@ static size_t attention_scratch(const xp_device *device, const xp_attention_args
                                 bool backward) {
     if (xp_device_get_kind(device) == XP_DEVICE_NULL)
         return cpu_table(CPU_PORTABLE)->attention.scratch(device, args, backward);
-    return cpu_table(level_of(device))->attention.scratch(device, args, backward);
+    return table_of(device)->attention.scratch(device, args, backward);
 }
 
 /* ---- mixture of experts
@@ -313,6 +331,7 @@ static const xp_ops checked_cpu[N_CPU_LEVELS] = {
     {.name = "cpu avx2", CHECKED_ENTRIES},
     {.name = "cpu avx512", CHECKED_ENTRIES},
 };
+static const xp_ops checked_cuda = {.name = "cuda", CHECKED_ENTRIES};
 static const xp_ops checked_null = {.name = "null", CHECKED_ENTRIES};
 
 xp_status xp_ops_get(const xp_device *device, const xp_ops **ops) {
@@ -322,6 +341,11 @@ xp_status xp_ops_get(const xp_device *device, const xp_ops **ops) {
         return XP_OK;
     case XP_DEVICE_NULL:
         *ops = &checked_null;
+        return XP_OK;
+    case XP_DEVICE_CUDA:
+        if (cuda_table() == NULL)
+            return XP_ENOTSUP;
+        *ops = &checked_cuda;
         return XP_OK;
     default:
         return xp_error(XP_ENOTSUP, "%s: this build has no ops for it", xp_device_name(device));

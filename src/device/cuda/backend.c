@@ -1,6 +1,8 @@
 /* The entry of libexpar_cuda.so. */
 #include "device/cuda/cuda_device.h"
 #include "device/plugin.h"
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/libraries.h"
 
 const xp_cuda_backend *xp_cuda_backend_entry(void);
 
@@ -10,6 +12,10 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .device_count = xp_cuda_device_count,
         .device_create = xp_cuda_device_create,
         .describe = xp_cuda_device_describe,
+        .ops = &xp_cuda_ops,
+        .plain_activation = &xp_cuda_plain_activation,
+        .library_describe = xp_cuda_library_describe,
+        .time_call = xp_cuda_time_call,
     };
     return &backend;
 }

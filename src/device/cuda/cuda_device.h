@@ -36,6 +36,9 @@ XP_NODISCARD xp_status xp_cuda_enter(xp_stream *stream, cudaStream_t *cuda_strea
 xp_status xp_cuda_device_count(int *n_devices);
 xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device);
 xp_status xp_cuda_device_describe(int index, char *text, size_t n_bytes);
+/** See xp_cuda_backend.time_call. */
+xp_status xp_cuda_time_call(xp_stream *stream, xp_status (*call)(void *context), void *context,
+                            double *seconds);
 
 #ifdef __cplusplus
 }
