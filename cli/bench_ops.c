@@ -1,0 +1,5 @@
+#include "bench.h"
+#include "cli.h"
+int bench_ops(int argc, char **argv) {
+    return argc > 0 && argv ? XP_EXIT_USAGE : XP_EXIT_FAILED;
+}

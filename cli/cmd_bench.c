@@ -1,0 +1,62 @@
+/* expar bench: speed beside the machine's own limits, measured in the same run. */
+#include <stdio.h>
+#include <string.h>
+#include "bench.h"
+#include "cli.h"
+#include "core/text.h"
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+} kinds[] = {
+    {"step", bench_step,
+     "whole training steps beside OpenBLAS's matrix product, and time by phase"},
+    {"ops", bench_ops, "each op beside the copy rate or the matrix product"},
+    {"ep", bench_ep, "dispatch and combine beside memcpy, over sizes, transports and routings"},
+    {"scaling", bench_scaling, "strong and weak scaling of training, a row a run"},
+};
+#define N_KINDS ((int)(sizeof kinds / sizeof kinds[0]))
+
+static void print_help(FILE *file) {
+    fputs("usage: expar bench KIND [options]\n\n"
+          "Measures this machine. Each figure stands beside its limit, taken in the same run.\n\n"
+          "kinds:\n",
+          file);
+    for (int i = 0; i < N_KINDS; i++)
+        fprintf(file, "  %-10s %s\n", kinds[i].name, kinds[i].help);
+    fputs("\nexamples:\n"
+          "  expar bench step\n"
+          "  expar bench step --ep --json\n"
+          "  expar bench ops --op 'grouped_*'\n"
+          "  expar bench ep --ranks 2\n"
+          "  expar bench scaling --ranks 1,2 --batch 1,2,4\n"
+          "  expar bench KIND --help\n",
+          file);
+}
+
+int cmd_bench(int argc, char **argv) {
+    if (argc < 2) {
+        print_help(stderr);
+        return XP_EXIT_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        print_help(stdout);
+        return XP_EXIT_OK;
+    }
+    const char *nearest = NULL;
+    int best = 4;
+    for (int i = 0; i < N_KINDS; i++) {
+        if (strcmp(argv[1], kinds[i].name) == 0)
+            return kinds[i].run(argc - 1, argv + 1);
+        const int distance = xp_edit_distance(argv[1], kinds[i].name);
+        if (distance < best) {
+            best = distance;
+            nearest = kinds[i].name;
+        }
+    }
+    fprintf(stderr, "error: there is no bench \"%s\"%s%s%s: expar bench --help lists them\n",
+            argv[1], nearest ? "; did you mean \"" : "", nearest ? nearest : "",
+            nearest ? "\"?" : "");
+    return XP_EXIT_USAGE;
+}
