@@ -124,6 +124,7 @@ static xp_status create_group(xp_moe_core *core) {
     args->ep.top_k = args->top_k;
     args->ep.n_experts = args->n_experts;
     args->ep.dtype = args->dtype;
+    args->ep.n_slots = core->n_parts;
     XP_TRY(xp_ep_query_sizes(&args->ep, args->n_ranks, &core->sizes));
     if (core->is_null) {
         /* No communicator and no peers: what a group and its plans would hold is counted only. */
@@ -217,8 +218,10 @@ void xp_moe_core_destroy(xp_moe_core *core) {
 }
 
 xp_status xp_moe_core_layer_create(xp_moe_core *core, xp_moe_saved *saved) {
-    for (int p = 0; p < core->n_parts && !core->is_null; p++)
+    for (int p = 0; p < core->n_parts && !core->is_null; p++) {
         XP_TRY(xp_ep_plan_create(core->group, &saved->parts[p].plan));
+        XP_TRY(xp_ep_plan_set_slot(saved->parts[p].plan, p));
+    }
     return XP_OK;
 }
 

@@ -151,6 +151,64 @@ static void test_overlap_and_rounds(void **state) {
     }
 }
 
+typedef struct bytes_job {
+    xp_thread_world *world;
+    int rank;
+    xp_model_args args;
+    int64_t bytes[5];
+} bytes_job;
+
+static void read_bytes(xp_model_args args, xp_device_kind kind, int64_t bytes[5]) {
+    static const char *const tags[] = {"params", "grads", "activations", "ep", "workspace"};
+    const xp_device_args device = {.kind = kind, .n_threads = 1};
+    xp_model *model = NULL;
+    xp_test_must(xp_device_create(&device, &args.device));
+    xp_test_must(xp_model_create(&args, &model));
+    for (int i = 0; i < 5; i++)
+        bytes[i] = xp_device_bytes(args.device, tags[i]);
+    xp_model_destroy(model);
+    xp_device_destroy(args.device);
+}
+
+static void *bytes_main(void *arg) {
+    bytes_job *job = arg;
+    xp_comm *comm = NULL;
+    xp_test_must(xp_thread_world_comm(job->world, job->rank, &comm));
+    job->args.ep_comm = comm;
+    read_bytes(job->args, XP_DEVICE_CPU, job->bytes);
+    xp_comm_destroy(comm);
+    return NULL;
+}
+
+/* What a rank of two reserves is known without the other. */
+static void test_null_device_counts_a_rank(void **state) {
+    (void)state;
+    xp_arch arch = xp_test_moe_arch();
+    for (int i = 0; i < 4; i++) {
+        xp_model_args args = xp_test_args(&arch);
+        args.overlap = (i & 1) != 0;
+        args.ep.transport = (i & 2) != 0 ? XP_EP_A2A : XP_EP_P2P;
+        xp_thread_world *world = NULL;
+        xp_test_must(xp_thread_world_create(2, 20.0, &world));
+        bytes_job jobs[2];
+        pthread_t threads[2];
+        for (int r = 0; r < 2; r++) {
+            jobs[r] = (bytes_job){.world = world, .rank = r, .args = args};
+            assert_int_equal(pthread_create(&threads[r], NULL, bytes_main, &jobs[r]), 0);
+        }
+        for (int r = 0; r < 2; r++) {
+            int64_t counted[5];
+            pthread_join(threads[r], NULL);
+            args.ep_size = 2;
+            args.ep_rank = r;
+            read_bytes(args, XP_DEVICE_NULL, counted);
+            for (int tag = 0; tag < 5; tag++)
+                assert_int_equal(counted[tag], jobs[r].bytes[tag]);
+        }
+        xp_thread_world_destroy(world);
+    }
+}
+
 /* With all experts on one rank nothing travels: overlap changes no bit. */
 static void test_one_rank_ignores_overlap(void **state) {
     (void)state;
@@ -169,6 +227,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_equal_one),
         cmocka_unit_test(test_overlap_and_rounds),
+        cmocka_unit_test(test_null_device_counts_a_rank),
         cmocka_unit_test(test_one_rank_ignores_overlap),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
