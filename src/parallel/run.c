@@ -67,6 +67,14 @@ static xp_recompute choose_recompute(const char *mode) {
     return XP_RECOMPUTE_NONE;
 }
 
+static xp_save_dispatched choose_saved(const char *name) {
+    if (name && strcmp(name, "yes") == 0)
+        return XP_SAVE_DISPATCHED_YES;
+    if (name && strcmp(name, "no") == 0)
+        return XP_SAVE_DISPATCHED_NO;
+    return XP_SAVE_DISPATCHED_AUTO;
+}
+
 static xp_forced_mode choose_forced(const xp_config *config) {
     const char *mode = config->debug.moe_force_load_balance_mode;
     if (!config->debug.moe_force_load_balance)
@@ -121,6 +129,7 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
         .overlap_split = config->deepep.overlap_split,
         .aux_loss_coeff = config->moe.aux_loss_coeff,
         .z_loss_coeff = config->moe.z_loss_coeff,
+        .save_dispatched = choose_saved(config->moe.save_dispatched),
         .ep = {.transport = choose_transport(config, &run->arch),
                .capacity_factor = config->moe.capacity_factor,
                .num_sms = (int)config->deepep.num_sms},

@@ -61,9 +61,15 @@ struct xp_trainer {
     bool stop;
 };
 
-/* messages (trainer.c): only the leader's log is not NULL */
+/* announce.c: messages; only the speaking rank's log is not NULL */
 void xp_trainer_say(xp_trainer *t, const char *format, ...) XP_PRINTF(2, 3);
 void xp_trainer_warn(xp_trainer *t, const char *format, ...) XP_PRINTF(2, 3);
+/** Versions and where the configuration comes from. */
+void xp_trainer_announce(xp_trainer *t);
+/** The predicted memory: before anything is reserved, so that too large a run is known at once. */
+XP_NODISCARD xp_status xp_trainer_announce_memory(xp_trainer *t);
+/** Model, ranks, data, and what does not fit the schedule. */
+void xp_trainer_describe(xp_trainer *t);
 
 /* trainer.c */
 /**
