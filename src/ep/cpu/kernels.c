@@ -1,5 +1,8 @@
 #include "ep/kernels.h"
 
+#include "device/cpu/cpu_device.h"
+#include "ep/cpu/row_math.h"
+
 const xp_ep_kernels xp_ep_cpu_kernels = {
     .name = "cpu",
     .route = xp_ep_cpu_route,
@@ -17,4 +20,14 @@ xp_status xp_ep_kernels_get(const xp_device *device, const xp_ep_kernels **kerne
                         xp_device_name(device));
     *kernels = &xp_ep_cpu_kernels; /* the null device has a table too, and never runs it */
     return XP_OK;
+}
+
+const xp_ep_row_math *xp_ep_row_math_for(unsigned caps) {
+#if defined(__x86_64__)
+    if (caps & XP_CPU_AVX512)
+        return &xp_ep_row_math_avx512;
+    if (caps & XP_CPU_AVX2)
+        return &xp_ep_row_math_avx2;
+#endif
+    return &xp_ep_row_math_plain;
 }

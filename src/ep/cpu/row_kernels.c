@@ -2,9 +2,10 @@
  * over it. */
 #include <string.h>
 #include "device/cpu/cpu_device.h"
+#include "ep/cpu/row_math.h"
 #include "ep/kernels.h"
 
-#define BLOCK      512
+#define BLOCK      2048
 #define TILE_BYTES (128 * 1024) /* of rows a tile takes */
 
 static int64_t tile_rows(size_t row_bytes) {
@@ -39,64 +40,6 @@ void xp_ep_cpu_move(xp_stream *stream, const xp_ep_move_args *a) {
         a->dst[a->dst_index ? a->dst_index[i] : i] = a->src[a->src_index ? a->src_index[i] : i];
 }
 
-/* The rounding of xp_bf16_from_f32 in a form that the compiler turns into vector code. */
-static uint16_t narrow(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    uint32_t rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
-    uint32_t quiet = (bits >> 16) | 0x40U;
-    return (uint16_t)((bits & 0x7fffffffU) > 0x7f800000U ? quiet : rounded);
-}
-
-static float widen(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-/* acc (+)= n columns of a row. */
-static void load(float *restrict acc, const void *restrict row, int64_t column, int64_t n,
-                 xp_dtype dtype) {
-    if (dtype == XP_F32) {
-        memcpy(acc, (const float *)row + column, (size_t)n * sizeof(float));
-        return;
-    }
-    const uint16_t *x = (const uint16_t *)row + column;
-    for (int64_t i = 0; i < n; i++)
-        acc[i] = widen(x[i]);
-}
-
-static void add(float *restrict acc, const void *restrict row, int64_t column, int64_t n,
-                xp_dtype dtype) {
-    if (dtype == XP_F32) {
-        const float *x = (const float *)row + column;
-        for (int64_t i = 0; i < n; i++)
-            acc[i] += x[i];
-    } else {
-        const uint16_t *x = (const uint16_t *)row + column;
-        for (int64_t i = 0; i < n; i++)
-            acc[i] += widen(x[i]);
-    }
-}
-
-static void store(void *restrict row, const float *restrict acc, int64_t column, int64_t n,
-                  xp_dtype dtype) {
-    if (dtype == XP_F32) {
-        memcpy((float *)row + column, acc, (size_t)n * sizeof(float));
-        return;
-    }
-    uint16_t *x = (uint16_t *)row + column;
-    for (int64_t i = 0; i < n; i++)
-        x[i] = narrow(acc[i]);
-}
-
-/* The cast between the two levels, in registers. */
-static void round_to(float *acc, int64_t n, xp_dtype dtype) {
-    for (int64_t i = 0; i < n && dtype == XP_BF16; i++)
-        acc[i] = widen(narrow(acc[i]));
-}
-
 typedef struct row_set {
     const char *base;
     const int32_t *index; /* row numbers, or NULL: consecutive from `first` */
@@ -109,24 +52,40 @@ static const void *row_of(const row_set *set, int64_t i) {
     return set->base + (size_t)row * set->row_bytes;
 }
 
-/* The sum of a set of rows over a block of columns; false when the set is empty. */
-static bool sum_set(float *acc, const row_set *set, int64_t column, int64_t n, xp_dtype dtype) {
-    for (int64_t i = 0; i < set->n; i++) {
-        if (i == 0)
-            load(acc, row_of(set, i), column, n, dtype);
-        else
-            add(acc, row_of(set, i), column, n, dtype);
-    }
+/* A sum's arguments and the arithmetic this device does it with. */
+typedef struct sum_job {
+    const xp_ep_reduce_args *reduce;
+    const xp_ep_sum_args *sum;
+    const xp_ep_row_math *math;
+    size_t size; /* of an element */
+    xp_dtype dtype;
+} sum_job;
+
+static const void *piece(const void *row, int64_t column, size_t size) {
+    return (const char *)row + (size_t)column * size;
+}
+
+/* acc = the sum of a set of rows over a block of columns; false when the set is empty. */
+static bool sum_set(const sum_job *job, float *acc, const row_set *set, int64_t column, int64_t n) {
+    const void *rows[XP_EP_MAX_TOP_K]; /* a set holds picks of one token */
+    for (int64_t i = 0; i < set->n; i++)
+        rows[i] = piece(row_of(set, i), column, job->size);
+    if (set->n > 0)
+        job->math->sum(acc, rows, set->n, n, job->dtype, false);
     return set->n > 0;
 }
 
+static int64_t block_at(int64_t dim, int64_t column) {
+    return dim - column < BLOCK ? dim - column : BLOCK;
+}
+
 static void reduce_tile(void *context, int64_t tile, int worker) {
-    const xp_ep_reduce_args *a = context;
+    const sum_job *job = context;
+    const xp_ep_reduce_args *a = job->reduce;
     (void)worker; /* tiles write different rows */
-    size_t row_bytes = (size_t)a->dim * xp_dtype_bytes(a->dtype);
-    int64_t each = tile_rows(row_bytes),
-            end = (tile + 1) * each < a->n_rows ? (tile + 1) * each : a->n_rows;
-    for (int64_t i = tile * each; i < end; i++) {
+    size_t row_bytes = (size_t)a->dim * job->size;
+    int64_t each = tile_rows(row_bytes), end = (tile + 1) * each;
+    for (int64_t i = tile * each; i < end && i < a->n_rows; i++) {
         row_set set = {.base = a->y,
                        .index = a->pos,
                        .first = a->first[i],
@@ -139,108 +98,106 @@ static void reduce_tile(void *context, int64_t tile, int worker) {
         }
         for (int64_t column = 0; column < a->dim; column += BLOCK) {
             float acc[BLOCK];
-            int64_t n = a->dim - column < BLOCK ? a->dim - column : BLOCK;
-            if (!sum_set(acc, &set, column, n, a->dtype))
+            int64_t n = block_at(a->dim, column);
+            if (!sum_set(job, acc, &set, column, n))
                 memset(acc, 0, sizeof acc); /* a local group's token without picks */
-            store(dst, acc, column, n, a->dtype);
+            job->math->store(dst + (size_t)column * job->size, acc, n, job->dtype);
         }
     }
 }
 
+static sum_job make_job(const xp_stream *stream, xp_dtype dtype) {
+    unsigned caps = xp_cpu_device_caps(xp_stream_device(stream));
+    return (sum_job){
+        .math = xp_ep_row_math_for(caps), .size = xp_dtype_bytes(dtype), .dtype = dtype};
+}
+
 void xp_ep_cpu_reduce_rows(xp_stream *stream, const xp_ep_reduce_args *args) {
-    xp_ep_reduce_args copy = *args;
-    run_tiles(stream, reduce_tile, &copy, args->n_rows,
-              tile_rows((size_t)args->dim * xp_dtype_bytes(args->dtype)));
+    sum_job job = make_job(stream, args->dtype);
+    job.reduce = args;
+    run_tiles(stream, reduce_tile, &job, args->n_rows, tile_rows((size_t)args->dim * job.size));
 }
 
 /* The rows whose sum is the value of one send row. */
 static row_set value_of(const xp_ep_sum_args *a, int32_t row, size_t row_bytes) {
+    row_set set = {.base = a->rows, .first = row, .n = 1, .row_bytes = row_bytes};
+    const int32_t *first = NULL;
     if (a->own && row >= a->row_base[a->own_dest] && row < a->row_base[a->own_dest + 1]) {
-        const int32_t *first = a->own->first + (row - a->row_base[a->own_dest]);
-        return (row_set){.base = a->own->y,
-                         .index = a->own->pos,
-                         .first = first[0],
-                         .n = first[1] - first[0],
-                         .row_bytes = row_bytes};
+        set.base = a->own->y;
+        set.index = a->own->pos;
+        first = a->own->first + (row - a->row_base[a->own_dest]);
+    } else if (a->row_picks) {
+        first = a->row_picks + row;
     }
-    if (a->row_picks)
-        return (row_set){.base = a->rows,
-                         .first = a->row_picks[row],
-                         .n = a->row_picks[row + 1] - a->row_picks[row],
-                         .row_bytes = row_bytes};
-    return (row_set){.base = a->rows, .first = row, .n = 1, .row_bytes = row_bytes};
+    if (first) {
+        set.first = first[0];
+        set.n = first[1] - first[0];
+    }
+    return set;
 }
 
-/* The token's rows that have arrived, as sets; *fresh: one of them arrived in this round. At most
- * one row a destination counts here except in hierarchical groups, where rounds may add more. */
-static int arrived_rows(const xp_ep_sum_args *a, int64_t token, int from, int32_t *rows, int room,
-                        bool *fresh, int *dest) {
-    int n = 0;
-    int32_t end = a->token_first[token + 1];
-    for (int32_t i = a->token_first[token] + from; i < end && n < room; i++) {
-        int32_t row = a->token_row[i];
-        if (a->seen) {
-            while (row >= a->row_base[*dest + 1])
-                ++*dest;
-            if (row >= a->seen[*dest]) {
-                rows[n++] = -1;
-                continue;
-            }
-            *fresh |= row >= a->fresh[*dest];
-        }
-        rows[n++] = row;
-    }
-    return n;
-}
-
-#define MAX_LISTED 64
-
-static void sum_token(const xp_ep_sum_args *a, int64_t token, size_t row_bytes) {
-    int32_t rows[MAX_LISTED];
+/* The sets of the token's rows that have arrived so far; false when none of them is of this round,
+ * so that there is nothing to write. */
+static bool list_rows(const xp_ep_sum_args *a, int64_t token, size_t row_bytes, row_set *sets,
+                      int *n_sets) {
     bool fresh = a->write_all;
     int dest = 0;
-    int n_rows = arrived_rows(a, token, 0, rows, MAX_LISTED, &fresh, &dest);
-    if (!fresh)
+    *n_sets = 0;
+    for (int32_t i = a->token_first[token]; i < a->token_first[token + 1]; i++) {
+        int32_t row = a->token_row[i];
+        if (a->seen) {
+            while (row >= a->row_base[dest + 1])
+                dest++;
+            if (row >= a->seen[dest])
+                continue;
+            fresh |= row >= a->fresh[dest];
+        }
+        sets[(*n_sets)++] = value_of(a, row, row_bytes);
+    }
+    return fresh;
+}
+
+static void sum_token(const sum_job *job, int64_t token) {
+    const xp_ep_sum_args *a = job->sum;
+    row_set sets[XP_EP_MAX_TOP_K]; /* a row has at least one of the token's picks */
+    int n_sets;
+    size_t row_bytes = (size_t)a->dim * job->size;
+    if (!list_rows(a, token, row_bytes, sets, &n_sets))
         return;
     char *out = (char *)a->out + (size_t)token * row_bytes;
     for (int64_t column = 0; column < a->dim; column += BLOCK) {
         float acc[BLOCK], part[BLOCK];
-        int64_t n = a->dim - column < BLOCK ? a->dim - column : BLOCK;
-        bool any = false;
-        for (int i = 0; i < n_rows; i++) {
-            if (rows[i] < 0)
+        int64_t n = block_at(a->dim, column);
+        for (int i = 0; i < n_sets; i++) {
+            float *sum = i == 0 ? acc : part;
+            const void *row = piece(row_of(&sets[i], 0), column, job->size);
+            if (i > 0 && sets[i].n == 1) { /* one row: rounded already */
+                job->math->sum(acc, &row, 1, n, job->dtype, true);
                 continue;
-            row_set set = value_of(a, rows[i], row_bytes);
-            if (set.n == 1 && any) {
-                add(acc, row_of(&set, 0), column, n, a->dtype);
-            } else if (!any) {
-                any = sum_set(acc, &set, column, n, a->dtype);
-                if (set.n > 1)
-                    round_to(acc, n, a->dtype);
-            } else {
-                sum_set(part, &set, column, n, a->dtype);
-                round_to(part, n, a->dtype);
-                add(acc, part, 0, n, XP_F32);
             }
+            sum_set(job, sum, &sets[i], column, n);
+            if (sets[i].n > 1)
+                job->math->round(sum, n, job->dtype);
+            row = part;
+            if (i > 0)
+                job->math->sum(acc, &row, 1, n, XP_F32, true);
         }
-        if (!any)
+        if (n_sets == 0)
             memset(acc, 0, sizeof acc);
-        store(out, acc, column, n, a->dtype);
+        job->math->store(out + (size_t)column * job->size, acc, n, job->dtype);
     }
 }
 
 static void sum_tile(void *context, int64_t tile, int worker) {
-    const xp_ep_sum_args *a = context;
+    const sum_job *job = context;
     (void)worker; /* tiles write different tokens */
-    size_t row_bytes = (size_t)a->dim * xp_dtype_bytes(a->dtype);
-    int64_t each = tile_rows(row_bytes),
-            end = (tile + 1) * each < a->n_tokens ? (tile + 1) * each : a->n_tokens;
-    for (int64_t t = tile * each; t < end; t++)
-        sum_token(a, t, row_bytes);
+    int64_t each = tile_rows((size_t)job->sum->dim * job->size), end = (tile + 1) * each;
+    for (int64_t t = tile * each; t < end && t < job->sum->n_tokens; t++)
+        sum_token(job, t);
 }
 
 void xp_ep_cpu_sum_rows(xp_stream *stream, const xp_ep_sum_args *args) {
-    xp_ep_sum_args copy = *args;
-    run_tiles(stream, sum_tile, &copy, args->n_tokens,
-              tile_rows((size_t)args->dim * xp_dtype_bytes(args->dtype)));
+    sum_job job = make_job(stream, args->dtype);
+    job.sum = args;
+    run_tiles(stream, sum_tile, &job, args->n_tokens, tile_rows((size_t)args->dim * job.size));
 }
