@@ -61,9 +61,10 @@ float xp_test_uniform(const char *name, int64_t i) {
     return (float)((double)(x >> 8) / 16777216.0 - 0.5);
 }
 
-static void fill_params(xp_test_model *t) {
+static void fill_params(xp_test_model *t, xp_dtype dtype) {
     const xp_param_table *table = xp_model_params(t->model);
     float *params = xp_model_param_data(t->model);
+    uint16_t *narrow = xp_model_param_data(t->model);
     for (int i = 0; i < xp_param_table_n_params(table); i++) {
         const xp_param *param = xp_param_table_param(table, i);
         for (int s = 0; s < param->n_slices; s++) {
@@ -71,7 +72,11 @@ static void fill_params(xp_test_model *t) {
             xp_param_table_slice(table, i, s, &slice);
             for (int64_t j = 0; j < slice.n_elements; j++) {
                 float u = xp_test_uniform(slice.hf_name, j);
-                params[slice.offset + j] = slice.n_dims == 1 ? 1.0F + u * 0.25F : u * 0.5F;
+                float value = slice.n_dims == 1 ? 1.0F + u * 0.25F : u * 0.5F;
+                if (dtype == XP_F32)
+                    params[slice.offset + j] = value;
+                else
+                    narrow[slice.offset + j] = xp_bf16_from_f32(value);
             }
         }
     }
@@ -119,7 +124,7 @@ void xp_test_model_create(xp_model_args args, int n_threads, xp_test_model *t) {
     xp_test_must(xp_stream_create(t->device, XP_STREAM_COMPUTE, &t->stream));
     args.device = t->device;
     xp_test_must(xp_model_create(&args, &t->model));
-    fill_params(t);
+    fill_params(t, args.dtype);
     make_batch(t, &args);
 }
 

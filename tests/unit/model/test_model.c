@@ -368,6 +368,47 @@ static void expect_refused(xp_test_model *t, const char *word) {
         fail_msg("'%s' not in: %s", word, xp_last_error());
 }
 
+/* bf16 weights and rows: near the fp32 model, the modes still bit for bit, and bf16 gradients are
+ * the rounded fp32 ones. */
+static void test_bf16(void **state) {
+    (void)state;
+    for (int dense = 0; dense < 2; dense++) {
+        xp_arch arch = dense ? xp_test_dense_arch() : xp_test_moe_arch();
+        float *grads[4];
+        double losses[4];
+        int64_t n = 0;
+        for (int i = 0; i < 4; i++) {
+            xp_model_args args = xp_test_args(&arch);
+            args.dtype = i == 0 ? XP_F32 : XP_BF16;
+            args.recompute = i < 2 ? XP_RECOMPUTE_NONE : (xp_recompute)(i - 1);
+            args.forced_balance = XP_FORCED_MODULO; /* rounding must not change the picks */
+            xp_test_model t;
+            xp_test_model_create(args, 1, &t);
+            losses[i] = xp_test_step(&t).loss_sum;
+            grads[i] = xp_test_grads(&t);
+            n = n_grads(&t);
+            xp_test_model_destroy(&t);
+        }
+        assert_true(fabs(losses[1] / losses[0] - 1.0) < 0.01);
+        assert_true(xp_test_distance(grads[1], grads[0], n) < 0.05);
+        assert_memory_equal(grads[2], grads[1], (size_t)n * sizeof(float));
+        assert_memory_equal(grads[3], grads[1], (size_t)n * sizeof(float));
+        xp_model_args args = xp_test_args(&arch);
+        args.dtype = args.grad_dtype = XP_BF16;
+        args.forced_balance = XP_FORCED_MODULO;
+        xp_test_model t;
+        xp_test_model_create(args, 1, &t);
+        xp_test_step(&t);
+        const uint16_t *narrow = xp_model_grad_data(t.model);
+        for (int64_t i = 0; i < n; i++)
+            grads[2][i] = xp_bf16_to_f32(narrow[i]);
+        assert_true(xp_test_distance(grads[2], grads[1], n) < 0.01);
+        xp_test_model_destroy(&t);
+        for (int i = 0; i < 4; i++)
+            free(grads[i]);
+    }
+}
+
 static void test_bad_batches(void **state) {
     (void)state;
     xp_arch arch = xp_test_moe_arch();
@@ -409,6 +450,7 @@ int main(void) {
         cmocka_unit_test(test_forced_balance),
         cmocka_unit_test(test_null_device_counts_the_same),
         cmocka_unit_test(test_nothing_is_allocated_in_a_step),
+        cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_bad_batches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
