@@ -15,6 +15,7 @@ struct xp_decoder {
     float *rope;          /* [max_tokens, C] */
     float *logits;        /* [V] */
     float *scores;        /* [max_tokens] */
+    float *head;          /* [2, C] one head's query and its sum */
     int32_t *positions;   /* [T of the model] host */
 };
 
@@ -39,25 +40,27 @@ static void attend_head(const xp_decoder *decoder, const float *keys, const floa
     const xp_model *model = decoder->model;
     const int64_t width = kv_width(&model->arch), c = model->arch.head_dim;
     const float scale = xp_attention_scale(&model->arch);
-    float *scores = decoder->scores, max = -INFINITY;
+    float *scores = decoder->scores, *query = decoder->head, *sum = query + c, max = -INFINITY;
+    for (int64_t i = 0; i < c; i++) {
+        query[i] = load(q, model->args.dtype, at + i) * scale;
+        sum[i] = 0.0F;
+    }
     for (int64_t j = 0; j < n; j++) {
         float dot = 0.0F;
         for (int64_t i = 0; i < c; i++)
-            dot += load(q, model->args.dtype, at + i) * keys[j * width + i];
-        scores[j] = dot * scale;
-        max = scores[j] > max ? scores[j] : max;
+            dot += query[i] * keys[j * width + i];
+        scores[j] = dot;
+        max = dot > max ? dot : max;
     }
-    float sum = 0.0F;
+    float total = 0.0F;
     for (int64_t j = 0; j < n; j++) {
-        scores[j] = expf(scores[j] - max);
-        sum += scores[j];
+        float weight = expf(scores[j] - max);
+        total += weight;
+        for (int64_t i = 0; i < c; i++)
+            sum[i] += weight * values[j * width + i];
     }
-    for (int64_t i = 0; i < c; i++) {
-        float value = 0.0F;
-        for (int64_t j = 0; j < n; j++)
-            value += scores[j] * values[j * width + i];
-        store(out, model->args.dtype, at + i, value / sum);
-    }
+    for (int64_t i = 0; i < c; i++)
+        store(out, model->args.dtype, at + i, sum[i] / total);
 }
 
 /* xp_attend.attend: new keys and values into the cache, then every new token over what stands
@@ -93,14 +96,16 @@ static xp_status reserve(xp_decoder *decoder) {
     size_t rope = (size_t)(decoder->max_tokens * arch->head_dim) * sizeof(float);
     size_t logits = (size_t)arch->vocab_size * sizeof(float);
     size_t scores = (size_t)decoder->max_tokens * sizeof(float);
-    XP_TRY(xp_device_alloc(decoder->model->device, 2 * cache + rope + logits + scores, "decoder",
-                           &decoder->memory));
+    size_t head = 2 * (size_t)arch->head_dim * sizeof(float);
+    XP_TRY(xp_device_alloc(decoder->model->device, 2 * cache + rope + logits + scores + head,
+                           "decoder", &decoder->memory));
     char *at = decoder->memory;
     decoder->keys = (float *)at;
     decoder->values = (float *)(at + cache);
     decoder->rope = (float *)(at + 2 * cache);
     decoder->logits = (float *)(at + 2 * cache + rope);
     decoder->scores = (float *)(at + 2 * cache + rope + logits);
+    decoder->head = (float *)(at + 2 * cache + rope + logits + scores);
     xp_rope_fill((float)arch->rope_theta, arch->head_dim, decoder->max_tokens, decoder->rope);
     const xp_model_args *args = &decoder->model->args;
     decoder->positions = malloc((size_t)(args->n_rows * args->seq_len) * sizeof(int32_t));

@@ -76,6 +76,11 @@ static void carve_slot(const xp_moe_core *core, xp_moe_slot *slot, xp_slab *slab
         slot->d_recv = xp_slab_take(slab, recv);
 }
 
+/* One rank's arena holds the rows of every layer exactly, so no layer ever needs rows to itself. */
+static bool always_saved(const xp_moe_core *core) {
+    return core->args.n_ranks == 1 && core->sizes.max_rounds == 1 && gate_up_rows(core) > 0;
+}
+
 static void carve_workspace(xp_moe_core *core, xp_slab *slab) {
     const xp_moe_core_args *args = &core->args;
     size_t element = xp_dtype_bytes(args->dtype), f32 = sizeof(float);
@@ -83,7 +88,8 @@ static void carve_workspace(xp_moe_core *core, xp_slab *slab) {
     size_t dim = (size_t)args->dim, experts = (size_t)args->n_experts;
     for (int i = 0; i < core->n_slots; i++)
         carve_slot(core, &core->slots[i], slab);
-    core->gate_up = xp_slab_take(slab, picks * 2 * (size_t)args->moe_dim * element);
+    if (!always_saved(core))
+        core->gate_up = xp_slab_take(slab, picks * 2 * (size_t)args->moe_dim * element);
     core->h = xp_slab_take(slab, picks * (size_t)args->moe_dim * element);
     if (args->forced != XP_FORCED_NONE)
         core->forced = xp_slab_take(slab, tokens * (size_t)args->top_k * sizeof(int32_t));

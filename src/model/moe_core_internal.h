@@ -36,8 +36,8 @@ struct xp_moe_core {
     void *activations, *workspace;
     xp_moe_slot slots[2];
     xp_moe_arena gate_up_arena, recv_arena;
-    void *gate_up;                  /* [pick_capacity, 2F] when not saved */
-    void *h;                        /* [pick_capacity, F] */
+    void *gate_up; /* [pick_capacity, 2F] of a layer that has not saved them; NULL when all have */
+    void *h;       /* [pick_capacity, F] */
     float *d_topk_weight;           /* [T, K] */
     float *d_logits;                /* [T, E] */
     float *x32, *gate32, *d_gate32; /* [T, D], [E, D], [E, D]: fp32 copies of bf16 operands */
