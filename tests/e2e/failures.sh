@@ -38,6 +38,13 @@ wrong nan 2 1 "step [0-9]*: .*\(NaN\|infinite\|not finite\)" --optimizer.lr 1e6 
     --training.max_norm 1e15 --training.steps 200
 expect_text nan.log "stopped before the update"
 
+# One rank alone meets a bad token: all stop at once, and the root cause is what is read last.
+cp tokens.bin bad.bin
+printf '\377\377\0\0' | dd of=bad.bin bs=4 seek=100 conv=notrunc 2> /dev/null
+began=$SECONDS
+wrong bad 4 1 "rank [0-3]: bad.bin: token 65535 at index 100" --training.dataset_path bad.bin
+[ $((SECONDS - began)) -lt 20 ] || fail "the other ranks waited for the one that failed"
+
 # A folder that cannot be written, and one that a file stands in for.
 echo x > file
 wrong file 1 1 "file" --job.dump_folder file/inside
