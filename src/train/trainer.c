@@ -17,8 +17,9 @@ static xp_status create_device(xp_trainer *t) {
     if (threads <= 0)
         threads = xp_train_n_cores() / t->n_local_ranks;
     t->n_threads = threads < 1 ? 1 : (int)threads;
-    xp_device_args args = {
-        .kind = XP_DEVICE_CPU, .index = t->rank % t->n_local_ranks, .n_threads = t->n_threads};
+    xp_device_args args = {.kind = xp_run_device_kind(t->config),
+                           .index = t->rank % t->n_local_ranks,
+                           .n_threads = t->n_threads};
     return xp_device_create(&args, &t->device);
 }
 
