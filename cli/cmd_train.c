@@ -74,5 +74,9 @@ int cmd_train(int argc, char **argv) {
     }
     int code = run(config);
     xp_config_destroy(config);
+    if (code != XP_EXIT_OK && xp_mpi_launched()) {
+        fflush(NULL);
+        _exit(code); /* MPI waits for all ranks when a process ends in good order: they are not coming */
+    }
     return code;
 }

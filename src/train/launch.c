@@ -253,9 +253,14 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
 static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_train_result *result) {
     const xp_config *c = xp_config_get(config);
     xp_comm *comm = NULL;
-    XP_TRY(xp_mpi_world_comm((double)c->comm.init_timeout_seconds,
-                             (double)c->comm.train_timeout_seconds, &comm));
+    /* Ranks leave their marks where all nodes write their checkpoints. */
+    xp_mpi_args args = {.init_timeout_s = (double)c->comm.init_timeout_seconds,
+                        .timeout_s = (double)c->comm.train_timeout_seconds,
+                        .rendezvous_folder = c->job.dump_folder};
+    XP_TRY(xp_mpi_world_create(&args, &comm));
     xp_status status = run_process(config, comm, log, result);
+    if (status != XP_OK)
+        status = xp_comm_last_words(comm, status);
     xp_comm_destroy(comm);
     return status;
 }

@@ -119,9 +119,18 @@ static void mpi_destroy(xp_comm *base) {
 }
 
 static void mpi_fail(xp_comm *base, const char *text) {
-    xp_mpi_comm *comm = (xp_mpi_comm *)base;
-    int rank = xp_board_find_culprit(&comm->world->board, comm->world->rank);
-    xp_mpi_fail(comm->world, rank, text);
+    xp_mpi_world *world = ((xp_mpi_comm *)base)->world;
+    /* Who waited in shared memory says for whom; who gives up speaks of itself. */
+    const char *direct = strstr(text, " for rank ");
+    int rank = world->rank;
+    if (!direct || sscanf(direct, " for rank %d", &rank) != 1) {
+        xp_mpi_fail(world, world->rank, text);
+        return;
+    }
+    int culprit = xp_board_find_culprit(&world->board, rank);
+    char whole[XP_BOARD_TEXT];
+    snprintf(whole, sizeof whole, "%s; in the end all wait for rank %d", text, culprit);
+    xp_mpi_fail(world, culprit, culprit == rank ? text : whole);
 }
 
 static xp_status mpi_async_error(const xp_comm *base) {

@@ -1,4 +1,5 @@
-/* Collectives over rank threads against a computation of what each rank must get. */
+/* Collectives against a computation of what each rank must get: over rank threads, and with another
+ * ranks.c (tests/dist) over processes. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -7,7 +8,7 @@
 #include <string.h>
 #include "ranks.h"
 
-static const int worlds[] = {1, 2, 3, 4, 7, 16};
+static const int worlds[] = {1, 2, 3, 4, 7, 8, 16};
 static const int64_t sizes[] = {0, 1, 2, 63, 64, 65, 1000, 4097};
 #define N_SIZES (int)(sizeof sizes / sizeof sizes[0])
 
@@ -226,18 +227,22 @@ static void broadcast_body(rank_job *job) {
     }
 }
 
-/* After barrier k every rank has set its k-th mark. */
-static _Atomic int marks;
+/* After barrier k every rank has set its k-th mark, in memory that also processes share. */
 static void barrier_body(rank_job *job) {
+    xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
+    xp_device *device;
+    xp_window *window;
+    RANK_CHECK(job, xp_device_create(&args, &device) == XP_OK);
+    RANK_CHECK(job, xp_comm_window_create(job->comm, device, 64, "ep", &window) == XP_OK);
+    _Atomic int *marks = xp_window_peer(window, 0);
     for (int k = 1; k <= 50; k++) {
-        marks++;
+        ++*marks;
         RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_OK);
-        RANK_CHECK(job, marks >= k * job->n_ranks);
+        RANK_CHECK(job, *marks >= k * job->n_ranks);
         RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_OK);
     }
-    RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_OK);
-    if (job->rank == 0)
-        marks = 0;
+    xp_comm_window_destroy(window);
+    xp_device_destroy(device);
 }
 
 static void split_body(rank_job *job) {
