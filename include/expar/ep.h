@@ -12,13 +12,18 @@
  * [pick_capacity, D], expert-major: one row per (token, local expert) combine   y [pick_capacity,
  * D] -> out [T, D]
  *
- * The sum of combine has two levels, the same for every transport: the expert's rank adds a token's
+ * The sum of combine has two levels, the same for p2p and a2a: the expert's rank adds a token's
  * local expert rows in fp32 in ascending expert order and casts to the row type; the source adds
  * over ranks ascending in fp32 and casts once. With R = 1 there is one sum and one cast.
+ * hierarchical adds the ranks of a node in between, with one more cast.
  *
  * What exceeds capacity goes in rounds, each dispatch -> experts -> combine; nothing is dropped.
  * Every rank derives the number of rounds from the exchanged R x E counts, so all ranks make the
- * same calls.
+ * same calls. A (token, rank) row is never split: with P = pick_capacity and Q = P - (min(K, L) -
+ * 1), a rank with at most P picks has one round, and otherwise a row is in round floor(i / Q), i
+ * being the number of picks before it in (source rank, token) order. The rounds of one sum go up
+ * from 0 without another sum of the same slot in between; the result has the same bits as without
+ * rounds (hierarchical: up to rounding).
  */
 #ifndef EXPAR_EP_H
 #define EXPAR_EP_H
@@ -40,11 +45,11 @@ typedef enum xp_ep_transport {
 } xp_ep_transport;
 
 typedef struct xp_ep_config {
-    int64_t max_tokens; /* largest T of any rank in any call */
-    int64_t dim;        /* D >= 1 */
-    int top_k;          /* K */
-    int n_experts;      /* E, divisible by R */
-    xp_dtype dtype;     /* of rows: XP_F32 or XP_BF16 */
+    int64_t max_tokens;     /* largest T of any rank in any call */
+    int64_t dim;            /* D >= 1 */
+    int top_k;              /* K */
+    int n_experts;          /* E, divisible by R */
+    xp_dtype dtype;         /* of rows: XP_F32 or XP_BF16 */
     double capacity_factor; /* pick rows reserved over the balanced load, max_tokens * K; > 0 */
     xp_ep_transport transport;
     int num_sms;      /* GPU: blocks for dispatch and combine; 0 = choose */
@@ -67,7 +72,7 @@ typedef struct xp_ep_sizes {
                               max_tokens * min(K, L) */
     int64_t max_rounds;    /* rounds needed when every token of every rank picks this rank's experts
                               only */
-    size_t group_bytes;    /* windows and buffers of the group */
+    size_t group_bytes;    /* windows and buffers of the group (AUTO counts as p2p) */
     size_t plan_bytes;     /* of one plan */
 } xp_ep_sizes;
 XP_API XP_NODISCARD xp_status xp_ep_query_sizes(const xp_ep_config *config, int n_ranks,
@@ -89,8 +94,9 @@ XP_API int xp_ep_group_n_ranks(const xp_ep_group *group);
 XP_API xp_ep_transport xp_ep_group_transport(const xp_ep_group *group);
 
 /**
- * True when the group is one rank that never needs a second round. Then the recv rows are the token rows, also of tokens
- * without picks: row t is token t, n_recv is T, and a caller may leave dispatch out and let view.gather index x itself.
+ * True when the group is one rank that never needs a second round. Then the recv rows are the token
+ * rows, also of tokens without picks: row t is token t, n_recv is T, and a caller may leave
+ * dispatch out and let view.gather index x itself.
  */
 XP_API bool xp_ep_group_is_local(const xp_ep_group *group);
 
@@ -99,8 +105,9 @@ XP_API bool xp_ep_group_is_local(const xp_ep_group *group);
 XP_API XP_NODISCARD xp_status xp_ep_plan_create(xp_ep_group *group, xp_ep_plan **plan);
 XP_API void xp_ep_plan_destroy(xp_ep_plan *plan);
 /**
- * Which of the group's n_slots the calls with this plan use; 0 after create. Calls of one slot run in the same order on every
- * rank; calls of different slots may run at the same time on different streams. Every rank gives the same plan the same slot.
+ * Which of the group's n_slots the calls with this plan use; 0 after create. Calls of one slot run
+ * in the same order on every rank; calls of different slots may run at the same time on different
+ * streams. Every rank gives the same plan the same slot.
  */
 XP_API XP_NODISCARD xp_status xp_ep_plan_set_slot(xp_ep_plan *plan, int slot);
 
@@ -153,17 +160,18 @@ XP_API XP_NODISCARD xp_status xp_ep_dispatch(xp_ep_group *group, const xp_ep_pla
 /**
  * Bring expert rows home. Collective.
  * @param y        [pick_capacity, D] expert-major rows of this round
- * @param[in,out] out  [T, D]: written whole in round 0 (zeros for tokens without picks), added to
- * in later rounds
+ * @param[out] out  [T, D]: written whole in round 0 (zeros for tokens without picks); a later round
+ *                  writes the tokens it has rows of, with their sums over all rounds so far
  */
 XP_API XP_NODISCARD xp_status xp_ep_combine(xp_ep_group *group, const xp_ep_plan *plan,
                                             int64_t round, const xp_tensor *y, xp_tensor *out,
                                             xp_stream *stream);
 /**
- * Gradient of dispatch: expert -> source. The same two-level sum as combine.
+ * Gradient of dispatch: expert -> source. The same two-level sum as combine. Every rank passes
+ * d_pick_weight, or every rank NULL.
  * @param d_pick_x       [pick_capacity, D] gradient of the rows the experts read, expert-major
  * @param d_pick_weight  [pick_capacity] fp32 gradient of the routing weights, or NULL
- * @param[in,out] dx     [T, D]: written whole in round 0, added to in later rounds
+ * @param[out] dx        [T, D], as combine's out
  * @param[out] d_topk_weight  [T, K] fp32: each gradient at its (token, k); 0 where there is no
  * pick; or NULL. Written whole in round 0, the later rounds' entries filled in by them
  */

@@ -54,6 +54,22 @@ typedef struct move_job {
     xp_ep_home bring;
 } move_job;
 
+/* Rows of earlier rounds wait in the slot for the later ones: another sum in between would have
+ * overwritten them. The same on every rank, so nothing is sent. */
+static xp_status check_order(const xp_ep_step *step) {
+    xp_ep_open_sum *sum = &step->group->sums[step->plan->slot];
+    if (step->round > 0 &&
+        (sum->plan != step->plan || sum->phase != step->phase || sum->next_round != step->round))
+        return xp_error(XP_EINVAL,
+                        "%s: round %lld does not follow round %lld of the same sum; finish the "
+                        "rounds of one combine before "
+                        "another starts in its slot",
+                        step->phase, (long long)step->round, (long long)step->round - 1);
+    *sum =
+        (xp_ep_open_sum){.plan = step->plan, .phase = step->phase, .next_round = step->round + 1};
+    return XP_OK;
+}
+
 static xp_status run_move(xp_stream *stream, void *args) {
     move_job *job = args;
     xp_ep_step *step = &job->step;
@@ -72,6 +88,7 @@ static xp_status run_move(xp_stream *stream, void *args) {
         xp_ep_add(&group->totals.n_dispatches, 1);
         return group->ops->dispatch(step, job->in, job->out);
     }
+    XP_TRY(check_order(step));
     if (job->bring.d_topk_weight && step->round == 0 && plan->n_tokens > 0)
         memset(job->bring.d_topk_weight, 0,
                (size_t)(plan->n_tokens * group->shape.top_k) * sizeof *job->bring.d_topk_weight);

@@ -71,7 +71,8 @@ static xp_status reserve(xp_ep_group *g) {
                                &g->memory);
     g->tile_counts = calloc((size_t)s->n_slots, sizeof *g->tile_counts);
     g->targets = calloc((size_t)s->n_slots, sizeof *g->targets);
-    if (!g->tile_counts || !g->targets)
+    g->sums = calloc((size_t)s->n_slots, sizeof *g->sums);
+    if (!g->tile_counts || !g->targets || !g->sums)
         return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
     XP_TRY(xp_device_alloc(g->device, scratch, "ep", &g->memory));
     for (int i = 0; i < s->n_slots; i++) {
@@ -128,6 +129,7 @@ void xp_ep_group_destroy(xp_ep_group *group) {
         free(group->targets[i]);
     free(group->targets);
     free(group->tile_counts);
+    free(group->sums);
     xp_device_free(group->device, group->memory);
     free(group);
 }

@@ -14,6 +14,13 @@ typedef struct xp_ep_totals {
         overflow_rows, wait_ns;
 } xp_ep_totals;
 
+/** The sum that a slot's rounds are adding up. */
+typedef struct xp_ep_open_sum {
+    const xp_ep_plan *plan;
+    const char *phase;
+    int64_t next_round;
+} xp_ep_open_sum;
+
 struct xp_ep_group {
     xp_comm *comm; /* borrowed; NULL: one rank */
     xp_device *device;
@@ -28,6 +35,7 @@ struct xp_ep_group {
     void *memory;          /* scratch of all slots; on the null device everything */
     int32_t **tile_counts; /* [n_slots] scratch of the plan kernels */
     xp_ep_pick ***targets; /* [n_slots][R] where the picks for each rank go */
+    xp_ep_open_sum *sums;  /* [n_slots] */
     _Atomic int n_plans;
     xp_ep_totals totals;
 };

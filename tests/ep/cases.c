@@ -380,6 +380,7 @@ const ep_case ep_cases[] = {
     {"thousand-iterations", thousand_iterations, false, false, 1},
     {"wrong-routing", ep_wrong_routing, false, true, 1},
     {"wrong-tensors", ep_wrong_tensors, false, true, 1},
+    {"rounds-in-order", ep_rounds_in_order, false, true, 1},
     {"two-slots", ep_two_slots, false, false, 1},
     {"worker-stream", ep_worker_stream, false, false, 1},
     {"bytes", ep_bytes, false, false, 1},

@@ -111,6 +111,45 @@ bool ep_wrong_tensors(ep_env *env) {
     return true;
 }
 
+/* The rounds of one sum go up one by one; anything else is refused on every rank. */
+bool ep_rounds_in_order(ep_env *env) {
+    ep_problem p = ep_problem_for(env, ROUTE_ONE_RANK);
+    p.capacity_factor = 0.2;
+    xp_ep_group *group = NULL;
+    xp_ep_plan *plan = NULL;
+    int32_t *ids;
+    float *weights;
+    xp_ep_counts counts;
+    if (!ep_make_group(env, &p, 1, &group))
+        return false;
+    xp_ep_sizes sizes = xp_ep_group_sizes(group);
+    int64_t n = p.tokens[env->rank];
+    size_t row = (size_t)p.dim * xp_dtype_bytes(p.dtype);
+    char *y = calloc((size_t)sizes.pick_capacity, row), *out = calloc((size_t)n, row);
+    xp_tensor yt = xp_tensor_2d(y, p.dtype, sizes.pick_capacity, p.dim),
+              ot = xp_tensor_2d(out, p.dtype, n, p.dim);
+    ep_fill_routing(&p, env->rank, &ids, &weights);
+    EP_OK(env, xp_ep_plan_create(group, &plan));
+    EP_OK(env, xp_ep_plan_build(group, ids, weights, n, env->stream, plan));
+    EP_OK(env, xp_ep_plan_wait(plan, &counts));
+    EP_CHECK(env, counts.n_rounds > 2, "only %lld rounds", (long long)counts.n_rounds);
+    EP_OK(env, xp_ep_combine(group, plan, 0, &yt, &ot, env->stream));
+    EP_CHECK(env, xp_ep_combine(group, plan, 2, &yt, &ot, env->stream) == XP_EINVAL,
+             "round 2 after round 0 passed");
+    EP_CHECK(env,
+             xp_ep_dispatch_backward(group, plan, 1, &yt, NULL, &ot, NULL, env->stream) ==
+                 XP_EINVAL,
+             "another sum's round passed");
+    EP_OK(env, xp_ep_combine(group, plan, 1, &yt, &ot, env->stream));
+    free(y);
+    free(out);
+    free(ids);
+    free(weights);
+    xp_ep_plan_destroy(plan);
+    xp_ep_group_destroy(group);
+    return true;
+}
+
 /* Every rank but the faulty one must fail in time, naming it; afterwards everything can be taken
  * down. */
 static bool expect_failure(ep_env *env, setup *s, xp_status status, const char *expected) {

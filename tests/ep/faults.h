@@ -6,6 +6,7 @@
 
 bool ep_wrong_routing(ep_env *env);
 bool ep_wrong_tensors(ep_env *env);
+bool ep_rounds_in_order(ep_env *env);
 bool ep_late_for_plan(ep_env *env);
 bool ep_late_for_dispatch(ep_env *env);
 bool ep_late_for_combine(ep_env *env);
