@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Configure and build what is missing. usage: scripts/build.sh [PRESET]      (default release)
+# Configure and build what is missing. usage: [XP_CUDA=off] scripts/build.sh [PRESET]      (default release)
 # Prints one line while there is work to do; the whole log only when the build fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,7 +15,7 @@ fail() {
 }
 if [ ! -f "$folder/build.ninja" ]; then
     echo "configuring ($preset)"
-    cmake --preset "$preset" >"$log" 2>&1 || fail
+    cmake --preset "$preset" ${XP_CUDA:+-DXP_CUDA=$XP_CUDA} >"$log" 2>&1 || fail
 fi
 if ! ninja -C "$folder" -n 2>/dev/null | grep -q 'no work to do'; then
     echo "building ($preset); the first time takes about a minute"
