@@ -48,15 +48,17 @@ static int print_help(int argc, char **argv) {
     return XP_EXIT_OK;
 }
 
+/* mpirun gives its ranks a terminal of its own, wherever the output really goes. */
+static bool wants_color(const xp_config *config) {
+    return isatty(fileno(stdout)) == 1 && !xp_mpi_launched() && !getenv("NO_COLOR") &&
+           !config->metrics.disable_color_printing;
+}
+
 static int run(const xp_config_set *config) {
-    bool color = isatty(fileno(stdout)) == 1 &&
-                 !xp_config_get(config)->metrics.disable_color_printing && !getenv("NO_COLOR");
     xp_log *log = NULL;
-    xp_status status = xp_log_create(stdout, XP_LOG_INFO, color, &log);
+    xp_status status = xp_log_create(stdout, XP_LOG_INFO, wants_color(xp_config_get(config)), &log);
     if (status != XP_OK)
         return cli_fail(status);
-    for (int i = 0; xp_config_warning(config, i); i++)
-        xp_log_warn(log, "%s", xp_config_warning(config, i));
     xp_train_result result;
     status = xp_train_launch(config, log, &result);
     xp_log_destroy(log);
@@ -76,7 +78,8 @@ int cmd_train(int argc, char **argv) {
     xp_config_destroy(config);
     if (code != XP_EXIT_OK && xp_mpi_launched()) {
         fflush(NULL);
-        _exit(code); /* MPI waits for all ranks when a process ends in good order: they are not coming */
+        _exit(code); /* MPI waits for all ranks when a process ends in good order: they are not
+                        coming */
     }
     return code;
 }

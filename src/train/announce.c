@@ -105,6 +105,8 @@ void xp_trainer_announce(xp_trainer *t) {
         xp_trainer_say(t, "config: defaults (no file: CONFIG_FILE or --job.config_file names one)");
     if (t->config->job.description && t->config->job.description[0])
         xp_trainer_say(t, "job: %s", t->config->job.description);
+    for (int i = 0; xp_config_warning(t->set, i); i++)
+        xp_trainer_warn(t, "%s", xp_config_warning(t->set, i));
 }
 
 static void warn_about_schedule(xp_trainer *t) {
