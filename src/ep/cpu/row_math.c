@@ -24,23 +24,24 @@ static float widen(uint16_t half) {
  * Four rows at a time: their pages stream in side by side, and the sum so far stays in registers.
  * The additions of an element keep their order.
  */
-static void sum_f32(float *restrict acc, const void *const *rows, int64_t n_rows, int64_t n,
-                    bool acc_holds) {
+static int64_t start_f32(float *restrict acc, const float *const *rows, int64_t n_rows, int64_t n) {
+    const float *restrict a = rows[0];
+    if (n_rows < 4) {
+        memcpy(acc, a, (size_t)n * sizeof *acc);
+        return 1;
+    }
+    const float *restrict b = rows[1], *restrict c = rows[2], *restrict d = rows[3];
+    for (int64_t i = 0; i < n; i++)
+        acc[i] = ((a[i] + b[i]) + c[i]) + d[i];
+    return 4;
+}
+
+static void go_on_f32(float *restrict acc, const float *const *rows, int64_t n_rows, int64_t n) {
     int64_t r = 0;
-    if (!acc_holds) {
-        memcpy(acc, rows[0], (size_t)n * sizeof *acc);
-        r = 1;
-    }
-    for (; r + 4 <= n_rows; r += 4) {
-        const float *restrict a = rows[r], *restrict b = rows[r + 1];
-        const float *restrict c = rows[r + 2], *restrict d = rows[r + 3];
+    for (; r + 3 <= n_rows; r += 3) {
+        const float *restrict a = rows[r], *restrict b = rows[r + 1], *restrict c = rows[r + 2];
         for (int64_t i = 0; i < n; i++)
-            acc[i] = (((acc[i] + a[i]) + b[i]) + c[i]) + d[i];
-    }
-    for (; r + 2 <= n_rows; r += 2) {
-        const float *restrict a = rows[r], *restrict b = rows[r + 1];
-        for (int64_t i = 0; i < n; i++)
-            acc[i] = (acc[i] + a[i]) + b[i];
+            acc[i] = ((acc[i] + a[i]) + b[i]) + c[i];
     }
     for (; r < n_rows; r++) {
         const float *restrict a = rows[r];
@@ -49,20 +50,27 @@ static void sum_f32(float *restrict acc, const void *const *rows, int64_t n_rows
     }
 }
 
-static void sum_bf16(float *restrict acc, const void *const *rows, int64_t n_rows, int64_t n,
-                     bool acc_holds) {
-    int64_t r = 0;
-    if (!acc_holds) {
-        const uint16_t *restrict a = rows[0];
+static int64_t start_bf16(float *restrict acc, const uint16_t *const *rows, int64_t n_rows,
+                          int64_t n) {
+    const uint16_t *restrict a = rows[0];
+    if (n_rows < 4) {
         for (int64_t i = 0; i < n; i++)
             acc[i] = widen(a[i]);
-        r = 1;
+        return 1;
     }
-    for (; r + 4 <= n_rows; r += 4) {
-        const uint16_t *restrict a = rows[r], *restrict b = rows[r + 1];
-        const uint16_t *restrict c = rows[r + 2], *restrict d = rows[r + 3];
+    const uint16_t *restrict b = rows[1], *restrict c = rows[2], *restrict d = rows[3];
+    for (int64_t i = 0; i < n; i++)
+        acc[i] = ((widen(a[i]) + widen(b[i])) + widen(c[i])) + widen(d[i]);
+    return 4;
+}
+
+static void go_on_bf16(float *restrict acc, const uint16_t *const *rows, int64_t n_rows,
+                       int64_t n) {
+    int64_t r = 0;
+    for (; r + 3 <= n_rows; r += 3) {
+        const uint16_t *restrict a = rows[r], *restrict b = rows[r + 1], *restrict c = rows[r + 2];
         for (int64_t i = 0; i < n; i++)
-            acc[i] = (((acc[i] + widen(a[i])) + widen(b[i])) + widen(c[i])) + widen(d[i]);
+            acc[i] = ((acc[i] + widen(a[i])) + widen(b[i])) + widen(c[i]);
     }
     for (; r < n_rows; r++) {
         const uint16_t *restrict a = rows[r];
@@ -73,10 +81,18 @@ static void sum_bf16(float *restrict acc, const void *const *rows, int64_t n_row
 
 static void sum(float *acc, const void *const *rows, int64_t n_rows, int64_t n, xp_dtype dtype,
                 bool acc_holds) {
-    if (dtype == XP_F32)
-        sum_f32(acc, rows, n_rows, n, acc_holds);
-    else
-        sum_bf16(acc, rows, n_rows, n, acc_holds);
+    int64_t r = 0;
+    if (dtype == XP_F32) {
+        const float *const *wide = (const float *const *)rows;
+        if (!acc_holds)
+            r = start_f32(acc, wide, n_rows, n);
+        go_on_f32(acc, wide + r, n_rows - r, n);
+    } else {
+        const uint16_t *const *half = (const uint16_t *const *)rows;
+        if (!acc_holds)
+            r = start_bf16(acc, half, n_rows, n);
+        go_on_bf16(acc, half + r, n_rows - r, n);
+    }
 }
 
 static void store(void *restrict row, const float *restrict acc, int64_t n, xp_dtype dtype) {
@@ -90,7 +106,9 @@ static void store(void *restrict row, const float *restrict acc, int64_t n, xp_d
 }
 
 static void round_in_place(float *acc, int64_t n, xp_dtype dtype) {
-    for (int64_t i = 0; i < n && dtype == XP_BF16; i++)
+    if (dtype != XP_BF16)
+        return;
+    for (int64_t i = 0; i < n; i++)
         acc[i] = widen(narrow(acc[i]));
 }
 

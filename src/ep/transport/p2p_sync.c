@@ -28,6 +28,7 @@ static _Atomic uint32_t *flag_at(const xp_ep_step *step, int owner, p2p_point po
 }
 
 void xp_ep_p2p_begin(const xp_ep_step *step) {
+    xp_comm_show_phase(step->group->comm, step->phase);
     state_of(step)->epochs[step->plan->slot]++;
 }
 
