@@ -51,6 +51,19 @@ expect_text only.log "holds the model only"
 train 1 started --checkpoint.initial_load_path only/checkpoint/step-20 --training.steps 2
 expect_rc 0 "start from a model only"
 
+# The peak resident set is what was predicted, within 10 % (a sanitizer's own memory is not).
+if ! ldd "$EXPAR" | grep -qE 'lib[at]san'; then
+    NGPU=2 "$EXPAR" train --job.dump_folder big --model.flavor tiny_moe --training.dataset tokens \
+        --training.dataset_path tokens.bin --training.seq_len 256 --training.local_batch_size 8 \
+        --training.steps 3 --job.threads_per_rank 1 --checkpoint.enable > big.log 2>&1
+    rc=$?
+    expect_rc 0 "big"
+    predicted=$(sed -n 's/^memory: predicted.*; \([0-9.]*\) GiB for this process$/\1/p' big.log)
+    awk -v p="$predicted" -v real="$(metric big 3 memory_gib)" 'BEGIN {
+        exit !(p > 0.1 && real > 0.9 * p && real < 1.1 * p)
+    }' || fail "predicted $predicted GiB, peak $(metric big 3 memory_gib) GiB"
+fi
+
 # Parts left out when loading.
 cp -r run without
 train 2 without --training.steps 22 --checkpoint.exclude_from_loading optimizer,dataloader
