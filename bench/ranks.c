@@ -117,9 +117,7 @@ static xp_status run_team(int n, xp_bench_rank_fn fn, void *context) {
     return status;
 }
 
-static xp_status run_process(xp_bench_rank_fn fn, void *context) {
-    xp_comm *world = NULL;
-    XP_TRY(xp_mpi_world_comm(TIMEOUT_S, TIMEOUT_S, &world));
+static xp_status run_process(xp_comm *world, xp_bench_rank_fn fn, void *context) {
     xp_bench_rank rank = {
         .rank = xp_comm_rank(world), .n_ranks = xp_comm_size(world), .world = world};
     for (int r = 0; r < rank.n_ranks; r++)
@@ -127,10 +125,28 @@ static xp_status run_process(xp_bench_rank_fn fn, void *context) {
     const xp_status status = fn(&rank, context);
     if (status != XP_OK)
         xp_comm_abort(world, xp_last_error());
-    xp_comm_destroy(world);
     return status;
 }
 
-xp_status xp_bench_run_ranks(int n_ranks, xp_bench_rank_fn fn, void *context) {
-    return xp_mpi_launched() ? run_process(fn, context) : run_team(n_ranks, fn, context);
+xp_status xp_bench_run_ranks(const xp_bench_host *host, int n_ranks, xp_bench_rank_fn fn,
+                             void *context) {
+    return host->world ? run_process(host->world, fn, context) : run_team(n_ranks, fn, context);
+}
+
+xp_status xp_bench_host_open(xp_bench_host *host) {
+    host->world = NULL;
+    return xp_mpi_launched() ? xp_mpi_world_comm(TIMEOUT_S, TIMEOUT_S, &host->world) : XP_OK;
+}
+
+void xp_bench_host_close(xp_bench_host *host) {
+    xp_comm_destroy(host->world);
+    host->world = NULL;
+}
+
+bool xp_bench_host_leads(const xp_bench_host *host) {
+    return !host->world || xp_comm_rank(host->world) == 0;
+}
+
+int xp_bench_host_n_ranks(const xp_bench_host *host, int asked) {
+    return host->world ? xp_comm_size(host->world) : asked;
 }

@@ -8,7 +8,6 @@
 #include "ops/cpu/blas.h"
 #include "ops/ops.h"
 #include "predict/predict.h"
-#include "ranks.h"
 #include "train/run_state.h"
 
 #define N_ROWS_MAX    256 /* rows of random tokens; the loader begins again after them */
@@ -214,8 +213,8 @@ static xp_status prepare_and_run(bench *b) {
         /* Its memory is touched before the prediction, which starts from what is resident. */
         xp_cpu_blas_timer_run(b->sgemm, b->report->n_cores, 1);
     }
-    XP_TRY(predict(b, xp_mpi_launched() ? 1 : args->n_ranks));
-    XP_TRY(xp_bench_run_ranks(args->n_ranks, run_rank, b));
+    XP_TRY(predict(b, args->host->world ? 1 : args->n_ranks));
+    XP_TRY(xp_bench_run_ranks(args->host, args->n_ranks, run_rank, b));
     b->report->peak_rss = xp_process_peak_rss();
     return XP_OK;
 }

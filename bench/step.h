@@ -8,6 +8,7 @@
 
 #include "config/config.h"
 #include "phases.h"
+#include "ranks.h"
 #include "samples.h"
 
 #define XP_BENCH_SGEMM_N      1024
@@ -18,7 +19,8 @@ typedef struct xp_bench_step_args {
      */
     int n_variants;
     xp_config_set *configs[XP_BENCH_MAX_VARIANTS];
-    int n_ranks;
+    const xp_bench_host *host;
+    int n_ranks; /* as xp_bench_host_n_ranks() says */
     int n_warmup, n_steps;
     bool without_sgemm;
     void (*progress)(void *context, int done, int total); /* of rank 0; may be NULL */

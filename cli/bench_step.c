@@ -51,7 +51,10 @@ static void print_phases(const xp_bench_step_result *v) {
         printf("\n");
         rest -= p->seconds;
     }
-    printf("%-22s %10.2f %7.1f%%\n", "everything else", rest * 1e3, 100 * rest / step_s);
+    if (rest >= 0)
+        printf("%-22s %10.2f %7.1f%%\n", "everything else", rest * 1e3, 100 * rest / step_s);
+    else /* collectives run on a stream of their own */
+        printf("%-22s %10.2f %7.1f%%\n", "at the same time", rest * 1e3, 100 * rest / step_s);
 }
 
 static void print_variant(const xp_bench_step_report *r, const xp_bench_step_result *v) {
@@ -171,13 +174,15 @@ static xp_status load(const step_options *o, const char *folder, int n_ranks, in
     return xp_bench_step_prepare(*config, folder, n_ranks);
 }
 
-static xp_status measure(const step_options *o, const char *folder, xp_bench_step_report *report) {
-    const int n_ranks = (int)o->ranks;
+static xp_status measure(const step_options *o, const xp_bench_host *host, const char *folder,
+                         xp_bench_step_report *report) {
+    const int n_ranks = xp_bench_host_n_ranks(host, (int)o->ranks);
     double began = xp_time_s();
-    xp_bench_step_args args = {.n_ranks = n_ranks,
+    xp_bench_step_args args = {.host = host,
+                               .n_ranks = n_ranks,
                                .n_warmup = (int)o->warmup,
                                .n_steps = (int)o->steps,
-                               .progress = o->json ? NULL : show_progress,
+                               .progress = show_progress,
                                .context = &began};
     xp_status status = XP_OK;
     args.n_variants = o->ep ? 2 : 1;
@@ -190,28 +195,41 @@ static xp_status measure(const step_options *o, const char *folder, xp_bench_ste
     return status;
 }
 
-static xp_status run(const step_options *o) {
-    char folder[] = "/tmp/expar-bench-XXXXXX";
+static void print_comparison(const xp_bench_step_report *r) {
+    const double one = xp_bench_samples_median(&r->variants[0].step_s);
+    const double many = xp_bench_samples_median(&r->variants[1].step_s);
+    printf("expert parallel %d against 1: %+.1f %% step time (medians of steps in turns)\n",
+           r->variants[1].ep_size, 100 * (many / one - 1));
+}
+
+static xp_status run_in(const step_options *o, const xp_bench_host *host, const char *folder) {
     xp_bench_step_report *report = calloc(1, sizeof *report);
     if (!report)
         return xp_error(XP_ENOMEM, "no memory for the report");
+    const xp_status status = measure(o, host, folder, report);
+    if (status == XP_OK && xp_bench_host_leads(host)) {
+        if (o->json)
+            print_json(report);
+        else
+            print_report(report);
+        if (o->ep && !o->json)
+            print_comparison(report);
+    }
+    free(report);
+    return status;
+}
+
+static xp_status run(const step_options *o) {
+    char folder[] = "/tmp/expar-bench-XXXXXX";
+    xp_bench_host host;
+    XP_TRY(xp_bench_host_open(&host));
     xp_status status = mkdtemp(folder) ? XP_OK : xp_error(XP_EIO, "cannot make a folder in /tmp");
     if (status == XP_OK) {
-        status = measure(o, folder, report);
+        status = run_in(o, &host, folder);
         const xp_status removed = xp_folder_remove(folder);
         status = status == XP_OK ? removed : status;
     }
-    if (status == XP_OK && o->json)
-        print_json(report);
-    else if (status == XP_OK)
-        print_report(report);
-    if (status == XP_OK && o->ep && !o->json)
-        printf("expert parallel %d against 1: %+.1f %% step time (medians of steps in turns)\n",
-               (int)o->ranks,
-               100 * (xp_bench_samples_median(&report->variants[1].step_s) /
-                          xp_bench_samples_median(&report->variants[0].step_s) -
-                      1));
-    free(report);
+    xp_bench_host_close(&host);
     return status;
 }
 

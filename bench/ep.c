@@ -1,0 +1,314 @@
+#include "ep.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "core/file.h"
+#include "core/rng.h"
+#include "ops/ops.h"
+#include "samples.h"
+#include "train/trainer.h"
+
+#define COPY_BYTES  ((size_t)32 << 20) /* of each rank: more than its share of any cache */
+#define MIN_SAMPLES 5
+#define INNER_S     2e-3 /* calls of a sample go on this long, so that short calls are timed well */
+
+const char *xp_bench_routing_name(xp_bench_routing routing) {
+    static const char *const names[XP_BENCH_N_ROUTINGS] = {"random", "skewed", "modulo", "spread"};
+    return names[routing];
+}
+
+/* ---- routing ----------------------------------------------------------------------------- */
+
+static bool holds(const int32_t *picks, int n, int32_t id) {
+    for (int i = 0; i < n; i++)
+        if (picks[i] == id)
+            return true;
+    return false;
+}
+
+/* An expert by its share of the total weight. */
+static int32_t draw(const double *cumulative, int n, double u) {
+    int low = 0, high = n - 1;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (cumulative[middle] > u * cumulative[n - 1])
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+static xp_status fill_drawn(const xp_bench_ep_case *c, int rank, int32_t *ids) {
+    double *cumulative = malloc((size_t)c->n_experts * sizeof *cumulative);
+    if (!cumulative)
+        return xp_error(XP_ENOMEM, "no memory for the routing");
+    double sum = 0;
+    for (int e = 0; e < c->n_experts; e++)
+        cumulative[e] = sum += c->routing == XP_BENCH_SKEWED ? 1.0 / (e + 1) : 1.0;
+    uint64_t n_drawn = 0;
+    for (int64_t t = 0; t < c->n_tokens; t++) {
+        int32_t *picks = ids + t * c->top_k;
+        for (int k = 0; k < c->top_k;) {
+            const double u = xp_rng_uniform(7, (uint64_t)rank, n_drawn++);
+            picks[k] = draw(cumulative, c->n_experts, u);
+            k += !holds(picks, k, picks[k]);
+        }
+    }
+    free(cumulative);
+    return XP_OK;
+}
+
+static xp_status fill_routing(const xp_bench_ep_case *c, int rank, int32_t *ids) {
+    if (c->routing == XP_BENCH_RANDOM || c->routing == XP_BENCH_SKEWED)
+        return fill_drawn(c, rank, ids);
+    xp_forced_balance_fill(c->routing == XP_BENCH_MODULO ? XP_FORCED_MODULO : XP_FORCED_SPREAD,
+                           c->n_tokens, c->top_k, c->n_experts, c->n_ranks, ids);
+    return XP_OK;
+}
+
+/* ---- one rank ---------------------------------------------------------------------------- */
+
+typedef struct lane {
+    xp_ep_group *group;
+    xp_ep_plan *plan;
+    int64_t n_rounds, n_recv, n_picks;
+    int n_inner;
+    xp_bench_samples dispatch_s, combine_s;
+} lane;
+
+typedef struct bench_rank {
+    const xp_bench_ep_case *c;
+    xp_bench_ep_row *rows;
+    xp_bench_rank *rank;
+    xp_device *device;
+    xp_stream *stream;
+    int32_t *ids;
+    float *weights;
+    void *x, *recv, *y, *out;
+    int64_t recv_rows, pick_rows;
+    char *copy_from, *copy_to;
+    xp_bench_samples copy_rate; /* of all ranks */
+    lane lanes[XP_BENCH_EP_MAX_TRANSPORTS];
+} bench_rank;
+
+typedef struct context {
+    const xp_bench_ep_case *c;
+    xp_bench_ep_row *rows;
+} context;
+
+static size_t row_bytes(const xp_bench_ep_case *c) {
+    return (size_t)c->dim * xp_dtype_bytes(c->dtype);
+}
+
+static xp_status largest(const bench_rank *r, double *value) {
+    if (!r->rank->world)
+        return XP_OK;
+    return xp_comm_all_reduce(r->rank->world, value, value, 1, XP_F64, XP_MAX, NULL);
+}
+
+static xp_status total(const bench_rank *r, double *value) {
+    if (!r->rank->world)
+        return XP_OK;
+    return xp_comm_all_reduce(r->rank->world, value, value, 1, XP_F64, XP_SUM, NULL);
+}
+
+static xp_status barrier(const bench_rank *r) {
+    return r->rank->world ? xp_comm_barrier(r->rank->world, NULL) : XP_OK;
+}
+
+static xp_status open_lane(bench_rank *r, int i) {
+    const xp_bench_ep_case *c = r->c;
+    lane *l = &r->lanes[i];
+    const xp_ep_config config = {.max_tokens = c->n_tokens,
+                                 .dim = c->dim,
+                                 .top_k = c->top_k,
+                                 .n_experts = c->n_experts,
+                                 .dtype = c->dtype,
+                                 .capacity_factor = c->capacity_factor,
+                                 .transport = c->transports[i]};
+    XP_TRY(xp_ep_group_create(r->rank->world, r->device, &config, &l->group));
+    XP_TRY(xp_ep_plan_create(l->group, &l->plan));
+    XP_TRY(xp_ep_plan_build(l->group, r->ids, r->weights, c->n_tokens, r->stream, l->plan));
+    xp_ep_counts counts;
+    XP_TRY(xp_ep_plan_wait(l->plan, &counts));
+    const xp_ep_sizes sizes = xp_ep_group_sizes(l->group);
+    l->n_rounds = counts.n_rounds;
+    l->n_recv = counts.n_recv;
+    l->n_picks = counts.n_picks;
+    r->recv_rows = sizes.recv_capacity > r->recv_rows ? sizes.recv_capacity : r->recv_rows;
+    r->pick_rows = sizes.pick_capacity > r->pick_rows ? sizes.pick_capacity : r->pick_rows;
+    return XP_OK;
+}
+
+static xp_status take_rows(bench_rank *r, int64_t n_rows, uint64_t seed, void **rows) {
+    const size_t n_bytes = (size_t)n_rows * row_bytes(r->c);
+    XP_TRY(xp_device_alloc(r->device, n_bytes, "rows", rows));
+    /* Random bits, but small numbers in both types: exponents stay below 1. */
+    uint32_t *words = *rows;
+    for (size_t i = 0; i < n_bytes / sizeof *words; i++) {
+        seed = seed * 6364136223846793005U + 1442695040888963407U;
+        words[i] = (uint32_t)(seed >> 32) & 0xBF7FBF7FU;
+    }
+    return XP_OK;
+}
+
+static xp_status take_memory(bench_rank *r) {
+    const xp_bench_ep_case *c = r->c;
+    const uint64_t seed = (uint64_t)r->rank->rank * 4 + 1;
+    XP_TRY(take_rows(r, c->n_tokens, seed, &r->x));
+    XP_TRY(take_rows(r, c->n_tokens, seed + 1, &r->out));
+    XP_TRY(take_rows(r, r->recv_rows, seed + 2, &r->recv));
+    XP_TRY(take_rows(r, r->pick_rows, seed + 3, &r->y));
+    XP_TRY(xp_device_alloc(r->device, COPY_BYTES, "copy", (void **)&r->copy_from));
+    XP_TRY(xp_device_alloc(r->device, COPY_BYTES, "copy", (void **)&r->copy_to));
+    memset(r->copy_from, 1, COPY_BYTES);
+    memset(r->copy_to, 2, COPY_BYTES);
+    return XP_OK;
+}
+
+/* All rounds; the two directions' times are added. */
+static xp_status move_once(bench_rank *r, const lane *l, double *dispatch_s, double *combine_s) {
+    xp_tensor x = xp_tensor_2d(r->x, r->c->dtype, r->c->n_tokens, r->c->dim);
+    xp_tensor recv = xp_tensor_2d(r->recv, r->c->dtype, r->recv_rows, r->c->dim);
+    xp_tensor y = xp_tensor_2d(r->y, r->c->dtype, r->pick_rows, r->c->dim);
+    xp_tensor out = xp_tensor_2d(r->out, r->c->dtype, r->c->n_tokens, r->c->dim);
+    for (int64_t round = 0; round < l->n_rounds; round++) {
+        const double began = xp_time_s();
+        XP_TRY(xp_ep_dispatch(l->group, l->plan, round, &x, &recv, r->stream));
+        XP_TRY(xp_stream_sync(r->stream));
+        const double between = xp_time_s();
+        XP_TRY(xp_ep_combine(l->group, l->plan, round, &y, &out, r->stream));
+        XP_TRY(xp_stream_sync(r->stream));
+        *dispatch_s += between - began;
+        *combine_s += xp_time_s() - between;
+    }
+    return XP_OK;
+}
+
+static xp_status sample_lane(bench_rank *r, lane *l) {
+    double dispatch_s = 0, combine_s = 0;
+    XP_TRY(barrier(r));
+    for (int i = 0; i < l->n_inner; i++)
+        XP_TRY(move_once(r, l, &dispatch_s, &combine_s));
+    dispatch_s /= l->n_inner;
+    combine_s /= l->n_inner;
+    XP_TRY(largest(r, &dispatch_s));
+    XP_TRY(largest(r, &combine_s));
+    xp_bench_samples_add(&l->dispatch_s, dispatch_s);
+    xp_bench_samples_add(&l->combine_s, combine_s);
+    return XP_OK;
+}
+
+/* How many calls make a sample long enough; the same on every rank. */
+static xp_status warm_up(bench_rank *r, lane *l) {
+    double dispatch_s = 0, combine_s = 0;
+    XP_TRY(move_once(r, l, &dispatch_s, &combine_s));
+    dispatch_s = combine_s = 0;
+    XP_TRY(move_once(r, l, &dispatch_s, &combine_s));
+    double seconds = dispatch_s + combine_s;
+    XP_TRY(largest(r, &seconds));
+    l->n_inner = seconds < INNER_S ? (int)(INNER_S / (seconds + 1e-7)) + 1 : 1;
+    return XP_OK;
+}
+
+static xp_status sample_copy(bench_rank *r) {
+    XP_TRY(barrier(r));
+    const double began = xp_time_s();
+    XP_TRY(xp_copy(r->stream, r->copy_to, r->copy_from, COPY_BYTES));
+    XP_TRY(xp_stream_sync(r->stream));
+    double seconds = xp_time_s() - began;
+    XP_TRY(largest(r, &seconds));
+    xp_bench_samples_add(&r->copy_rate, 2.0 * (double)COPY_BYTES * r->c->n_ranks / seconds);
+    return XP_OK;
+}
+
+static xp_status fill_row(bench_rank *r, int i) {
+    const lane *l = &r->lanes[i];
+    const double row = (double)row_bytes(r->c);
+    double recv = (double)l->n_recv, picks = (double)l->n_picks, tokens = (double)r->c->n_tokens;
+    XP_TRY(total(r, &recv));
+    XP_TRY(total(r, &picks));
+    XP_TRY(total(r, &tokens));
+    if (r->rank->rank != 0)
+        return XP_OK;
+    r->rows[i] = (xp_bench_ep_row){.n_rounds = l->n_rounds,
+                                   .dispatch_s = xp_bench_samples_median(&l->dispatch_s),
+                                   .combine_s = xp_bench_samples_median(&l->combine_s),
+                                   .memcpy_bytes_per_s = xp_bench_samples_median(&r->copy_rate),
+                                   .moved_bytes = 2 * recv * row,
+                                   .dispatch_bytes = 2 * recv * row,
+                                   .combine_bytes = (picks + 2 * recv + tokens) * row,
+                                   .n_samples = l->dispatch_s.n};
+    if (r->c->n_ranks == 1)
+        r->rows[i].combine_bytes = (picks + tokens) * row;
+    return XP_OK;
+}
+
+static xp_status measure(bench_rank *r) {
+    const xp_bench_ep_case *c = r->c;
+    const size_t n_picks = (size_t)c->n_tokens * (size_t)c->top_k;
+    const xp_device_args args = {.kind = XP_DEVICE_CPU,
+                                 .n_threads = xp_train_n_cores() / r->rank->n_local > 0
+                                                  ? xp_train_n_cores() / r->rank->n_local
+                                                  : 1};
+    XP_TRY(xp_device_create(&args, &r->device));
+    XP_TRY(xp_stream_create(r->device, XP_STREAM_COMPUTE, &r->stream));
+    XP_TRY(xp_device_alloc(r->device, n_picks * sizeof *r->ids, "routing", (void **)&r->ids));
+    XP_TRY(
+        xp_device_alloc(r->device, n_picks * sizeof *r->weights, "routing", (void **)&r->weights));
+    XP_TRY(fill_routing(c, r->rank->rank, r->ids));
+    for (size_t i = 0; i < n_picks; i++)
+        r->weights[i] = 1.0F / (float)c->top_k;
+    for (int i = 0; i < c->n_transports; i++)
+        XP_TRY(open_lane(r, i));
+    XP_TRY(take_memory(r));
+    for (int i = 0; i < c->n_transports; i++)
+        XP_TRY(warm_up(r, &r->lanes[i]));
+    double spent = 0;
+    for (int n = 0; n < MIN_SAMPLES || spent < c->seconds; n++) {
+        const double began = xp_time_s();
+        XP_TRY(sample_copy(r));
+        for (int i = 0; i < c->n_transports; i++)
+            XP_TRY(sample_lane(r, &r->lanes[(i + n) % c->n_transports]));
+        double seconds = (xp_time_s() - began) / c->n_transports;
+        XP_TRY(largest(r, &seconds)); /* all ranks agree on when to stop */
+        spent += seconds;
+    }
+    for (int i = 0; i < c->n_transports; i++)
+        XP_TRY(fill_row(r, i));
+    return XP_OK;
+}
+
+static xp_status run_rank(xp_bench_rank *rank, void *data) {
+    const context *shared = data;
+    bench_rank *r = calloc(1, sizeof *r);
+    if (!r)
+        return xp_error(XP_ENOMEM, "no memory for a rank");
+    r->c = shared->c;
+    r->rows = shared->rows;
+    r->rank = rank;
+    const xp_status status = measure(r);
+    if (status != XP_OK && rank->world)
+        xp_comm_abort(rank->world, xp_last_error());
+    for (int i = 0; i < r->c->n_transports; i++) {
+        xp_ep_plan_destroy(r->lanes[i].plan);
+        xp_ep_group_destroy(r->lanes[i].group);
+    }
+    xp_stream_destroy(r->stream);
+    xp_device_destroy(r->device); /* with all memory of it */
+    free(r);
+    return status;
+}
+
+xp_status xp_bench_ep(const xp_bench_host *host, const xp_bench_ep_case *c, xp_bench_ep_row *rows) {
+    context shared = {.c = c, .rows = rows};
+    memset(rows, 0, (size_t)c->n_transports * sizeof *rows);
+    const xp_status status = xp_bench_run_ranks(host, c->n_ranks, run_rank, &shared);
+    for (int i = 0; status != XP_OK && i < c->n_transports; i++) {
+        rows[i].failed = true;
+        snprintf(rows[i].error, sizeof rows[i].error, "%s", xp_last_error());
+    }
+    return status;
+}

@@ -1,0 +1,55 @@
+/** Dispatch and combine beside memcpy with the same threads in the same run. */
+#ifndef XP_BENCH_EP_H
+#define XP_BENCH_EP_H
+
+#include <stdbool.h>
+#include "expar/ep.h"
+#include "ranks.h"
+
+typedef enum xp_bench_routing {
+    XP_BENCH_RANDOM = 0, /* K different experts, all equally likely */
+    XP_BENCH_SKEWED,     /* K different experts, expert e with weight 1 / (e + 1) */
+    XP_BENCH_MODULO,     /* forced balance: (t K + k) % E */
+    XP_BENCH_SPREAD,     /* forced balance over distinct ranks */
+    XP_BENCH_N_ROUTINGS
+} xp_bench_routing;
+const char *xp_bench_routing_name(xp_bench_routing routing);
+
+#define XP_BENCH_EP_MAX_TRANSPORTS 3
+
+/** One shape; its transports are measured in turns. */
+typedef struct xp_bench_ep_case {
+    int n_ranks;
+    int64_t n_tokens, dim; /* T of each rank, D */
+    int top_k, n_experts;
+    xp_dtype dtype;
+    xp_bench_routing routing;
+    double capacity_factor;
+    int n_transports;
+    xp_ep_transport transports[XP_BENCH_EP_MAX_TRANSPORTS];
+    double seconds; /* how long each transport is repeated, at least */
+} xp_bench_ep_case;
+
+/** Sums over all ranks; times of the slowest rank, medians. */
+typedef struct xp_bench_ep_row {
+    bool failed; /* with the reason; nothing else is set then */
+    char error[512];
+    int64_t n_rounds;
+    double dispatch_s, combine_s, memcpy_bytes_per_s; /* memcpy: bytes read plus bytes written */
+    double
+        moved_bytes; /* rows that dispatch delivers plus rows that combine brings home, each once */
+    /* Bytes read plus bytes written that the contract asks for: dispatch reads and writes each
+     * delivered row once; combine reads the expert rows, writes and reads one partial row for each
+     * delivered row, writes the tokens. */
+    double dispatch_bytes, combine_bytes;
+    int n_samples;
+} xp_bench_ep_row;
+
+/**
+ * A group of one rank sends nothing whatever its transport: ask for one transport then.
+ * @param[out] rows  [n_transports]; of rank 0's process
+ */
+XP_NODISCARD xp_status xp_bench_ep(const xp_bench_host *host, const xp_bench_ep_case *c,
+                                   xp_bench_ep_row *rows);
+
+#endif
