@@ -108,7 +108,7 @@ static int node_of(int rank, int n_ranks) {
 }
 
 static bool run_threads(const ep_case *c, int n_ranks, xp_ep_transport transport, xp_dtype dtype) {
-    double timeout_s = c->breaks_world ? 0.5 : 60;
+    double timeout_s = c->breaks_world ? 0.5 : 20;
     xp_thread_world *world = NULL;
     rank_thread *threads = calloc((size_t)n_ranks, sizeof *threads);
     int nodes[64];
