@@ -46,7 +46,10 @@ case $NGPU in
     ;;
 esac
 scripts/prepare_text.sh "$expar"
+stopped=no
+trap 'stopped=yes' INT TERM # the trainer finishes its step, saves and says so
 "$expar" train "${defaults[@]}" "$@"
+[ $stopped = no ] || exit 0
 
 folder=outputs/debug_moe
 case " $* " in *dump_folder*) exit 0 ;; esac
