@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 xp_status xp_cuda_check(cudaError_t result, const char *doing) {
     if (result == cudaSuccess)
@@ -155,6 +156,22 @@ static const xp_device_vtable cuda_vtable = {
     .zero = cuda_zero,
 };
 
+/* Take the capabilities named in `list` out. */
+static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
+    for (const char *at = list; at != NULL && *at != '\0';) {
+        size_t n = strcspn(at, ",");
+        if (n == 5 && memcmp(at, "wgmma", 5) == 0)
+            cuda->wgmma = false;
+        else if (n != 0)
+            return xp_error(XP_EINVAL, "%s: no capability \"%.*s\"; there is wgmma",
+                            cuda->base.name, (int)n, at);
+        at += n;
+        if (*at == ',')
+            at++;
+    }
+    return XP_OK;
+}
+
 xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) {
     int n_devices;
     XP_TRY(xp_cuda_device_count(&n_devices));
@@ -176,6 +193,12 @@ xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) 
     cuda->compute_capability = 10 * p.major + p.minor;
     cuda->l2_bytes = (size_t)p.l2CacheSize;
     cuda->shared_bytes = p.sharedMemPerBlockOptin;
+    cuda->wgmma = cuda->compute_capability == 90;
+    xp_status status = leave_out(args->caps, cuda);
+    if (status != XP_OK) {
+        free(cuda);
+        return status;
+    }
     *device = &cuda->base;
     return XP_OK;
 }

@@ -1,0 +1,74 @@
+/** A device's cuBLASLt: handle, workspaces, and the products whose algorithm has been chosen. */
+#ifndef XP_OPS_CUDA_CUBLASLT_H
+#define XP_OPS_CUDA_CUBLASLT_H
+
+#include <cublasLt.h>
+#include "ops/cuda/libraries.h"
+#include "ops/ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** The library's functions, found by name in a library that was opened at run time. */
+typedef struct xp_cublaslt_api {
+    __typeof__(cublasLtCreate) *create;
+    __typeof__(cublasLtDestroy) *destroy;
+    __typeof__(cublasLtGetStatusString) *status_string;
+    __typeof__(cublasLtMatmul) *matmul;
+    __typeof__(cublasLtMatmulAlgoGetHeuristic) *get_heuristic;
+    __typeof__(cublasLtMatmulDescCreate) *desc_create;
+    __typeof__(cublasLtMatmulDescDestroy) *desc_destroy;
+    __typeof__(cublasLtMatmulDescSetAttribute) *desc_set;
+    __typeof__(cublasLtMatrixLayoutCreate) *layout_create;
+    __typeof__(cublasLtMatrixLayoutDestroy) *layout_destroy;
+    __typeof__(cublasLtMatmulPreferenceCreate) *preference_create;
+    __typeof__(cublasLtMatmulPreferenceDestroy) *preference_destroy;
+    __typeof__(cublasLtMatmulPreferenceSetAttribute) *preference_set;
+} xp_cublaslt_api;
+
+/** What decides the algorithm; compared byte by byte, so every padding byte is zero. */
+typedef struct xp_cublaslt_key {
+    int64_t m, n, k, lda, ldb, ldc;
+    int32_t trans_a, trans_b, ab_dtype, c_dtype, acc;
+    int32_t align_a, align_b, align_c; /* bytes, at most 256 */
+    int64_t workspace_bytes;
+} xp_cublaslt_key;
+
+typedef struct xp_cublaslt_plan {
+    xp_cublaslt_key key;
+    bool usable; /* false: the library has nothing for this product */
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, c; /* of the library's column-major product: a is our b */
+    cublasLtMatmulAlgo_t algo;
+    size_t workspace_bytes; /* that the algorithm uses */
+} xp_cublaslt_plan;
+
+/** Streams that may have products in flight at the same time; later ones go without workspace. */
+#define XP_CUBLASLT_STREAMS 2
+
+typedef struct xp_cublaslt {
+    xp_cublaslt_api api;
+    cublasLtHandle_t handle;
+    void *workspace; /* one part for each of the first streams */
+    cudaStream_t streams[XP_CUBLASLT_STREAMS];
+    int n_streams;
+    xp_cublaslt_plan *plans;
+    int n_plans, capacity;
+} xp_cublaslt;
+
+/** The device's own, made at first use. @return XP_ENOTSUP with the reason where the library is
+ * missing; XP_ENOMEM */
+XP_NODISCARD xp_status xp_cublaslt_get(xp_cuda_device *device, xp_cublaslt **lt);
+/** The plan of this product, chosen once by the library's heuristic. Valid until the next call. */
+XP_NODISCARD xp_status xp_cublaslt_plan_get(xp_cublaslt *lt, const xp_gemm_args *args,
+                                            size_t workspace_bytes, const xp_cublaslt_plan **plan);
+/** The workspace of a stream; NULL and 0 bytes for streams that came too late. */
+void *xp_cublaslt_workspace(xp_cublaslt *lt, cudaStream_t stream, size_t *n_bytes);
+XP_NODISCARD xp_status xp_cublaslt_check(const xp_cublaslt *lt, cublasStatus_t result,
+                                         const char *doing);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

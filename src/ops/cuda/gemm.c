@@ -1,0 +1,38 @@
+/* Dense products: cuBLASLt, or the plain tile kernel where it has no algorithm. */
+#include "ops/cuda/cublaslt.h"
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/tile_gemm.h"
+
+/* k = 0: the sum is empty. Zero bits are zero in both types. */
+static xp_status clear(cudaStream_t stream, const xp_gemm_args *a) {
+    if (a->acc)
+        return XP_OK;
+    const size_t size = xp_dtype_bytes(a->c_dtype);
+    return xp_cuda_check(cudaMemset2DAsync(a->c, (size_t)a->ldc * size, 0, (size_t)a->n * size,
+                                           (size_t)a->m, stream),
+                         "gemm");
+}
+
+xp_status xp_cuda_gemm(xp_stream *stream, const xp_gemm_args *args) {
+    cudaStream_t s;
+    xp_cublaslt *lt;
+    const xp_cublaslt_plan *plan;
+    size_t n_bytes;
+    if (args->m == 0 || args->n == 0)
+        return XP_OK;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    if (args->k == 0)
+        return clear(s, args);
+    XP_TRY(xp_cublaslt_get((xp_cuda_device *)stream->device, &lt));
+    void *workspace = xp_cublaslt_workspace(lt, s, &n_bytes);
+    XP_TRY(xp_cublaslt_plan_get(lt, args, n_bytes, &plan));
+    if (!plan->usable)
+        return xp_cuda_tile_gemm(s, args);
+    const float beta = args->acc ? 1.0F : 0.0F;
+    return xp_cublaslt_check(lt,
+                             lt->api.matmul(lt->handle, plan->desc, &args->alpha, args->b, plan->a,
+                                            args->a, plan->b, &beta, args->c, plan->c, args->c,
+                                            plan->c, &plan->algo, workspace, plan->workspace_bytes,
+                                            s),
+                             "gemm");
+}

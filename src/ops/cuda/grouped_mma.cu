@@ -1,0 +1,215 @@
+/*
+ * bf16 products over experts with mma.sync.m16n8k16 (PTX ISA 7.0, sm_80): the portable kernel. A
+ * block owns 128 x 128 of c; 8 warps of 64 x 32 each; slices of depth 32 arrive through cp.async,
+ * three in flight. Rows are gathered while they are loaded. Operands whose contiguous direction is
+ * not k are transposed on the way to registers (ldmatrix.trans).
+ */
+#include "ops/cuda/launch.h"
+#include "ops/cuda/tile_groups.cuh"
+
+enum {
+    TILE = 128,
+    DEPTH = 32,
+    N_THREADS = 256,
+    N_STAGES = 3,
+    PAD = 8, /* elements: neighbouring rows of a slice start 4 banks apart, so ldmatrix has no
+                conflicts */
+    SLICE = TILE * (DEPTH + PAD), /* the larger of the two layouts of a slice */
+    SHARED_BYTES = 2 * N_STAGES * SLICE * (int)sizeof(bf16)
+};
+static_assert(DEPTH * (TILE + PAD) <= SLICE, "both layouts must fit");
+
+static __device__ __forceinline__ uint32_t shared_address(const void *at) {
+    return (uint32_t)__cvta_generic_to_shared(at);
+}
+
+/* 16 bytes, or zeros when not `valid`; `from` is then not read. */
+static __device__ __forceinline__ void copy_async(bf16 *to, const bf16 *from, bool valid) {
+    const int n_bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(n_bytes)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int N> static __device__ __forceinline__ void wait_groups() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/* One operand of the block's tile, as it is stored: rows `outer`, contiguous `inner`. */
+struct operand {
+    const bf16 *data;
+    int64_t ld, first_row, n_outer, n_inner;
+    const int32_t *gather;
+};
+
+/* slice[o][i] = element (o0 + o, i0 + i), zeros outside. OUTER x INNER is TILE x DEPTH or the other
+ * way round. */
+template <int OUTER, int INNER, bool WIDE>
+static __device__ __forceinline__ void load_slice(bf16 *slice, const operand &x, int64_t o0,
+                                                  int64_t i0) {
+    constexpr int CHUNKS = INNER / 8;
+#pragma unroll
+    for (int q = (int)threadIdx.x; q < OUTER * CHUNKS; q += N_THREADS) {
+        const int o = q / CHUNKS, i = q % CHUNKS * 8;
+        bf16 *to = slice + o * (INNER + PAD) + i;
+        const bool in_rows = o0 + o < x.n_outer;
+        int64_t row = 0;
+        if (in_rows) {
+            row = x.first_row + o0 + o;
+            if (x.gather != nullptr)
+                row = x.gather[row];
+        }
+        const bf16 *from = x.data + row * x.ld + i0 + i;
+        if (WIDE) { /* widths are multiples of 8: a chunk is in or out as a whole */
+            const bool valid = in_rows && i0 + i < x.n_inner;
+            copy_async(to, valid ? from : x.data, valid);
+        } else {
+            for (int k = 0; k < 8; k++)
+                to[k] = in_rows && i0 + i + k < x.n_inner ? from[k] : from_float<bf16>(0.0f);
+        }
+    }
+}
+
+template <bool TRANS>
+static __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const bf16 *at) {
+    if (TRANS)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(shared_address(at))
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(shared_address(at))
+                     : "memory");
+}
+
+static __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* One slice into the warp's 64 x 32 of c. */
+template <bool TRANS_A, bool TRANS_B>
+static __device__ __forceinline__ void multiply_slice(float (&sum)[4][4][4], const bf16 *a,
+                                                      const bf16 *b, int m0, int n0) {
+    const int lane = (int)threadIdx.x % 32;
+    const int low = lane % 8, second = lane / 8 % 2 * 8, third = lane / 16 * 8;
+#pragma unroll
+    for (int k0 = 0; k0 < DEPTH; k0 += 16) {
+        uint32_t x[4][4], y[2][4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) { /* matrices: m, m + 8, then both at k + 8 */
+            const int m = m0 + 16 * i + second, k = k0 + third;
+            load_matrices<TRANS_A>(x[i], TRANS_A ? a + (k + low) * (TILE + PAD) + m
+                                                 : a + (m + low) * (DEPTH + PAD) + k);
+        }
+#pragma unroll
+        for (int j = 0; j < 2; j++) { /* matrices: k, k + 8, then both at n + 8 */
+            const int n = n0 + 16 * j + third, k = k0 + second;
+            load_matrices<!TRANS_B>(y[j], TRANS_B ? b + (n + low) * (DEPTH + PAD) + k
+                                                  : b + (k + low) * (TILE + PAD) + n);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                multiply(sum[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1]);
+    }
+}
+
+template <bool TRANS_A, bool TRANS_B, bool WIDE>
+static __device__ __forceinline__ void load_stage(bf16 *a, bf16 *b, const operand &oa,
+                                                  const operand &ob, const xp_tile &t, int64_t k0) {
+    if (TRANS_A)
+        load_slice<DEPTH, TILE, WIDE>(a, oa, k0, t.m0);
+    else
+        load_slice<TILE, DEPTH, WIDE>(a, oa, t.m0, k0);
+    if (TRANS_B)
+        load_slice<TILE, DEPTH, WIDE>(b, ob, t.n0, k0);
+    else
+        load_slice<DEPTH, TILE, WIDE>(b, ob, k0, t.n0);
+}
+
+template <bool TRANS_A, bool TRANS_B, bool WIDE>
+static __global__ void __launch_bounds__(N_THREADS) mma_kernel(const xp_tile_args p) {
+    extern __shared__ __align__(16) bf16 slices[];
+    xp_tile t;
+    if (!xp_find_tile(p, blockIdx.x, TILE, TILE, &t))
+        return;
+    const operand oa = {(const bf16 *)p.a,       p.lda,     t.first_row, TRANS_A ? t.n_k : t.n_m,
+                        TRANS_A ? t.n_m : t.n_k, p.gather_a};
+    const operand ob = {(const bf16 *)p.b + (int64_t)t.expert * p.b_expert,
+                        p.ldb,
+                        p.rows_are_m ? 0 : t.first_row,
+                        TRANS_B ? p.n : t.n_k,
+                        TRANS_B ? t.n_k : p.n,
+                        p.gather_b};
+    const int warp = (int)threadIdx.x / 32, m0 = warp / 4 * 64, n0 = warp % 4 * 32;
+    const int64_t n_slices = (t.n_k + DEPTH - 1) / DEPTH;
+    float sum[4][4][4] = {};
+    for (int s = 0; s < N_STAGES - 1; s++) {
+        if (s < n_slices)
+            load_stage<TRANS_A, TRANS_B, WIDE>(slices + 2 * s * SLICE, slices + (2 * s + 1) * SLICE,
+                                               oa, ob, t, (int64_t)s * DEPTH);
+        commit(); /* an empty group keeps the count */
+    }
+    for (int64_t s = 0; s < n_slices; s++) {
+        wait_groups<N_STAGES - 2>();
+        __syncthreads(); /* slice s is there for all, and all are done with slice s - 1 */
+        const int64_t next = s + N_STAGES - 1;
+        if (next < n_slices) {
+            bf16 *to = slices + 2 * (next % N_STAGES) * SLICE;
+            load_stage<TRANS_A, TRANS_B, WIDE>(to, to + SLICE, oa, ob, t, next * DEPTH);
+        }
+        commit();
+        const bf16 *from = slices + 2 * (s % N_STAGES) * SLICE;
+        multiply_slice<TRANS_A, TRANS_B>(sum, from, from + SLICE, m0, n0);
+    }
+    const int lane = (int)threadIdx.x % 32;
+    const int64_t c0 = xp_tile_c(p, t);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int x = 0; x < 4; x++) {
+                const int64_t row = t.m0 + m0 + 16 * i + lane / 4 + x / 2 * 8,
+                              column = t.n0 + n0 + 8 * j + lane % 4 * 2 + x % 2;
+                if (row < t.n_m && column < p.n)
+                    xp_tile_put(p, c0 + row * p.ldc + column, sum[i][j][x]);
+            }
+}
+
+template <bool TRANS_A, bool TRANS_B>
+static xp_status launch(cudaStream_t stream, const xp_tile_args *p, unsigned n_blocks) {
+    const bool wide = p->lda % 8 == 0 && p->ldb % 8 == 0 && p->n % 8 == 0 &&
+                      (p->rows_are_m || p->m % 8 == 0) && xp_is_aligned(p->a) &&
+                      xp_is_aligned(p->b);
+    void (*kernel)(const xp_tile_args) =
+        wide ? mma_kernel<TRANS_A, TRANS_B, true> : mma_kernel<TRANS_A, TRANS_B, false>;
+    XP_TRY(xp_cuda_check(cudaFuncSetAttribute((const void *)kernel,
+                                              cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              SHARED_BYTES),
+                         "grouped_mma"));
+    kernel<<<n_blocks, N_THREADS, SHARED_BYTES, stream>>>(*p);
+    return xp_cuda_check(cudaGetLastError(), "grouped_mma");
+}
+
+xp_status xp_cuda_grouped_mma(cudaStream_t stream, const xp_tile_args *p) {
+    const int64_t n_blocks = xp_cuda_tile_blocks(p, TILE, TILE);
+    if (n_blocks > XP_CUDA_MAX_GRID)
+        return xp_error(XP_EINVAL, "grouped product: %lld tiles are too many for one launch",
+                        (long long)n_blocks);
+    if (p->trans_a)
+        return launch<true, false>(stream, p, (unsigned)n_blocks);
+    return p->trans_b ? launch<false, true>(stream, p, (unsigned)n_blocks)
+                      : launch<false, false>(stream, p, (unsigned)n_blocks);
+}
