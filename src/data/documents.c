@@ -216,7 +216,7 @@ static xp_status read_unit(xp_documents *d, xp_text *text, bool *end) {
     *end = false;
     for (;;) {
         if (d->start == d->end) {
-            size_t n;
+            size_t n = 0;
             XP_TRY(refill(d, &n));
             if (n == 0) {
                 *end = true;

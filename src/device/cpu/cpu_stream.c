@@ -50,11 +50,14 @@ static xp_status run_work(cpu_stream *s, const char *name, xp_cpu_fn fn, void *a
     return status;
 }
 
+static xp_status event_reached(xp_stream *stream, void *args);
+
 static void run_next(cpu_stream *s) {
     job *j = &s->queue[s->n_done % QUEUE_LENGTH];
     xp_status status = s->status;
     pthread_mutex_unlock(&s->lock);
-    if (status == XP_OK)
+    /* After a failure work is skipped, but whoever waits for an event behind it goes on. */
+    if (status == XP_OK || j->fn == event_reached)
         status = run_work(s, j->name, j->fn, j->args);
     pthread_mutex_lock(&s->lock);
     if (status != XP_OK && s->status == XP_OK) {

@@ -146,6 +146,25 @@ static void test_events_order_two_streams(void **state) {
     xp_device_destroy(device);
 }
 
+static void test_events_are_reached_behind_a_failure(void **state) {
+    (void)state;
+    xp_device *device = make(XP_DEVICE_CPU, 1, NULL);
+    xp_stream *worker, *compute;
+    xp_event *event;
+    assert_int_equal(xp_stream_create(device, XP_STREAM_WORKER, &worker), XP_OK);
+    assert_int_equal(xp_stream_create(device, XP_STREAM_COMPUTE, &compute), XP_OK);
+    assert_int_equal(xp_event_create(device, &event), XP_OK);
+    step bad = {.value = 3, .fail = 1};
+    assert_int_equal(xp_cpu_submit(worker, run_step, &bad, sizeof bad), XP_OK);
+    assert_int_equal(xp_event_record(event, worker), XP_OK);
+    assert_int_equal(xp_event_wait(event, compute), XP_OK); /* returns: no hang */
+    assert_int_equal(xp_stream_sync(worker), XP_ENUMERIC);
+    xp_event_destroy(event);
+    xp_stream_destroy(worker);
+    xp_stream_destroy(compute);
+    xp_device_destroy(device);
+}
+
 static void test_scratch_is_kept_and_accounted(void **state) {
     (void)state;
     xp_device *device = make(XP_DEVICE_CPU, 2, NULL);
@@ -167,6 +186,7 @@ int main(void) {
         cmocka_unit_test(test_copies_and_zeros),
         cmocka_unit_test(test_worker_stream_keeps_order_and_first_error),
         cmocka_unit_test(test_events_order_two_streams),
+        cmocka_unit_test(test_events_are_reached_behind_a_failure),
         cmocka_unit_test(test_scratch_is_kept_and_accounted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

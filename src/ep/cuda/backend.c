@@ -1,4 +1,5 @@
-/* The entry of libexpar_cuda.so. */
+/* The entry of libexpar_cuda.so. It stands here because this is the highest layer that has kernels:
+ * it may see all below. */
 #include "device/cuda/cuda_device.h"
 #include "device/plugin.h"
 #include "ops/cuda/cuda_ops.h"
