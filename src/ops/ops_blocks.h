@@ -15,4 +15,11 @@
 int64_t xp_ops_block_rows(int64_t n_rows);
 int64_t xp_ops_n_blocks(int64_t n_rows);
 
+/** The same for a GPU, which needs several blocks a processor: at most XP_OPS_GPU_BLOCKS. Scratch
+ * is sized for the larger of both. */
+#define XP_OPS_GPU_BLOCKS         512
+#define XP_OPS_GPU_MIN_BLOCK_ROWS 4
+int64_t xp_ops_gpu_block_rows(int64_t n_rows);
+int64_t xp_ops_n_gpu_blocks(int64_t n_rows);
+
 #endif

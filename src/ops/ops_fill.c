@@ -14,9 +14,21 @@ int64_t xp_ops_n_blocks(int64_t n_rows) {
     return (n_rows + rows - 1) / rows;
 }
 
+int64_t xp_ops_gpu_block_rows(int64_t n_rows) {
+    const int64_t rows = (n_rows + XP_OPS_GPU_BLOCKS - 1) / XP_OPS_GPU_BLOCKS;
+    return rows < XP_OPS_GPU_MIN_BLOCK_ROWS ? XP_OPS_GPU_MIN_BLOCK_ROWS : rows;
+}
+
+int64_t xp_ops_n_gpu_blocks(int64_t n_rows) {
+    const int64_t rows = xp_ops_gpu_block_rows(n_rows);
+    return (n_rows + rows - 1) / rows;
+}
+
 /* At least two floats an element, so that plain code can keep one fp64 sum each. */
 static int64_t partial_sums(int64_t n_rows, int64_t width) {
-    const int64_t n_blocks = xp_ops_n_blocks(n_rows);
+    int64_t n_blocks = xp_ops_n_blocks(n_rows);
+    if (n_blocks < xp_ops_n_gpu_blocks(n_rows))
+        n_blocks = xp_ops_n_gpu_blocks(n_rows);
     return (n_blocks < 2 ? 2 : n_blocks) * width;
 }
 

@@ -1,0 +1,85 @@
+/* Sums in fp64 in a fixed order. */
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/launch.h"
+#include "ops/cuda/reduce.cuh"
+#include "ops/cuda/vector.cuh"
+#include "ops/ops_blocks.h"
+
+namespace {
+
+constexpr int THREADS = 256, LAST_THREADS = 1024;
+
+/* A block owns XP_OPS_SUM_BLOCK neighbouring elements, a thread vectors threadIdx.x, threadIdx.x +
+ * THREADS, ... of them. */
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS) square_blocks(int64_t n, const T *x, double *out) {
+    __shared__ double partial[THREADS / 32];
+    const int64_t first = (int64_t)blockIdx.x * XP_OPS_SUM_BLOCK;
+    const int64_t rest = n - first < XP_OPS_SUM_BLOCK ? n - first : XP_OPS_SUM_BLOCK;
+    double sum = 0;
+#pragma unroll 4
+    for (int64_t i = threadIdx.x * N; i + N <= rest; i += THREADS * N) {
+        float v[N];
+        unpack(load_once<T, N>(x + first + i), v);
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            sum += (double)v[k] * (double)v[k];
+    }
+    const int64_t tail = rest / N * N + threadIdx.x; /* fewer than N elements */
+    if (tail < rest) {
+        const double v = (double)to_float(x[first + tail]);
+        sum += v * v;
+    }
+    sum = block_sum(sum, partial);
+    if (threadIdx.x == 0)
+        out[blockIdx.x] = sum;
+}
+
+/* One block: out = sum of n values (+ out). */
+template <typename T>
+__global__ void __launch_bounds__(LAST_THREADS)
+    add_all(int64_t n, const T *x, double *out, bool acc) {
+    __shared__ double partial[LAST_THREADS / 32];
+    double sum = 0;
+#pragma unroll 8
+    for (int64_t i = threadIdx.x; i < n; i += LAST_THREADS)
+        sum += (double)x[i];
+    sum = block_sum(sum, partial);
+    if (threadIdx.x == 0)
+        *out = acc ? *out + sum : sum;
+}
+
+template <typename T, int N>
+xp_status launch_squares(const xp_sum_squares_args *args, int64_t n_blocks, cudaStream_t s) {
+    square_blocks<T, N>
+        <<<(unsigned)n_blocks, THREADS, 0, s>>>(args->n, (const T *)args->x, args->scratch);
+    return xp_cuda_check(cudaGetLastError(), "sum_squares");
+}
+
+xp_status square_all(const xp_sum_squares_args *args, int64_t n_blocks, cudaStream_t s) {
+    const bool wide = xp_is_aligned(args->x);
+    if (args->dtype == XP_F32)
+        return wide ? launch_squares<float, 4>(args, n_blocks, s)
+                    : launch_squares<float, 1>(args, n_blocks, s);
+    return wide ? launch_squares<bf16, 8>(args, n_blocks, s)
+                : launch_squares<bf16, 1>(args, n_blocks, s);
+}
+
+} // namespace
+
+extern "C" xp_status xp_cuda_sum_squares(xp_stream *stream, const xp_sum_squares_args *args) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    const int64_t n_blocks = xp_ceil_div(args->n, XP_OPS_SUM_BLOCK);
+    if (n_blocks > 0)
+        XP_TRY(square_all(args, n_blocks, s));
+    add_all<double><<<1, LAST_THREADS, 0, s>>>(n_blocks, args->scratch, args->out, args->acc);
+    return xp_cuda_check(cudaGetLastError(), "sum_squares");
+}
+
+extern "C" xp_status xp_cuda_sum(xp_stream *stream, const float *x, int64_t n, double *out) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    add_all<float><<<1, LAST_THREADS, 0, s>>>(n, x, out, false);
+    return xp_cuda_check(cudaGetLastError(), "sum");
+}

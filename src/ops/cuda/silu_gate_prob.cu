@@ -1,0 +1,195 @@
+/* h = silu(a) * b * p over pick rows, and its backward with dp: one pass over memory each. */
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/launch.h"
+#include "ops/cuda/reduce.cuh"
+#include "ops/cuda/vector.cuh"
+
+namespace {
+
+/* A warp owns a row at a time, so that p is read once and dp is a sum over lanes; a lane has
+ * AHEAD vectors of every input on their way before it uses the first. */
+constexpr int THREADS = 256, AHEAD = 3;
+
+struct rows {
+    int64_t n_rows;
+    const int32_t *n_rows_device;
+    int64_t ld, ldd; /* elements between rows of a, b and of da, db */
+    int n_vectors;   /* of a row */
+    const float *p;
+};
+
+static __device__ __forceinline__ int64_t valid_rows(const rows &r) {
+    if (r.n_rows_device == NULL)
+        return r.n_rows;
+    const int64_t n = *r.n_rows_device;
+    return n < r.n_rows ? n : r.n_rows;
+}
+
+/* 1 / (1 + exp(-a)). bf16 results keep 8 bits: the short instructions are exact enough there. */
+template <typename T> static __device__ __forceinline__ float sigmoid(float a) {
+    if constexpr (sizeof(T) == 2)
+        return __fdividef(1.0f, 1.0f + __expf(-a));
+    else
+        return 1.0f / (1.0f + expf(-a));
+}
+
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS)
+    forward(rows r, const T *__restrict__ a, const T *__restrict__ b, T *__restrict__ h) {
+    const int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (row >= valid_rows(r))
+        return;
+    const float p = r.p == NULL ? 1.0f : r.p[row];
+    a += row * r.ld;
+    b += row * r.ld;
+    h += row * r.n_vectors * N;
+    for (int first = (int)threadIdx.x % 32; first < r.n_vectors; first += 32 * AHEAD) {
+        vec<T, N> va[AHEAD], vb[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (first + 32 * i < r.n_vectors) {
+                va[i] = load_once<T, N>(a + (first + 32 * i) * N);
+                vb[i] = load_once<T, N>(b + (first + 32 * i) * N);
+            }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (first + 32 * i < r.n_vectors) {
+                float x[N], y[N];
+                unpack(va[i], x);
+                unpack(vb[i], y);
+#pragma unroll
+                for (int k = 0; k < N; k++)
+                    x[k] = x[k] * sigmoid<T>(x[k]) * y[k] * p;
+                store_vec<T, N>(h + (first + 32 * i) * N, x);
+            }
+    }
+}
+
+/* One vector: da, db, h (each may lie on its input: everything is loaded before) and its part of
+ * dp. */
+template <typename T, int N>
+static __device__ __forceinline__ float backward_vector(const vec<T, N> &va, const vec<T, N> &vb,
+                                                        const vec<T, N> &vd, float p, T *da, T *db,
+                                                        T *h) {
+    float a[N], b[N], d[N], product[N], dp = 0;
+    unpack(va, a);
+    unpack(vb, b);
+    unpack(vd, d);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const float s = sigmoid<T>(a[k]), silu = a[k] * s;
+        const float d_silu = s * (1.0f + a[k] * (1.0f - s));
+        product[k] = silu * b[k] * p;
+        dp += d[k] * silu * b[k];
+        a[k] = d[k] * b[k] * p * d_silu;
+        b[k] = d[k] * silu * p;
+    }
+    store_vec<T, N>(da, a);
+    store_vec<T, N>(db, b);
+    if (h != NULL)
+        store_vec<T, N>(h, product);
+    return dp;
+}
+
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS)
+    backward(rows r, const T *a, const T *b, const T *dh, T *da, T *db, T *h, float *dp) {
+    const int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (row >= valid_rows(r))
+        return;
+    const float p = r.p == NULL ? 1.0f : r.p[row];
+    const int64_t packed = row * r.n_vectors * N;
+    a += row * r.ld;
+    b += row * r.ld;
+    da += row * r.ldd;
+    db += row * r.ldd;
+    float sum = 0;
+    for (int first = (int)threadIdx.x % 32; first < r.n_vectors; first += 32 * AHEAD) {
+        vec<T, N> va[AHEAD], vb[AHEAD], vd[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (first + 32 * i < r.n_vectors) {
+                const int at = (first + 32 * i) * N;
+                va[i] = load_once<T, N>(a + at);
+                vb[i] = load_once<T, N>(b + at);
+                vd[i] = load_once<T, N>(dh + packed + at);
+            }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (first + 32 * i < r.n_vectors) {
+                const int at = (first + 32 * i) * N;
+                sum += backward_vector<T, N>(va[i], vb[i], vd[i], p, da + at, db + at,
+                                             h == NULL ? NULL : h + packed + at);
+            }
+    }
+    sum = warp_sum(sum);
+    if (dp != NULL && threadIdx.x % 32 == 0)
+        dp[row] = sum;
+}
+
+rows rows_of(const xp_silu_gate_prob_args *args, int64_t ldd, int n) {
+    return (rows){.n_rows = args->n_rows,
+                  .n_rows_device = args->n_rows_device,
+                  .ld = args->ld,
+                  .ldd = ldd,
+                  .n_vectors = (int)(args->dim / n),
+                  .p = args->p};
+}
+
+template <typename T, int N>
+xp_status launch_forward(const xp_silu_gate_prob_args *args, cudaStream_t stream) {
+    const unsigned n_blocks = (unsigned)xp_ceil_div(args->n_rows, THREADS / 32);
+    forward<T, N><<<n_blocks, THREADS, 0, stream>>>(rows_of(args, 0, N), (const T *)args->a,
+                                                    (const T *)args->b, (T *)args->h);
+    return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_forward");
+}
+
+template <typename T, int N>
+xp_status launch_backward(const xp_silu_gate_prob_backward_args *args, cudaStream_t stream) {
+    const xp_silu_gate_prob_args *f = &args->forward;
+    const unsigned n_blocks = (unsigned)xp_ceil_div(f->n_rows, THREADS / 32);
+    backward<T, N><<<n_blocks, THREADS, 0, stream>>>(
+        rows_of(f, args->ldd, N), (const T *)f->a, (const T *)f->b, (const T *)args->dh,
+        (T *)args->da, (T *)args->db, (T *)f->h, args->dp);
+    return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_backward");
+}
+
+/* Whether all rows allow 16-byte accesses. */
+bool is_wide(const xp_silu_gate_prob_args *args) {
+    const int64_t n = args->dtype == XP_F32 ? 4 : 8;
+    return args->dim % n == 0 && args->ld % n == 0 && xp_is_aligned(args->a) &&
+           xp_is_aligned(args->b) && xp_is_aligned(args->h);
+}
+
+} // namespace
+
+extern "C" xp_status xp_cuda_silu_gate_prob_forward(xp_stream *stream,
+                                                    const xp_silu_gate_prob_args *args) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    if (args->n_rows == 0 || args->dim == 0)
+        return XP_OK;
+    if (args->dtype == XP_F32)
+        return is_wide(args) ? launch_forward<float, 4>(args, s)
+                             : launch_forward<float, 1>(args, s);
+    return is_wide(args) ? launch_forward<bf16, 8>(args, s) : launch_forward<bf16, 1>(args, s);
+}
+
+extern "C" xp_status xp_cuda_silu_gate_prob_backward(xp_stream *stream,
+                                                     const xp_silu_gate_prob_backward_args *args) {
+    const xp_silu_gate_prob_args *f = &args->forward;
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    if (f->n_rows == 0)
+        return XP_OK;
+    if (f->dim == 0) /* dp of valid rows: a sum over nothing */
+        return args->dp == NULL || f->n_rows_device != NULL
+                   ? XP_OK
+                   : xp_cuda_check(cudaMemsetAsync(args->dp, 0, (size_t)f->n_rows * 4, s),
+                                   "silu_gate_prob_backward");
+    const bool wide = is_wide(f) && args->ldd % (f->dtype == XP_F32 ? 4 : 8) == 0 &&
+                      xp_is_aligned(args->da) && xp_is_aligned(args->db) && xp_is_aligned(args->dh);
+    if (f->dtype == XP_F32)
+        return wide ? launch_backward<float, 4>(args, s) : launch_backward<float, 1>(args, s);
+    return wide ? launch_backward<bf16, 8>(args, s) : launch_backward<bf16, 1>(args, s);
+}
