@@ -67,6 +67,10 @@ xp_status xp_comm_split(xp_comm *comm, int color, xp_comm **sub) {
 
 void xp_comm_set_phase(xp_comm *comm, const char *phase) {
     atomic_store(&comm->phase, phase);
+    xp_comm_show_phase(comm, phase);
+}
+
+void xp_comm_show_phase(xp_comm *comm, const char *phase) {
     if (comm->provider->set_phase)
         comm->provider->set_phase(comm, phase);
 }

@@ -93,6 +93,9 @@ struct xp_window {
 int xp_comm_world_rank(const xp_comm *comm, int rank);
 double xp_comm_timeout(const xp_comm *comm);
 bool xp_comm_shares_addresses(const xp_comm *comm);
+/** What this rank does between collectives, for the error of a rank that misses it. Static string.
+ */
+void xp_comm_show_phase(xp_comm *comm, const char *phase);
 /** Around a wait for other ranks that is no collective (flags in a window). */
 void xp_comm_mark_waiting(xp_comm *comm, int change);
 /** True when `rank` waits for others itself: not the one to blame yet. */

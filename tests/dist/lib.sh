@@ -32,11 +32,12 @@ fail() {
 #   --enable-recovery  without it mpirun ends all ranks as soon as one is gone, before they can say why. With it mpirun itself
 #                      exits with 0 whatever the ranks do, which is why each rank's exit code is written down.
 #   --oversubscribe    more ranks than cores
+# mpirun is ended after LIMIT seconds: it may outlive its ranks.
 launch() {
     local n=$1 folder=$2
     shift 2
     mkdir -p "$folder"
-    "$MPIRUN" ${XP_MPIRUN_ARGS:-} --oversubscribe --bind-to none --enable-recovery -n "$n" \
+    timeout -k 5 "${LIMIT:-120}" "$MPIRUN" ${XP_MPIRUN_ARGS:-} --oversubscribe --bind-to none --enable-recovery -n "$n" \
         bash "$HERE/rank.sh" "$WORK/$folder" "$@" > "$folder/all.log" 2>&1 < /dev/null
 }
 # All N ranks must have exited with 0.

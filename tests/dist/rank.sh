@@ -6,6 +6,7 @@ rank=${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-0}}
 echo $! > "$folder/pid.$rank"
 wait $!
 rc=$?
+wait # for tee
 echo $rc > "$folder/rc.tmp.$rank"
 mv "$folder/rc.tmp.$rank" "$folder/rc.$rank"
 exit $rc

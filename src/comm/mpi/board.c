@@ -128,9 +128,9 @@ const xp_board_slot *xp_board_find_dead(const xp_board *board) {
     return NULL;
 }
 
-bool xp_board_is_stopped(const xp_board_slot *slot) {
+bool xp_process_is_stopped(int pid) {
     char path[64], line[512] = "";
-    snprintf(path, sizeof path, "/proc/%d/stat", atomic_load(&slot->pid));
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
     FILE *file = fopen(path, "re");
     if (!file)
         return false;
@@ -140,6 +140,10 @@ bool xp_board_is_stopped(const xp_board_slot *slot) {
     /* "pid (name) state ...": the name may hold anything, so look behind its last bracket. */
     const char *end = strrchr(line, ')');
     return end && end[1] == ' ' && (end[2] == 'T' || end[2] == 't');
+}
+
+bool xp_board_is_stopped(const xp_board_slot *slot) {
+    return xp_process_is_stopped(atomic_load(&slot->pid));
 }
 
 bool xp_board_is_waiting(const xp_board_slot *slot) {
@@ -166,12 +170,15 @@ int xp_board_find_culprit(const xp_board *board, int rank) {
     return at;
 }
 
-void xp_board_outlast(const xp_board *board, double seconds) {
+void xp_board_outlast(const xp_board *board, int except, double seconds) {
     double deadline = xp_time_s() + seconds;
     for (;;) {
         bool alone = true;
-        for (int i = 0; i < board->n_slots && alone; i++)
-            alone = &board->memory->slots[i] == board->mine || has_ended(board, i);
+        for (int i = 0; i < board->n_slots && alone; i++) {
+            const xp_board_slot *slot = &board->memory->slots[i];
+            alone = slot == board->mine || atomic_load(&slot->rank) == except ||
+                    has_ended(board, i) || xp_board_is_stopped(slot);
+        }
         if (alone || xp_time_s() > deadline)
             return;
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);

@@ -75,14 +75,16 @@ void xp_board_get_failure(const xp_board *board, xp_failure *failure);
 
 /** The slot of a process that ended without parting, or NULL. */
 const xp_board_slot *xp_board_find_dead(const xp_board *board);
-/** True when the process cannot run: stopped by a signal or a debugger. */
+/** True when a process of this host cannot run: stopped by a signal or a debugger. */
+bool xp_process_is_stopped(int pid);
 bool xp_board_is_stopped(const xp_board_slot *slot);
 /** True when the process is in a wait for others itself. */
 bool xp_board_is_waiting(const xp_board_slot *slot);
 /** Follow who waits for whom from `rank`: the rank that all wait for in the end. */
 int xp_board_find_culprit(const xp_board *board, int rank);
-/** Wait until every other process of the node has ended, at most so long. */
-void xp_board_outlast(const xp_board *board, double seconds);
+/** Wait until every other process of the node has ended, at most so long; not for `except`, a rank
+ * of the world, or for those that are stopped. */
+void xp_board_outlast(const xp_board *board, int except, double seconds);
 
 /** A mapping that other processes may open as (pid, fd), filled with zeros and reserved: no later
  * access can fail for want of memory. */

@@ -238,7 +238,9 @@ void xp_mpi_exchange_report(xp_mpi_exchange *x) {
                      comm->base.timeout_s, kind, x->phase ? " (" : "", x->phase ? x->phase : "",
                      x->phase ? ")" : "", who.data ? who.data : "ranks that came too late");
     xp_text_free(&who);
+    const xp_board_slot *slot = xp_board_find(&comm->world->board, culprit);
     if (culprit != direct && n > 0 && (size_t)n < sizeof text)
-        snprintf(text + n, sizeof text - (size_t)n, "; in the end all wait for rank %d", culprit);
+        snprintf(text + n, sizeof text - (size_t)n, "; in the end all wait for rank %d%s", culprit,
+                 slot && xp_board_is_stopped(slot) ? ", whose process is stopped" : "");
     xp_mpi_fail(comm->world, culprit, text);
 }

@@ -131,7 +131,7 @@ xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
     if (!atomic_load(&world->failed))
         return status;
     if (failure->finder == world->rank && !atomic_load(&world->outdone)) {
-        xp_board_outlast(&world->board, OTHERS_S);
+        xp_board_outlast(&world->board, failure->culprit, OTHERS_S);
         double more = OUTPUT_S * (world->n_nodes > 1 ? 5 : 1);
         nanosleep(&(struct timespec){.tv_sec = (time_t)more,
                                      .tv_nsec = (long)((more - (double)(time_t)more) * 1e9)},

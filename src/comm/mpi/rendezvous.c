@@ -8,6 +8,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "comm/mpi/board.h"
 #include "core/file.h"
 #include "core/text.h"
 
@@ -92,7 +93,7 @@ void xp_rendezvous_deadline(xp_rendezvous *m, double timeout_s) {
     m->deadline_s = xp_time_s() + timeout_s;
 }
 
-typedef enum arrival { ABSENT, PRESENT, DEAD } arrival;
+typedef enum arrival { ABSENT, PRESENT, STOPPED, DEAD } arrival;
 
 /* Process numbers of other hosts say nothing here. */
 static arrival look_for(const xp_rendezvous *m, int rank, int *pid) {
@@ -107,7 +108,9 @@ static arrival look_for(const xp_rendezvous *m, int rank, int *pid) {
     int n_read = sscanf(text, "%d %63s", pid, host);
     free(text);
     bool here = n_read == 2 && strcmp(host, m->host) == 0;
-    return here && kill(*pid, 0) != 0 && errno == ESRCH ? DEAD : PRESENT;
+    if (here && kill(*pid, 0) != 0 && errno == ESRCH)
+        return DEAD;
+    return here && xp_process_is_stopped(*pid) ? STOPPED : PRESENT;
 }
 
 static void add_ranks(const xp_rendezvous *m, arrival what, xp_text *text) {
@@ -123,23 +126,39 @@ static void add_ranks(const xp_rendezvous *m, arrival what, xp_text *text) {
         xp_text_printf(text, " and %d more", n - 16);
 }
 
-static xp_status report(xp_rendezvous *m, arrival what) {
+static const char *plural(const xp_text *ranks) {
+    return strchr(ranks->data, ',') ? "s" : "";
+}
+
+/* What is wrong with the ranks in the worst state that there is. */
+static xp_status report(const xp_rendezvous *m) {
     xp_text ranks = {0};
-    add_ranks(m, what, &ranks);
-    const char *names = ranks.data ? ranks.data : "";
-    bool several = strchr(names, ',') != NULL;
     xp_status status;
-    if (what == DEAD)
+    add_ranks(m, DEAD, &ranks);
+    if (ranks.data) {
         status = xp_error(XP_ECOMM,
                           "rank%s %s died in init, before all ranks were connected: killed or "
                           "crashed",
-                          several ? "s" : "", names);
-    else if (names[0])
+                          plural(&ranks), ranks.data);
+        xp_text_free(&ranks);
+        return status;
+    }
+    add_ranks(m, ABSENT, &ranks);
+    if (ranks.data) {
         status = xp_error(XP_ECOMM,
                           "init: rank%s %s did not arrive within %g s (comm.init_timeout_seconds): "
                           "never started, "
                           "or cannot see %s, where ranks leave a mark",
-                          several ? "s" : "", names, m->timeout_s, m->folder);
+                          plural(&ranks), ranks.data, m->timeout_s, m->folder);
+        xp_text_free(&ranks);
+        return status;
+    }
+    add_ranks(m, STOPPED, &ranks);
+    if (ranks.data)
+        status = xp_error(XP_ECOMM,
+                          "init: rank%s %s did not connect within %g s "
+                          "(comm.init_timeout_seconds): the process is stopped",
+                          plural(&ranks), ranks.data, m->timeout_s);
     else
         status = xp_error(XP_ECOMM,
                           "init: all %d ranks are there, but MPI did not connect them within %g s "
@@ -177,9 +196,9 @@ xp_status xp_rendezvous_check(xp_rendezvous *m) {
     for (int r = 0; r < m->size; r++) {
         int pid = 0;
         if (r != m->rank && look_for(m, r, &pid) == DEAD)
-            return report(m, DEAD);
+            return report(m);
     }
-    return xp_time_s() < m->deadline_s ? XP_OK : report(m, ABSENT);
+    return xp_time_s() < m->deadline_s ? XP_OK : report(m);
 }
 
 /* @return true: this rank was the first to write */

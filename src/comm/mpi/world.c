@@ -118,9 +118,10 @@ static void mpi_destroy(xp_comm *base) {
         close_world(world, all);
 }
 
+/* Who gives up speaks of itself; who waited in shared memory says for whom, and the board knows
+ * more about that one. */
 static void mpi_fail(xp_comm *base, const char *text) {
     xp_mpi_world *world = ((xp_mpi_comm *)base)->world;
-    /* Who waited in shared memory says for whom; who gives up speaks of itself. */
     const char *direct = strstr(text, " for rank ");
     int rank = world->rank;
     if (!direct || sscanf(direct, " for rank %d", &rank) != 1) {
@@ -128,9 +129,14 @@ static void mpi_fail(xp_comm *base, const char *text) {
         return;
     }
     int culprit = xp_board_find_culprit(&world->board, rank);
-    char whole[XP_BOARD_TEXT];
-    snprintf(whole, sizeof whole, "%s; in the end all wait for rank %d", text, culprit);
-    xp_mpi_fail(world, culprit, culprit == rank ? text : whole);
+    const xp_board_slot *slot = xp_board_find(&world->board, culprit);
+    char whole[XP_BOARD_TEXT], end[64] = "", state[64] = "";
+    if (culprit != rank)
+        snprintf(end, sizeof end, "; in the end all wait for rank %d", culprit);
+    if (slot && xp_board_is_stopped(slot))
+        snprintf(state, sizeof state, "; its process %d is stopped", atomic_load(&slot->pid));
+    snprintf(whole, sizeof whole, "%s%s%s", text, end, state);
+    xp_mpi_fail(world, culprit, whole);
 }
 
 static xp_status mpi_async_error(const xp_comm *base) {

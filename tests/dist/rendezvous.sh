@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# 64 processes start and stop cleanly; a rank that never arrives is named by those that wait for it.
+. "$(dirname "$0")/lib.sh"
+times=2
+[ "$LONG" = 1 ] && times=20
+for ((i = 1; i <= times; i++)); do
+    began=$(now_ms)
+    LIMIT=60 launch 64 start-$i "$START_STOP"
+    expect_ok 64 start-$i
+    [ "$(grep -c '^64 ranks' start-$i/all.log)" = 1 ] || fail "start-$i: $(tail -n 3 start-$i/all.log)"
+    [ -z "$(ls -A "$WORK" | grep expar-ranks)" ] || fail "marks are left behind"
+    echo "start $i of $times: 64 ranks in $(($(now_ms) - began)) ms"
+done
+
+cat > late.sh <<'SH'
+[ "$OMPI_COMM_WORLD_RANK" = 2 ] && exec sleep 60
+exec "$@"
+SH
+began=$(now_ms)
+START_TIMEOUT=2 LIMIT=30 launch 4 absent bash "$WORK/late.sh" "$START_STOP" &
+mpirun=$!
+sleep 1
+wait_ranks absent 8 0 1 3
+took=$(($(now_ms) - began))
+kill "$(cat absent/pid.2)"
+wait $mpirun
+for r in 0 1 3; do
+    [ "$(cat absent/rc.$r)" = 1 ] || fail "rank $r exited with $(cat absent/rc.$r)"
+    grep -q "rank 2 did not arrive within 2 s" "absent/err.$r" || fail "rank $r does not name rank 2"
+done
+last=$(grep '^error: ' absent/all.log | tail -n 1)
+[[ $last == "error: init: rank 2 did not arrive"* ]] || fail "the last line is not the root cause: $last"
+echo "absent: $took ms: $last"
+echo "ok: rendezvous"
