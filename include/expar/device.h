@@ -31,10 +31,14 @@ typedef enum xp_stream_kind {
 
 typedef struct xp_device_args {
     xp_device_kind kind;
-    int index;        /* which accelerator; ignored on the CPU */
-    int n_threads;    /* CPU: threads of this rank's pool, >= 1 */
-    const char *caps; /* comma-separated capabilities to leave out ("avx512,avx2"), or NULL: use
-                         all. Borrowed during the call */
+    int index;           /* which accelerator; ignored on the CPU */
+    int n_threads;       /* CPU: threads of this rank's pool, >= 1 */
+    const char *caps;    /* comma-separated capabilities to leave out ("avx512,avx2"), or NULL: use
+                            all. Borrowed during the call. For tests of what must also run on a GPU
+                            the CPU knows two more words: "guard", its memory can be touched by queued
+                            work only; "late", with guard: a compute stream runs its work at the next
+                            xp_stream_sync() and not before */
+    xp_device_kind like; /* null device: whose rules it counts by (XP_DEVICE_CPU, XP_DEVICE_CUDA) */
 } xp_device_args;
 
 /** @return XP_OK; XP_EINVAL; XP_ENOTSUP when this machine or build has no such device (the error
@@ -44,6 +48,12 @@ XP_API XP_NODISCARD xp_status xp_device_create(const xp_device_args *args, xp_de
 XP_API void xp_device_destroy(xp_device *device);
 
 XP_API xp_device_kind xp_device_get_kind(const xp_device *device);
+/** The kind whose rules hold for sizes and types: the device's own; on a null device what it
+ * stands for. */
+XP_API xp_device_kind xp_device_like(const xp_device *device);
+/** True when host code may read and write device memory itself, and queued work is done when the
+ * call that queued it returns: a CPU's compute streams. */
+XP_API bool xp_device_shares_host(const xp_device *device);
 /** "cpu", "cuda:0", "null". Valid as long as the device. */
 XP_API const char *xp_device_name(const xp_device *device);
 
@@ -61,10 +71,25 @@ XP_API void xp_device_free(xp_device *device, void *data);
 /** Bytes now reserved under `tag`, or under all tags when it is NULL. */
 XP_API int64_t xp_device_bytes(const xp_device *device, const char *tag);
 XP_API int64_t xp_device_peak_bytes(const xp_device *device);
-/** How many xp_device_alloc() calls there have been. */
+/** How many xp_device_alloc() and xp_host_alloc() calls there have been. */
 XP_API int64_t xp_device_n_allocs(const xp_device *device);
+/** How many times a thread has waited for the device: xp_stream_sync() calls. */
+XP_API int64_t xp_device_n_syncs(const xp_device *device);
 /** The i-th tag in order of first use, NULL past the last. */
 XP_API const char *xp_device_tag(const xp_device *device, int i);
+
+/**
+ * Host memory that the device copies from and to without waiting (page-locked on a GPU, plain
+ * memory elsewhere), 256-byte aligned, zeroed. For staging; only before the first step.
+ * @param tag  as for xp_device_alloc(), in an account of its own
+ * @return XP_OK; XP_ENOMEM with the tag and the byte count in the error
+ */
+XP_API XP_NODISCARD xp_status xp_host_alloc(xp_device *device, size_t n_bytes, const char *tag,
+                                            void **data);
+/** Give back what xp_host_alloc() returned; NULL is accepted. */
+XP_API void xp_host_free(xp_device *device, void *data);
+/** Bytes of staging memory now reserved under `tag`, or under all tags when it is NULL. */
+XP_API int64_t xp_host_bytes(const xp_device *device, const char *tag);
 
 XP_API XP_NODISCARD xp_status xp_stream_create(xp_device *device, xp_stream_kind kind,
                                                xp_stream **stream);

@@ -17,6 +17,9 @@ typedef struct xp_device_vtable {
     void (*destroy)(xp_device *device);
     xp_status (*alloc)(xp_device *device, size_t n_bytes, void **data);
     void (*free)(xp_device *device, void *data);
+    /** Zeroed. Both NULL: memory of the C library. */
+    xp_status (*host_alloc)(xp_device *device, size_t n_bytes, void **data);
+    void (*host_free)(xp_device *device, void *data);
     xp_status (*stream_create)(xp_device *device, xp_stream_kind kind, xp_stream **stream);
     void (*stream_destroy)(xp_stream *stream);
     xp_status (*stream_sync)(xp_stream *stream);
@@ -28,15 +31,23 @@ typedef struct xp_device_vtable {
     xp_status (*zero)(xp_stream *stream, void *dst, size_t n_bytes);
 } xp_device_vtable;
 
-/** First member of every provider's device. */
-struct xp_device {
-    const xp_device_vtable *vtable;
-    xp_device_kind kind;
-    char name[32];
-    pthread_mutex_t lock; /* accounts: windows may be made from a communication thread */
+/** What is reserved of one kind of memory. */
+typedef struct xp_memory_account {
     xp_tag_account tags[XP_MAX_TAGS];
     int n_tags;
-    int64_t n_bytes, peak_bytes, n_allocs;
+    int64_t n_bytes, peak_bytes;
+} xp_memory_account;
+
+/** First member of every provider's device. Providers set vtable, name, and where they differ from
+ * the CPU like and hides_memory. */
+struct xp_device {
+    const xp_device_vtable *vtable;
+    xp_device_kind kind, like;
+    bool hides_memory; /* the opposite of xp_device_shares_host() */
+    char name[32];
+    pthread_mutex_t lock; /* accounts: windows may be made from a communication thread */
+    xp_memory_account memory, host;
+    int64_t n_allocs, n_syncs;
     struct xp_allocation *allocations; /* what free() needs to know, newest first */
 };
 
@@ -49,9 +60,20 @@ struct xp_event {
     xp_device *device;
 };
 
-/** Bytes that another layer reserved for this device by other means (memory shared between processes), or gave back
- * (n_bytes < 0): accounted under `tag` as if they came from xp_device_alloc(). */
+/** Bytes that another layer reserved for this device by other means (memory shared between
+ * processes), or gave back (n_bytes < 0): accounted under `tag` as if they came from
+ * xp_device_alloc(). */
 XP_NODISCARD xp_status xp_device_account(xp_device *device, const char *tag, int64_t n_bytes);
+
+/** Zero memory and wait for it: while things are made, not in a step. Does nothing on the null
+ * device. */
+XP_NODISCARD xp_status xp_device_clear(xp_device *device, void *data, size_t n_bytes);
+/** Copy and wait, likewise. */
+XP_NODISCARD xp_status xp_device_move(xp_device *device, void *dst, const void *src,
+                                      size_t n_bytes);
+
+/** Whether an address lies in what xp_host_alloc() gave out. */
+bool xp_device_holds_host(xp_device *device, const void *data);
 
 /** Providers: fill *device with a zeroed-then-set object; device.c initialises the shared part. */
 xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device);

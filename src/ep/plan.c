@@ -5,6 +5,8 @@
 #include <string.h>
 #include "comm/provider.h"
 #include "device/cpu/cpu_device.h"
+#include "device/device_internal.h"
+#include "ep/device_ops.h"
 #include "ep/transport/hierarchical.h"
 #include "ep/transport/transport.h"
 
@@ -40,6 +42,7 @@ static void carve_plan(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_plan *p) {
     p->n_recv = carve_ints(c, rounds);
     p->weight = xp_ep_carve(c, (size_t)(rounds * s->pick_capacity) * sizeof(float));
     p->expert_tokens = xp_ep_carve(c, (size_t)s->n_local * sizeof(int64_t));
+    p->totals = carve_ints(c, 4 + n_ranks);
 }
 
 size_t xp_ep_plan_measure(const xp_ep_shape *shape) {
@@ -60,9 +63,18 @@ xp_status xp_ep_plan_create(xp_ep_group *group, xp_ep_plan **plan) {
     XP_TRY_GOTO(status, xp_device_alloc(group->device, n_bytes, "ep", &p->memory), fail_plan);
     p->group = group;
     if (xp_device_get_kind(group->device) != XP_DEVICE_NULL) {
-        memset(p->memory, 0, n_bytes);
+        XP_TRY_GOTO(status, xp_device_clear(group->device, p->memory, n_bytes), fail_memory);
         xp_ep_carver carver = {.base = p->memory};
         carve_plan(&group->shape, &carver, p);
+    }
+    if (group->device_ops) {
+        p->host_tokens = calloc((size_t)group->shape.n_local, sizeof *p->host_tokens);
+        p->host_blocks = calloc((size_t)(group->shape.n_ranks * group->shape.block_ints),
+                                sizeof *p->host_blocks);
+        if (!p->host_tokens || !p->host_blocks) {
+            status = xp_error(XP_ENOMEM, "no memory for an expert parallel plan");
+            goto fail_memory;
+        }
     }
     if (group->transport == XP_EP_HIERARCHICAL && group->shape.n_ranks > 1)
         XP_TRY_GOTO(status, xp_ep_relay_create(group, &p->relay), fail_memory);
@@ -70,6 +82,8 @@ xp_status xp_ep_plan_create(xp_ep_group *group, xp_ep_plan **plan) {
     *plan = p;
     return XP_OK;
 fail_memory:
+    free(p->host_tokens);
+    free(p->host_blocks);
     xp_device_free(group->device, p->memory);
 fail_plan:
     free(p);
@@ -81,6 +95,8 @@ void xp_ep_plan_destroy(xp_ep_plan *plan) {
         return;
     xp_ep_relay_destroy(plan->group, plan->relay);
     xp_device_free(plan->group->device, plan->memory);
+    free(plan->host_tokens);
+    free(plan->host_blocks);
     atomic_fetch_sub(&plan->group->n_plans, 1);
     free(plan);
 }
@@ -132,7 +148,7 @@ static bool has_error(const xp_ep_shape *s, const int32_t *blocks) {
 }
 
 /* The first rank with bad routing decides the error of all. */
-static xp_status explain_error(const xp_ep_group *group, const int32_t *blocks) {
+xp_status xp_ep_plan_explain(const xp_ep_group *group, const int32_t *blocks) {
     const xp_ep_shape *s = &group->shape;
     for (int r = 0; r < s->n_ranks; r++) {
         const int32_t *error = blocks + (int64_t)r * s->block_ints + XP_EP_BLOCK_ERROR(s);
@@ -268,7 +284,7 @@ xp_status xp_ep_plan_run(const xp_ep_step *step, const int32_t *topk_idx, const 
     if (has_error(s, plan->blocks)) {
         if (group->ops->refuse)
             XP_TRY(group->ops->refuse(step));
-        return explain_error(group, plan->blocks);
+        return xp_ep_plan_explain(group, plan->blocks);
     }
     derive_bases(plan);
     xp_ep_pick **targets = group->targets[plan->slot];
@@ -324,6 +340,10 @@ xp_status xp_ep_plan_wait(xp_ep_plan *plan, xp_ep_counts *counts) {
     if (xp_device_get_kind(plan->group->device) == XP_DEVICE_NULL) {
         *counts = (xp_ep_counts){.n_rounds = 1};
         return XP_OK;
+    }
+    if (plan->group->device_ops) {
+        xp_ep_add(&plan->group->totals.n_host_waits, 1);
+        return plan->group->device_ops->wait(plan, counts);
     }
     if (!xp_cpu_stream_is_inline(plan->stream)) {
         xp_ep_add(&plan->group->totals.n_host_waits, 1);

@@ -1,7 +1,7 @@
 /* Windows of threads are plain memory of each rank's device whose addresses are shown to all. */
 #include <stdlib.h>
-#include <string.h>
 #include "comm/thread/team.h"
+#include "device/device_internal.h"
 
 typedef struct thread_window {
     xp_window base;
@@ -19,12 +19,13 @@ xp_status xp_thread_window_create(xp_comm *base, xp_device *device, size_t n_byt
         status = xp_error(XP_ENOMEM, "no memory for a window over %d ranks", base->size);
     else
         status = xp_device_alloc(device, n_bytes, tag, &w->mine);
+    if (status == XP_OK)
+        status = xp_device_clear(device, w->mine, n_bytes);
     if (status != XP_OK) {
         /* The others wait for this rank: tell them why it does not come. */
         xp_comm_abort(base, xp_last_error());
-        goto fail;
+        goto fail_memory;
     }
-    memset(w->mine, 0, n_bytes);
     comm->team->slots[base->rank].window = w->mine;
     XP_TRY_GOTO(status, xp_team_enter(comm, XP_COMM_WINDOW, atomic_load(&base->phase)),
                 fail_memory);
@@ -36,8 +37,7 @@ xp_status xp_thread_window_create(xp_comm *base, xp_device *device, size_t n_byt
     *window = &w->base;
     return XP_OK;
 fail_memory:
-    xp_device_free(device, w->mine);
-fail:
+    xp_device_free(device, w ? w->mine : NULL);
     free(w);
     free(peers);
     return status;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "device/cpu/cpu_stream.h"
+#include "device/cpu/guard.h"
 #include "device/device_internal.h"
 
 /* Only when this library is an OpenBLAS: its threads would fight with ours. */
@@ -25,14 +26,18 @@ static unsigned machine_caps(void) {
     return caps;
 }
 
-/* Take the capabilities named in `list` out of *caps. */
-static xp_status leave_out(const char *list, unsigned *caps) {
+/* Take the capabilities named in `list` out of cpu->caps; "guard" and "late" are for tests. */
+static xp_status leave_out(const char *list, xp_cpu_device *cpu) {
     for (const char *at = list; at != NULL && *at != '\0';) {
         size_t n = strcspn(at, ",");
         if (n == 4 && memcmp(at, "avx2", 4) == 0)
-            *caps &= ~(XP_CPU_AVX2 | XP_CPU_AVX512);
+            cpu->caps &= ~(XP_CPU_AVX2 | XP_CPU_AVX512);
         else if (n == 6 && memcmp(at, "avx512", 6) == 0)
-            *caps &= ~XP_CPU_AVX512;
+            cpu->caps &= ~XP_CPU_AVX512;
+        else if (n == 5 && memcmp(at, "guard", 5) == 0)
+            cpu->base.hides_memory = true;
+        else if (n == 4 && memcmp(at, "late", 4) == 0)
+            cpu->late = true;
         else if (n != 0)
             return xp_error(XP_EINVAL, "cpu: no capability \"%.*s\"; there are avx2 and avx512",
                             (int)n, at);
@@ -40,6 +45,9 @@ static xp_status leave_out(const char *list, unsigned *caps) {
         if (*at == ',')
             at++;
     }
+    if (cpu->late && !cpu->base.hides_memory)
+        return xp_error(XP_EINVAL, "cpu: \"late\" needs \"guard\": without it results are read "
+                                   "where they lie");
     return XP_OK;
 }
 
@@ -51,7 +59,8 @@ static void cpu_destroy(xp_device *device) {
 }
 
 static xp_status cpu_alloc(xp_device *device, size_t n_bytes, void **data) {
-    (void)device;
+    if (device->hides_memory)
+        return xp_guard_alloc(n_bytes, data);
     *data = aligned_alloc(256, n_bytes);
     if (*data == NULL)
         return xp_error(XP_ENOMEM, "out of memory");
@@ -62,8 +71,10 @@ static xp_status cpu_alloc(xp_device *device, size_t n_bytes, void **data) {
 }
 
 static void cpu_free(xp_device *device, void *data) {
-    (void)device;
-    free(data);
+    if (device->hides_memory)
+        xp_guard_free(data);
+    else
+        free(data);
 }
 
 static const xp_device_vtable cpu_vtable = {
@@ -82,15 +93,15 @@ static const xp_device_vtable cpu_vtable = {
 };
 
 xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device) {
-    unsigned caps = machine_caps();
-    XP_TRY(leave_out(args->caps, &caps));
     xp_cpu_device *cpu = calloc(1, sizeof *cpu);
     if (cpu == NULL)
         return xp_error(XP_ENOMEM, "cpu device: out of memory");
     cpu->base.vtable = &cpu_vtable;
-    cpu->caps = caps;
+    cpu->caps = machine_caps();
     snprintf(cpu->base.name, sizeof cpu->base.name, "cpu");
-    xp_status status = xp_pool_create(args->n_threads, &cpu->pool);
+    xp_status status = leave_out(args->caps, cpu);
+    if (status == XP_OK)
+        status = xp_pool_create(args->n_threads, &cpu->pool);
     if (status == XP_OK)
         status = xp_pool_create(1, &cpu->worker_pool);
     if (status != XP_OK) {
@@ -104,6 +115,10 @@ xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device) {
 
 unsigned xp_cpu_device_caps(const xp_device *device) {
     return ((const xp_cpu_device *)device)->caps;
+}
+
+int64_t xp_cpu_device_n_pageable(const xp_device *device) {
+    return __atomic_load_n(&((const xp_cpu_device *)device)->n_pageable, __ATOMIC_RELAXED);
 }
 
 void xp_cpu_device_observe(xp_device *device, const xp_cpu_observer *observer) {

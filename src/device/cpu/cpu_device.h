@@ -49,6 +49,10 @@ typedef struct xp_cpu_observer {
     void *context;
 } xp_cpu_observer;
 
+/** Guarded devices: copies between device memory and host memory that is not xp_host_alloc()'s,
+ * which a GPU would wait for. */
+int64_t xp_cpu_device_n_pageable(const xp_device *device);
+
 /** Copied; NULL: nobody listens any more. Call it while nothing is queued. */
 void xp_cpu_device_observe(xp_device *device, const xp_cpu_observer *observer);
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/file.h"
+#include "device/cpu/guard.h"
 
 #define QUEUE_LENGTH 256
 
@@ -22,6 +23,10 @@ typedef struct cpu_stream {
     xp_pool *pool;
     scratch *scratch; /* [threads of the pool] */
     bool is_inline;
+    /* late streams only: work that waits for xp_stream_sync() */
+    job *kept;
+    int n_kept, kept_capacity;
+    bool running_kept;
     /* worker streams only */
     pthread_t thread;
     pthread_mutex_t lock;
@@ -40,7 +45,7 @@ typedef struct cpu_event {
     uint64_t n_recorded, n_reached; /* record() calls made, and passed by their stream */
 } cpu_event;
 
-static xp_status run_work(cpu_stream *s, const char *name, xp_cpu_fn fn, void *args) {
+static xp_status observe(cpu_stream *s, const char *name, xp_cpu_fn fn, void *args) {
     const xp_cpu_observer *observer = &((xp_cpu_device *)s->base.device)->observer;
     if (name == NULL || observer->ran == NULL)
         return fn(&s->base, args);
@@ -51,6 +56,47 @@ static xp_status run_work(cpu_stream *s, const char *name, xp_cpu_fn fn, void *a
 }
 
 static xp_status event_reached(xp_stream *stream, void *args);
+
+static xp_status run_work(cpu_stream *s, const char *name, xp_cpu_fn fn, void *args) {
+    if (!s->base.device->hides_memory)
+        return observe(s, name, fn, args);
+    xp_guard_open();
+    const xp_status status = observe(s, name, fn, args);
+    xp_guard_close();
+    return status;
+}
+
+/* ---- late streams: nothing runs before somebody waits ---- */
+
+static bool is_late(const cpu_stream *s) {
+    return s->is_inline && ((const xp_cpu_device *)s->base.device)->late;
+}
+
+static xp_status keep_work(cpu_stream *s, const job *work, size_t n_bytes) {
+    if (s->n_kept == s->kept_capacity) {
+        int capacity = s->kept_capacity == 0 ? 256 : 2 * s->kept_capacity;
+        job *grown = realloc(s->kept, (size_t)capacity * sizeof *grown);
+        if (grown == NULL)
+            return xp_error(XP_ENOMEM, "stream: out of memory");
+        s->kept = grown;
+        s->kept_capacity = capacity;
+    }
+    job *j = &s->kept[s->n_kept++];
+    j->fn = work->fn;
+    j->name = work->name;
+    memcpy(j->args, work->args, n_bytes);
+    return XP_OK;
+}
+
+static xp_status run_kept(cpu_stream *s) {
+    xp_status status = XP_OK;
+    s->running_kept = true;
+    for (int i = 0; i < s->n_kept && status == XP_OK; i++)
+        status = run_work(s, s->kept[i].name, s->kept[i].fn, s->kept[i].args);
+    s->running_kept = false;
+    s->n_kept = 0;
+    return status;
+}
 
 static void run_next(cpu_stream *s) {
     job *j = &s->queue[s->n_done % QUEUE_LENGTH];
@@ -132,13 +178,14 @@ void xp_cpu_stream_destroy(xp_stream *stream) {
     for (int i = 0; i < xp_pool_n_threads(s->pool); i++)
         xp_device_free(stream->device, s->scratch[i].data);
     free(s->scratch);
+    free(s->kept);
     free(s);
 }
 
 xp_status xp_cpu_stream_sync(xp_stream *stream) {
     cpu_stream *s = (cpu_stream *)stream;
     if (s->is_inline)
-        return XP_OK;
+        return is_late(s) ? run_kept(s) : XP_OK;
     pthread_mutex_lock(&s->lock);
     while (s->n_done < s->n_submitted)
         pthread_cond_wait(&s->changed, &s->lock);
@@ -159,9 +206,13 @@ xp_status xp_cpu_submit_named(xp_stream *stream, const char *name, xp_cpu_fn fn,
     if (n_bytes > XP_CPU_MAX_ARGS)
         return xp_error(XP_EINTERNAL, "stream: %zu bytes of arguments", n_bytes);
     if (s->is_inline) {
-        _Alignas(16) char copy[XP_CPU_MAX_ARGS];
-        memcpy(copy, args, n_bytes);
-        return run_work(s, name, fn, copy);
+        job now;
+        now.fn = fn;
+        now.name = name;
+        memcpy(now.args, args, n_bytes);
+        if (is_late(s) && !s->running_kept)
+            return keep_work(s, &now, n_bytes);
+        return run_work(s, name, fn, now.args);
     }
     pthread_mutex_lock(&s->lock);
     while (s->n_submitted - s->n_done == QUEUE_LENGTH)
@@ -177,7 +228,8 @@ xp_status xp_cpu_submit_named(xp_stream *stream, const char *name, xp_cpu_fn fn,
 }
 
 bool xp_cpu_stream_is_inline(const xp_stream *stream) {
-    return ((const cpu_stream *)stream)->is_inline;
+    const cpu_stream *s = (const cpu_stream *)stream;
+    return s->is_inline && !is_late(s);
 }
 
 xp_pool *xp_cpu_stream_pool(const xp_stream *stream) {
@@ -248,6 +300,10 @@ static xp_status event_wait_for(xp_stream *stream, void *args) {
 
 xp_status xp_cpu_event_record(xp_event *event, xp_stream *stream) {
     cpu_event *e = (cpu_event *)event;
+    cpu_stream *s = (cpu_stream *)stream;
+    /* Whoever waits for the event may be all that makes this stream's owner wait. */
+    if (is_late(s))
+        XP_TRY(run_kept(s));
     pthread_mutex_lock(&e->lock);
     event_job j = {.event = e, .count = ++e->n_recorded};
     pthread_mutex_unlock(&e->lock);
@@ -288,7 +344,15 @@ static xp_status run_copy(xp_stream *stream, void *args) {
     return XP_OK;
 }
 
+/* Neither device memory nor staging memory. */
+static bool is_pageable(xp_device *device, const void *data) {
+    return !xp_guard_holds(data) && !xp_device_holds_host(device, data);
+}
+
 xp_status xp_cpu_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {
+    xp_device *device = stream->device;
+    if (device->hides_memory && (is_pageable(device, dst) || is_pageable(device, src)))
+        __atomic_fetch_add(&((xp_cpu_device *)device)->n_pageable, 1, __ATOMIC_RELAXED);
     copy_job j = {.dst = dst, .src = src, .n_bytes = n_bytes};
     return xp_cpu_submit_named(stream, "copy", run_copy, &j, sizeof j);
 }

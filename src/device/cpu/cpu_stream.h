@@ -11,6 +11,8 @@ typedef struct xp_cpu_device {
     xp_pool *pool;            /* the rank's threads, for compute streams */
     xp_pool *worker_pool;     /* one thread, for worker streams */
     xp_cpu_observer observer; /* ran NULL: none */
+    bool late;                /* compute streams keep their work until they are waited for */
+    int64_t n_pageable;
 } xp_cpu_device;
 
 xp_status xp_cpu_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **stream);

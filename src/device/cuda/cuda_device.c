@@ -66,6 +66,18 @@ static void cuda_free(xp_device *device, void *data) {
         cudaFree(data);
 }
 
+static xp_status cuda_host_alloc(xp_device *device, size_t n_bytes, void **data) {
+    XP_TRY(select_device(device));
+    XP_TRY(xp_cuda_check(cudaHostAlloc(data, n_bytes, cudaHostAllocPortable), "cudaHostAlloc"));
+    memset(*data, 0, n_bytes);
+    return XP_OK;
+}
+
+static void cuda_host_free(xp_device *device, void *data) {
+    if (select_device(device) == XP_OK)
+        cudaFreeHost(data);
+}
+
 static xp_status cuda_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **stream) {
     (void)kind;
     XP_TRY(select_device(device));
@@ -145,6 +157,8 @@ static const xp_device_vtable cuda_vtable = {
     .destroy = cuda_destroy,
     .alloc = cuda_alloc,
     .free = cuda_free,
+    .host_alloc = cuda_host_alloc,
+    .host_free = cuda_host_free,
     .stream_create = cuda_stream_create,
     .stream_destroy = cuda_stream_destroy,
     .stream_sync = cuda_stream_sync,

@@ -27,6 +27,18 @@ static void null_free(xp_device *device, void *data) {
     (void)data;
 }
 
+/* Real memory: who fills staging memory before a copy need not know what it copies to. */
+static xp_status null_host_alloc(xp_device *device, size_t n_bytes, void **data) {
+    (void)device;
+    *data = calloc(1, n_bytes);
+    return *data == NULL ? xp_error(XP_ENOMEM, "out of memory") : XP_OK;
+}
+
+static void null_host_free(xp_device *device, void *data) {
+    (void)device;
+    free(data);
+}
+
 static xp_status null_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **stream) {
     (void)device;
     (void)kind;
@@ -75,6 +87,8 @@ static const xp_device_vtable null_vtable = {
     .destroy = null_destroy,
     .alloc = null_alloc,
     .free = null_free,
+    .host_alloc = null_host_alloc,
+    .host_free = null_host_free,
     .stream_create = null_stream_create,
     .stream_destroy = null_stream_destroy,
     .stream_sync = null_stream_sync,
@@ -87,11 +101,11 @@ static const xp_device_vtable null_vtable = {
 };
 
 xp_status xp_null_device_create(const xp_device_args *args, xp_device **device) {
-    (void)args;
     null_device *null = calloc(1, sizeof *null);
     if (null == NULL)
         return xp_error(XP_ENOMEM, "null device: out of memory");
     null->base.vtable = &null_vtable;
+    null->base.like = args->like;
     null->next = (uintptr_t)1 << 62;
     snprintf(null->base.name, sizeof null->base.name, "null");
     *device = &null->base;

@@ -3,8 +3,11 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "device/cpu/cpu_device.h"
@@ -179,6 +182,92 @@ static void test_scratch_is_kept_and_accounted(void **state) {
     xp_device_destroy(device);
 }
 
+static void test_staging_memory_has_its_own_account(void **state) {
+    (void)state;
+    xp_device_kind kinds[] = {XP_DEVICE_CPU, XP_DEVICE_NULL};
+    for (int k = 0; k < 2; k++) {
+        xp_device *device = make(kinds[k], 1, NULL);
+        char *staging;
+        assert_int_equal(xp_host_alloc(device, 1000, "tokens", (void **)&staging), XP_OK);
+        for (int i = 0; i < 1000; i++)
+            assert_int_equal(staging[i], 0);
+        assert_int_equal(xp_host_bytes(device, "tokens"), 1024);
+        assert_int_equal(xp_host_bytes(device, NULL), 1024);
+        assert_int_equal(xp_device_bytes(device, NULL), 0);
+        assert_int_equal(xp_device_n_allocs(device), 1);
+        xp_host_free(device, staging);
+        xp_host_free(device, NULL);
+        assert_int_equal(xp_host_bytes(device, NULL), 0);
+        xp_device_destroy(device);
+    }
+}
+
+/* How a child process ends that touches `data`. */
+static int touch(volatile char *data) {
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        /* cmocka's handler must not speak for the child. */
+        signal(SIGSEGV, SIG_DFL);
+        _exit(data[0] == 0 ? 0 : 3);
+    }
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static void test_guarded_memory_is_for_queued_work_only(void **state) {
+    (void)state;
+    xp_device *device = make(XP_DEVICE_CPU, 2, "guard");
+    assert_false(xp_device_shares_host(device));
+    xp_stream *stream;
+    char *data, *staging, plain[64];
+    assert_int_equal(xp_stream_create(device, XP_STREAM_COMPUTE, &stream), XP_OK);
+    assert_int_equal(xp_device_alloc(device, 5000, "params", (void **)&data), XP_OK);
+    assert_int_equal(xp_host_alloc(device, 5000, "params", (void **)&staging), XP_OK);
+    staging[7] = 7;
+    assert_int_equal(xp_copy(stream, data, staging, 5000), XP_OK);
+    memset(staging, 0, 5000);
+    assert_int_equal(xp_copy(stream, staging, data, 5000), XP_OK);
+    assert_int_equal(xp_stream_sync(stream), XP_OK);
+    assert_int_equal(staging[7], 7);
+    assert_int_equal(xp_cpu_device_n_pageable(device), 0);
+    assert_int_equal(xp_copy(stream, plain, data, 64), XP_OK);
+    assert_int_equal(xp_cpu_device_n_pageable(device), 1);
+    assert_int_equal(touch(data), -SIGSEGV);
+    assert_int_equal(touch(staging), 0);
+    xp_host_free(device, staging);
+    xp_device_free(device, data);
+    xp_stream_destroy(stream);
+    xp_device_destroy(device);
+}
+
+static void test_late_work_runs_when_somebody_waits(void **state) {
+    (void)state;
+    xp_device *device = make(XP_DEVICE_CPU, 1, "guard,late");
+    xp_stream *stream;
+    assert_int_equal(xp_stream_create(device, XP_STREAM_COMPUTE, &stream), XP_OK);
+    int log[8], n = 0;
+    for (int i = 0; i < 3; i++) {
+        step s = {.log = log, .n = &n, .value = i};
+        assert_int_equal(xp_cpu_submit(stream, run_step, &s, sizeof s), XP_OK);
+    }
+    assert_int_equal(n, 0);
+    int64_t n_syncs = xp_device_n_syncs(device);
+    assert_int_equal(xp_stream_sync(stream), XP_OK);
+    assert_int_equal(xp_device_n_syncs(device), n_syncs + 1);
+    assert_int_equal(n, 3);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(log[i], i);
+    step bad = {.log = log, .n = &n, .value = 9, .fail = 1};
+    assert_int_equal(xp_cpu_submit(stream, run_step, &bad, sizeof bad), XP_OK);
+    assert_int_equal(xp_stream_sync(stream), XP_ENUMERIC);
+    xp_stream_destroy(stream);
+    xp_device_destroy(device);
+    xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1, .caps = "late"};
+    assert_int_equal(xp_device_create(&args, &device), XP_EINVAL);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes_are_accounted_by_tag_alike_on_every_device),
@@ -188,6 +277,9 @@ int main(void) {
         cmocka_unit_test(test_events_order_two_streams),
         cmocka_unit_test(test_events_are_reached_behind_a_failure),
         cmocka_unit_test(test_scratch_is_kept_and_accounted),
+        cmocka_unit_test(test_staging_memory_has_its_own_account),
+        cmocka_unit_test(test_guarded_memory_is_for_queued_work_only),
+        cmocka_unit_test(test_late_work_runs_when_somebody_waits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
