@@ -98,7 +98,7 @@ XP_API xp_status xp_comm_async_error(const xp_comm *comm);
 /**
  * What this rank should tell the user about a failed run; call it once, before the communicator is
  * destroyed and the process ends. Where ranks are processes, every rank prints one line, and the
- * rank that found the failure prints the root cause last: here it waits, a few seconds at most,
+ * rank that found the failure prints the root cause last: here it waits, at most for the timeout,
  * until the others have ended.
  * @param status  of the run; its text is the last error
  * @return status, with the text to print as the last error

@@ -23,6 +23,7 @@ typedef struct xp_failure {
     double wall_s;   /* CLOCK_REALTIME of the rank that found it: the earliest is the root cause */
     int32_t finder;  /* the rank that found it and tells the user */
     int32_t culprit; /* the rank that is missing or gave up; -1 when nobody can say */
+    int32_t late;    /* found by a wait that ended: by now the others wait too */
     char activity[XP_BOARD_ACTIVITY]; /* of the culprit */
     char text[XP_BOARD_TEXT];
 } xp_failure;

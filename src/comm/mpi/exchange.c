@@ -242,5 +242,5 @@ void xp_mpi_exchange_report(xp_mpi_exchange *x) {
     if (culprit != direct && n > 0 && (size_t)n < sizeof text)
         snprintf(text + n, sizeof text - (size_t)n, "; in the end all wait for rank %d%s", culprit,
                  slot && xp_board_is_stopped(slot) ? ", whose process is stopped" : "");
-    xp_mpi_fail(comm->world, culprit, text);
+    xp_mpi_fail_late(comm->world, culprit, text);
 }

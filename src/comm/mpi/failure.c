@@ -5,7 +5,8 @@
 #include "comm/mpi/world.h"
 #include "core/file.h"
 
-/* Ranks that fail leave within this time; the one that tells the user waits so long for them. */
+/* Ranks that know of a failure leave within this time; the one that tells the user waits for them.
+ */
 #define OTHERS_S 3.0
 /* A launcher collects the output of many processes through pipes of their own. */
 #define OUTPUT_S 0.2
@@ -47,17 +48,26 @@ static void activity_of(const xp_mpi_world *world, int rank, char text[XP_BOARD_
     xp_board_get_activity(slot, text);
 }
 
-void xp_mpi_fail(xp_mpi_world *world, int culprit, const char *text) {
+static void fail(xp_mpi_world *world, int culprit, bool late, const char *text) {
     if (atomic_load(&world->failed))
         return;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     xp_failure failure = {.wall_s = (double)now.tv_sec + (double)now.tv_nsec * 1e-9,
                           .finder = world->rank,
-                          .culprit = culprit};
+                          .culprit = culprit,
+                          .late = late};
     activity_of(world, culprit, failure.activity);
     snprintf(failure.text, sizeof failure.text, "%s", text);
     settle(world, &failure);
+}
+
+void xp_mpi_fail(xp_mpi_world *world, int culprit, const char *text) {
+    fail(world, culprit, false, text);
+}
+
+void xp_mpi_fail_late(xp_mpi_world *world, int culprit, const char *text) {
+    fail(world, culprit, true, text);
 }
 
 xp_status xp_mpi_world_status(const xp_mpi_world *world) {
@@ -131,7 +141,9 @@ xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
     if (!atomic_load(&world->failed))
         return status;
     if (failure->finder == world->rank && !atomic_load(&world->outdone)) {
-        xp_board_outlast(&world->board, failure->culprit, OTHERS_S);
+        /* Ranks that compute learn of it when they come to their next call. */
+        bool soon = failure->late || world->timeout_s < OTHERS_S;
+        xp_board_outlast(&world->board, failure->culprit, soon ? OTHERS_S : world->timeout_s);
         double more = OUTPUT_S * (world->n_nodes > 1 ? 5 : 1);
         nanosleep(&(struct timespec){.tv_sec = (time_t)more,
                                      .tv_nsec = (long)((more - (double)(time_t)more) * 1e9)},

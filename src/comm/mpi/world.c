@@ -136,7 +136,7 @@ static void mpi_fail(xp_comm *base, const char *text) {
     if (slot && xp_board_is_stopped(slot))
         snprintf(state, sizeof state, "; its process %d is stopped", atomic_load(&slot->pid));
     snprintf(whole, sizeof whole, "%s%s%s", text, end, state);
-    xp_mpi_fail(world, culprit, whole);
+    xp_mpi_fail_late(world, culprit, whole);
 }
 
 static xp_status mpi_async_error(const xp_comm *base) {

@@ -158,6 +158,8 @@ int xp_mpi_exchange_waits_for(const xp_mpi_exchange *exchange);
 /** `text` becomes the failure of all ranks unless there is one. Any thread.
  * @param culprit  a rank of the world, or -1 */
 void xp_mpi_fail(xp_mpi_world *world, int culprit, const char *text);
+/** The same for a wait that has ended. */
+void xp_mpi_fail_late(xp_mpi_world *world, int culprit, const char *text);
 /** XP_OK, or the failure of all with its text as the last error. Never waits. */
 xp_status xp_mpi_world_status(const xp_mpi_world *world);
 /** Another process of the node has failed or died: make it ours. Engine's thread. */
