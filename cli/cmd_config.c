@@ -96,8 +96,10 @@ static int show_keys(const char *section, bool markdown) {
 static int show_config(int argc, char **argv, output form) {
     xp_config_set *set = NULL;
     xp_status status = xp_config_load(argc, argv, true, &set);
-    if (status != XP_OK)
-        return cli_fail(status);
+    if (status != XP_OK) {
+        cli_fail(status);
+        return XP_EXIT_USAGE;
+    }
     for (int i = 0; xp_config_warning(set, i); i++)
         fprintf(stderr, "warning: %s\n", xp_config_warning(set, i));
     char *text = NULL;

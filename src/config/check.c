@@ -39,6 +39,14 @@ static xp_status check_parallelism(xp_config_set *set) {
     return XP_OK;
 }
 
+static xp_status check_ranks(xp_config_set *set) {
+    const xp_origin *origin = xp_set_origin(set, xp_field_find("job", "ngpu"));
+    if (set->config.job.ngpu == 0 && origin->kind != XP_ORIGIN_DEFAULT)
+        return xp_error(XP_ECONFIG, "%sjob.ngpu is 0, must be at least 1",
+                        where(set, "job", "ngpu"));
+    return XP_OK;
+}
+
 static xp_status check_model(xp_config_set *set) {
     const xp_config *c = &set->config;
     if (c->moe.num_experts > 0 && c->moe.top_k > c->moe.num_experts)
@@ -98,6 +106,7 @@ static xp_status replace_foreign_values(xp_config_set *set) {
 }
 
 xp_status xp_set_check(xp_config_set *set) {
+    XP_TRY(check_ranks(set));
     XP_TRY(check_parallelism(set));
     XP_TRY(check_model(set));
     XP_TRY(check_checkpoint(set));
