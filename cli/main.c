@@ -1,3 +1,4 @@
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include "cli.h"
@@ -36,7 +37,17 @@ static int unknown(const char *name) {
     return XP_EXIT_USAGE;
 }
 
+/* Results that did not reach their file are not results. */
+static int check_output(int code) {
+    bool lost = fflush(stdout) != 0 || ferror(stdout);
+    if (!lost || code != XP_EXIT_OK)
+        return code;
+    fputs("error: cannot write to standard output\n", stderr);
+    return XP_EXIT_FAILED;
+}
+
 int main(int argc, char **argv) {
+    signal(SIGXFSZ, SIG_IGN); /* a file past the limit is an error with a message, not the end */
     if (argc < 2) {
         print_help(stderr);
         return XP_EXIT_USAGE;
@@ -52,6 +63,6 @@ int main(int argc, char **argv) {
     }
     for (int i = 0; cli_command_at(i); i++)
         if (strcmp(name, cli_command_at(i)->name) == 0)
-            return cli_command_at(i)->run(argc - 1, argv + 1);
+            return check_output(cli_command_at(i)->run(argc - 1, argv + 1));
     return unknown(name);
 }
