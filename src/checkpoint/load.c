@@ -107,23 +107,38 @@ static xp_status open_step(const char *folder, int64_t step, xp_ckpt **ckpt) {
     return status;
 }
 
-xp_status xp_ckpt_open(const char *folder, int64_t step, xp_ckpt **ckpt) {
+/** The newest checkpoint, with `before` >= 0 the newest before that step; -1: there is none. */
+static xp_status newest_step(const char *folder, int64_t before, int64_t *step) {
     int64_t *steps, n;
     XP_TRY(xp_steps_list(folder, &steps, &n));
-    int64_t wanted = step >= 0 || n == 0 ? step : steps[n - 1];
-    int64_t older = -1;
+    *step = -1;
     for (int64_t i = 0; i < n; i++) {
-        if (steps[i] < wanted)
-            older = steps[i];
+        if (before < 0 || steps[i] < before)
+            *step = steps[i];
     }
     free(steps);
+    return XP_OK;
+}
+
+xp_status xp_ckpt_suggest_older(const char *folder, int64_t step, xp_status status) {
+    char damage[1024];
+    int64_t older;
+    if (status != XP_EFORMAT)
+        return status;
+    snprintf(damage, sizeof damage, "%s", xp_last_error());
+    if (newest_step(folder, step, &older) != XP_OK || older < 0)
+        return xp_error(status, "%s", damage);
+    return xp_error(status, "%s; step %lld is there too: --checkpoint.load_step %lld", damage,
+                    (long long)older, (long long)older);
+}
+
+xp_status xp_ckpt_open(const char *folder, int64_t step, xp_ckpt **ckpt) {
+    int64_t wanted = step;
+    if (step < 0)
+        XP_TRY(newest_step(folder, -1, &wanted));
     if (wanted < 0)
         return xp_error(XP_ENOENT, "no complete checkpoint in %s", folder);
-    xp_status status = open_step(folder, wanted, ckpt);
-    if (status == XP_EFORMAT && older >= 0)
-        return xp_error(status, "%s; step %lld is there too: --checkpoint.load_step %lld",
-                        xp_last_error(), (long long)older, (long long)older);
-    return status;
+    return xp_ckpt_suggest_older(folder, wanted, open_step(folder, wanted, ckpt));
 }
 
 void xp_ckpt_close(xp_ckpt *ckpt) {

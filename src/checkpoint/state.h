@@ -69,6 +69,10 @@ typedef struct xp_ckpt xp_ckpt;
 /** @param step -1 = the newest complete one. XP_ENOENT when there is none (not an error to print
  * when starting fresh). */
 XP_NODISCARD xp_status xp_ckpt_open(const char *folder, int64_t step, xp_ckpt **ckpt);
+/** For a checkpoint found damaged while it was read: when FOLDER holds one before `step`, the last
+ * error tells how to load that. Gives `status` back; other statuses than XP_EFORMAT are left as
+ * they are. */
+XP_NODISCARD xp_status xp_ckpt_suggest_older(const char *folder, int64_t step, xp_status status);
 /** Open one checkpoint folder itself ("…/step-100"). */
 XP_NODISCARD xp_status xp_ckpt_open_path(const char *path, xp_ckpt **ckpt);
 void xp_ckpt_close(xp_ckpt *ckpt);

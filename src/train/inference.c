@@ -151,7 +151,7 @@ xp_status xp_inference_open(const xp_inference_args *args, xp_inference *inferen
     } else {
         xp_ckpt *ckpt = NULL;
         status = xp_inference_find_ckpt(args->checkpoint, args->step, &ckpt);
-        if (status == XP_ENOENT)
+        if (status == XP_ENOENT && args->step < 0)
             status = xp_error(XP_ENOENT, "no complete checkpoint in %s", args->checkpoint);
         if (status == XP_OK)
             status = fill_from_ckpt(&made, args, ckpt);

@@ -194,7 +194,7 @@ static xp_status resume(xp_trainer *t, bool *resumed) {
         return XP_OK;
     xp_status status = find_own(t, &ckpt);
     if (status == XP_OK && ckpt) {
-        status = restore(t, ckpt, false);
+        status = xp_ckpt_suggest_older(t->ckpt_folder, xp_ckpt_step(ckpt), restore(t, ckpt, false));
         *resumed = status == XP_OK;
         if (*resumed) {
             t->last_saved = t->last_published = t->step;
