@@ -181,8 +181,6 @@ static xp_status encode_all(builder *b, const xp_data_files *files, xp_pool *poo
 }
 
 static xp_status finish_file(builder *b, uint64_t key) {
-    if (b->n_documents == 0)
-        return xp_error(XP_EFORMAT, "the data holds no documents");
     uint32_t padding = 0;
     if (b->n_tokens % 2 != 0)
         XP_TRY(put(b, &padding, sizeof padding));
@@ -218,6 +216,9 @@ static xp_status build(const char *path, uint64_t key, const xp_data_files *file
     }
     if (status == XP_OK)
         status = encode_all(b, files, pool, log);
+    if (status == XP_OK && b->n_documents == 0)
+        status = xp_error(XP_EFORMAT, "%s%s: the data holds no documents", files->files[0].path,
+                          files->n > 1 ? " and the files after it" : "");
     if (status == XP_OK)
         status = finish_file(b, key);
     if (b->file != NULL && fclose(b->file) != 0 && status == XP_OK)

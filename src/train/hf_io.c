@@ -47,7 +47,9 @@ static xp_status load_slice(const xp_hf_load_args *args, const xp_hf_reader *rea
     for (int64_t done = 0; done < slice->n_elements; done += COPY_ELEMENTS) {
         int64_t left = slice->n_elements - done;
         int64_t n = left < COPY_ELEMENTS ? left : COPY_ELEMENTS;
-        XP_TRY(xp_st_read_f32(tensor, done, n, buffer));
+        xp_status status = xp_st_read_f32(tensor, done, n, buffer);
+        if (status != XP_OK)
+            return xp_error_context(status, "%s", args->folder);
         XP_TRY(store(args, slice->offset + done, buffer, n));
     }
     return XP_OK;
