@@ -1,6 +1,7 @@
 /* The calls that move rows: arguments checked, then queued on the stream. */
 #include <string.h>
 #include "device/cpu/cpu_device.h"
+#include "ep/device_ops.h"
 #include "ep/transport/transport.h"
 
 typedef struct build_job {
@@ -14,6 +15,8 @@ typedef struct build_job {
 static xp_status run_build(xp_stream *stream, void *args) {
     const build_job *job = args;
     xp_ep_step step = {.group = job->group, .plan = job->plan, .stream = stream, .phase = "plan"};
+    if (job->group->device_ops)
+        return job->group->device_ops->build(&step, job->topk_idx, job->topk_weight, job->n_tokens);
     return xp_ep_plan_run(&step, job->topk_idx, job->topk_weight, job->n_tokens);
 }
 
@@ -42,6 +45,8 @@ xp_status xp_ep_plan_build(xp_ep_group *group, const int32_t *topk_idx, const fl
                      .topk_idx = topk_idx,
                      .topk_weight = topk_weight,
                      .n_tokens = n_tokens};
+    if (group->device_ops)
+        return run_build(stream, &job);
     return xp_cpu_submit_named(stream, "plan", run_build, &job, sizeof job);
 }
 
@@ -86,9 +91,14 @@ static xp_status run_move(xp_stream *stream, void *args) {
         return XP_OK; /* empty on every rank: nobody waits for anybody */
     if (!job->home) {
         xp_ep_add(&group->totals.n_dispatches, 1);
-        return group->ops->dispatch(step, job->in, job->out);
+        return group->device_ops ? group->device_ops->dispatch(step, job->in, job->out)
+                                 : group->ops->dispatch(step, job->in, job->out);
     }
     XP_TRY(check_order(step));
+    if (group->device_ops) {
+        xp_ep_add(&group->totals.n_combines, 1);
+        return group->device_ops->bring_home(step, &job->bring);
+    }
     if (job->bring.d_topk_weight && step->round == 0 && plan->n_tokens > 0)
         memset(job->bring.d_topk_weight, 0,
                (size_t)(plan->n_tokens * group->shape.top_k) * sizeof *job->bring.d_topk_weight);
@@ -125,6 +135,8 @@ static xp_status start(const char *call, const char *phase, move_job *job, xp_ep
     /* The plan is the caller's to keep; nothing here changes what it says. */
     job->step =
         (xp_ep_step){.group = group, .plan = (xp_ep_plan *)plan, .round = round, .phase = phase};
+    if (group->device_ops)
+        return run_move(stream, job);
     return xp_cpu_submit_named(stream, phase, run_move, job, sizeof *job);
 }
 

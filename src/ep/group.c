@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include "comm/provider.h"
+#include "device/plugin.h"
+#include "ep/device_ops.h"
 #include "ep/transport/hierarchical.h"
 #include "ep/transport/transport.h"
 
@@ -41,6 +43,18 @@ xp_ep_sizes xp_ep_group_measure(const xp_ep_shape *s, const xp_ep_config *config
 
 int xp_ep_config_nodes(const xp_ep_config *config) {
     return config->n_nodes > 0 ? config->n_nodes : 1;
+}
+
+xp_status xp_ep_device_ops_get(const xp_device *device, const xp_ep_device_ops **ops) {
+    const xp_cuda_backend *backend;
+    *ops = NULL;
+    if (xp_device_get_kind(device) != XP_DEVICE_CUDA)
+        return XP_OK;
+    XP_TRY(xp_cuda_backend_get(&backend));
+    *ops = backend->ep_kernels;
+    return *ops ? XP_OK
+                : xp_error(XP_ENOTSUP, "expert parallelism on %s: this build has no kernels for it",
+                           xp_device_name(device));
 }
 
 static xp_status choose_transport(xp_ep_group *g) {
@@ -81,7 +95,7 @@ static xp_status reserve(xp_ep_group *g) {
         if (!g->targets[i])
             return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
     }
-    return g->ops->create(g);
+    return g->device_ops ? g->device_ops->create(g) : g->ops->create(g);
 }
 
 xp_status xp_ep_group_create(xp_comm *comm, xp_device *device, const xp_ep_config *config,
@@ -110,7 +124,8 @@ xp_status xp_ep_group_create(xp_comm *comm, xp_device *device, const xp_ep_confi
     xp_status status = XP_OK;
     XP_TRY_GOTO(status, xp_ep_shape_make(config, n_ranks, &g->shape), fail);
     XP_TRY_GOTO(status, choose_transport(g), fail);
-    XP_TRY_GOTO(status, xp_ep_kernels_get(device, &g->kernels), fail);
+    XP_TRY_GOTO(status, xp_ep_device_ops_get(device, &g->device_ops), fail);
+    g->kernels = &xp_ep_cpu_kernels; /* not run where the device has its own table */
     g->ops = ops_of(g->transport, n_ranks);
     XP_TRY_GOTO(status, reserve(g), fail);
     *group = g;
@@ -125,6 +140,8 @@ void xp_ep_group_destroy(xp_ep_group *group) {
         return;
     if (group->ops)
         group->ops->destroy(group);
+    if (group->device_ops)
+        group->device_ops->destroy(group);
     for (int i = 0; i < group->shape.n_slots && group->targets; i++)
         free(group->targets[i]);
     free(group->targets);
@@ -155,6 +172,8 @@ bool xp_ep_group_is_local(const xp_ep_group *group) {
 }
 
 xp_status xp_ep_async_error(const xp_ep_group *group) {
+    if (group->device_ops)
+        XP_TRY(group->device_ops->async_error(group));
     return group->comm ? xp_comm_async_error(group->comm) : XP_OK;
 }
 
@@ -169,6 +188,8 @@ void xp_ep_get_stats(const xp_ep_group *group, xp_ep_stats *stats) {
         .overflow_rows = atomic_load(&t->overflow_rows),
         .wait_s = (double)atomic_load(&t->wait_ns) * 1e-9,
     };
+    if (group->device_ops)
+        group->device_ops->add_stats(group, stats);
 }
 
 void xp_ep_reset_stats(xp_ep_group *group) {

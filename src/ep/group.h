@@ -7,6 +7,7 @@
 #include "ep/shape.h"
 
 typedef struct xp_ep_transport_ops xp_ep_transport_ops;
+typedef struct xp_ep_device_ops xp_ep_device_ops;
 
 /** Totals; streams of two halves add at the same time. */
 typedef struct xp_ep_totals {
@@ -31,6 +32,8 @@ struct xp_ep_group {
     xp_ep_transport transport;
     const xp_ep_kernels *kernels;
     const xp_ep_transport_ops *ops;
+    const xp_ep_device_ops *device_ops; /* NULL: the host builds plans and moves rows */
+    void *device_state;
     void *state;           /* the transport's */
     void *memory;          /* scratch of all slots; on the null device everything */
     int32_t **tile_counts; /* [n_slots] scratch of the plan kernels */

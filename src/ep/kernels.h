@@ -133,9 +133,6 @@ typedef struct xp_ep_kernels {
     void (*move)(xp_stream *stream, const xp_ep_move_args *args);
 } xp_ep_kernels;
 
-/** The device's table; XP_ENOTSUP when this build has none for it. */
-XP_NODISCARD xp_status xp_ep_kernels_get(const xp_device *device, const xp_ep_kernels **kernels);
-
 extern const xp_ep_kernels xp_ep_cpu_kernels;
 void xp_ep_cpu_route(xp_stream *stream, const xp_ep_route_args *args);
 void xp_ep_cpu_build_send(xp_stream *stream, const xp_ep_send_args *args);

@@ -46,6 +46,9 @@ struct xp_ep_plan {
         *n_recv;   /* xp_ep_view, by round: [max_rounds, L + 1], [max_rounds, P], [max_rounds] */
     float *weight; /* [max_rounds, P] */
     int64_t *expert_tokens; /* [L] */
+    int32_t *totals; /* [4 + R] rounds, recv rows, recv picks, refused, picks to each rank: GPU */
+    int64_t *host_tokens; /* [L], [R, block_ints] host copies for plan_wait: GPU */
+    int32_t *host_blocks;
     xp_ep_relay *relay;
 };
 
@@ -69,6 +72,10 @@ typedef struct xp_ep_step {
     int64_t round;
     const char *phase; /* "plan", "dispatch", ...: for errors */
 } xp_ep_step;
+
+/** XP_EINVAL for the first rank whose block (host memory, [R, block_ints]) says that its routing is
+ * refused. */
+xp_status xp_ep_plan_explain(const xp_ep_group *group, const int32_t *blocks);
 
 /** The work of xp_ep_plan_build once it has reached its turn on the stream. */
 xp_status xp_ep_plan_run(const xp_ep_step *step, const int32_t *topk_idx, const float *topk_weight,

@@ -14,14 +14,6 @@ const xp_ep_kernels xp_ep_cpu_kernels = {
     .move = xp_ep_cpu_move,
 };
 
-xp_status xp_ep_kernels_get(const xp_device *device, const xp_ep_kernels **kernels) {
-    if (xp_device_get_kind(device) == XP_DEVICE_CUDA)
-        return xp_error(XP_ENOTSUP, "expert parallelism on %s: this build has no kernels for it",
-                        xp_device_name(device));
-    *kernels = &xp_ep_cpu_kernels; /* the null device has a table too, and never runs it */
-    return XP_OK;
-}
-
 const xp_ep_row_math *xp_ep_row_math_for(unsigned caps) {
 #if defined(__x86_64__)
     if (caps & XP_CPU_AVX512)

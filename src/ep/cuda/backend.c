@@ -2,6 +2,7 @@
  * it may see all below. */
 #include "device/cuda/cuda_device.h"
 #include "device/plugin.h"
+#include "ep/cuda/cuda_group.h"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/libraries.h"
 
@@ -14,6 +15,7 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .device_create = xp_cuda_device_create,
         .describe = xp_cuda_device_describe,
         .ops = &xp_cuda_ops,
+        .ep_kernels = &xp_ep_cuda_ops,
         .plain_activation = &xp_cuda_plain_activation,
         .library_describe = xp_cuda_library_describe,
         .time_call = xp_cuda_time_call,

@@ -1,0 +1,159 @@
+/*
+ * The expert rank's half of a plan: rounds, then for each round the experts' lists. A block takes a
+ * tile of the round's rows, a warp a consecutive part of it row by row, a lane one pick.
+ */
+#include "ep/cuda/plan_common.cuh"
+
+/* The first of [low, high) whose pick is not below `start`. */
+static __device__ int first_row_at(const int32_t *pick_of_row, int low, int high, int64_t start,
+                                   int64_t shift) {
+    while (low < high) {
+        const int middle = low + (high - low) / 2;
+        if (pick_of_row[middle] + shift < start)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* xp_ep_shape_round_start() */
+static __device__ int64_t round_start(const xp_ep_cuda_plan &p, int64_t n_picks, int64_t round) {
+    if (round == 0)
+        return 0;
+    return n_picks <= p.pick_capacity ? n_picks
+                                      : min((long long)(round * p.round_picks), (long long)n_picks);
+}
+
+/* One block: where each round starts, for each destination and here. Rounds that this routing does
+ * not need are empty. */
+static __global__ void rounds_kernel(const xp_ep_cuda_plan p) {
+    const int n = p.n_ranks, n_rounds = p.totals[TOTAL_ROUNDS], n_rows = p.totals[TOTAL_ROWS];
+    for (int64_t i = threadIdx.x; i < (p.max_rounds + 1) * n; i += blockDim.x) {
+        const int64_t r = i / n;
+        const int d = (int)(i % n), base = p.send_row_base[d], end = p.send_row_base[d + 1];
+        int row = r == 0 ? base : end;
+        if (r > 0 && r < n_rounds)
+            row = first_row_at(p.send_pick, base, end, round_start(p, p.totals[TOTAL_TO + d], r),
+                               (int64_t)p.dest_pick_base[d] - p.send_pick_base[d]);
+        p.send_round[i] = row;
+    }
+    for (int64_t r = threadIdx.x; r <= p.max_rounds; r += blockDim.x) {
+        int row = r == 0 ? 0 : n_rows;
+        if (r > 0 && r < n_rounds)
+            row = first_row_at(p.recv_pick, 0, n_rows, round_start(p, p.totals[TOTAL_PICKS], r), 0);
+        p.round_row[r] = row;
+    }
+    __syncthreads();
+    for (int64_t r = threadIdx.x; r < p.max_rounds; r += blockDim.x)
+        p.n_recv[r] = p.round_row[r + 1] - p.round_row[r];
+    if (threadIdx.x == 0) {
+        const int later = p.totals[TOTAL_PICKS] - p.recv_pick[p.round_row[1]];
+        if (later > 0)
+            atomicAdd(&p.news->overflow_rows, (unsigned long long)later);
+    }
+}
+
+/* tile_counts[tile] = picks of each local expert. Counting has no order. */
+static __global__ void count_kernel(const xp_ep_cuda_plan p, int64_t round) {
+    extern __shared__ int counts[];
+    const int64_t first = p.round_row[round], n_rows = p.round_row[round + 1] - first;
+    for (int e = (int)threadIdx.x; e < p.n_local; e += (int)blockDim.x)
+        counts[e] = 0;
+    __syncthreads();
+    const int64_t begin = min((long long)(blockIdx.x * p.tile_tokens), (long long)n_rows),
+                  end = min((long long)(begin + p.tile_tokens), (long long)n_rows);
+    const int last = p.recv_pick[first + end];
+    for (int i = p.recv_pick[first + begin] + (int)threadIdx.x; i < last; i += (int)blockDim.x)
+        atomicAdd(&counts[p.picks[i].expert & ~(uint32_t)FIRST_PICK], 1);
+    __syncthreads();
+    for (int e = (int)threadIdx.x; e < p.n_local; e += (int)blockDim.x)
+        p.tile_counts[blockIdx.x * (int64_t)p.n_local + e] = counts[e];
+}
+
+/* One block: tile counts become prefixes, their sums the experts' offsets. */
+static __global__ void scan_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t n_tiles) {
+    int32_t *offsets = p.offsets + round * (p.n_local + 1);
+    for (int e = (int)threadIdx.x / 32; e < p.n_local; e += (int)blockDim.x / 32) {
+        const int sum = scan_column(p.tile_counts + e, p.n_local, n_tiles);
+        if (lane_id() == 0)
+            offsets[e] = sum;
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        const int all = scan_column(offsets, 1, p.n_local);
+        if (threadIdx.x == 0)
+            offsets[p.n_local] = all;
+    }
+}
+
+/* Every pick to its place: expert-major, rows ascending. */
+static __global__ void place_kernel(const xp_ep_cuda_plan p, int64_t round) {
+    extern __shared__ int shared[];
+    const int64_t first = p.round_row[round], n_rows = p.round_row[round + 1] - first;
+    if ((int64_t)blockIdx.x * p.tile_tokens >= n_rows)
+        return;
+    const int n_warps = (int)blockDim.x / 32, n = p.n_local;
+    const xp_ep_walk walk = walk_of(first, n_rows, p.tile_tokens);
+    int *cursor = shared + (int)threadIdx.x / 32 * n;
+    for (int i = (int)threadIdx.x; i < n * n_warps; i += (int)blockDim.x)
+        shared[i] = 0;
+    __syncthreads();
+    if (walk.begin < walk.end) {
+        const int last = p.recv_pick[walk.end];
+        for (int i = p.recv_pick[walk.begin] + lane_id(); i < last; i += 32)
+            atomicAdd(&cursor[p.picks[i].expert & ~(uint32_t)FIRST_PICK], 1);
+    }
+    __syncthreads();
+    const int32_t *offsets = p.offsets + round * (n + 1),
+                  *before = p.tile_counts + blockIdx.x * (int64_t)n;
+    for (int e = (int)threadIdx.x; e < n; e += (int)blockDim.x) {
+        int at = offsets[e] + before[e];
+        for (int w = 0; w < n_warps; w++) {
+            const int own = shared[w * n + e];
+            shared[w * n + e] = at;
+            at += own;
+        }
+    }
+    __syncthreads();
+    int32_t *gather = p.gather + round * p.pick_capacity;
+    float *weight = p.weight + round * p.pick_capacity;
+    for (int64_t row = walk.begin; row < walk.end; row += ROWS_AHEAD) {
+        xp_ep_cuda_pick pick[ROWS_AHEAD];
+        int at[ROWS_AHEAD];
+        bool mine[ROWS_AHEAD];
+#pragma unroll
+        for (int i = 0; i < ROWS_AHEAD; i++) {
+            mine[i] = false;
+            at[i] = 0;
+            if (row + i < walk.end) {
+                at[i] = p.recv_pick[row + i] + lane_id();
+                mine[i] = at[i] < p.recv_pick[row + i + 1];
+            }
+            pick[i] = mine[i] ? p.picks[at[i]] : xp_ep_cuda_pick{0, 0};
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS_AHEAD; i++) { /* a row's experts differ: no two lanes meet */
+            if (mine[i]) {
+                const int to = cursor[pick[i].expert & ~(uint32_t)FIRST_PICK]++;
+                p.pick_pos[at[i]] = to;
+                gather[to] = (int32_t)(row + i - first);
+                weight[to] = pick[i].weight;
+            }
+            __syncwarp();
+        }
+    }
+}
+
+xp_status xp_ep_cuda_build_recv(cudaStream_t stream, const xp_ep_cuda_plan *p) {
+    const int n_warps = warps_for(p->n_local);
+    const int64_t n_tiles = tiles_of(p->recv_capacity, p->tile_tokens);
+    rounds_kernel<<<1, 256, 0, stream>>>(*p);
+    for (int64_t round = 0; round < p->max_rounds; round++) {
+        count_kernel<<<(unsigned)n_tiles, 256, (size_t)p->n_local * 4, stream>>>(*p, round);
+        scan_kernel<<<1, 1024, 0, stream>>>(*p, round, n_tiles);
+        place_kernel<<<(unsigned)n_tiles, n_warps * 32, (size_t)(p->n_local * n_warps) * 4,
+                       stream>>>(*p, round);
+    }
+    return xp_cuda_check(cudaGetLastError(), "expert parallel plan: experts' rows");
+}

@@ -1,0 +1,343 @@
+/*
+ * The source's half of a plan. A block takes a tile of tokens, a warp a consecutive part of it
+ * token by token, a lane one pick. Positions come from counts by tile (route), their prefix
+ * (totals), and counts by warp inside the tile, so every place is fixed by the routing alone.
+ */
+#include "ep/cuda/plan_common.cuh"
+
+/* Kinds of xp_ep_routing_error. */
+enum { DUPLICATE = 1, OUT_OF_RANGE = 2 };
+
+static __device__ void refuse(const xp_ep_cuda_plan &p, int64_t token, int kind, int value) {
+    const unsigned long long key = (unsigned long long)token << 32 |
+                                   (unsigned long long)kind << 28 | ((unsigned)value & 0x0fffffffu);
+    atomicMin(p.refused, key);
+}
+
+/* A lane's pick of a token: its expert, -1 without one. */
+static __device__ __forceinline__ int load_pick(const xp_ep_cuda_plan &p, int64_t t, int64_t end) {
+    return t < end && lane_id() < p.top_k ? p.topk_idx[t * p.top_k + lane_id()] : -1;
+}
+
+/* Lanes whose picks go to the same rank; lanes without a pick are alone. */
+static __device__ __forceinline__ unsigned same_rank(int id, int rank) {
+    return __match_any_sync(ALL_LANES, id >= 0 ? rank : -1 - lane_id());
+}
+
+static __device__ void count_token(const xp_ep_cuda_plan &p, int64_t t, int id, int *counts) {
+    const bool bad = id < -1 || id >= p.n_experts;
+    const unsigned any_bad = __ballot_sync(ALL_LANES, bad);
+    if (any_bad != 0) {
+        if (lane_id() == __ffs((int)any_bad) - 1)
+            refuse(p, t, OUT_OF_RANGE, id);
+        return;
+    }
+    const bool picked = id >= 0;
+    const unsigned twins = __match_any_sync(ALL_LANES, picked ? id : -1 - lane_id());
+    if (picked && lane_id() == __ffs((int)twins) - 1) {
+        counts[id]++;
+        if ((twins & (twins - 1)) != 0)
+            refuse(p, t, DUPLICATE, id);
+    }
+    const int rank = picked ? id / p.n_local : 0;
+    const unsigned peers = same_rank(id, rank);
+    if (picked && lane_id() == __ffs((int)peers) - 1)
+        counts[p.n_experts + rank]++;
+    const bool empty = __ballot_sync(ALL_LANES, picked) == 0;
+    if (p.local && empty && lane_id() == 0)
+        counts[p.n_experts]++;
+    __syncwarp();
+}
+
+/* tile_counts[tile] = picks of each expert, rows to each rank. */
+static __global__ void route_kernel(const xp_ep_cuda_plan p) {
+    extern __shared__ int counts[];
+    const int width = p.n_experts + p.n_ranks, n_warps = (int)blockDim.x / 32;
+    for (int i = (int)threadIdx.x; i < width * n_warps; i += (int)blockDim.x)
+        counts[i] = 0;
+    __syncthreads();
+    const xp_ep_walk walk = walk_of(0, p.n_tokens, p.tile_tokens);
+    int *own = counts + (int)threadIdx.x / 32 * width;
+    for (int64_t t = walk.begin; t < walk.end; t += ROWS_AHEAD) {
+        int id[ROWS_AHEAD];
+#pragma unroll
+        for (int i = 0; i < ROWS_AHEAD; i++)
+            id[i] = load_pick(p, t + i, walk.end);
+#pragma unroll
+        for (int i = 0; i < ROWS_AHEAD; i++)
+            if (t + i < walk.end)
+                count_token(p, t + i, id[i], own);
+    }
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < width; i += (int)blockDim.x) {
+        int sum = 0;
+        for (int w = 0; w < n_warps; w++)
+            sum += counts[w * width + i];
+        p.tile_counts[blockIdx.x * (int64_t)width + i] = sum;
+    }
+}
+
+/* One block: tile counts become prefixes, their sums this rank's block. */
+static __global__ void totals_kernel(const xp_ep_cuda_plan p, int64_t n_tiles) {
+    const int width = p.n_experts + p.n_ranks, n_warps = (int)blockDim.x / 32;
+    const unsigned long long key = *p.refused;
+    const bool refused = key != ~0ull;
+    for (int i = (int)threadIdx.x / 32; i < width; i += n_warps) {
+        const int sum = scan_column(p.tile_counts + i, width, n_tiles);
+        if (lane_id() == 0)
+            p.block[i] = refused ? 0 : sum;
+    }
+    if (threadIdx.x == 0) {
+        int32_t *error = p.block + width;
+        error[0] = refused ? (int)(key >> 28 & 15) : 0;
+        error[1] = refused ? (int)(key >> 32) : 0;
+        error[2] = refused ? (int)((unsigned)key << 4) >> 4 : 0;
+        error[3] = 0;
+    }
+}
+
+/* One block: what every rank's counts say about bases and rounds. */
+static __global__ void derive_kernel(const xp_ep_cuda_plan p) {
+    __shared__ int rows[XP_EP_CUDA_MAX_RANKS][XP_EP_CUDA_MAX_RANKS],
+        picks[XP_EP_CUDA_MAX_RANKS][XP_EP_CUDA_MAX_RANKS];
+    const int n = p.n_ranks, me = p.rank;
+    int bad_rank = -1;
+    for (int r = n - 1; r >= 0; r--)
+        if (p.blocks[r * p.block_ints + p.n_experts + n] != 0)
+            bad_rank = r;
+    for (int i = (int)threadIdx.x / 32; i < n * n; i += (int)blockDim.x / 32) {
+        const int s = i / n, d = i % n;
+        const int32_t *block = p.blocks + s * p.block_ints;
+        int sum = 0;
+        for (int e = lane_id(); e < p.n_local; e += 32)
+            sum += block[d * p.n_local + e];
+        sum = __reduce_add_sync(ALL_LANES, sum);
+        if (lane_id() == 0) {
+            picks[s][d] = bad_rank >= 0 ? 0 : sum;
+            rows[s][d] = bad_rank >= 0 ? 0 : block[p.n_experts + d];
+        }
+    }
+    for (int e = (int)threadIdx.x; e < p.n_local; e += (int)blockDim.x) {
+        int64_t sum = 0;
+        for (int r = 0; r < n && bad_rank < 0; r++)
+            sum += p.blocks[r * p.block_ints + me * p.n_local + e];
+        p.expert_tokens[e] = sum;
+    }
+    __syncthreads();
+    const int r = (int)threadIdx.x;
+    if (r < n) { /* this rank's place among the others, at r and from r */
+        int dest_rows = 0, dest_picks = 0, source_rows = 0, source_picks = 0, all = 0;
+        int send_rows = 0, send_picks = 0, recv_rows = 0, recv_picks = 0;
+        for (int i = 0; i < n; i++) {
+            dest_rows += i < me ? rows[i][r] : 0;
+            dest_picks += i < me ? picks[i][r] : 0;
+            source_rows += i < me ? rows[r][i] : 0;
+            source_picks += i < me ? picks[r][i] : 0;
+            send_rows += i < r ? rows[me][i] : 0;
+            send_picks += i < r ? picks[me][i] : 0;
+            recv_rows += i < r ? rows[i][me] : 0;
+            recv_picks += i < r ? picks[i][me] : 0;
+            all += picks[i][r];
+        }
+        p.dest_row_base[r] = dest_rows, p.dest_pick_base[r] = dest_picks;
+        p.source_row_base[r] = source_rows, p.source_pick_base[r] = source_picks;
+        p.send_row_base[r] = send_rows, p.send_pick_base[r] = send_picks;
+        p.recv_row_base[r] = recv_rows, p.recv_pick_base[r] = recv_picks;
+        p.totals[TOTAL_TO + r] = all;
+        if (r == n - 1) {
+            p.send_row_base[n] = send_rows + rows[me][r];
+            p.send_pick_base[n] = send_picks + picks[me][r];
+            p.recv_row_base[n] = recv_rows + rows[r][me];
+            p.recv_pick_base[n] = recv_picks + picks[r][me];
+            p.totals[TOTAL_ROWS] = recv_rows + rows[r][me];
+            p.totals[TOTAL_PICKS] = recv_picks + picks[r][me];
+            p.totals[TOTAL_REFUSED] = bad_rank >= 0;
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int64_t most = 1;
+        for (int i = 0; i < n; i++) {
+            const int64_t all = p.totals[TOTAL_TO + i];
+            if (all > p.pick_capacity)
+                most = max((long long)most, (long long)((all + p.round_picks - 1) / p.round_picks));
+        }
+        p.totals[TOTAL_ROUNDS] = (int)most;
+        if (bad_rank >= 0 && p.news->error[0] == 0) {
+            const int32_t *error = p.blocks + bad_rank * p.block_ints + p.n_experts + n;
+            p.news->error[1] = bad_rank;
+            p.news->error[2] = error[1];
+            p.news->error[3] = error[2];
+            __threadfence_system(); /* the kind last: it makes the rest valid */
+            p.news->error[0] = error[0];
+        }
+    }
+}
+
+/* A warp's cursors: next pick and next row to each rank. */
+struct cursors {
+    int *pick, *row;
+};
+
+static __device__ void count_rows(const xp_ep_cuda_plan &p, int id, const cursors &c) {
+    const int rank = id >= 0 ? id / p.n_local : 0;
+    const unsigned peers = same_rank(id, rank);
+    const bool empty = __ballot_sync(ALL_LANES, id >= 0) == 0;
+    if (id >= 0 && lane_id() == __ffs((int)peers) - 1) {
+        c.row[rank]++;
+        c.pick[rank] += __popc(peers);
+    }
+    if (p.local && empty && lane_id() == 0)
+        c.row[0]++;
+    __syncwarp();
+}
+
+static __device__ void start_row(const xp_ep_cuda_plan &p, int row, int64_t token, int pick,
+                                 int listed) {
+    p.send_token[row] = (int32_t)token;
+    p.send_pick[row] = pick;
+    p.token_row[listed] = row;
+    if (p.n_ranks == 1)
+        p.recv_pick[row] = pick; /* rows are this rank's own, also those without picks */
+}
+
+/* Returns how many rows the token has. */
+static __device__ int place_token(const xp_ep_cuda_plan &p, int64_t t, int id, float weight,
+                                  const cursors &c, int listed) {
+    const bool picked = id >= 0;
+    const int rank = picked ? id / p.n_local : 0;
+    int lower = 0; /* this rank's picks of lower experts */
+    for (int k = 0; k < p.top_k; k++) {
+        const int other = __shfl_sync(ALL_LANES, id, k);
+        lower += picked && other >= rank * p.n_local && other < id;
+    }
+    const bool first = picked && lower == 0;
+    const unsigned firsts = __ballot_sync(ALL_LANES, first);
+    int rows_before = 0;
+    for (int k = 0; k < p.top_k; k++) {
+        const int other = __shfl_sync(ALL_LANES, id, k);
+        rows_before += (firsts >> k & 1) != 0 && other < id;
+    }
+    const unsigned peers = same_rank(id, rank);
+    if (lane_id() == 0)
+        p.token_first[t] = listed;
+    if (picked) {
+        const int pick = c.pick[rank] + lower;
+        p.pick_entry[pick] = (int32_t)(t * p.top_k + lane_id());
+        p.picks_to[rank][pick - p.send_pick_base[rank]] = {
+            (uint32_t)(id - rank * p.n_local) | (first ? (uint32_t)FIRST_PICK : 0u), weight};
+        if (first)
+            start_row(p, c.row[rank], t, pick, listed + rows_before);
+    }
+    int n_rows = __popc(firsts);
+    if (p.local && n_rows == 0) {
+        if (lane_id() == 0)
+            start_row(p, c.row[0], t, c.pick[0], listed);
+        n_rows = 1;
+    }
+    __syncwarp();
+    if (first) {
+        c.row[rank]++;
+        c.pick[rank] += __popc(peers);
+    } else if (p.local && firsts == 0 && lane_id() == 0) {
+        c.row[0]++;
+    }
+    __syncwarp();
+    return n_rows;
+}
+
+/* From counts to the first pick and row of each warp; the first row in the tokens' lists. */
+static __device__ void start_cursors(const xp_ep_cuda_plan &p, int *shared, int *listed) {
+    const int n_warps = (int)blockDim.x / 32, n = p.n_ranks;
+    const int32_t *before = p.tile_counts + blockIdx.x * (int64_t)(p.n_experts + n);
+    for (int r = (int)threadIdx.x / 32; r < n; r += n_warps) {
+        int picks = 0;
+        for (int e = lane_id(); e < p.n_local; e += 32)
+            picks += before[r * p.n_local + e];
+        picks = p.send_pick_base[r] + __reduce_add_sync(ALL_LANES, picks);
+        int rows = p.send_row_base[r] + before[p.n_experts + r];
+        for (int w = 0; w < n_warps && lane_id() == 0; w++) {
+            int *pick = shared + w * 2 * n + r, *row = pick + n;
+            const int n_picks = *pick, n_rows = *row;
+            *pick = picks, *row = rows;
+            picks += n_picks, rows += n_rows;
+        }
+    }
+    __syncthreads();
+    /* Rows listed before a warp's: of all ranks, relative to their bases. */
+    if (lane_id() == 0) {
+        const int *row = shared + (int)threadIdx.x / 32 * 2 * n + n;
+        int sum = 0;
+        for (int r = 0; r < n; r++)
+            sum += row[r] - p.send_row_base[r];
+        *listed = sum;
+    }
+    *listed = __shfl_sync(ALL_LANES, *listed, 0);
+    __syncwarp();
+}
+
+/* Lists of rows and picks to send. */
+static __global__ void send_kernel(const xp_ep_cuda_plan p) {
+    extern __shared__ int shared[];
+    const int n = p.n_ranks, n_warps = (int)blockDim.x / 32;
+    const xp_ep_walk walk = walk_of(0, p.n_tokens, p.tile_tokens);
+    const bool refused = p.totals[TOTAL_REFUSED] != 0;
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        p.token_first[p.n_tokens] = p.send_row_base[n];
+        p.send_pick[p.send_row_base[n]] = p.send_pick_base[n];
+        if (n == 1)
+            p.recv_pick[p.send_row_base[n]] = p.send_pick_base[n];
+    }
+    if (refused) {
+        for (int64_t t = walk.begin + lane_id(); t < walk.end; t += 32)
+            p.token_first[t] = 0;
+        return;
+    }
+    for (int i = (int)threadIdx.x; i < 2 * n * n_warps; i += (int)blockDim.x)
+        shared[i] = 0;
+    __syncthreads();
+    int *own = shared + (int)threadIdx.x / 32 * 2 * n;
+    const cursors c = {own, own + n};
+    for (int64_t t = walk.begin; t < walk.end; t++)
+        count_rows(p, load_pick(p, t, walk.end), c);
+    __syncthreads();
+    int listed = 0;
+    start_cursors(p, shared, &listed);
+    for (int64_t t = walk.begin; t < walk.end; t += ROWS_AHEAD) {
+        int id[ROWS_AHEAD];
+        float weight[ROWS_AHEAD];
+#pragma unroll
+        for (int i = 0; i < ROWS_AHEAD; i++) {
+            id[i] = load_pick(p, t + i, walk.end);
+            weight[i] = id[i] >= 0 && p.topk_weight != nullptr
+                            ? p.topk_weight[(t + i) * p.top_k + lane_id()]
+                            : 1.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS_AHEAD; i++)
+            if (t + i < walk.end)
+                listed += place_token(p, t + i, id[i], weight[i], c, listed);
+    }
+}
+
+xp_status xp_ep_cuda_route(cudaStream_t stream, const xp_ep_cuda_plan *p) {
+    const int width = p->n_experts + p->n_ranks, n_warps = warps_for(width);
+    const int64_t n_tiles = tiles_of(p->n_tokens, p->tile_tokens);
+    XP_TRY(xp_cuda_check(cudaMemsetAsync(p->refused, 0xff, sizeof *p->refused, stream),
+                         "expert parallel plan"));
+    if (n_tiles > 0)
+        route_kernel<<<(unsigned)n_tiles, n_warps * 32, (size_t)(width * n_warps) * 4, stream>>>(
+            *p);
+    totals_kernel<<<1, 1024, 0, stream>>>(*p, n_tiles);
+    return xp_cuda_check(cudaGetLastError(), "expert parallel plan: counts");
+}
+
+xp_status xp_ep_cuda_build_send(cudaStream_t stream, const xp_ep_cuda_plan *p) {
+    const int n_warps = warps_for(2 * p->n_ranks);
+    const int64_t n_tiles = tiles_of(p->n_tokens, p->tile_tokens);
+    derive_kernel<<<1, 256, 0, stream>>>(*p);
+    /* Without tokens one block still ends the lists. */
+    send_kernel<<<(unsigned)(n_tiles > 0 ? n_tiles : 1), n_warps * 32,
+                  (size_t)(2 * p->n_ranks * n_warps) * 4, stream>>>(*p);
+    return xp_cuda_check(cudaGetLastError(), "expert parallel plan: rows to send");
+}
