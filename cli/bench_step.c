@@ -5,34 +5,39 @@
 #include <unistd.h>
 #include "bench.h"
 #include "cli.h"
+#include "config_words.h"
 #include "core/file.h"
 #include "core/text.h"
 #include "options.h"
 #include "step.h"
 #include "train/trainer.h"
 
-#define MAX_WORDS  256
-#define WORD_BYTES 64
-#define GIB        ((double)(1 << 30))
-#define MIB        ((double)(1 << 20))
+#define GIB ((double)(1 << 30))
 
 typedef struct step_options {
     const char *config;
     int64_t ranks, steps, warmup;
     bool ep, json;
-    int n_words; /* configuration words, for xp_config_load() */
-    char *words[MAX_WORDS];
+    cli_config_words words;
 } step_options;
 
 /* A mid-size Qwen3-MoE: large enough for matrix products to count, a step in well under a second.
  */
 static const char *const mid_size[][2] = {
-    {"model.flavor", "custom"},   {"model.dim", "512"},        {"model.n_layers", "4"},
-    {"model.n_heads", "8"},       {"model.n_kv_heads", "4"},   {"model.head_dim", "64"},
-    {"model.vocab_size", "8192"}, {"moe.num_experts", "32"},   {"moe.top_k", "4"},
-    {"moe.moe_dim", "384"},       {"training.seq_len", "512"}, {"training.local_batch_size", "8"},
+    {"model.flavor", "custom"},
+    {"model.dim", "512"},
+    {"model.n_layers", "4"},
+    {"model.n_heads", "8"},
+    {"model.n_kv_heads", "4"},
+    {"model.head_dim", "64"},
+    {"model.vocab_size", "8192"},
+    {"moe.num_experts", "32"},
+    {"moe.top_k", "4"},
+    {"moe.moe_dim", "384"},
+    {"training.seq_len", "512"},
+    {"training.local_batch_size", "8"},
+    {NULL, NULL},
 };
-#define N_MID_SIZE (sizeof mid_size / sizeof mid_size[0])
 
 /* ---- printing ---------------------------------------------------------------------------- */
 
@@ -159,14 +164,7 @@ static void show_progress(void *context, int done, int total) {
 
 static xp_status load(const step_options *o, const char *folder, int n_ranks, int ep_size,
                       xp_config_set **config) {
-    char *words[MAX_WORDS + 2];
-    int n = 0;
-    if (o->config) {
-        words[n++] = "--job.config_file";
-        words[n++] = (char *)o->config;
-    }
-    memcpy(words + n, o->words, (size_t)o->n_words * sizeof *words);
-    XP_TRY(xp_config_load(n + o->n_words, words, false, config));
+    XP_TRY(xp_config_load(o->words.n, (char **)o->words.words, false, config));
     char size[16];
     snprintf(size, sizeof size, "%d", ep_size);
     if (ep_size > 0)
@@ -233,32 +231,7 @@ static xp_status run(const step_options *o) {
     return status;
 }
 
-/* Words of the configuration ("--section.key", and its value) are taken out of argv. */
-static int take_config_words(int argc, char **argv, char **rest, step_options *o) {
-    int n_rest = 0;
-    for (int i = 0; i < argc; i++) {
-        const char *word = argv[i];
-        const bool is_key = strncmp(word, "--", 2) == 0 && strcspn(word, ".") < strcspn(word, "=");
-        if (!is_key || o->n_words + 2 > MAX_WORDS) {
-            rest[n_rest++] = argv[i];
-            continue;
-        }
-        o->words[o->n_words++] = argv[i];
-        if (!strchr(word, '=') && i + 1 < argc && strncmp(argv[i + 1], "--", 2) != 0)
-            o->words[o->n_words++] = argv[++i];
-    }
-    return n_rest;
-}
-
-/* The default model's keys come first, so that later words replace them. */
-static void add_mid_size(step_options *o, char memory[N_MID_SIZE][WORD_BYTES]) {
-    for (size_t i = 0; i < N_MID_SIZE; i++) {
-        snprintf(memory[i], WORD_BYTES, "--%s=%s", mid_size[i][0], mid_size[i][1]);
-        o->words[o->n_words++] = memory[i];
-    }
-}
-
-static int parse_and_run(int argc, char **argv, char **rest, char memory[N_MID_SIZE][WORD_BYTES]) {
+static int parse_and_run(int argc, char **argv, char **rest) {
     step_options o = {.ranks = 1, .steps = 10, .warmup = 3};
     bool done;
     const cli_option options[] = {
@@ -286,16 +259,11 @@ static int parse_and_run(int argc, char **argv, char **rest, char memory[N_MID_S
                     "  expar bench step --ep --ranks 2\n",
         .options = options,
         .n_options = sizeof options / sizeof options[0]};
-    /* Whether a file is named decides what comes first, so the options are looked at twice. */
-    const int n_rest = take_config_words(argc, argv, rest, &o);
+    const int n_rest = cli_config_words_take(&o.words, argc, argv, rest);
     int code = cli_parse(&command, n_rest, rest, NULL, &done);
     if (code != 0 || done)
         return code;
-    if (!o.config) {
-        o.n_words = 0;
-        add_mid_size(&o, memory);
-        take_config_words(argc, argv, rest, &o);
-    }
+    cli_config_words_build(&o.words, o.config, mid_size, argc, argv, rest);
     if (o.ep && o.ranks == 1)
         o.ranks = xp_train_n_cores();
     xp_status status = run(&o);
@@ -303,11 +271,10 @@ static int parse_and_run(int argc, char **argv, char **rest, char memory[N_MID_S
 }
 
 int bench_step(int argc, char **argv) {
-    char memory[N_MID_SIZE][WORD_BYTES];
     char **rest = calloc((size_t)argc + 1, sizeof *rest);
     if (!rest)
         return cli_fail(xp_error(XP_ENOMEM, "no memory for the arguments"));
-    const int code = parse_and_run(argc, argv, rest, memory);
+    const int code = parse_and_run(argc, argv, rest);
     free(rest);
     return code;
 }

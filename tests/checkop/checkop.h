@@ -183,6 +183,10 @@ XP_NODISCARD xp_status ck_measure_limits(const ck_candidate *candidate, double r
                                          ck_limits *limits);
 void ck_bench(ck_context *ctx, const ck_case *c);
 
+/** checkop.c: the program, --help says what it does; also the inside of `expar bench ops`. @return
+ * the exit code */
+int ck_main(int argc, char **argv);
+
 /* ---- the families
  * ----------------------------------------------------------------------------------------------------
  */

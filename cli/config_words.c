@@ -1,0 +1,44 @@
+#include "config_words.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+static void add(cli_config_words *words, char *word) {
+    if (words->n < CLI_CONFIG_WORDS)
+        words->words[words->n++] = word;
+}
+
+int cli_config_words_take(cli_config_words *words, int argc, char **argv, char **rest) {
+    int n_rest = 0;
+    for (int i = 0; i < argc; i++) {
+        const char *word = argv[i];
+        const bool is_key =
+            i > 0 && strncmp(word, "--", 2) == 0 && strcspn(word, ".") < strcspn(word, "=");
+        if (!is_key) {
+            rest[n_rest++] = argv[i];
+            continue;
+        }
+        add(words, argv[i]);
+        if (!strchr(word, '=') && i + 1 < argc && strncmp(argv[i + 1], "--", 2) != 0)
+            add(words, argv[++i]);
+    }
+    rest[n_rest] = NULL;
+    return n_rest;
+}
+
+void cli_config_words_build(cli_config_words *words, const char *file,
+                            const char *const (*defaults)[2], int argc, char **argv, char **rest) {
+    static const int n_own = sizeof words->own / sizeof words->own[0];
+    words->n = 0;
+    if (file) {
+        snprintf(words->own[0], sizeof words->own[0], "--job.config_file");
+        add(words, words->own[0]);
+        add(words, (char *)file);
+    }
+    for (int i = 0; !file && i < n_own && defaults[i][0]; i++) {
+        snprintf(words->own[i], sizeof words->own[i], "--%s=%s", defaults[i][0], defaults[i][1]);
+        add(words, words->own[i]);
+    }
+    cli_config_words_take(words, argc, argv, rest);
+}

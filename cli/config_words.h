@@ -1,0 +1,32 @@
+/** Configuration keys on the command line of a bench: "--section.key value" beside its own options.
+ */
+#ifndef XP_CLI_CONFIG_WORDS_H
+#define XP_CLI_CONFIG_WORDS_H
+
+#define CLI_CONFIG_WORDS 256
+
+/** Words for xp_config_load(). They point into argv and into the struct itself: it must not move.
+ */
+typedef struct cli_config_words {
+    int n;
+    char *words[CLI_CONFIG_WORDS];
+    char own[32][64];
+} cli_config_words;
+
+/**
+ * Part the arguments: words of the configuration are appended to `words`, the others go to `rest`.
+ * @param rest  [argc + 1], argv[0] stays first
+ * @return how many words are in rest
+ */
+int cli_config_words_take(cli_config_words *words, int argc, char **argv, char **rest);
+
+/**
+ * Start again: the file, or without one the default keys; then the configuration words of argv,
+ * which count more.
+ * @param file      NULL: none
+ * @param defaults  {"model.dim", "512"}, ..., {NULL, NULL}
+ */
+void cli_config_words_build(cli_config_words *words, const char *file,
+                            const char *const (*defaults)[2], int argc, char **argv, char **rest);
+
+#endif
