@@ -75,8 +75,9 @@ int64_t *xp_model_expert_counts(const xp_model *model);
 
 typedef struct xp_model_batch {
     int64_t n_rows, seq_len;
-    const int32_t *tokens, *targets, *positions,
-        *doc_start; /* host memory; doc_start may be NULL */
+    /** Host memory, borrowed until the stream has passed the pass; doc_start may be NULL. A GPU
+     * does not wait for it when it comes from xp_host_alloc(). */
+    const int32_t *tokens, *targets, *positions, *doc_start;
     /** 1 / valid tokens of the whole global batch (all ranks, all microbatches). */
     float loss_scale;
     bool accumulate;  /* gradients += (second and later microbatches) */
@@ -96,6 +97,13 @@ XP_NODISCARD xp_status xp_model_forward_backward(xp_model *model, const xp_model
 /** No gradients, no counting for the balance. */
 XP_NODISCARD xp_status xp_model_forward(xp_model *model, const xp_model_batch *batch,
                                         xp_stream *stream);
+/** What xp_model_queue_loss() reads: sums over this rank's tokens of this microbatch, as in
+ * xp_model_loss. */
+enum { XP_MODEL_LOSS = 0, XP_MODEL_AUX, XP_MODEL_Z, XP_MODEL_N_LOSSES };
+/** Queue the copy of the last pass's losses; `sums` (from xp_host_alloc()) holds them once the
+ * stream has been waited for. */
+XP_NODISCARD xp_status xp_model_queue_loss(xp_model *model, xp_stream *stream,
+                                           double sums[XP_MODEL_N_LOSSES]);
 /** Waits for the stream and reads the losses of the last pass. */
 XP_NODISCARD xp_status xp_model_read_loss(xp_model *model, xp_stream *stream, xp_model_loss *loss);
 /** Per-token losses of the last pass, [T] fp32 device memory. */

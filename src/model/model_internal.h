@@ -25,7 +25,7 @@ typedef struct xp_layer {
 typedef struct xp_model_work {
     int32_t *tokens, *targets, *positions, *doc_start; /* [T] */
     float *loss_scale;                                 /* [1] */
-    double *losses;                                    /* [3] cross-entropy, auxiliary, z */
+    double *losses;                                    /* [XP_MODEL_N_LOSSES] */
     float *token_loss;                                 /* [T] */
     float *rope;                                       /* [S, C] */
     void *normed;                                      /* [T, D] rows that enter a projection */
@@ -45,6 +45,12 @@ typedef struct xp_model_work {
     void *attention_scratch;
 } xp_model_work;
 
+/** Staging memory: what copies to and from the device read and write on the host. */
+typedef struct xp_model_staged {
+    double losses[XP_MODEL_N_LOSSES];
+    float loss_scale;
+} xp_model_staged;
+
 struct xp_model {
     xp_model_args args; /* args.arch points to arch */
     xp_arch arch;
@@ -61,6 +67,7 @@ struct xp_model {
     xp_moe_core *core; /* NULL in a dense model */
     void *activations, *workspace, *balance;
     xp_model_work work;
+    xp_model_staged *staged;
     int64_t chunk_rows; /* of the head */
     /* the pass that runs, or ran last */
     int64_t n_rows, seq_len, n_tokens;

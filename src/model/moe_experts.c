@@ -40,15 +40,24 @@ static xp_status after(const job *j, xp_event *event, xp_stream *stream) {
 /* ---- forward ------------------------------------------------------------------------------------
  */
 
+/* Only the first round's rows are ever saved: the others are rare, and computed again. */
+static void *saved_recv(const job *j) {
+    return j->round == 0 ? j->part->recv : NULL;
+}
+
+static void *saved_gate_up(const job *j) {
+    return j->round == 0 ? j->part->gate_up : NULL;
+}
+
 /* The rows this job's experts read: saved ones, the slot's, or the tokens themselves. */
 static void *recv_of(const job *j) {
     if (is_direct(j->core))
         return part_rows(j, j->pass->x);
-    return j->part->recv ? j->part->recv : j->slot->recv;
+    return saved_recv(j) ? saved_recv(j) : j->slot->recv;
 }
 
 static void *gate_up_of(const job *j) {
-    return j->part->gate_up ? j->part->gate_up : j->core->gate_up;
+    return saved_gate_up(j) ? saved_gate_up(j) : j->core->gate_up;
 }
 
 static xp_status dispatch_x(const job *j) {
@@ -144,7 +153,7 @@ static xp_status backward_arrive(const job *j) {
     XP_TRY(after(j, j->slot->spent, j->comm));
     XP_TRY(
         xp_ep_combine_backward(j->core->group, j->part->plan, j->round, &d_out, &d_recv, j->comm));
-    if (!j->part->recv)
+    if (!saved_recv(j))
         XP_TRY(dispatch_x(j));
     return mark(j, j->slot->arrived, j->comm);
 }
@@ -197,7 +206,7 @@ static xp_status backward_experts(const job *j) {
     xp_ep_view view;
     XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
     XP_TRY(is_direct(core) ? XP_OK : after(j, j->slot->arrived, j->compute));
-    if (!j->part->gate_up)
+    if (!saved_gate_up(j))
         XP_TRY(first_product(j, &view));
     /* rows and dp are this slot's until the job before the last has been sent home. */
     XP_TRY(after(j, j->slot->sent, j->compute));
@@ -305,14 +314,16 @@ static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp
                             pass->saved->topk_weight + begin * top_k, n, comm, part->plan));
     int64_t n_picks = core->sizes.pick_capacity;
     part->n_rounds = core->sizes.max_rounds;
-    if (xp_device_get_kind(core->args.device) == XP_DEVICE_CPU) {
+    bool known = xp_device_shares_host(core->args.device);
+    if (known) {
         xp_ep_counts counts;
         XP_TRY(xp_ep_plan_wait(part->plan, &counts));
         part->n_rounds = counts.n_rounds;
         n_picks = counts.n_picks;
     }
-    /* The number of rounds is the same on every rank, so all ranks keep their rows or none does. */
-    bool fits = part->n_rounds == 1;
+    /* The number of rounds is the same on every rank, so all ranks keep their rows or none does.
+     * Where only the device knows the counts, later rounds are nearly always empty. */
+    bool fits = !known || part->n_rounds == 1;
     part->gate_up = fits ? take_rows(&core->gate_up_arena, n_picks) : NULL;
     part->recv = fits ? take_rows(&core->recv_arena, core->sizes.recv_capacity) : NULL;
     return XP_OK;

@@ -52,10 +52,11 @@ static xp_status begin(xp_model *model, const xp_model_batch *batch, bool traini
     XP_TRY(xp_copy(stream, work->positions, batch->positions, n_bytes));
     if (model->has_doc_start)
         XP_TRY(xp_copy(stream, work->doc_start, batch->doc_start, n_bytes));
-    XP_TRY(xp_copy(stream, work->loss_scale, &model->loss_scale, sizeof(float)));
+    model->staged->loss_scale = batch->loss_scale;
+    XP_TRY(xp_copy(stream, work->loss_scale, &model->staged->loss_scale, sizeof(float)));
     if (model->core)
         xp_moe_core_begin(model->core);
-    return xp_zero(stream, work->losses, 3 * sizeof(double));
+    return xp_zero(stream, work->losses, XP_MODEL_N_LOSSES * sizeof(double));
 }
 
 static xp_embed_args embed_args(xp_model *model) {
@@ -129,12 +130,18 @@ xp_status xp_model_forward(xp_model *model, const xp_model_batch *batch, xp_stre
     return xp_head_logits(model, 0, model->n_tokens, model->work.all_logits, stream);
 }
 
+xp_status xp_model_queue_loss(xp_model *model, xp_stream *stream, double sums[XP_MODEL_N_LOSSES]) {
+    return xp_copy(stream, sums, model->work.losses, XP_MODEL_N_LOSSES * sizeof(double));
+}
+
 xp_status xp_model_read_loss(xp_model *model, xp_stream *stream, xp_model_loss *loss) {
-    double sums[3];
-    XP_TRY(xp_copy(stream, sums, model->work.losses, sizeof(sums)));
+    const double *sums = model->staged->losses;
+    XP_TRY(xp_model_queue_loss(model, stream, model->staged->losses));
     XP_TRY(xp_stream_sync(stream));
-    *loss = (xp_model_loss){
-        .loss_sum = sums[0], .n_valid = model->n_valid, .aux_loss = sums[1], .z_loss = sums[2]};
+    *loss = (xp_model_loss){.loss_sum = sums[XP_MODEL_LOSS],
+                            .n_valid = model->n_valid,
+                            .aux_loss = sums[XP_MODEL_AUX],
+                            .z_loss = sums[XP_MODEL_Z]};
     return XP_OK;
 }
 

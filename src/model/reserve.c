@@ -19,7 +19,7 @@ static int64_t largest(int64_t a, int64_t b) {
 }
 
 static int64_t choose_chunk(const xp_model *model) {
-    bool gpu = xp_device_get_kind(model->device) == XP_DEVICE_CUDA;
+    bool gpu = xp_device_like(model->device) == XP_DEVICE_CUDA;
     int64_t row = model->arch.vocab_size * (int64_t)xp_dtype_bytes(model->args.dtype);
     int64_t rows = (gpu ? chunk_bytes_gpu : chunk_bytes_cpu) / row;
     rows = largest(rows, least_chunk_rows);
@@ -60,7 +60,7 @@ static void carve_forward(xp_model *model, xp_slab *slab) {
     w->positions = xp_slab_take(slab, tokens * i32);
     w->doc_start = model->args.document_attention ? xp_slab_take(slab, tokens * i32) : NULL;
     w->loss_scale = xp_slab_take(slab, f32);
-    w->losses = xp_slab_take(slab, 3 * sizeof(double));
+    w->losses = xp_slab_take(slab, XP_MODEL_N_LOSSES * sizeof(double));
     w->token_loss = xp_slab_take(slab, tokens * f32);
     w->rope = xp_slab_take(slab, (size_t)(model->args.seq_len * arch->head_dim) * f32);
     w->normed = xp_slab_take(slab, tokens * row);
@@ -194,6 +194,9 @@ static xp_status reserve(xp_model *model) {
     XP_TRY(xp_device_alloc(model->device, count.used, "workspace", &model->workspace));
     slab = (xp_slab){.base = model->workspace, .n_bytes = count.used};
     carve_workspace(model, &slab);
+    void *staged = NULL;
+    XP_TRY(xp_host_alloc(model->device, sizeof(xp_model_staged), "workspace", &staged));
+    model->staged = staged;
     return XP_OK;
 }
 
@@ -338,6 +341,7 @@ void xp_model_destroy(xp_model *model) {
     xp_device_free(model->device, model->balance);
     xp_device_free(model->device, model->activations);
     xp_device_free(model->device, model->workspace);
+    xp_host_free(model->device, model->staged);
     xp_param_table_destroy(model->table);
     free(model->layers);
     free(model);
