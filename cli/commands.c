@@ -10,6 +10,7 @@ static const cli_command commands[] = {
     {"eval", cmd_eval, "loss and perplexity of a model over tokens or text"},
     {"tokenize", cmd_tokenize, "text to token ids and back"},
     {"tokenizer-train", cmd_tokenizer_train, "train a byte-level BPE tokenizer on text"},
+    {"doctor", cmd_doctor, "what was built in, what this machine has, what works"},
     {"bench", cmd_bench,
      "measure steps, ops, expert exchange and scaling beside the machine's limits"},
     {"export", cmd_export, "write a checkpoint as a Hugging Face folder"},

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "device/cpu/blas_memory.h"
 #include "device/cpu/cpu_stream.h"
 #include "device/cpu/guard.h"
 #include "device/device_internal.h"
@@ -55,6 +56,7 @@ static void cpu_destroy(xp_device *device) {
     xp_cpu_device *cpu = (xp_cpu_device *)device;
     xp_pool_destroy(cpu->pool);
     xp_pool_destroy(cpu->worker_pool);
+    xp_blas_memory_give_back(cpu->n_blas_threads);
     free(cpu);
 }
 
@@ -101,7 +103,11 @@ xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device) {
     snprintf(cpu->base.name, sizeof cpu->base.name, "cpu");
     xp_status status = leave_out(args->caps, cpu);
     if (status == XP_OK)
+        status = xp_blas_memory_take(args->n_threads);
+    if (status == XP_OK) {
+        cpu->n_blas_threads = args->n_threads;
         status = xp_pool_create(args->n_threads, &cpu->pool);
+    }
     if (status == XP_OK)
         status = xp_pool_create(1, &cpu->worker_pool);
     if (status != XP_OK) {

@@ -13,6 +13,7 @@ typedef struct xp_cpu_device {
     xp_cpu_observer observer; /* ran NULL: none */
     bool late;                /* compute streams keep their work until they are waited for */
     int64_t n_pageable;
+    int n_blas_threads; /* with a buffer of OpenBLAS's */
 } xp_cpu_device;
 
 xp_status xp_cpu_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **stream);
