@@ -186,6 +186,17 @@ static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
     return XP_OK;
 }
 
+/* Whether the comma-separated list names the capability. */
+static bool leaves_out(const char *caps, const char *name) {
+    const size_t n = strlen(name);
+    for (const char *at = caps; at != NULL; at = strchr(at, ',')) {
+        at += *at == ',';
+        if (strncmp(at, name, n) == 0 && (at[n] == '\0' || at[n] == ','))
+            return true;
+    }
+    return false;
+}
+
 xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) {
     int n_devices;
     XP_TRY(xp_cuda_device_count(&n_devices));
@@ -207,6 +218,8 @@ xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) 
     cuda->compute_capability = 10 * p.major + p.minor;
     cuda->l2_bytes = (size_t)p.l2CacheSize;
     cuda->shared_bytes = p.sharedMemPerBlockOptin;
+    cuda->without_cudnn = leaves_out(args->caps, "cudnn");
+    cuda->without_determinism = leaves_out(args->caps, "deterministic");
     cuda->wgmma = cuda->compute_capability == 90;
     xp_status status = leave_out(args->caps, cuda);
     if (status != XP_OK) {

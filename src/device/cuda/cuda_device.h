@@ -14,7 +14,10 @@ typedef struct xp_cuda_device {
     int index;
     int n_sms, compute_capability; /* 90 for sm_90 */
     size_t l2_bytes, shared_bytes; /* shared memory a block may opt in to */
-    bool wgmma; /* sm_90's matrix instructions, unless left out through xp_device_args.caps */
+    /* capabilities that xp_device_args.caps leaves out: "cudnn", "deterministic" (then faster ways
+     * are taken whose sums have no fixed order: cuDNN's attention backward) */
+    bool without_cudnn, without_determinism;
+    bool wgmma;      /* sm_90's matrix instructions, unless left out through xp_device_args.caps */
     void *libraries; /* ops/cuda: cuBLASLt and cuDNN handles, made on first use before step 1 */
     void (*libraries_destroy)(void *libraries);
 } xp_cuda_device;

@@ -1,18 +1,121 @@
-/* Which attention runs. */
+/*
+ * Which attention runs: cuDNN where it can (bf16, whole rows, lengths that fill its tiles), else
+ * the plain kernels. The choice depends on the arguments and the device only, never on the moment,
+ * so that a run repeats itself.
+ */
 #include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/cudnn_sdpa.h"
 
-xp_status xp_cuda_attention_forward(xp_stream *stream, const xp_attention_args *args) {
-    return xp_cuda_attention_plain_forward(stream, args);
+/* Rows of a call that share the memory of a deterministic backward. */
+#define MOST_PAIR_BYTES ((int64_t)1 << 30)
+
+static bool is_16_byte(int64_t ld) {
+    return ld * 2 % 16 == 0;
+}
+
+/* cuDNN wants padding masks for other lengths; documents and odd heads are the plain kernel's. */
+static bool suits_cudnn(const xp_cuda_device *device, const xp_attention_args *a) {
+    return !device->without_cudnn && a->dtype == XP_BF16 && a->doc_start == NULL &&
+           a->head_dim % 8 == 0 && a->head_dim <= 128 && a->seq_len % 128 == 0 && a->seq_len > 0 &&
+           a->n_rows > 0 && is_16_byte(a->ldq) && is_16_byte(a->ldk) && is_16_byte(a->ldv) &&
+           is_16_byte(a->ldo);
+}
+
+static xp_sdpa_shape shape_of(const xp_attention_args *a) {
+    return (xp_sdpa_shape){.n_rows = a->n_rows,
+                           .seq_len = a->seq_len,
+                           .n_heads = a->n_heads,
+                           .n_kv_heads = a->n_kv_heads,
+                           .head_dim = a->head_dim,
+                           .ldq = a->ldq,
+                           .ldk = a->ldk,
+                           .ldv = a->ldv,
+                           .ldo = a->ldo};
+}
+
+/* The largest divisor of n_rows whose pairs fit. */
+static int64_t rows_a_piece(const xp_attention_args *a) {
+    const int64_t pair_bytes = 2 * a->n_heads * a->seq_len * a->seq_len;
+    int64_t rows = a->n_rows;
+    while (rows > 1 && (a->n_rows % rows != 0 || rows * pair_bytes > MOST_PAIR_BYTES))
+        rows--;
+    return rows;
+}
+
+static xp_sdpa_shape backward_shape(const xp_cuda_device *device, const xp_attention_args *a,
+                                    int64_t lddq, int64_t lddk, int64_t lddv) {
+    xp_sdpa_shape s = shape_of(a);
+    s.backward = 1;
+    s.deterministic = device->without_determinism ? 0 : 1;
+    if (s.deterministic)
+        s.n_rows = rows_a_piece(a);
+    s.lddq = lddq;
+    s.lddk = lddk;
+    s.lddv = lddv;
+    return s;
+}
+
+xp_status xp_cuda_attention_forward(xp_stream *stream, const xp_attention_args *a) {
+    xp_cuda_device *device = (xp_cuda_device *)stream->device;
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    const char *why;
+    const xp_sdpa_shape shape = shape_of(a);
+    xp_sdpa_plan *plan = suits_cudnn(device, a) ? xp_sdpa_plan_get(device, &shape, &why) : NULL;
+    if (plan != NULL && (a->scratch != NULL || xp_sdpa_plan_scratch(plan) == 0))
+        return xp_sdpa_plan_forward(plan, s, a);
+    return xp_cuda_attention_plain_forward(stream, a);
+}
+
+static void *advance(const void *data, int64_t n_elements) {
+    return (char *)data + 2 * n_elements;
+}
+
+/* The call's rows [first, first + n_rows of the plan). */
+static xp_attention_backward_args piece_of(const xp_attention_backward_args *args, int64_t first) {
+    xp_attention_backward_args piece = *args;
+    const int64_t tokens = first * args->forward.seq_len;
+    xp_attention_args *f = &piece.forward;
+    f->q = advance(f->q, tokens * f->ldq);
+    f->k = advance(f->k, tokens * f->ldk);
+    f->v = advance(f->v, tokens * f->ldv);
+    f->out = advance(f->out, tokens * f->ldo);
+    f->lse += tokens * f->n_heads;
+    piece.dout = advance(piece.dout, tokens * f->ldo);
+    piece.dq = advance(piece.dq, tokens * piece.lddq);
+    piece.dk = advance(piece.dk, tokens * piece.lddk);
+    piece.dv = advance(piece.dv, tokens * piece.lddv);
+    return piece;
 }
 
 xp_status xp_cuda_attention_backward(xp_stream *stream, const xp_attention_backward_args *args) {
-    return xp_cuda_attention_plain_backward(stream, args);
+    xp_cuda_device *device = (xp_cuda_device *)stream->device;
+    const xp_attention_args *a = &args->forward;
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    const char *why;
+    const xp_sdpa_shape shape = backward_shape(device, a, args->lddq, args->lddk, args->lddv);
+    const bool suits = suits_cudnn(device, a) && a->scratch != NULL && is_16_byte(args->lddq) &&
+                       is_16_byte(args->lddk) && is_16_byte(args->lddv);
+    xp_sdpa_plan *plan = suits ? xp_sdpa_plan_get(device, &shape, &why) : NULL;
+    if (plan == NULL)
+        return xp_cuda_attention_plain_backward(stream, args);
+    for (int64_t first = 0; first < a->n_rows; first += shape.n_rows) {
+        const xp_attention_backward_args piece = piece_of(args, first);
+        XP_TRY(xp_sdpa_plan_backward(plan, s, &piece));
+    }
+    return XP_OK;
 }
 
-size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_args *args,
+size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_args *a,
                                  bool backward) {
-    (void)device;
-    (void)args;
-    (void)backward;
-    return 0;
+    xp_cuda_device *cuda = (xp_cuda_device *)device;
+    const char *why;
+    if (!suits_cudnn(cuda, a) || cudaSetDevice(cuda->index) != cudaSuccess)
+        return 0;
+    /* gradients usually lie as what they are gradients of: that plan will be the one in use */
+    const xp_sdpa_shape shape =
+        backward ? backward_shape(cuda, a, a->ldq, a->ldk, a->ldv) : shape_of(a);
+    const xp_sdpa_plan *plan = xp_sdpa_plan_get(cuda, &shape, &why);
+    return plan == NULL ? 0 : xp_sdpa_plan_scratch(plan);
 }
