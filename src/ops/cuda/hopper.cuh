@@ -1,0 +1,145 @@
+/**
+ * Hopper's asynchronous instructions as small functions. References are to the PTX ISA 8.x:
+ * mbarrier (9.7.13.15), cp.async and cp.async.bulk.tensor (9.7.9.25, 9.7.9.27), wgmma (9.7.15),
+ * setmaxnreg (9.7.19.5). Only kernels compiled for sm_90a may call them.
+ */
+#ifndef XP_OPS_CUDA_HOPPER_CUH
+#define XP_OPS_CUDA_HOPPER_CUH
+
+#include <cuda.h>
+#include <stdint.h>
+#include "ops/cuda/hopper_layout.h"
+
+static __device__ __forceinline__ uint32_t hopper_shared(const void *at) {
+    return (uint32_t)__cvta_generic_to_shared(at);
+}
+
+/* ---- mbarrier: a phase ends when all arrivals and all announced bytes have come ---- */
+
+static __device__ __forceinline__ void mbarrier_init(uint32_t bar, int n_arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(n_arrivals) : "memory");
+}
+
+/** Make initialised barriers visible to the async proxy too. */
+static __device__ __forceinline__ void mbarrier_init_fence() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+static __device__ __forceinline__ void mbarrier_arrive(uint32_t bar) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+
+/** One arrival that also announces bytes of bulk copies. */
+static __device__ __forceinline__ void mbarrier_expect(uint32_t bar, uint32_t n_bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(n_bytes)
+                 : "memory");
+}
+
+/** Wait until the phase of this parity has ended. */
+static __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@done bra out;\n"
+                 "bra again;\n"
+                 "out:\n"
+                 "}" ::"r"(bar),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* ---- copies ---- */
+
+/** 16 bytes to shared memory, or zeros when not `valid`; `from` is then not read. */
+static __device__ __forceinline__ void copy_chunk(uint32_t to, const void *from, bool valid) {
+    const int n_bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n_bytes)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void copy_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/** Wait until at most N of this thread's groups are under way. */
+template <int N> static __device__ __forceinline__ void copy_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/** What this thread has written to shared memory becomes visible to wgmma and bulk copies. */
+static __device__ __forceinline__ void async_proxy_fence() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/** A box of a three-dimensional tensor; its bytes count towards the barrier, zeros outside the
+ * tensor included. */
+static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar,
+                                                int x, int y, int z) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
+                 "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+/* ---- wgmma: a warpgroup of 128 threads, operands in shared memory ---- */
+
+/** Before the first wgmma after registers or shared memory have changed. */
+static __device__ __forceinline__ void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int N> static __device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+#define XP_ACCUMULATORS_8(d, i)                                                                    \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),    \
+        "+f"(d[i + 6]), "+f"(d[i + 7])
+#define XP_ACCUMULATORS_32(d, i)                                                                   \
+    XP_ACCUMULATORS_8(d, i), XP_ACCUMULATORS_8(d, i + 8), XP_ACCUMULATORS_8(d, i + 16),            \
+        XP_ACCUMULATORS_8(d, i + 24)
+
+/**
+ * d[64, 256] += a[64, 16] b[16, 256], bf16 in, fp32 sums. MN_A, MN_B: 1 when the operand's
+ * contiguous direction is m or n, 0 when it is k. Thread t of the warpgroup holds
+ * d[4 i + j] = element (16 (t / 32) + t % 32 / 4 + 8 (j / 2), 8 i + 2 (t % 4) + j % 2).
+ */
+template <int MN_A, int MN_B>
+static __device__ __forceinline__ void wgmma_64x256(float (&d)[128], uint64_t a, uint64_t b) {
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, 1, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, "
+                 "%110, %111, "
+                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "
+                 "%125, %126, %127}, "
+                 "%128, %129, add, 1, 1, %130, %131;\n"
+                 "}"
+                 : XP_ACCUMULATORS_32(d, 0), XP_ACCUMULATORS_32(d, 32), XP_ACCUMULATORS_32(d, 64),
+                   XP_ACCUMULATORS_32(d, 96)
+                 : "l"(a), "l"(b), "n"(MN_A), "n"(MN_B));
+}
+
+/* ---- registers move from the warps that copy to those that multiply ---- */
+
+template <int N> static __device__ __forceinline__ void registers_give() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> static __device__ __forceinline__ void registers_take() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+#endif

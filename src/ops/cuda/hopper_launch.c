@@ -1,0 +1,36 @@
+#include "ops/cuda/hopper_launch.h"
+
+#include "ops/cuda/launch.h"
+
+bool xp_cuda_hopper_fits(const xp_cuda_device *device, const xp_tile_args *p) {
+    const int64_t inner = p->rows_are_m ? p->k : p->m;
+    return device->wgmma && !p->ab_f32 && p->offsets != NULL && p->alpha == 1.0F &&
+           p->n_experts <= XP_HOPPER_MAX_EXPERTS && p->lda % 8 == 0 && p->ldb % 8 == 0 &&
+           p->n % 8 == 0 && inner % 8 == 0 && inner > 0 && xp_is_aligned(p->a) &&
+           xp_is_aligned(p->b) && xp_is_aligned(p->c) && xp_cuda_hopper_is_built();
+}
+
+xp_status xp_cuda_hopper_weights_map(const xp_tile_args *p, int box_rows, CUtensorMap *map) {
+    /* A driver function, found through the runtime: nothing links to the driver's library. */
+    __typeof__(cuTensorMapEncodeTiled) *encode = NULL;
+    enum cudaDriverEntryPointQueryResult found;
+    XP_TRY(
+        xp_cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode,
+                                                       12000, cudaEnableDefault, &found),
+                      "cuTensorMapEncodeTiled"));
+    if (encode == NULL)
+        return xp_error(XP_ENOTSUP, "this driver has no cuTensorMapEncodeTiled; install one for "
+                                    "CUDA 12 or newer, or leave out the capability wgmma");
+    const cuuint64_t columns = (cuuint64_t)p->ldb, rows = (cuuint64_t)(p->b_expert / p->ldb);
+    const cuuint64_t size[3] = {columns, rows, (cuuint64_t)p->n_experts};
+    const cuuint64_t stride[2] = {columns * 2, columns * rows * 2};
+    const cuuint32_t box[3] = {64, (cuuint32_t)box_rows, 1}, step[3] = {1, 1, 1};
+    const CUresult result =
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)p->b, size, stride, box, step,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS)
+        return xp_error(XP_EDEVICE, "grouped product: TMA refuses weights of %lld x %lld x %d (%d)",
+                        (long long)rows, (long long)columns, p->n_experts, (int)result);
+    return XP_OK;
+}
