@@ -67,11 +67,11 @@ static __device__ __forceinline__ bool find(walk &w, const xp_tile_args &p,
     return false;
 }
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
 static __device__ __forceinline__ int row_at(const int32_t *gather, int64_t row) {
     return gather != nullptr ? gather[row] : (int)row;
 }
-
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /* Slices in the order in which they are filled and used, over all tiles. */
 struct ring {
