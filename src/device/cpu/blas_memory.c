@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <sys/mman.h>
 
+extern int openblas_get_num_threads(void);
+
 #define BUFFER_BYTES ((size_t)129 << 20) /* OpenBLAS's BUFFER_SIZE on x86-64 is 128 MiB */
 #define MAX_BUFFERS  64                  /* well below its table's length */
 
@@ -13,6 +15,8 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int n_users;   /* threads that may multiply at the same time */
 static int n_buffers; /* that OpenBLAS has been made to take */
+static int n_own;     /* of OpenBLAS's own threads, which take theirs when they start: after a fork
+                         that may be now; 0: not known yet */
 
 static bool has_room(void) {
     void *probe = mmap(NULL, BUFFER_BYTES, PROT_READ | PROT_WRITE,
@@ -34,18 +38,21 @@ static xp_status grow(int wanted) {
         release(held[i]);
     n_buffers = n > n_buffers ? n : n_buffers;
     if (n < wanted)
-        return xp_error(XP_ENOMEM,
-                        "out of memory: no 128 MiB of address space for the matrix product's "
-                        "buffer of thread %d of %d; raise the limit (ulimit -v) or use fewer ranks "
-                        "or threads",
-                        n + 1, wanted);
+        return xp_error(
+            XP_ENOMEM,
+            "out of memory: no 128 MiB of address space for the matrix product's "
+            "buffer %d of %d (one a thread); raise the limit (ulimit -v) or use fewer ranks "
+            "or threads",
+            n + 1, wanted);
     return XP_OK;
 }
 
 xp_status xp_blas_memory_take(int n_threads) {
     xp_status status = XP_OK;
     pthread_mutex_lock(&lock);
-    int wanted = n_users + n_threads;
+    if (n_own == 0)
+        n_own = openblas_get_num_threads();
+    int wanted = n_users + n_threads + n_own - 1;
     wanted = wanted < MAX_BUFFERS ? wanted : MAX_BUFFERS;
     if (wanted > n_buffers)
         status = grow(wanted);
