@@ -14,6 +14,7 @@
 #include "device/cpu/cpu_device.h"
 #include "device/plugin.h"
 #include "expar/comm.h"
+#include "expar/version.h"
 #include "ops/cpu/blas.h"
 #include "ops/ops.h"
 #include "options.h"

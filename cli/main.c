@@ -4,6 +4,7 @@
 #include "cli.h"
 #include "commands.h"
 #include "core/text.h"
+#include "expar/version.h"
 
 static void print_help(FILE *file) {
     fputs("expar " XP_VERSION ": pre-training of mixture-of-experts language models\n\n"
@@ -58,7 +59,7 @@ int main(int argc, char **argv) {
         return XP_EXIT_OK;
     }
     if (strcmp(name, "--version") == 0) {
-        puts("expar " XP_VERSION);
+        printf("expar %s\n", xp_version());
         return XP_EXIT_OK;
     }
     for (int i = 0; cli_command_at(i); i++)

@@ -12,6 +12,7 @@
 #include "core/arena.h"
 #include "core/file.h"
 #include "core/text.h"
+#include "expar/version.h"
 
 #define DEFAULT_SHARD_BYTES 5000000000
 #define CHUNK_ELEMENTS      (1 << 18)

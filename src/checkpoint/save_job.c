@@ -15,6 +15,7 @@
 #include "checkpoint/st_dtype.h"
 #include "checkpoint/xxh64.h"
 #include "core/file.h"
+#include "expar/version.h"
 
 #define CHUNK_BYTES (1 << 20) /* hashed and written while it is in the cache */
 

@@ -2,6 +2,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include "core/file.h"
+#include "expar/version.h"
 #include "predict/predict.h"
 #include "train/run_state.h"
 

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/file.h"
+#include "expar/version.h"
 #include "train/hf_io.h"
 #include "train/run_state.h"
 

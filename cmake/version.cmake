@@ -1,0 +1,12 @@
+# The version stands in include/expar/version.h and nowhere else: sets XP_PROJECT_VERSION.
+set(version_header ${CMAKE_CURRENT_SOURCE_DIR}/include/expar/version.h)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${version_header})
+set(version_numbers)
+foreach(part MAJOR MINOR PATCH)
+    file(STRINGS ${version_header} line REGEX "^#define XP_VERSION_${part} +[0-9]+$")
+    if(NOT line MATCHES "([0-9]+)$")
+        message(FATAL_ERROR "${version_header}: no XP_VERSION_${part}")
+    endif()
+    list(APPEND version_numbers ${CMAKE_MATCH_1})
+endforeach()
+list(JOIN version_numbers "." XP_PROJECT_VERSION)

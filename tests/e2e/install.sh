@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# What is installed is enough for others: headers, library, plug-ins, pkg-config file, program. Programs in C and in
+# C++ are built against it through pkg-config alone.
+set -eu
+fail() {
+    echo "FAILED: $*"
+    exit 1
+}
+for tool in cmake pkg-config cc c++ readelf; do
+    command -v $tool >/dev/null || {
+        echo "SKIPPED: no $tool"
+        exit 77
+    }
+done
+work=$(mktemp -d "${TMPDIR:-/tmp}/expar_install.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+prefix=$work/prefix
+cmake --install "$BUILD" --prefix "$prefix" > "$work/log" || fail "cmake --install: $(tail -n 3 "$work/log")"
+
+pc=$(find "$prefix" -name expar.pc)
+[ -n "$pc" ] || fail "no expar.pc"
+unset LD_LIBRARY_PATH
+export PKG_CONFIG_PATH
+PKG_CONFIG_PATH=$(dirname "$pc")
+libdir=$(realpath "$(pkg-config --variable=libdir expar)")
+version=$(pkg-config --modversion expar)
+readelf -d "$libdir/libexpar.so" | grep -q 'SONAME.*\[libexpar.so.0\]' || fail "the soname is not libexpar.so.0"
+for plugin in cuda mpi; do
+    [ ! -e "$BUILD/lib/libexpar_$plugin.so" ] || [ -e "$libdir/libexpar_$plugin.so" ] ||
+        fail "libexpar_$plugin.so was built and not installed"
+done
+for header in "$SOURCE"/include/expar/*.h; do
+    name=expar/$(basename "$header")
+    grep -q "\"$name\"" "$SOURCE/include/expar/expar.h" || [ "$name" = expar/expar.h ] ||
+        fail "expar/expar.h does not include $name"
+    echo "#include <$name>" > "$work/one.c"
+    cc -std=c17 -Wall -Wextra -Wpedantic -Werror $(pkg-config --cflags expar) -fsyntax-only "$work/one.c" ||
+        fail "$name does not compile alone as C17"
+    c++ -std=c++17 -Wall -Wextra -Wpedantic -Werror $(pkg-config --cflags expar) -fsyntax-only -x c++ "$work/one.c" ||
+        fail "$name does not compile alone as C++17"
+done
+
+# Interface functions have the interface's version, all others the private one.
+nm -D --defined-only "$libdir/libexpar.so" > "$work/symbols"
+for symbol in xp_version xp_ep_dispatch xp_moe_forward xp_comm_all_reduce xp_fused_silu_gate_prob; do
+    grep -q " $symbol@@EXPAR_0\$" "$work/symbols" || fail "$symbol is not in the node EXPAR_0"
+done
+grep -q " xp_config_load@@EXPAR_PRIVATE_$version\$" "$work/symbols" || fail "xp_config_load is not private"
+strangers=$(awk '$2 != "A" {print $3}' "$work/symbols" | grep -v '^xp_' || true)
+[ -z "$strangers" ] || fail "symbols outside xp_: $strangers"
+
+cc -std=c17 -Wall -Wextra -Werror $(pkg-config --cflags expar) "$SOURCE/examples/ep_roundtrip.c" \
+    $(pkg-config --libs expar) -lpthread -lm -Wl,-rpath,"$libdir" -o "$work/roundtrip" || fail "the C program"
+"$work/roundtrip" 2 || fail "the C program ends with an error"
+c++ -std=c++17 -Wall -Wextra -Werror $(pkg-config --cflags expar) "$SOURCE/tests/e2e/install/layer.cpp" \
+    $(pkg-config --libs expar) -Wl,-rpath,"$libdir" -o "$work/layer" || fail "the C++ program"
+[ "$("$work/layer")" = "expar $version" ] || fail "the C++ program: $("$work/layer" 2>&1)"
+
+cd "$work"
+[ "$("$prefix"/bin/expar --version)" = "expar $version" ] || fail "expar --version"
+"$prefix"/bin/expar config --training.steps 7 | grep -q '^steps = 7' || fail "expar config"
+ldd "$prefix/bin/expar" | grep -q "$(realpath "$prefix")" || fail "the installed program does not use the installed library"
+echo "installed, compiled in C and C++, ran"
