@@ -239,6 +239,7 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
         xp_train_shared_destroy(shared);
         return status;
     }
+    xp_comm_set_phase(comm, "start of the run");
     signal_thread signals = {
         .shared = shared, .log = xp_comm_rank(comm) == 0 ? log : NULL, .patient = true};
     status = start_signals(&signals);

@@ -18,9 +18,10 @@ int main(void) {
         _exit(1);
     }
     bool first = xp_comm_rank(comm) == 0;
+    int n_nodes = xp_comm_n_nodes(comm);
     bool all = sum == xp_comm_size(comm);
     xp_comm_destroy(comm);
     if (first)
-        printf("%lld ranks\n", (long long)sum);
+        printf("%lld ranks on %d node%s\n", (long long)sum, n_nodes, n_nodes > 1 ? "s" : "");
     return !all;
 }

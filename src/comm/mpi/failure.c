@@ -104,10 +104,10 @@ void xp_mpi_look_around(xp_mpi_world *world) {
         settle(world, &world->noticed);
 }
 
-/* Every rank tells every rank of the other nodes: whichever of them still live, one gets through.
- */
+/* Every rank of the node where it was found tells every rank of the other nodes: whichever of them
+ * still live, one gets through. */
 void xp_mpi_relay_failure(xp_mpi_world *world) {
-    if (world->n_nodes == 1)
+    if (world->n_nodes == 1 || !xp_board_find(&world->board, world->failure.finder))
         return;
     MPI_Request requests[256];
     int n = 0, done = 0;
