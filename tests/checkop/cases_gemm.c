@@ -215,9 +215,10 @@ static void check_grouped(ck_context *ctx) {
         {"all to one", 4, 300, 300, all, false}, {"ragged", 6, 150, 60, ragged, true},
         {"ragged", 6, 150, 150, ragged, false},  {"one expert", 1, 37, 20, single, true},
     };
-    static const int64_t sizes[][2] = {{1, 1}, {33, 17}, {40, 70}};
+    /* The last: rows of 16 bytes, which is what tile copies need. */
+    static const int64_t sizes[][2] = {{1, 1}, {33, 17}, {40, 70}, {136, 72}};
     for (size_t i = 0; i < sizeof routings / sizeof routings[0]; i++)
-        for (int s = 0; s < 3; s++)
+        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
             for (int t = 0; t < 2; t++)
                 grouped_cases(ctx, &routings[i], sizes[s][0], sizes[s][1], t ? XP_BF16 : XP_F32);
     /* Several tiles in every direction, and more rows than one chunk of scratch. */
@@ -225,6 +226,7 @@ static void check_grouped(ck_context *ctx) {
     const routing skewed = {"large", 2, 700, 80, large, true};
     grouped_cases(ctx, &skewed, 300, 270, XP_F32);
     grouped_cases(ctx, &skewed, 300, 270, XP_BF16);
+    grouped_cases(ctx, &skewed, 528, 328, XP_BF16);
 }
 
 /* One layer's experts of the mid-size model, and the same with most rows on one expert. */

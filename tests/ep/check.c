@@ -21,6 +21,31 @@ static void *poisoned(size_t n_bytes) {
     return data;
 }
 
+/* Memory that both the test and the rank's device can address. */
+static void *shared(ep_env *env, size_t n_bytes) {
+    if (xp_device_get_kind(env->device) == XP_DEVICE_CPU)
+        return poisoned(n_bytes);
+    void *data = NULL;
+    if (xp_host_alloc(env->device, n_bytes + 16, "test", &data) != XP_OK)
+        abort();
+    memset(data, POISON, n_bytes + 16);
+    return data;
+}
+
+static void release(ep_env *env, void *data) {
+    if (xp_device_get_kind(env->device) == XP_DEVICE_CPU)
+        free(data);
+    else
+        xp_host_free(env->device, data);
+}
+
+static void *share(ep_env *env, void *from, size_t n_bytes) {
+    void *data = shared(env, n_bytes);
+    memcpy(data, from, n_bytes);
+    free(from);
+    return data;
+}
+
 void ep_fill_routing(const ep_problem *p, int rank, int32_t **ids, float **weights) {
     int64_t n = p->tokens[rank] * p->top_k;
     *ids = poisoned((size_t)n * sizeof **ids);
@@ -34,21 +59,25 @@ void ep_fill_routing(const ep_problem *p, int rank, int32_t **ids, float **weigh
     }
 }
 
-static buffers make_buffers(const ep_problem *p, int rank, const xp_ep_sizes *sizes) {
+static buffers make_buffers(ep_env *env, const ep_problem *p, const xp_ep_sizes *sizes) {
+    const int rank = env->rank;
     buffers b = {.n_tokens = p->tokens[rank],
                  .recv_rows = sizes->recv_capacity,
                  .pick_rows = sizes->pick_capacity};
     b.row_bytes = (size_t)p->dim * xp_dtype_bytes(p->dtype);
+    size_t n_picks = (size_t)(b.n_tokens * p->top_k);
     ep_fill_routing(p, rank, &b.ids, &b.weights);
-    b.x = poisoned((size_t)b.n_tokens * b.row_bytes);
-    b.recv = poisoned((size_t)b.recv_rows * b.row_bytes);
-    b.y = poisoned((size_t)b.pick_rows * b.row_bytes);
-    b.out = poisoned((size_t)b.n_tokens * b.row_bytes);
-    b.dx = poisoned((size_t)b.n_tokens * b.row_bytes);
-    b.grad = poisoned((size_t)b.recv_rows * b.row_bytes);
-    b.d_pick_weight = poisoned((size_t)b.pick_rows * sizeof(float));
-    b.d_topk_weight = poisoned((size_t)(b.n_tokens * p->top_k) * sizeof(float));
-    b.row = poisoned((size_t)p->dim * sizeof(float));
+    b.ids = share(env, b.ids, n_picks * sizeof *b.ids);
+    b.weights = share(env, b.weights, n_picks * sizeof *b.weights);
+    b.x = shared(env, (size_t)b.n_tokens * b.row_bytes);
+    b.recv = shared(env, (size_t)b.recv_rows * b.row_bytes);
+    b.y = shared(env, (size_t)b.pick_rows * b.row_bytes);
+    b.out = shared(env, (size_t)b.n_tokens * b.row_bytes);
+    b.dx = shared(env, (size_t)b.n_tokens * b.row_bytes);
+    b.grad = shared(env, (size_t)b.recv_rows * b.row_bytes);
+    b.d_pick_weight = shared(env, (size_t)b.pick_rows * sizeof(float));
+    b.d_topk_weight = shared(env, n_picks * sizeof(float));
+    b.row = shared(env, (size_t)p->dim * sizeof(float));
     for (int64_t t = 0; t < b.n_tokens; t++) {
         for (int64_t c = 0; c < p->dim; c++)
             ref_store(p->dtype, b.x, t * p->dim + c, ref_x(p, rank, t, c));
@@ -56,12 +85,12 @@ static buffers make_buffers(const ep_problem *p, int rank, const xp_ep_sizes *si
     return b;
 }
 
-static void free_buffers(buffers *b) {
+static void free_buffers(ep_env *env, buffers *b) {
     void *all[] = {b->ids, b->weights, b->d_pick_weight, b->d_topk_weight,
                    b->row, b->x,       b->recv,          b->y,
                    b->out, b->dx,      b->grad};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-        free(all[i]);
+        release(env, all[i]);
 }
 
 /* The rows of this round, in order, hold their source's data; the rows behind them were left alone.
@@ -87,6 +116,29 @@ static bool check_rows(ep_env *env, const ep_problem *p, const ref_layout *layou
     for (size_t i = (size_t)at * b->row_bytes; i < (size_t)b->recv_rows * b->row_bytes + 16; i++)
         EP_CHECK(env, recv[i] == POISON, "%s: wrote past the %lld rows of round %lld", what,
                  (long long)at, (long long)round);
+    return true;
+}
+
+/* A round's view in memory that the test can read; `memory` is the caller's to free. */
+static bool read_view(ep_env *env, const ep_problem *p, const xp_ep_plan *plan, int64_t round,
+                      int64_t pick_rows, xp_stream *stream, xp_ep_view *view, void **memory) {
+    *memory = NULL;
+    EP_OK(env, xp_ep_plan_view(plan, round, view));
+    if (xp_device_get_kind(env->device) == XP_DEVICE_CPU)
+        return true;
+    const int64_t n_offsets = p->n_experts / p->n_ranks + 1;
+    const void *from[] = {view->offsets, view->gather, view->weight, view->n_recv};
+    const size_t n_bytes[] = {(size_t)n_offsets * 4, (size_t)pick_rows * 4, (size_t)pick_rows * 4,
+                              4};
+    char *at = poisoned(n_bytes[0] + n_bytes[1] + n_bytes[2] + n_bytes[3]);
+    void *to[4];
+    *memory = at;
+    for (int i = 0; i < 4; at += n_bytes[i++]) {
+        to[i] = at;
+        EP_OK(env, xp_copy(stream, at, from[i], n_bytes[i]));
+    }
+    EP_OK(env, xp_stream_sync(stream));
+    *view = (xp_ep_view){.offsets = to[0], .gather = to[1], .weight = to[2], .n_recv = to[3]};
     return true;
 }
 
@@ -177,11 +229,14 @@ static bool check_round(ep_env *env, const ep_problem *p, xp_ep_group *group, xp
     xp_ep_view view;
     memset(b->recv, POISON, recv_bytes);
     memset(b->grad, POISON, recv_bytes);
-    EP_OK(env, xp_ep_plan_view(plan, round, &view));
+    void *memory;
+    if (!read_view(env, p, plan, round, b->pick_rows, stream, &view, &memory))
+        return false;
     EP_OK(env, xp_ep_dispatch(group, plan, round, &x, &recv, stream));
     EP_OK(env, xp_stream_sync(stream));
     bool ok = check_rows(env, p, layout, round, b, b->recv, "dispatch") &&
               check_view(env, p, layout, round, &view, b);
+    free(memory);
     /* Even when a check failed the collective calls go on, so that the other ranks do not wait for
      * this one. */
     EP_OK(env, xp_ep_combine_backward(group, plan, round, &x, &grad, stream));
@@ -202,8 +257,11 @@ static bool run_backward(ep_env *env, const ep_problem *p, xp_ep_group *group, x
     bool ok = true;
     for (int64_t round = 0; round < n_rounds; round++) {
         xp_ep_view view;
-        EP_OK(env, xp_ep_plan_view(plan, round, &view));
+        void *memory;
+        if (!read_view(env, p, plan, round, b->pick_rows, stream, &view, &memory))
+            return false;
         ok = ok && check_view(env, p, layout, round, &view, b);
+        free(memory);
         EP_OK(env, xp_ep_dispatch_backward(group, plan, round, &y, b->d_pick_weight, &dx,
                                            b->d_topk_weight, stream));
         EP_OK(env, xp_stream_sync(stream));
@@ -258,9 +316,9 @@ bool ep_check_in_group(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_
         else
             free(layout.rows);
     }
-    buffers b = make_buffers(p, env->rank, &sizes);
+    buffers b = make_buffers(env, p, &sizes);
     bool ok = check_with(env, p, group, plan, stream, &mine, n_rounds, &b);
-    free_buffers(&b);
+    free_buffers(env, &b);
     free(mine.rows);
     return ok;
 }

@@ -16,6 +16,7 @@ typedef struct ep_env {
     xp_device *device;
     xp_stream *stream;
     int rank, n_ranks;
+    bool cuda; /* ranks on GPUs, all on the first */
     xp_ep_transport transport;
     xp_dtype dtype;
     double timeout_s;
@@ -41,6 +42,7 @@ typedef struct ep_case {
     bool breaks_world; /* needs ranks of its own: it ends with a failed communicator */
     bool any_dtype;    /* once is enough, the row type does not matter */
     int min_ranks;
+    bool host_only; /* reads and writes device memory itself */
 } ep_case;
 extern const ep_case ep_cases[];
 extern const int n_ep_cases;
