@@ -20,6 +20,10 @@
 #include <stdbool.h>
 #include "expar/device.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* ---- dense matrix products
  * -------------------------------------------------------------------------------------- */
 
@@ -235,10 +239,10 @@ typedef struct xp_router_backward_args {
 } xp_router_backward_args;
 
 /**
- * The router's two extra losses over T tokens in sequences of S; a sequence weighs by its valid tokens,
- * w_s = n_valid(s) * loss_scale, so that the sum over all ranks is the mean over the global batch:
- *   aux = aux_coeff * sum_s w_s * E * sum_e f_e P_e    f_e = picks of e in s / (S K), P_e = mean of scores over s
- *   z   = z_coeff * loss_scale * sum over valid tokens of lse^2
+ * The router's two extra losses over T tokens in sequences of S; a sequence weighs by its valid
+ * tokens, w_s = n_valid(s) * loss_scale, so that the sum over all ranks is the mean over the global
+ * batch: aux = aux_coeff * sum_s w_s * E * sum_e f_e P_e    f_e = picks of e in s / (S K), P_e =
+ * mean of scores over s z   = z_coeff * loss_scale * sum over valid tokens of lse^2
  */
 typedef struct xp_router_losses_args {
     int64_t n_tokens, seq_len; /* T a multiple of S */
@@ -247,9 +251,10 @@ typedef struct xp_router_losses_args {
     const int32_t *topk_idx; /* [T, K] */
     const int32_t *targets;  /* [T]; < 0: not valid */
     float loss_scale, aux_coeff, z_coeff;
-    float *lse;         /* [T] in: log sum exp of the logits; out: 0 where not valid. NULL: no z-loss */
-    float *aux_density; /* [T / S, E] out: d aux / d scores of a token of s. NULL: no auxiliary loss */
-    double *losses;     /* [2] aux and z are added; NULL: not wanted */
+    float *lse; /* [T] in: log sum exp of the logits; out: 0 where not valid. NULL: no z-loss */
+    float *
+        aux_density; /* [T / S, E] out: d aux / d scores of a token of s. NULL: no auxiliary loss */
+    double *losses;  /* [2] aux and z are added; NULL: not wanted */
 } xp_router_losses_args;
 
 /** counts[e] (+)= number of entries equal to e; -1 entries are skipped. */
@@ -399,4 +404,7 @@ typedef enum xp_forced_mode {
 void xp_forced_balance_fill(xp_forced_mode mode, int64_t n_tokens, int top_k, int n_experts,
                             int n_ranks, int32_t *ids);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -5,6 +5,10 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define XP_OPS_MAX_BLOCKS     64
 #define XP_OPS_MIN_BLOCK_ROWS 32
 /** Elements behind one partial sum of sum_squares. */
@@ -22,4 +26,7 @@ int64_t xp_ops_n_blocks(int64_t n_rows);
 int64_t xp_ops_gpu_block_rows(int64_t n_rows);
 int64_t xp_ops_n_gpu_blocks(int64_t n_rows);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

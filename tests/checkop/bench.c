@@ -13,7 +13,12 @@ static xp_status fastest(const ck_candidate *candidate, const ck_case *c, const 
                          double repeat_s, double *seconds) {
     ck_loaded loaded;
     XP_TRY(ck_loaded_create(candidate, image, &loaded));
-    const ck_call call = {c, candidate->ops, candidate->stream, loaded.pointers};
+    const ck_call call = {c, candidate->ops, candidate->stream, loaded.pointers, loaded.scratch};
+    if (xp_device_get_kind(candidate->device) == XP_DEVICE_CUDA) {
+        const xp_status timed = ck_time_on_gpu(candidate, &call, repeat_s, seconds);
+        ck_loaded_release(candidate, c, &loaded);
+        return timed;
+    }
     const double end = xp_time_s() + repeat_s;
     xp_status status = XP_OK;
     *seconds = 1e30;
@@ -51,6 +56,8 @@ static xp_status call_gemm(const ck_call *call) {
 }
 
 xp_status ck_measure_limits(const ck_candidate *candidate, double repeat_s, ck_limits *limits) {
+    if (xp_device_get_kind(candidate->device) == XP_DEVICE_CUDA)
+        return ck_measure_gpu_limits(candidate, repeat_s, limits);
     ck_context quiet = {.seed = 1};
     ck_case copy, gemm;
     ck_case_init(&copy, "copy", call_axpy);
@@ -72,6 +79,7 @@ xp_status ck_measure_limits(const ck_candidate *candidate, double repeat_s, ck_l
         XP_TRY(status);
     }
     limits->copy_bytes_per_s = 2.0 * (double)COPY_BYTES / seconds[0];
+    limits->product = "sgemm";
     limits->flops_per_s = 2.0 * SGEMM_N * SGEMM_N * SGEMM_N / seconds[1];
     return XP_OK;
 }
@@ -92,7 +100,7 @@ static void print_line(ck_context *ctx, const ck_case *c, const ck_candidate *ca
         fprintf(ctx->out, "%-26s %-44s %-22s %10.1f us %9.1f %s  %5.1f %% of %s %.1f\n", c->op,
                 c->shape, candidate->name, seconds * 1e6, rate * 1e-9,
                 counts_flops ? "GFLOP/s" : "GB/s   ", 100 * rate / limit,
-                counts_flops ? "sgemm" : "copy", limit * 1e-9);
+                counts_flops ? ctx->limits.product : "copy", limit * 1e-9);
 }
 
 void ck_bench(ck_context *ctx, const ck_case *c) {

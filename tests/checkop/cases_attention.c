@@ -33,7 +33,7 @@ static xp_attention_args attention_args(const ck_call *call) {
                                .out = ck_at(call, "out"),
                                .lse = ck_at(call, "lse"),
                                .dtype = (xp_dtype)size[6],
-                               .scratch = ck_at(call, "scratch")};
+                               .scratch = call->scratch};
 }
 static xp_status call_forward(const ck_call *call) {
     const xp_attention_args args = attention_args(call);
@@ -50,6 +50,15 @@ static xp_status call_backward(const ck_call *call) {
                                              .lddk = forward.ldk,
                                              .lddv = forward.ldv};
     return call->ops->attention.backward(call->stream, &args);
+}
+
+static size_t forward_scratch(const ck_call *call) {
+    const xp_attention_args args = attention_args(call);
+    return call->ops->attention.scratch(xp_stream_device(call->stream), &args, false);
+}
+static size_t backward_scratch(const ck_call *call) {
+    const xp_attention_args args = attention_args(call);
+    return call->ops->attention.scratch(xp_stream_device(call->stream), &args, true);
 }
 
 /* [B * S]: documents of random lengths. */
@@ -100,6 +109,7 @@ static void attention(ck_context *ctx, const attention_shape *s, xp_dtype dtype)
     /* in and out: the space between rows must stay */
     ck_inout(&forward, "out", dtype, t * (s->n_heads * dim + s->pad), CK_CHAIN)->no_nan = true;
     ck_out(&forward, "lse", XP_F32, t * s->n_heads, CK_SUM);
+    forward.scratch_bytes = forward_scratch;
     forward.flops = 4.0 * seen_pairs(s, starts) * s->n_heads * (double)dim;
     ck_run(ctx, &forward);
 
@@ -114,7 +124,8 @@ static void attention(ck_context *ctx, const attention_shape *s, xp_dtype dtype)
     ck_inout(&backward, "dv", dtype, t * (s->n_kv_heads * dim + s->pad), CK_CHAIN)->no_nan = true;
     for (int i = backward.n_buffers - 3; i < backward.n_buffers; i++)
         backward.buffers[i].typical = 1.0; /* a token alone in its document: dp - delta cancels */
-    backward.flops = 2 * forward.flops;
+    backward.scratch_bytes = backward_scratch;
+    backward.flops = 2.5 * forward.flops; /* five products of the forward's two */
     ck_run(ctx, &backward);
     if (dtype == XP_F32 && s->pad == 0 && t <= 40)
         ck_gradient(ctx, &forward, &backward, 3e-3);
@@ -132,7 +143,16 @@ void ck_attention_cases(ck_context *ctx) {
         {2, 5, 3, 1, 7, 0, 0},     {1, 64, 1, 1, 16, 0, 0},   {2, 20, 4, 2, 32, 0, 0},
         {1, 33, 2, 1, 10, 0, 6},   {1, 65, 2, 2, 33, 3, 0},   {2, 130, 4, 2, 64, 0, 0},
         {1, 200, 6, 2, 48, 5, 40}, {2, 300, 2, 1, 20, 0, 90}, {1, 320, 2, 1, 128, 0, 0},
-        {3, 70, 2, 2, 17, 0, 1}};
+        {3, 70, 2, 2, 17, 0, 1},   {1, 128, 2, 1, 64, 0, 0},  {2, 256, 4, 2, 128, 0, 0},
+        {1, 384, 4, 1, 64, 8, 0},  {2, 128, 2, 2, 128, 0, 0}, {1, 256, 4, 2, 128, 0, 60}};
+    static const attention_shape on_gpu[] = {{4, 4096, 32, 4, 128, 0, 0},
+                                             {4, 4096, 32, 4, 128, 0, 512}};
+    if (ctx->bench && ctx->gpu) {
+        for (size_t i = 0; i < sizeof on_gpu / sizeof *on_gpu; i++)
+            attention(ctx, &on_gpu[i], XP_BF16);
+        attention(ctx, &(attention_shape){1, 4096, 32, 4, 128, 0, 0}, XP_F32);
+        return;
+    }
     if (ctx->bench) {
         for (size_t i = 0; i < sizeof timed / sizeof *timed; i++)
             attention(ctx, &timed[i], XP_F32);

@@ -106,7 +106,8 @@ static void router_cases(ck_context *ctx, const int64_t *size, int kind) {
 
 static void check_router(ck_context *ctx) {
     static const int64_t shapes[][4] = {{0, 8, 2, 1},     {1, 1, 1, 1},   {3, 7, 7, 3},
-                                        {130, 33, 5, 13}, {65, 64, 8, 5}, {12, 5, 1, 4}};
+                                        {130, 33, 5, 13}, {65, 64, 8, 5}, {12, 5, 1, 4},
+                                        {20, 128, 8, 10}, {6, 300, 9, 3}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         for (int v = 0; v < 12; v++) {
             const int64_t size[] = {shapes[i][0], shapes[i][1], shapes[i][2],
@@ -257,6 +258,15 @@ static void check_silu(ck_context *ctx) {
 }
 
 void ck_moe_cases(ck_context *ctx) {
+    if (ctx->bench && ctx->gpu) {
+        const int64_t router[] = {16384, 128, 8, XP_SCORE_SOFTMAX, 1, 4096};
+        const int64_t silu[][4] = {{16384, 768, XP_BF16, 1}, {262144, 768, XP_BF16, 1}};
+        router_cases(ctx, router, 0);
+        histogram_case(ctx, 131072, 128, true);
+        silu_cases(ctx, silu[0]);
+        silu_cases(ctx, silu[1]);
+        return;
+    }
     if (ctx->bench) {
         const int64_t router[] = {4096, 32, 4, XP_SCORE_SOFTMAX, 1, 512};
         router_cases(ctx, router, 0);

@@ -328,9 +328,16 @@ static void rope(ck_context *ctx, const rope_shape *s, xp_dtype dtype) {
 
 void ck_norm_cases(ck_context *ctx) {
     static const rope_shape shapes[] = {
-        {0, 2, 1, 8, true},   {1, 1, 1, 2, true},    {5, 3, 1, 6, true},
-        {7, 4, 2, 32, true},  {33, 8, 4, 64, true},  {100, 4, 4, 128, true},
-        {9, 2, 2, 34, false}, {131, 2, 1, 50, true}, {16, 4, 2, 16, true}};
+        {0, 2, 1, 8, true},   {1, 1, 1, 2, true},     {5, 3, 1, 6, true},   {7, 4, 2, 32, true},
+        {33, 8, 4, 64, true}, {100, 4, 4, 128, true}, {9, 2, 2, 34, false}, {131, 2, 1, 50, true},
+        {16, 4, 2, 16, true}, {5, 3, 1, 96, true},    {6, 2, 1, 256, true}};
+    if (ctx->bench && ctx->gpu) {
+        embed(ctx, 16384, 2048, 151936, 151936, XP_BF16);
+        rmsnorm(ctx, 16384, 2048, XP_BF16);
+        rmsnorm(ctx, 16384, 4096, XP_BF16);
+        rope(ctx, &(rope_shape){16384, 32, 4, 128, true}, XP_BF16);
+        return;
+    }
     if (ctx->bench) {
         embed(ctx, 4096, 512, 8192, 8192, XP_F32);
         rmsnorm(ctx, 4096, 512, XP_F32);

@@ -110,6 +110,16 @@ static void axpy_case(ck_context *ctx, int64_t n, xp_dtype x, xp_dtype y, bool a
 }
 
 void ck_optim_cases(ck_context *ctx) {
+    if (ctx->bench && ctx->gpu) {
+        const int64_t n = 64 << 20;
+        adamw_case(ctx, n, XP_BF16, XP_BF16);
+        adamw_case(ctx, n, XP_F32, XP_BF16);
+        sum_cases(ctx, n, XP_BF16);
+        sum_cases(ctx, n, XP_F32);
+        axpy_case(ctx, n, XP_F32, XP_BF16, false, false);
+        axpy_case(ctx, n, XP_BF16, XP_F32, true, false);
+        return;
+    }
     if (ctx->bench) {
         const int64_t n = 16 << 20;
         adamw_case(ctx, n, XP_F32, XP_N_DTYPES);

@@ -11,12 +11,17 @@ static const char usage[] =
     "\n"
     "  checkop [--op GLOB] [--seed N] [--verbose] [--json]\n"
     "  checkop --bench [--op GLOB] [--caps LIST] [--threads N] [--repeat S] [--json]\n"
+    "  checkop --device cuda[:N] ...\n"
     "\n"
     "  --op GLOB     only ops whose name matches: 'rmsnorm*', attention_backward\n"
+    "  --device NAME cpu (the default), cuda or cuda:N: whose ops are compared with the plain "
+    "code\n"
+    "  --quick       small cases only and once: for sanitizers\n"
     "  --seed N      of the random inputs (1)\n"
     "  --caps LIST   only the table without these capabilities: avx512, or avx2 (leaves out "
     "both);\n"
-    "                'none' leaves out nothing. Without it: all tables\n"
+    "                'none' leaves out nothing. Without it: all tables. On a GPU: cudnn (plain\n"
+    "                attention), deterministic (faster sums without a fixed order)\n"
     "  --threads N   only this many threads (check: 1 to 4; bench: the machine's cores)\n"
     "  --bench       time the ops; every line has the machine's limit of the same run beside it\n"
     "  --repeat S    seconds that every op is repeated; the fastest call counts (0.4)\n"
@@ -27,6 +32,8 @@ static const char usage[] =
 typedef struct options {
     const char *caps; /* NULL: all tables */
     int n_threads;    /* 0: as usual */
+    bool cuda;
+    int cuda_index;
 } options;
 
 static xp_status open_candidate(const char *caps, int n_threads, ck_candidate *made) {
@@ -38,6 +45,36 @@ static xp_status open_candidate(const char *caps, int n_threads, ck_candidate *m
     snprintf(made->name, sizeof made->name, "%s, %d thread%s", made->ops->name, n_threads,
              n_threads == 1 ? "" : "s");
     return XP_OK;
+}
+
+static xp_status open_gpu_candidate(ck_context *ctx, const options *o, const char *caps,
+                                    const char *name) {
+    const xp_device_args args = {
+        .kind = XP_DEVICE_CUDA, .index = o->cuda_index, .n_threads = 1, .caps = caps};
+    ck_candidate *made = &ctx->candidates[ctx->n_candidates];
+    *made = (ck_candidate){.same_bits_as = -1};
+    XP_TRY(xp_device_create(&args, &made->device));
+    ctx->n_candidates++;
+    XP_TRY(xp_ops_get(made->device, &made->ops));
+    XP_TRY(xp_stream_create(made->device, XP_STREAM_COMPUTE, &made->stream));
+    snprintf(made->name, sizeof made->name, "%s", name);
+    return XP_OK;
+}
+
+/* The GPU's table, once more for its bits, and without the libraries that have a stand-in. */
+static xp_status open_gpu(ck_context *ctx, const options *o) {
+    ctx->gpu = true;
+    XP_TRY(open_candidate("avx2,avx512", 1, &ctx->reference));
+    ctx->reference.ops = xp_ops_reference();
+    const char *caps = o->caps != NULL && strcmp(o->caps, "none") != 0 ? o->caps : NULL;
+    char name[64];
+    snprintf(name, sizeof name, caps == NULL ? "cuda" : "cuda without %s", caps);
+    XP_TRY(open_gpu_candidate(ctx, o, caps, name));
+    if (ctx->bench || ctx->quick)
+        return XP_OK;
+    XP_TRY(open_gpu_candidate(ctx, o, caps, "cuda again"));
+    ctx->candidates[1].same_bits_as = 0;
+    return o->caps == NULL ? open_gpu_candidate(ctx, o, "cudnn", "cuda without cudnn") : XP_OK;
 }
 
 static void close_candidate(ck_candidate *candidate) {
@@ -78,7 +115,7 @@ static xp_status open_all(ck_context *ctx, const options *o) {
 }
 
 static xp_status run_families(ck_context *ctx, const options *o) {
-    XP_TRY(open_all(ctx, o));
+    XP_TRY(o->cuda ? open_gpu(ctx, o) : open_all(ctx, o));
     if (ctx->bench)
         XP_TRY(ck_measure_limits(&ctx->candidates[0], ctx->repeat_s, &ctx->limits));
     if (ctx->json)
@@ -100,6 +137,8 @@ static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
         {"json", no_argument, NULL, 'j'},
         {"verbose", no_argument, NULL, 'v'},
         {"repeat", required_argument, NULL, 'r'},
+        {"device", required_argument, NULL, 'd'},
+        {"quick", no_argument, NULL, 'q'},
         {NULL, 0, NULL, 0},
     };
     int64_t number = 0;
@@ -107,6 +146,17 @@ static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
         switch (key) {
         case 'o':
             ctx->op_glob = optarg;
+            break;
+        case 'd':
+            o->cuda = strncmp(optarg, "cuda", 4) == 0;
+            if (o->cuda && optarg[4] == ':' && xp_parse_i64(optarg + 5, &number) && number >= 0 &&
+                number < 1024)
+                o->cuda_index = (int)number;
+            else if (strcmp(optarg, "cuda") != 0 && strcmp(optarg, "cpu") != 0)
+                return false;
+            break;
+        case 'q':
+            ctx->quick = true;
             break;
         case 's':
             if (!xp_parse_i64(optarg, &number))

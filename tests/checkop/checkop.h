@@ -65,12 +65,15 @@ typedef struct ck_call {
     const xp_ops *ops;
     xp_stream *stream;
     void *const *pointers; /* one for each buffer */
+    void *scratch;         /* case->scratch_bytes of the candidate's memory, or NULL */
 } ck_call;
 
 struct ck_case {
     const char *op;  /* "rmsnorm_forward" */
     char shape[128]; /* for people */
     xp_status (*call)(const ck_call *call);
+    /* bytes of scratch that the candidate's table asks for; NULL: the op has none of that kind */
+    size_t (*scratch_bytes)(const ck_call *call);
     int64_t size[16]; /* the op's own numbers, known to its call function */
     float value[8];
     int n_buffers;
@@ -106,12 +109,15 @@ typedef struct ck_candidate {
 
 typedef struct ck_limits {
     double copy_bytes_per_s, flops_per_s; /* of the machine, measured in this run */
+    const char *product;                  /* whose rate that is: "sgemm", "bf16 matmul" */
 } ck_limits;
 
 typedef struct ck_context {
     uint64_t seed;
     const char *op_glob;
     bool bench, json, verbose;
+    bool quick;      /* small cases once, without NaN runs: for slow tools such as sanitizers */
+    bool gpu;        /* the candidates are a GPU: other sizes are timed */
     double repeat_s; /* bench: how long a case is repeated */
     FILE *out;
     int n_candidates, n_cases, n_failed, n_json;
@@ -157,6 +163,7 @@ typedef struct ck_block {
 typedef struct ck_loaded {
     ck_block blocks[CK_MAX_BUFFERS];
     void *pointers[CK_MAX_BUFFERS];
+    void *scratch;
 } ck_loaded;
 XP_NODISCARD xp_status ck_loaded_create(const ck_candidate *candidate, const ck_image *image,
                                         ck_loaded *loaded);
@@ -182,6 +189,11 @@ const ck_tolerance_row *ck_tolerance_get(ck_tolerance tolerance);
 XP_NODISCARD xp_status ck_measure_limits(const ck_candidate *candidate, double repeat_s,
                                          ck_limits *limits);
 void ck_bench(ck_context *ctx, const ck_case *c);
+/** bench_gpu.c: the same on a GPU: device time, the median of many, caches flushed before each. */
+XP_NODISCARD xp_status ck_measure_gpu_limits(const ck_candidate *candidate, double repeat_s,
+                                             ck_limits *limits);
+XP_NODISCARD xp_status ck_time_on_gpu(const ck_candidate *candidate, const ck_call *call,
+                                      double repeat_s, double *seconds);
 
 /** checkop.c: the program, --help says what it does; also the inside of `expar bench ops`. @return
  * the exit code */

@@ -5,9 +5,10 @@
 #include "checkop.h"
 #include "core/rng.h"
 
-#define GUARD_BYTES 256 /* keeps the 256-byte alignment of the device */
-#define GUARD_BYTE  0xA5
-#define POISON_BYTE 0xFF /* NaN as fp32, bf16 and fp64, -1 as an integer */
+#define GUARD_BYTES    256 /* keeps the 256-byte alignment of the device */
+#define GUARD_BYTE     0xA5
+#define BENCH_DISTINCT (3 << 18) /* enough that no cache line repeats soon */
+#define POISON_BYTE    0xFF      /* NaN as fp32, bf16 and fp64, -1 as an integer */
 
 struct ck_image {
     const ck_case *c;
@@ -121,13 +122,15 @@ static size_t bytes_of(const ck_buffer *b) {
 }
 
 /* By name, so that a forward and a backward case see the same x. */
-static void fill(const ck_buffer *b, uint64_t seed, void *data) {
+/* `distinct`: how many elements are drawn; the rest repeats them. */
+static void fill(const ck_buffer *b, uint64_t seed, int64_t distinct, void *data) {
     const uint64_t stream = xp_rng_stream(b->name);
     if (b->fill == CK_GIVEN) {
         memcpy(data, b->data, bytes_of(b));
         return;
     }
-    for (int64_t i = 0; i < b->n; i++) {
+    const int64_t drawn = b->n < distinct ? b->n : distinct;
+    for (int64_t i = 0; i < drawn; i++) {
         double v;
         if (b->fill == CK_INDEX)
             v = (double)xp_rng_below(seed, stream, (uint64_t)i, (uint64_t)b->limit);
@@ -137,6 +140,9 @@ static void fill(const ck_buffer *b, uint64_t seed, void *data) {
             v = (double)xp_rng_normal(seed, stream, (uint64_t)i) * b->limit;
         ck_store(data, b->dtype, i, v);
     }
+    const size_t element = xp_dtype_bytes(b->dtype), block = (size_t)drawn * element;
+    for (size_t at = block; at < bytes_of(b); at += block)
+        memcpy((char *)data + at, data, bytes_of(b) - at < block ? bytes_of(b) - at : block);
 }
 
 /* ---- images
@@ -163,7 +169,11 @@ static xp_status allocate(const ck_case *c, ck_image **image) {
 static xp_status take_saved(const ck_context *ctx, const ck_case *c, ck_image *image) {
     ck_image *forward = NULL;
     XP_TRY(ck_image_create(ctx, c->forward, &forward));
-    xp_status status = ck_run_reference(ctx, forward);
+    char damage[256];
+    xp_status status =
+        ctx->bench && ctx->n_candidates > 0 /* timed sizes are too much for the plain code */
+            ? ck_run_candidate(&ctx->candidates[0], forward, damage, sizeof damage)
+            : ck_run_reference(ctx, forward);
     for (int i = 0; status == XP_OK && i < c->n_buffers; i++) {
         if (c->buffers[i].role != CK_SAVED)
             continue;
@@ -184,7 +194,7 @@ xp_status ck_image_create(const ck_context *ctx, const ck_case *c, ck_image **im
     for (int i = 0; i < c->n_buffers; i++) {
         const ck_buffer *b = &c->buffers[i];
         if (b->role == CK_IN || b->role == CK_INOUT)
-            fill(b, ctx->seed, made->data[i]);
+            fill(b, ctx->seed, ctx->bench ? BENCH_DISTINCT : INT64_MAX, made->data[i]);
         else
             memset(made->data[i], POISON_BYTE, bytes_of(b));
     }
@@ -221,7 +231,7 @@ void *ck_image_data(const ck_image *image, int buffer) {
  */
 
 xp_status ck_run_reference(const ck_context *ctx, ck_image *image) {
-    const ck_call call = {image->c, ctx->reference.ops, ctx->reference.stream, image->data};
+    const ck_call call = {image->c, ctx->reference.ops, ctx->reference.stream, image->data, NULL};
     XP_TRY(image->c->call(&call));
     return xp_stream_sync(ctx->reference.stream);
 }
@@ -302,6 +312,7 @@ static xp_status fetch_results(const ck_candidate *candidate, ck_image *image,
 void ck_loaded_release(const ck_candidate *candidate, const ck_case *c, ck_loaded *loaded) {
     for (int i = 0; i < c->n_buffers; i++)
         xp_device_free(candidate->device, loaded->blocks[i].base);
+    xp_device_free(candidate->device, loaded->scratch);
 }
 
 xp_status ck_loaded_create(const ck_candidate *candidate, const ck_image *image,
@@ -322,7 +333,14 @@ xp_status ck_loaded_create(const ck_candidate *candidate, const ck_image *image,
         loaded->pointers[i] =
             loaded->blocks[c->buffers[i].on == NULL ? i : ck_find(c, c->buffers[i].on)].base +
             GUARD_BYTES;
-    return XP_OK;
+    const ck_call asking = {c, candidate->ops, candidate->stream, loaded->pointers, NULL};
+    const size_t n_scratch = c->scratch_bytes == NULL ? 0 : c->scratch_bytes(&asking);
+    const xp_status status = n_scratch == 0 ? XP_OK
+                                            : xp_device_alloc(candidate->device, n_scratch,
+                                                              "checkop scratch", &loaded->scratch);
+    if (status != XP_OK)
+        ck_loaded_release(candidate, c, loaded);
+    return status;
 }
 
 xp_status ck_run_candidate(const ck_candidate *candidate, ck_image *image, char *damage,
@@ -331,7 +349,8 @@ xp_status ck_run_candidate(const ck_candidate *candidate, ck_image *image, char 
     ck_loaded loaded;
     damage[0] = '\0';
     XP_TRY(ck_loaded_create(candidate, image, &loaded));
-    xp_status status = c->call(&(ck_call){c, candidate->ops, candidate->stream, loaded.pointers});
+    xp_status status =
+        c->call(&(ck_call){c, candidate->ops, candidate->stream, loaded.pointers, loaded.scratch});
     if (status == XP_OK)
         status = xp_stream_sync(candidate->stream);
     if (status == XP_OK)
