@@ -90,6 +90,11 @@ static void stage_pieces(char *staging, const xp_ckpt_save_args *args, xp_ckpt_p
 xp_status xp_ckpt_saver_start(xp_ckpt_saver *saver, const xp_ckpt_save_args *args) {
     if (saver->job != NULL)
         XP_TRY(end_job(saver, true));
+    if (args->pieces_stay) {
+        xp_ckpt_save_args own = *args;
+        own.comm = saver->comm;
+        return xp_save_job_start(&own, XP_OK, &saver->job);
+    }
     xp_ckpt_piece *staged = calloc((size_t)args->n_pieces + 1, sizeof *staged);
     xp_status status =
         staged != NULL ? grow_staging(saver, xp_ckpt_staging_bytes(args->pieces, args->n_pieces))

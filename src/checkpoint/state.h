@@ -40,6 +40,9 @@ typedef struct xp_ckpt_save_args {
     int n_values;
     int64_t keep_latest_k; /* older complete checkpoints are removed after the publish; 0 = all */
     xp_comm *comm;         /* all ranks; NULL = one rank */
+    /** The pieces' memory does not change before the save has been published: xp_ckpt_saver makes
+     * no copy of its own. */
+    bool pieces_stay;
 } xp_ckpt_save_args;
 
 /** Write, sync, agree that all ranks are done, then publish by rename. Collective. Fails whole:
@@ -47,9 +50,9 @@ typedef struct xp_ckpt_save_args {
 XP_NODISCARD xp_status xp_ckpt_save(const xp_ckpt_save_args *args);
 
 /**
- * Asynchronous save: xp_ckpt_saver_start() copies the pieces into its own staging memory and
- * returns; a thread writes. xp_ckpt_saver_wait() ends it (collective: the publish happens here or
- * in the next poll). One save at a time: start waits for the one before.
+ * Asynchronous save: xp_ckpt_saver_start() copies the pieces into its own staging memory (unless
+ * they stay) and returns; a thread writes. xp_ckpt_saver_wait() ends it (collective: the publish
+ * happens here or in the next poll). One save at a time: start waits for the one before.
  */
 typedef struct xp_ckpt_saver xp_ckpt_saver;
 XP_NODISCARD xp_status xp_ckpt_saver_create(xp_comm *comm, xp_ckpt_saver **saver);

@@ -73,9 +73,12 @@ static xp_status reserve_staging(xp_shard *shard) {
     shard->sums_scratch = data;
     XP_TRY(xp_device_alloc(device, sizeof(float), "staging", &data));
     shard->grad_scale = data;
-    shard->host_sums = calloc((size_t)shard->n_sums, sizeof(double));
+    XP_TRY(xp_host_alloc(device, sums_bytes, "staging", &data));
+    shard->host_sums = data;
+    XP_TRY(xp_host_alloc(device, sizeof(float), "staging", &data));
+    shard->host_scale = data;
     shard->n_waiting = calloc((size_t)shard->plan.n_buckets + 1, sizeof(int));
-    if (!shard->host_sums || !shard->n_waiting)
+    if (!shard->n_waiting)
         return xp_error(XP_ENOMEM, "no memory for the optimizer's tables");
     return XP_OK;
 }
@@ -131,7 +134,8 @@ void xp_shard_destroy(xp_shard *shard) {
     xp_device_free(device, shard->v);
     xp_device_free(device, shard->m);
     xp_device_free(device, shard->master);
-    free(shard->host_sums);
+    xp_host_free(device, shard->host_scale);
+    xp_host_free(device, shard->host_sums);
     free(shard->n_waiting);
     xp_shard_plan_destroy(&shard->plan);
     free(shard);
@@ -197,8 +201,8 @@ static xp_status for_each_bucket(xp_shard *shard, piece_fn fn, const xp_adam_ste
 }
 
 xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step, xp_stream *stream) {
-    shard->host_scale = (float)step->grad_scale;
-    XP_TRY(xp_copy(stream, shard->grad_scale, &shard->host_scale, sizeof(float)));
+    *shard->host_scale = (float)step->grad_scale;
+    XP_TRY(xp_copy(stream, shard->grad_scale, shard->host_scale, sizeof(float)));
     return for_each_bucket(shard, update_piece, step, stream);
 }
 

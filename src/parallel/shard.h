@@ -45,6 +45,9 @@ XP_NODISCARD xp_status xp_shard_finish_reduce(xp_shard *shard, xp_stream *stream
  *         gradient is not finite; XP_ECOMM
  */
 XP_NODISCARD xp_status xp_shard_grad_norm(xp_shard *shard, xp_stream *stream, double *norm);
+/** The same in two halves: queue it; read it once the stream has been waited for. */
+XP_NODISCARD xp_status xp_shard_queue_norm(xp_shard *shard, xp_stream *stream);
+XP_NODISCARD xp_status xp_shard_read_norm(xp_shard *shard, xp_stream *stream, double *norm);
 /**
  * The first parameter with a value that is not finite: for messages after a loss that is not.
  * Collective, waits. @param[out] name NULL when all are finite; owned by the parameter table

@@ -24,8 +24,8 @@ struct xp_shard {
     double *sums;          /* [n_sums] device: squares of each group, or of each parameter */
     double *sums_scratch;  /* device */
     float *grad_scale;     /* [1] device */
-    double *host_sums;     /* [n_sums] */
-    float host_scale;
+    double *host_sums;     /* [n_sums] staging memory */
+    float *host_scale;     /* [1] staging memory */
     int n_sums;
 };
 

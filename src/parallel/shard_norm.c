@@ -10,9 +10,8 @@ static xp_status sum_squares(xp_shard *shard, const void *x, int64_t n, xp_dtype
     return shard->ops->optim.sum_squares(stream, &args);
 }
 
-static xp_status read_sums(xp_shard *shard, int n, xp_stream *stream) {
-    XP_TRY(xp_copy(stream, shard->host_sums, shard->sums, (size_t)n * sizeof(double)));
-    return xp_stream_sync(stream);
+static xp_status queue_sums(xp_shard *shard, int n, xp_stream *stream) {
+    return xp_copy(stream, shard->host_sums, shard->sums, (size_t)n * sizeof(double));
 }
 
 /* Over all ranks the lowest index of a parameter whose slot is not finite; its name or NULL. */
@@ -42,13 +41,15 @@ static xp_status find_bad_grad(xp_shard *shard, xp_stream *stream, const char **
             XP_TRY(sum_squares(shard, xp_shard_grad_at(shard, begin), end - begin,
                                shard->args.grad_dtype, p, stream));
     }
-    XP_TRY(read_sums(shard, n, stream));
+    XP_TRY(queue_sums(shard, n, stream));
+    XP_TRY(xp_stream_sync(stream));
     return agree_on_bad(shard, name);
 }
 
 xp_status xp_shard_find_bad_param(xp_shard *shard, xp_stream *stream, const char **name) {
     int n = xp_param_table_n_params(shard->args.table);
-    for (int p = 0; p < n; p++) {
+    /* Downwards: slot 0 takes what each piece gives. */
+    for (int p = n - 1; p >= 0; p--) {
         const xp_param *param = xp_param_table_param(shard->args.table, p);
         /* In pieces no larger than a chunk: that is what the scratch is made for. */
         int64_t step = shard->plan.groups[param->group].chunk_elements;
@@ -57,17 +58,16 @@ xp_status xp_shard_find_bad_param(xp_shard *shard, xp_stream *stream, const char
             int64_t left = param->n_elements - done;
             XP_TRY(sum_squares(shard, xp_shard_param_at(shard, param->offset + done),
                                left < step ? left : step, shard->args.param_dtype, 0, stream));
-            double sum = 0;
-            XP_TRY(xp_copy(stream, &sum, shard->sums, sizeof sum));
+            XP_TRY(queue_sums(shard, 1, stream));
             XP_TRY(xp_stream_sync(stream));
-            total += sum;
+            total += shard->host_sums[0];
         }
         shard->host_sums[p] = total;
     }
     return agree_on_bad(shard, name);
 }
 
-xp_status xp_shard_grad_norm(xp_shard *shard, xp_stream *stream, double *norm) {
+xp_status xp_shard_queue_norm(xp_shard *shard, xp_stream *stream) {
     int n = shard->plan.n_groups;
     XP_TRY(xp_zero(stream, shard->sums, (size_t)n * sizeof(double)));
     for (int g = 0; g < n; g++) {
@@ -82,9 +82,12 @@ xp_status xp_shard_grad_norm(xp_shard *shard, xp_stream *stream, double *norm) {
         XP_TRY(xp_comm_all_reduce(shard->mesh.shard, shard->sums, shard->sums, n, XP_F64, XP_SUM,
                                   stream));
     }
-    XP_TRY(read_sums(shard, n, stream));
+    return queue_sums(shard, n, stream);
+}
+
+xp_status xp_shard_read_norm(xp_shard *shard, xp_stream *stream, double *norm) {
     double total = 0;
-    for (int g = 0; g < n; g++)
+    for (int g = 0; g < shard->plan.n_groups; g++)
         total += shard->host_sums[g];
     if (!isfinite(total)) {
         const char *name = NULL;
@@ -94,4 +97,10 @@ xp_status xp_shard_grad_norm(xp_shard *shard, xp_stream *stream, double *norm) {
     }
     *norm = sqrt(total);
     return XP_OK;
+}
+
+xp_status xp_shard_grad_norm(xp_shard *shard, xp_stream *stream, double *norm) {
+    XP_TRY(xp_shard_queue_norm(shard, stream));
+    XP_TRY(xp_stream_sync(stream));
+    return xp_shard_read_norm(shard, stream, norm);
 }

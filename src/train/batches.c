@@ -11,18 +11,20 @@ xp_status xp_step_batches_create(const xp_run *run, xp_step_batches *batches) {
     if (!batches->items)
         return xp_error(XP_ENOMEM, "no memory for %lld microbatches", (long long)n);
     batches->n = n;
-    if (n == 1)
+    batches->device = run->device;
+    if (n == 1 && xp_device_shares_host(run->device))
         return XP_OK;
     size_t elements = (size_t)(n * FIELDS * run->local_batch * run->seq_len);
-    batches->memory = malloc(elements * sizeof *batches->memory);
-    if (!batches->memory)
-        return xp_error(XP_ENOMEM, "no memory for the tokens of %lld microbatches", (long long)n);
+    void *memory = NULL;
+    XP_TRY(xp_host_alloc(run->device, elements * sizeof *batches->memory, "batches", &memory));
+    batches->memory = memory;
     return XP_OK;
 }
 
 void xp_step_batches_destroy(xp_step_batches *batches) {
     free(batches->items);
-    free(batches->memory);
+    if (batches->memory)
+        xp_host_free(batches->device, batches->memory);
     memset(batches, 0, sizeof *batches);
 }
 

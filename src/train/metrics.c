@@ -103,6 +103,8 @@ void xp_metrics_json(const xp_step_record *record, xp_text *line) {
     add_int(line, "ep_bytes", record->ep_bytes);
     add_int(line, "ep_overflow_rows", record->ep_overflow_rows);
     add_double(line, "ep_wait_s", record->ep_wait_s);
+    add_int(line, "n_host_syncs", record->n_host_syncs);
+    add_int(line, "n_allocs", record->n_allocs);
     xp_text_puts(line, "}\n");
 }
 

@@ -8,6 +8,8 @@
 #include "train/schedule.h"
 #include "train/shared.h"
 #include "train/snapshot.h"
+#include "train/staging.h"
+#include "train/trace.h"
 
 #define XP_N_RECENT 50
 
@@ -17,8 +19,9 @@ typedef struct xp_trainer xp_trainer;
  * over the valid tokens of the global batch. */
 typedef struct xp_step_batches {
     int64_t n, n_valid;
-    xp_batch *items; /* [n] */
-    int32_t *memory; /* copies, when n > 1 */
+    xp_batch *items;   /* [n] */
+    xp_device *device; /* borrowed */
+    int32_t *memory;   /* copies, when n > 1 or the device takes them later; staging memory */
 } xp_step_batches;
 
 struct xp_trainer {
@@ -38,20 +41,25 @@ struct xp_trainer {
     xp_loader *loader;
     xp_step_batches batches;
     int n_moe_layers;
-    int64_t *counts;               /* [n_moe_layers, E] host */
-    float *bias;                   /* [n_moe_layers, E] host; NULL in a dense model */
-    double *load_max, *load_share; /* [n_moe_layers] */
+    /* Staging memory: what a step reads from the device and writes to it. */
+    double *losses;                /* [n_microbatches, XP_MODEL_N_LOSSES] */
+    int64_t *counts;               /* [n_moe_layers, E] */
+    float *bias;                   /* [n_moe_layers, E]; NULL in a dense model */
     int32_t *validation_memory;    /* a batch of validation rows */
+    double *load_max, *load_share; /* [n_moe_layers] */
+    xp_staging *staging;
 
     xp_snapshot *snapshot;
     xp_ckpt_saver *saver; /* NULL when checkpoints are off */
     xp_metrics *metrics;  /* leader only */
     xp_progress *progress;
+    xp_trace *trace; /* NULL: no profiling */
     char *config_toml;
 
     int64_t step, first_step; /* steps done; done before this run started */
     int64_t tokens_seen, rows_seen;
     int64_t schedule_from;              /* the step at which the learning rate's schedule starts */
+    int64_t optimizer_steps;            /* updates that the moments hold */
     int64_t last_saved, last_published; /* steps, -1 = none */
     int64_t n_allocs;                   /* of the device after the first step */
     double recent[XP_N_RECENT];

@@ -32,6 +32,7 @@ static void list_values(const xp_trainer *t, bool model_only, value_list *list) 
     put_int(list, "tokens_seen", t->tokens_seen);
     put_int(list, "rows_seen", t->rows_seen);
     put_int(list, "schedule_from", t->schedule_from);
+    put_int(list, "optimizer_steps", t->optimizer_steps);
     put_text(list, "model_only", model_only ? "true" : "false");
     put_int(list, "debug.seed", t->config->debug.seed);
     put_int(list, "training.seq_len", t->config->training.seq_len);
@@ -65,6 +66,10 @@ xp_status xp_trainer_save(xp_trainer *t, bool last) {
         .keep_latest_k = t->config->checkpoint.keep_latest_k,
         .comm = t->world,
     };
+    args.pieces_stay = !xp_device_shares_host(t->device);
+    /* One host copy serves one save at a time. */
+    if (args.pieces_stay && is_async(t))
+        XP_TRY(xp_trainer_publish(t, true));
     XP_TRY(xp_snapshot_collect(t->snapshot, parts, &args.pieces, &args.n_pieces));
     if (t->world)
         xp_comm_set_phase(t->world, "checkpoint");

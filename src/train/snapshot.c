@@ -12,8 +12,11 @@ struct xp_snapshot {
     xp_ckpt_piece *given;  /* what the last collect() handed out */
     int64_t n_own;
     int n_bias;
+    xp_staging *staging; /* borrowed */
     float *mirror; /* host copy of masters and moments when the device's memory is not the host's */
     int64_t mirror_elements;
+    float *bias;        /* [n_bias, E] borrowed; what training changes */
+    float *bias_mirror; /* what the pieces point at when there is a mirror */
 };
 
 static const char *const prefixes[3] = {"param", "exp_avg", "exp_avg_sq"};
@@ -27,7 +30,7 @@ typedef struct host_chunk {
 } host_chunk;
 
 static bool on_host(const xp_run *run) {
-    return xp_device_get_kind(run->device) == XP_DEVICE_CPU;
+    return xp_device_shares_host(run->device);
 }
 
 static host_chunk see_chunk(const xp_snapshot *s, int group, int64_t mirror_at) {
@@ -95,8 +98,19 @@ static xp_status walk(xp_snapshot *s, bool list, int64_t *n_slices) {
     return XP_OK;
 }
 
+static size_t bias_bytes(const xp_snapshot *s) {
+    return (size_t)s->n_bias * (size_t)s->run->arch.n_experts * sizeof(float);
+}
+
 static xp_status list_bias(xp_snapshot *s, float *bias) {
     int64_t n_experts = s->run->arch.n_experts;
+    s->bias = bias;
+    if (!on_host(s->run) && bias) {
+        s->bias_mirror = malloc(bias_bytes(s));
+        if (!s->bias_mirror)
+            return xp_error(XP_ENOMEM, "no memory for a host copy of the expert bias");
+        bias = s->bias_mirror;
+    }
     for (int l = 0; l < s->n_bias; l++) {
         const char *name = xp_arena_printf(s->arena, "expert_bias/%d", l);
         if (!name)
@@ -137,11 +151,13 @@ static xp_status list_pieces(xp_snapshot *s, float *bias) {
     return list_bias(s, bias);
 }
 
-xp_status xp_snapshot_create(const xp_run *run, float *bias, xp_snapshot **snapshot) {
+xp_status xp_snapshot_create(const xp_run *run, xp_staging *staging, float *bias,
+                             xp_snapshot **snapshot) {
     xp_snapshot *s = calloc(1, sizeof *s);
     if (!s)
         return xp_error(XP_ENOMEM, "no memory for the checkpoint's tables");
     s->run = run;
+    s->staging = staging;
     xp_status status = list_pieces(s, bias);
     if (status != XP_OK) {
         xp_snapshot_destroy(s);
@@ -158,6 +174,7 @@ void xp_snapshot_destroy(xp_snapshot *snapshot) {
     free(snapshot->pieces);
     free(snapshot->given);
     free(snapshot->mirror);
+    free(snapshot->bias_mirror);
     free(snapshot);
 }
 
@@ -166,6 +183,10 @@ void xp_snapshot_destroy(xp_snapshot *snapshot) {
 static xp_status copy_mirror(xp_snapshot *s, bool to_host) {
     if (on_host(s->run))
         return xp_stream_sync(s->run->stream);
+    if (s->bias_mirror && to_host)
+        memcpy(s->bias_mirror, s->bias, bias_bytes(s));
+    else if (s->bias_mirror)
+        memcpy(s->bias, s->bias_mirror, bias_bytes(s));
     const xp_param_table *table = xp_model_params(s->run->model);
     int64_t at = 0;
     for (int g = 0; g < xp_param_table_n_groups(table); g++) {
@@ -173,9 +194,8 @@ static xp_status copy_mirror(xp_snapshot *s, bool to_host) {
         float *const device_arrays[3] = {chunk.master, chunk.m, chunk.v};
         for (int i = 0; i < 3; i++) {
             float *host = s->mirror + i * s->mirror_elements + at;
-            size_t bytes = (size_t)chunk.n * sizeof(float);
-            XP_TRY(to_host ? xp_copy(s->run->stream, host, device_arrays[i], bytes)
-                           : xp_copy(s->run->stream, device_arrays[i], host, bytes));
+            XP_TRY(to_host ? xp_staging_download(s->staging, host, device_arrays[i], chunk.n)
+                           : xp_staging_upload(s->staging, device_arrays[i], host, chunk.n));
         }
         at += chunk.n;
     }

@@ -1,6 +1,7 @@
 /**
  * A rank's training state as pieces of named global tensors, for checkpoints. On the CPU the pieces
- * point at the state itself; other devices go through a host copy.
+ * point at the state itself; other devices go through a host copy, which stays as it is until the
+ * next collect or restore.
  */
 #ifndef XP_TRAIN_SNAPSHOT_H
 #define XP_TRAIN_SNAPSHOT_H
@@ -8,16 +9,18 @@
 #include "checkpoint/state.h"
 #include "parallel/run.h"
 #include "train/arch_values.h"
+#include "train/staging.h"
 
 typedef struct xp_snapshot xp_snapshot;
 
 /**
  * Lists the tensors of this rank's chunks: "param/<hf name>", "exp_avg/<hf name>",
  * "exp_avg_sq/<hf name>", and "expert_bias/<layer>".
- * @param run   borrowed
+ * @param run, staging  borrowed
  * @param bias  [n_layers, E] host copy of the expert bias, borrowed; NULL in a dense model
  */
-XP_NODISCARD xp_status xp_snapshot_create(const xp_run *run, float *bias, xp_snapshot **snapshot);
+XP_NODISCARD xp_status xp_snapshot_create(const xp_run *run, xp_staging *staging, float *bias,
+                                          xp_snapshot **snapshot);
 void xp_snapshot_destroy(xp_snapshot *snapshot);
 
 typedef enum xp_snapshot_part {

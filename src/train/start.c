@@ -7,31 +7,27 @@
 
 /* ---- initial values ---------------------------------------------------------------------- */
 
-/* Every rank draws its own chunks; the rest comes with the gather. */
-static xp_status draw_chunk(xp_trainer *t, int group, float *buffer) {
-    xp_shard_chunk chunk = xp_shard_get_chunk(t->run.shard, group);
-    int64_t seed = t->config->debug.seed;
-    xp_param_table_init(xp_model_params(t->run.model), seed > 0 ? (uint64_t)seed : 0, chunk.first,
-                        chunk.n, buffer);
-    XP_TRY(xp_copy(t->run.stream, chunk.master, buffer, (size_t)chunk.n * sizeof(float)));
-    return xp_stream_sync(t->run.stream);
+typedef struct draw_job {
+    const xp_param_table *table;
+    uint64_t seed;
+    int64_t chunk_first; /* in the flat buffer */
+} draw_job;
+
+/* xp_staging_fill_fn */
+static void draw(void *context, int64_t first, int64_t n, float *out) {
+    const draw_job *job = context;
+    xp_param_table_init(job->table, job->seed, job->chunk_first + first, n, out);
 }
 
+/* Every rank draws its own chunks; the rest comes with the gather. */
 static xp_status initialise(xp_trainer *t) {
-    int n_groups = xp_param_table_n_groups(xp_model_params(t->run.model));
-    int64_t largest = 1;
-    for (int g = 0; g < n_groups; g++) {
-        int64_t n = xp_shard_get_chunk(t->run.shard, g).n;
-        largest = n > largest ? n : largest;
+    int64_t seed = t->config->debug.seed;
+    draw_job job = {.table = xp_model_params(t->run.model), .seed = seed > 0 ? (uint64_t)seed : 0};
+    for (int g = 0; g < xp_param_table_n_groups(job.table); g++) {
+        xp_shard_chunk chunk = xp_shard_get_chunk(t->run.shard, g);
+        job.chunk_first = chunk.first;
+        XP_TRY(xp_staging_fill(t->staging, draw, &job, chunk.master, chunk.n));
     }
-    float *buffer = malloc((size_t)largest * sizeof *buffer);
-    if (!buffer)
-        return xp_error(XP_ENOMEM, "no memory to draw %lld parameters", (long long)largest);
-    xp_status status = XP_OK;
-    for (int g = 0; g < n_groups && status == XP_OK; g++)
-        status = draw_chunk(t, g, buffer);
-    free(buffer);
-    XP_TRY(status);
     return xp_shard_publish_params(t->run.shard, t->run.stream);
 }
 
@@ -154,11 +150,24 @@ static xp_status restore_position(xp_trainer *t, const xp_ckpt *ckpt, const excl
     return XP_OK;
 }
 
+/* The moments' bias correction counts the updates that they hold, whatever the run's step is. */
+static xp_status restore_optimizer_steps(xp_trainer *t, const xp_ckpt *ckpt, int parts) {
+    t->optimizer_steps = 0;
+    if (!(parts & XP_SNAPSHOT_MOMENTS))
+        return XP_OK;
+    if (xp_ckpt_value_get(ckpt, "optimizer_steps"))
+        return value_int(ckpt, "optimizer_steps", &t->optimizer_steps);
+    t->optimizer_steps = xp_ckpt_step(ckpt); /* written before the key existed */
+    return XP_OK;
+}
+
 static xp_status restore(xp_trainer *t, const xp_ckpt *ckpt, bool model_only) {
     excluded out;
     XP_TRY(read_excluded(t->config, &out));
     int parts = parts_to_load(t, ckpt, &out, model_only);
     xp_status status = restore_tensors(t, ckpt, parts, &out.tensors);
+    if (status == XP_OK)
+        status = restore_optimizer_steps(t, ckpt, parts);
     if (status == XP_OK && !model_only)
         status = restore_position(t, ckpt, &out);
     free(out.tensors.items);

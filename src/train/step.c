@@ -22,7 +22,21 @@ static xp_status group_ready(void *context, int group) {
     return xp_shard_group_ready(t->run.shard, group, t->run.stream);
 }
 
-static xp_status run_microbatch(xp_trainer *t, int64_t m, float loss_scale, double *sums) {
+static xp_status layer_begins(void *context, int layer, bool backward) {
+    const xp_trainer *t = context;
+    (void)layer;
+    (void)backward;
+    xp_trace_layer_begins(t->trace);
+    return XP_OK;
+}
+
+static xp_status layer_ends(void *context, int layer, bool backward) {
+    const xp_trainer *t = context;
+    xp_trace_layer_ends(t->trace, layer, backward);
+    return XP_OK;
+}
+
+static xp_status queue_microbatch(xp_trainer *t, int64_t m, float loss_scale) {
     const xp_batch *batch = &t->batches.items[m];
     bool last = m == t->batches.n - 1;
     const char *attention = t->config->training.attention;
@@ -36,31 +50,48 @@ static xp_status run_microbatch(xp_trainer *t, int64_t m, float loss_scale, doub
         .loss_scale = loss_scale,
         .accumulate = m > 0,
     };
-    xp_model_hooks hooks = {.context = t, .group_ready = last ? group_ready : NULL};
-    xp_model_loss loss;
+    xp_model_hooks hooks = {.context = t,
+                            .before_layer = t->trace ? layer_begins : NULL,
+                            .after_layer = t->trace ? layer_ends : NULL,
+                            .group_ready = last ? group_ready : NULL};
     XP_TRY(xp_model_forward_backward(t->run.model, &args, &hooks, t->run.stream));
-    XP_TRY(xp_model_read_loss(t->run.model, t->run.stream, &loss));
-    sums[SUM_LOSS] += loss.loss_sum;
-    sums[SUM_AUX] += loss.aux_loss;
-    sums[SUM_Z] += loss.z_loss;
-    return XP_OK;
+    return xp_model_queue_loss(t->run.model, t->run.stream, t->losses + m * XP_MODEL_N_LOSSES);
 }
 
-static xp_status zero_counts(xp_trainer *t) {
-    if (t->n_moe_layers == 0)
-        return XP_OK;
-    size_t n = (size_t)t->n_moe_layers * (size_t)t->run.arch.n_experts;
-    return xp_zero(t->run.stream, xp_model_expert_counts(t->run.model), n * sizeof(int64_t));
+static size_t n_counts(const xp_trainer *t) {
+    return (size_t)t->n_moe_layers * (size_t)t->run.arch.n_experts;
 }
 
-static xp_status forward_backward(xp_trainer *t, int64_t n_valid, double sums[N_SUMS]) {
-    memset(sums, 0, N_SUMS * sizeof *sums);
+/* Reduced gradients; the losses and the picks of each expert on their way to the host. */
+static xp_status queue_gradients(xp_trainer *t, int64_t n_valid) {
+    int64_t *counts = xp_model_expert_counts(t->run.model);
+    size_t bytes = n_counts(t) * sizeof *counts;
     xp_model_reset_stats(t->run.model);
-    XP_TRY(zero_counts(t));
+    if (bytes > 0)
+        XP_TRY(xp_zero(t->run.stream, counts, bytes));
     float loss_scale = (float)(1 / (double)n_valid);
     for (int64_t m = 0; m < t->batches.n; m++)
-        XP_TRY(run_microbatch(t, m, loss_scale, sums));
-    XP_TRY(xp_shard_finish_reduce(t->run.shard, t->run.stream));
+        XP_TRY(queue_microbatch(t, m, loss_scale));
+    if (bytes > 0)
+        XP_TRY(xp_copy(t->run.stream, t->counts, counts, bytes));
+    return xp_shard_finish_reduce(t->run.shard, t->run.stream);
+}
+
+/* The one wait of a step: the norm decides whether and how far the weights move. What is queued
+ * after it, the update, is not waited for. */
+static xp_status wait_for_gradients(xp_trainer *t) {
+    XP_TRY(xp_shard_queue_norm(t->run.shard, t->run.stream));
+    return xp_stream_sync(t->run.stream);
+}
+
+static xp_status sum_losses(xp_trainer *t, double sums[N_SUMS]) {
+    memset(sums, 0, N_SUMS * sizeof *sums);
+    for (int64_t m = 0; m < t->batches.n; m++) {
+        const double *losses = t->losses + m * XP_MODEL_N_LOSSES;
+        sums[SUM_LOSS] += losses[XP_MODEL_LOSS];
+        sums[SUM_AUX] += losses[XP_MODEL_AUX];
+        sums[SUM_Z] += losses[XP_MODEL_Z];
+    }
     xp_ep_stats stats;
     XP_TRY(xp_model_ep_stats(t->run.model, &stats));
     sums[SUM_EP_BYTES] = (double)stats.bytes_sent_remote;
@@ -90,7 +121,7 @@ static xp_status blame(xp_trainer *t, double loss) {
 
 static xp_status check_and_norm(xp_trainer *t, int64_t step, double loss, double *norm) {
     xp_status status =
-        isfinite(loss) ? xp_shard_grad_norm(t->run.shard, t->run.stream, norm) : blame(t, loss);
+        isfinite(loss) ? xp_shard_read_norm(t->run.shard, t->run.stream, norm) : blame(t, loss);
     if (status != XP_ENUMERIC)
         return status;
     xp_error_context(status, "step %lld", (long long)step);
@@ -105,10 +136,7 @@ static xp_status balance(xp_trainer *t) {
     if (t->n_moe_layers == 0)
         return XP_OK;
     int n_experts = t->run.arch.n_experts;
-    size_t n = (size_t)t->n_moe_layers * (size_t)n_experts;
-    XP_TRY(xp_copy(t->run.stream, t->counts, xp_model_expert_counts(t->run.model),
-                   n * sizeof(int64_t)));
-    XP_TRY(xp_stream_sync(t->run.stream));
+    size_t n = n_counts(t);
     XP_TRY(sum_over_ranks(t, t->counts, (int64_t)n, XP_I64, "expert load all-reduce"));
     bool trains = xp_run_has_balance(t->config, &t->run.arch);
     for (int l = 0; l < t->n_moe_layers; l++) {
@@ -124,7 +152,7 @@ static xp_status balance(xp_trainer *t) {
     return xp_copy(t->run.stream, xp_model_expert_bias(t->run.model), t->bias, n * sizeof(float));
 }
 
-static xp_status update(xp_trainer *t, int64_t step, double norm, double lr) {
+static xp_status update(xp_trainer *t, double norm, double lr) {
     double max_norm = t->config->training.max_norm;
     double clip = max_norm > 0 ? max_norm / (norm + 1e-6) : 1;
     xp_adam_step args = {
@@ -133,11 +161,10 @@ static xp_status update(xp_trainer *t, int64_t step, double norm, double lr) {
         .beta2 = (float)t->config->optimizer.beta2,
         .eps = (float)t->config->optimizer.eps,
         .weight_decay = (float)t->config->optimizer.weight_decay,
-        .step = step,
+        .step = ++t->optimizer_steps,
         .grad_scale = clip < 1 ? clip : 1,
     };
-    XP_TRY(xp_shard_update(t->run.shard, &args, t->run.stream));
-    return xp_stream_sync(t->run.stream);
+    return xp_shard_update(t->run.shard, &args, t->run.stream);
 }
 
 /* ---- the step ---------------------------------------------------------------------------- */
@@ -161,6 +188,7 @@ xp_status xp_trainer_step(xp_trainer *t, xp_step_record *record) {
     int64_t step = t->step + 1;
     double sums[N_SUMS];
     double began = xp_time_s();
+    int64_t n_syncs = xp_device_n_syncs(t->device), n_allocs = xp_device_n_allocs(t->device);
     XP_TRY(xp_step_batches_read(t->loader, &t->batches));
     int64_t n_valid = t->batches.n_valid;
     XP_TRY(sum_over_ranks(t, &n_valid, 1, XP_I64, "token count all-reduce"));
@@ -168,14 +196,18 @@ xp_status xp_trainer_step(xp_trainer *t, xp_step_record *record) {
         return xp_error(XP_EINVAL, "step %lld: no token of the global batch has a target",
                         (long long)step);
     double have_data = xp_time_s();
-    XP_TRY(forward_backward(t, n_valid, sums));
+    XP_TRY(queue_gradients(t, n_valid));
     double have_gradients = xp_time_s();
+    XP_TRY(wait_for_gradients(t));
+    if (!xp_device_shares_host(t->device))
+        have_gradients = xp_time_s();
+    XP_TRY(sum_losses(t, sums));
     record->loss = sums[SUM_LOSS] / (double)n_valid;
     XP_TRY(check_and_norm(t, step, record->loss, &record->grad_norm));
     XP_TRY(balance(t));
     record->lr =
         t->config->optimizer.lr * xp_schedule_factor(&t->schedule, t->step - t->schedule_from);
-    XP_TRY(update(t, step, record->grad_norm, record->lr));
+    XP_TRY(update(t, record->grad_norm, record->lr));
     double done = xp_time_s();
     t->step = step;
     t->rows_seen += t->run.global_batch;
@@ -185,5 +217,7 @@ xp_status xp_trainer_step(xp_trainer *t, xp_step_record *record) {
     record->data_time_s = have_data - began;
     record->forward_backward_s = have_gradients - have_data;
     record->optimizer_s = done - have_gradients;
+    record->n_host_syncs = xp_device_n_syncs(t->device) - n_syncs;
+    record->n_allocs = xp_device_n_allocs(t->device) - n_allocs;
     return XP_OK;
 }

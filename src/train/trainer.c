@@ -27,18 +27,31 @@ static void *zeroed(size_t n, size_t each) {
     return calloc(n + 1, each);
 }
 
+/* What steps copy to and from the device. */
+static xp_status create_staging(xp_trainer *t, size_t n_counts, int64_t validation) {
+    void *data[4] = {NULL};
+    size_t n_losses = (size_t)t->run.n_microbatches * XP_MODEL_N_LOSSES;
+    XP_TRY(xp_host_alloc(t->device, n_losses * sizeof *t->losses, "metrics", &data[0]));
+    t->losses = data[0];
+    XP_TRY(xp_host_alloc(t->device, n_counts * sizeof *t->counts, "metrics", &data[1]));
+    t->counts = data[1];
+    if (n_counts > 0)
+        XP_TRY(xp_host_alloc(t->device, n_counts * sizeof *t->bias, "metrics", &data[2]));
+    t->bias = data[2];
+    XP_TRY(xp_host_alloc(t->device, (size_t)validation * sizeof *t->validation_memory, "batches",
+                         &data[3]));
+    t->validation_memory = data[3];
+    return xp_staging_create(t->device, t->run.stream, t->n_threads, &t->staging);
+}
+
 static xp_status create_tables(xp_trainer *t) {
     size_t layers = (size_t)t->n_moe_layers;
     size_t n = layers * (size_t)t->run.arch.n_experts;
     int64_t validation = 4 * t->run.validation_batch * t->run.validation_seq_len;
-    t->counts = zeroed(n, sizeof *t->counts);
+    XP_TRY(create_staging(t, n, validation));
     t->load_max = zeroed(layers, sizeof *t->load_max);
     t->load_share = zeroed(layers, sizeof *t->load_share);
-    t->validation_memory = zeroed((size_t)validation, sizeof *t->validation_memory);
-    if (layers > 0)
-        t->bias = zeroed(n, sizeof *t->bias);
-    if (!t->counts || !t->load_max || !t->load_share || !t->validation_memory ||
-        (layers > 0 && !t->bias))
+    if (!t->load_max || !t->load_share)
         return xp_error(XP_ENOMEM, "no memory for the trainer's tables");
     t->ckpt_folder = xp_path_join(t->dump, t->config->checkpoint.folder);
     return t->ckpt_folder ? XP_OK : xp_error(XP_ENOMEM, "no memory for a path");
@@ -87,9 +100,22 @@ static xp_status create_loader(xp_trainer *t) {
     return xp_step_batches_create(&t->run, &t->batches);
 }
 
+static xp_status create_trace(xp_trainer *t) {
+    if (!t->config->profiling.enable_profiling)
+        return XP_OK;
+    char *folder = xp_path_join(t->dump, t->config->profiling.save_traces_folder);
+    if (!folder)
+        return xp_error(XP_ENOMEM, "no memory for a path");
+    xp_status status = xp_trace_create(t->device, folder, t->rank,
+                                       t->config->profiling.profile_freq, &t->trace);
+    free(folder);
+    return status;
+}
+
 static xp_status create_parts(xp_trainer *t) {
     XP_TRY(xp_schedule_from_config(t->config, &t->schedule));
     XP_TRY(create_device(t));
+    XP_TRY(create_trace(t));
     xp_trainer_announce(t);
     XP_TRY(write_config(t));
     XP_TRY(xp_trainer_announce_memory(t));
@@ -97,7 +123,7 @@ static xp_status create_parts(xp_trainer *t) {
     t->n_moe_layers = t->run.arch.n_experts > 0 ? (int)t->run.arch.n_layers : 0;
     XP_TRY(create_tables(t));
     XP_TRY(create_loader(t));
-    XP_TRY(xp_snapshot_create(&t->run, t->bias, &t->snapshot));
+    XP_TRY(xp_snapshot_create(&t->run, t->staging, t->bias, &t->snapshot));
     if (t->config->checkpoint.enable)
         XP_TRY(xp_ckpt_saver_create(t->world, &t->saver));
     xp_trainer_describe(t);
@@ -111,14 +137,19 @@ static void destroy_parts(xp_trainer *t) {
     xp_snapshot_destroy(t->snapshot);
     xp_step_batches_destroy(&t->batches);
     xp_loader_destroy(t->loader);
-    free(t->validation_memory);
+    xp_staging_destroy(t->staging);
+    if (t->device) {
+        xp_host_free(t->device, t->validation_memory);
+        xp_host_free(t->device, t->bias);
+        xp_host_free(t->device, t->counts);
+        xp_host_free(t->device, t->losses);
+    }
     free(t->load_share);
     free(t->load_max);
-    free(t->bias);
-    free(t->counts);
     free(t->ckpt_folder);
     free(t->config_toml);
     xp_run_release(&t->run);
+    xp_trace_destroy(t->trace);
     xp_device_destroy(t->device);
 }
 
@@ -155,6 +186,7 @@ static xp_status maybe_validate(xp_trainer *t, xp_step_record *record) {
     double began = xp_time_s();
     XP_TRY(xp_trainer_validate(t, &record->validation_loss));
     record->validation_s = xp_time_s() - began;
+    xp_trace_phase(t->trace, "validation", began, began + record->validation_s);
     xp_trainer_say(t, "validate step: %2lld  loss: %8.5f  time: %.2fs", (long long)t->step,
                    record->validation_loss, record->validation_s);
     return XP_OK;
@@ -171,6 +203,7 @@ static xp_status maybe_save(xp_trainer *t, xp_step_record *record) {
     if (last || first || t->stop || due(t->step, config->checkpoint.interval))
         XP_TRY(xp_trainer_save(t, last));
     record->checkpoint_s = xp_time_s() - began;
+    xp_trace_phase(t->trace, "checkpoint", began, began + record->checkpoint_s);
     return XP_OK;
 }
 
@@ -217,14 +250,27 @@ static xp_status report(xp_trainer *t, xp_step_record *record) {
     return XP_OK;
 }
 
+/* The parts of a step follow each other without a gap. */
+static void trace_phases(xp_trainer *t, const xp_step_record *record, double began) {
+    double have_data = began + record->data_time_s;
+    double have_gradients = have_data + record->forward_backward_s;
+    xp_trace_phase(t->trace, "data wait", began, have_data);
+    xp_trace_phase(t->trace, "forward and backward", have_data, have_gradients);
+    xp_trace_phase(t->trace, "optimizer", have_gradients, have_gradients + record->optimizer_s);
+}
+
 static xp_status one_step(xp_trainer *t) {
     xp_step_record record;
     memset(&record, 0, sizeof record);
+    xp_trace_begin(t->trace, t->step + 1);
     double began = xp_time_s();
     XP_TRY(xp_trainer_step(t, &record));
+    trace_phases(t, &record, began);
     XP_TRY(maybe_validate(t, &record));
     XP_TRY(maybe_save(t, &record));
     record.time_s = xp_time_s() - began;
+    if (xp_trace_end(t->trace) != XP_OK)
+        xp_trainer_warn(t, "no trace of step %lld: %s", (long long)t->step, xp_last_error());
     if (t->step == t->first_step + 1)
         t->n_allocs = xp_device_n_allocs(t->device);
     return report(t, &record);
@@ -293,6 +339,7 @@ static xp_status train(xp_trainer *t, xp_train_result *result) {
     while (t->step < t->config->training.steps && !t->stop)
         XP_TRY(one_step(t));
     XP_TRY(xp_trainer_publish(t, true));
+    XP_TRY(xp_stream_sync(t->run.stream)); /* the last update */
     result->seconds = xp_time_s() - began;
     result->n_step_allocs = xp_device_n_allocs(t->device) - t->n_allocs;
     result->stopped_by_signal = t->stop;

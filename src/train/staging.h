@@ -1,0 +1,32 @@
+/**
+ * Large arrays between the host and a device whose memory it cannot see: in chunks, through two
+ * buffers that the device reads while the rank's threads fill the other. For starting, saving and
+ * loading; a step does not use it.
+ */
+#ifndef XP_TRAIN_STAGING_H
+#define XP_TRAIN_STAGING_H
+
+#include "expar/device.h"
+
+typedef struct xp_staging xp_staging;
+
+/** @param stream borrowed. @param n_threads that fill and empty the buffers */
+XP_NODISCARD xp_status xp_staging_create(xp_device *device, xp_stream *stream, int n_threads,
+                                         xp_staging **staging);
+void xp_staging_destroy(xp_staging *staging);
+
+/** Write elements [first, first + n) of an array to `out`; called on several threads at once. */
+typedef void (*xp_staging_fill_fn)(void *context, int64_t first, int64_t n, float *out);
+/** Fill device (or host-shared) memory [n] from `fill`. Done when it returns. */
+XP_NODISCARD xp_status xp_staging_fill(xp_staging *staging, xp_staging_fill_fn fill, void *context,
+                                       float *device_data, int64_t n);
+/** Copy [n] to the device, or from it. Done when it returns. */
+XP_NODISCARD xp_status xp_staging_upload(xp_staging *staging, float *device_data, const float *host,
+                                         int64_t n);
+XP_NODISCARD xp_status xp_staging_download(xp_staging *staging, float *host,
+                                           const float *device_data, int64_t n);
+
+/** Bytes of host memory that create() takes on a device of this kind. */
+int64_t xp_staging_bytes(xp_device_kind kind);
+
+#endif
