@@ -12,7 +12,11 @@ static xp_status sum_over_ranks(xp_trainer *t, void *data, int64_t n, xp_dtype d
     if (!t->world)
         return XP_OK;
     xp_comm_set_phase(t->world, phase);
-    return xp_comm_all_reduce(t->world, data, data, n, dtype, XP_SUM, NULL);
+    double began = t->trace ? xp_time_s() : 0;
+    XP_TRY(xp_comm_all_reduce(t->world, data, data, n, dtype, XP_SUM, NULL));
+    if (t->trace)
+        xp_trace_phase(t->trace, phase, began, xp_time_s());
+    return XP_OK;
 }
 
 /* ---- forward and backward ---------------------------------------------------------------- */

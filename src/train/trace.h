@@ -1,0 +1,42 @@
+/**
+ * profiling.enable_profiling: every profile_freq steps one step is written down as a file in
+ * Chrome's trace format (chrome://tracing, ui.perfetto.dev), one file a rank:
+ * DUMP/traces/step-N-rank-R.json. docs/metrics.md tells what stands in it.
+ *
+ * Room for events is taken once, at create; between traced steps an op costs two readings of the
+ * clock, and nothing where there is no trace. Every function but create accepts NULL.
+ */
+#ifndef XP_TRAIN_TRACE_H
+#define XP_TRAIN_TRACE_H
+
+#include <stdbool.h>
+#include "expar/device.h"
+
+#define XP_TRACE_MAX_EVENTS 65536 /* of one step; what comes after is counted and left out */
+
+typedef struct xp_trace xp_trace;
+
+/**
+ * Listens to the ops of a CPU device; on others the trace holds phases and layers as the host
+ * queues them. Call before anything is queued.
+ * @param device  borrowed; its streams must be gone before the trace is
+ * @param folder  copied; made when the first trace is written
+ * @param every   steps between traces, >= 1
+ */
+XP_NODISCARD xp_status xp_trace_create(xp_device *device, const char *folder, int rank,
+                                       int64_t every, xp_trace **trace);
+void xp_trace_destroy(xp_trace *trace);
+
+/** Before a step: starts listening when this one is traced. Its thread is the rank's own. */
+void xp_trace_begin(xp_trace *trace, int64_t step);
+/** A part of the step from xp_time_s() values. `name` is static. */
+void xp_trace_phase(xp_trace *trace, const char *name, double began_s, double ended_s);
+void xp_trace_layer_begins(xp_trace *trace);
+void xp_trace_layer_ends(xp_trace *trace, int layer, bool backward);
+/**
+ * After the step: writes the file when this step was traced.
+ * @return XP_OK; XP_EIO, XP_ENOMEM: no file, the next traced step tries again
+ */
+XP_NODISCARD xp_status xp_trace_end(xp_trace *trace);
+
+#endif
