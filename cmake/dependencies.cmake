@@ -11,3 +11,6 @@ find_program(PROTOC_C protoc-c REQUIRED)
 if(XP_TESTS)
     pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 endif()
+# A build folder that is carried to a machine without these libraries: they lie beside libexpar.so, which looks there
+# first. (Debian's archives are not position independent, so they cannot go into it.) OpenBLAS stays outside.
+option(XP_BUNDLE_DEPS "copy PCRE2, utf8proc, Jansson, zlib and protobuf-c beside libexpar.so" OFF)

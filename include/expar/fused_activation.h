@@ -62,7 +62,7 @@ typedef enum xp_activation_path {
 /** "reference" or "fused". Static storage. */
 XP_API const char *xp_activation_path_name(xp_activation_path path);
 
-/** What xp_silu_gate_prob() takes on this device: fused on a CPU with AVX2 (unless
+/** What xp_silu_gate_prob() takes on this device: fused on a GPU, and on a CPU with AVX2 (unless
  * xp_device_args.caps leaves it out). */
 XP_API xp_activation_path xp_silu_gate_prob_path(const xp_device *device);
 
@@ -76,8 +76,8 @@ XP_API XP_NODISCARD xp_status xp_fused_silu_gate_prob(const xp_silu_gate_prob_ca
 XP_API XP_NODISCARD xp_status
 xp_fused_silu_gate_prob_backward(const xp_silu_gate_prob_backward_call *call, xp_stream *stream);
 
-/** The plain code, one thread. @return XP_OK once queued; XP_EINVAL; XP_ENOTSUP on a device that
- * cannot run plain C */
+/** The plain code: one thread on the CPU, one element a thread on a GPU. @return XP_OK once queued;
+ * XP_EINVAL; XP_ENOTSUP on a device that has none */
 XP_API XP_NODISCARD xp_status xp_silu_gate_prob_reference(const xp_silu_gate_prob_call *call,
                                                           xp_stream *stream);
 XP_API XP_NODISCARD xp_status xp_silu_gate_prob_reference_backward(

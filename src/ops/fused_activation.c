@@ -2,6 +2,7 @@
  * plain code. */
 #include "expar/fused_activation.h"
 
+#include "device/plugin.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/row_kernels.h"
 #include "ops/ops_check.h"
@@ -95,22 +96,32 @@ static xp_status run_reference_backward(xp_stream *stream, void *args) {
     return xp_ops_reference()->moe.silu_gate_prob_backward(stream, args);
 }
 
-/* The null device counts memory and runs nothing; other devices' memory is not plain C's to read.
- */
+/* The null device counts memory and runs nothing. */
 static xp_status submit_reference(xp_stream *stream, xp_cpu_fn fn, const void *args,
                                   size_t n_bytes) {
     const xp_device *device = xp_stream_device(stream);
     if (xp_device_get_kind(device) == XP_DEVICE_NULL)
         return XP_OK;
     if (xp_device_get_kind(device) != XP_DEVICE_CPU)
-        return xp_error(XP_ENOTSUP, "%s: the plain silu*gate*prob runs on the CPU only",
-                        xp_device_name(device));
+        return xp_error(XP_ENOTSUP, "%s: no plain silu*gate*prob here", xp_device_name(device));
     return xp_cpu_submit(stream, fn, args, n_bytes);
+}
+
+/* The plain entries of a GPU, which runs its own instead of plain C; NULL on other devices. */
+static const xp_moe_ops *gpu_reference(const xp_stream *stream) {
+    const xp_cuda_backend *backend;
+    if (xp_device_get_kind(xp_stream_device(stream)) != XP_DEVICE_CUDA ||
+        xp_cuda_backend_get(&backend) != XP_OK)
+        return NULL;
+    return backend->plain_activation;
 }
 
 xp_status xp_silu_gate_prob_reference(const xp_silu_gate_prob_call *call, xp_stream *stream) {
     xp_silu_gate_prob_args args = forward_args(call);
     XP_TRY(xp_ops_check_silu(&args, true));
+    const xp_moe_ops *gpu = gpu_reference(stream);
+    if (gpu != NULL)
+        return gpu->silu_gate_prob_forward(stream, &args);
     return submit_reference(stream, run_reference, &args, sizeof args);
 }
 
@@ -119,6 +130,9 @@ xp_status xp_silu_gate_prob_reference_backward(const xp_silu_gate_prob_backward_
     XP_TRY(check_in_place(call));
     xp_silu_gate_prob_backward_args args = backward_args(call);
     XP_TRY(xp_ops_check_silu_backward(&args));
+    const xp_moe_ops *gpu = gpu_reference(stream);
+    if (gpu != NULL)
+        return gpu->silu_gate_prob_backward(stream, &args);
     return submit_reference(stream, run_reference_backward, &args, sizeof args);
 }
 
