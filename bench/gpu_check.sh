@@ -1,0 +1,77 @@
+#!/bin/bash
+# Check and time the GPU's ops: every case against the plain code, sanitizers on small cases, then the rates.
+#   bench/gpu_check.sh BUILD_FOLDER [OUTPUT_FOLDER]
+# BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
+# Whole output goes to OUTPUT_FOLDER (default: a new temporary one); a summary is printed last. About five minutes.
+# PARTS="check sanitize bench peer" chooses; exit code 0: everything that ran was right.
+set -u
+build=${1:?usage: gpu_check.sh BUILD_FOLDER [OUTPUT_FOLDER]}
+out=${2:-$(mktemp -d)}
+parts=${PARTS:-check sanitize bench peer}
+mkdir -p "$out"
+build=$(cd "$build" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
+failed=0
+summary=$out/summary.txt
+: > "$summary"
+
+say() { printf '%s\n' "$*" | tee -a "$summary"; }
+
+# Links may not survive a transfer.
+for name in libexpar.so.0.1.0; do
+    [ -e "$build/lib/libexpar.so.0" ] || cp "$build/lib/$name" "$build/lib/libexpar.so.0"
+done
+chmod +x "$build"/bin/* 2> /dev/null
+
+# cuDNN and cuBLASLt from Python packages, where the loader does not find them by itself.
+for library in libcudnn.so.9 libcublasLt.so.13; do
+    ldconfig -p 2> /dev/null | grep -q "$library" && continue
+    found=$(find /usr/local/cuda*/lib* $(python3 -c 'import sys; print(*[p for p in sys.path if p.endswith("packages")])' \
+        2> /dev/null) -name "$library" 2> /dev/null | head -1)
+    [ -n "$found" ] && export LD_LIBRARY_PATH="$(dirname "$found")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+done
+say "LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}"
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2> /dev/null | tee -a "$summary"
+
+# run NAME SECONDS COMMAND...: output to NAME.txt, last lines to the summary
+run() {
+    local name=$1 limit=$2 rc start=$SECONDS
+    shift 2
+    timeout "$limit" "$@" > "$out/$name.txt" 2>&1
+    rc=$?
+    [ "$rc" = 0 ] || failed=1
+    say "== $name: exit $rc, $((SECONDS - start)) s"
+    return $rc
+}
+
+want() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+
+if want check; then
+    run check 170 "$build/bin/checkop" --device cuda
+    grep -A1 FAIL "$out/check.txt" | cut -c1-200 | head -40 | tee -a "$summary"
+    tail -1 "$out/check.txt" | tee -a "$summary"
+fi
+if want sanitize; then
+    for tool in memcheck racecheck initcheck; do
+        run "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/bin/checkop" --device cuda --quick \
+            --caps cudnn ${SANITIZE_OP:+--op "$SANITIZE_OP"}
+        grep -E '^=========.*(Invalid|Race|hazard|Uninit|ERROR SUMMARY|RACECHECK SUMMARY)' "$out/$tool.txt" | sort | uniq -c |
+            sort -rn | head -8 | tee -a "$summary"
+        tail -1 "$out/$tool.txt" | cut -c1-160 | tee -a "$summary"
+    done
+fi
+if want bench; then
+    run bench 140 "$build/bin/checkop" --device cuda --bench --repeat "${REPEAT:-0.15}"
+    cut -c1-190 "$out/bench.txt" | tee -a "$summary"
+    run bench_plain_attention 30 "$build/bin/checkop" --device cuda --bench --repeat 0.1 --op 'attention*' --caps cudnn
+    cut -c1-190 "$out/bench_plain_attention.txt" | tee -a "$summary"
+    run bench_any_order 30 "$build/bin/checkop" --device cuda --bench --repeat 0.1 --op 'attention_backward' \
+        --caps deterministic
+    cut -c1-190 "$out/bench_any_order.txt" | tee -a "$summary"
+fi
+if want peer; then
+    run peer 80 python3 "$here/peer_silu_gate_prob.py"
+    cat "$out/peer.txt" | cut -c1-160 | tail -16 | tee -a "$summary"
+fi
+echo "full output: $out"
+exit $failed
