@@ -224,6 +224,19 @@ static xp_status sample_copy(bench_rank *r) {
     return XP_OK;
 }
 
+/* Tokens with a pick on their own rank: their rows reach it without leaving. */
+static int64_t count_own(const bench_rank *r) {
+    const int each = r->c->n_experts / r->c->n_ranks;
+    int64_t n = 0;
+    for (int64_t t = 0; t < r->c->n_tokens; t++) {
+        bool own = false;
+        for (int k = 0; k < r->c->top_k; k++)
+            own |= r->ids[t * r->c->top_k + k] / each == r->rank->rank;
+        n += own;
+    }
+    return n;
+}
+
 static xp_status fill_row(bench_rank *r, int i) {
     const lane *l = &r->lanes[i];
     const double row = (double)row_bytes(r->c);
@@ -231,6 +244,8 @@ static xp_status fill_row(bench_rank *r, int i) {
     XP_TRY(total(r, &recv));
     XP_TRY(total(r, &picks));
     XP_TRY(total(r, &tokens));
+    double own = (double)count_own(r);
+    XP_TRY(total(r, &own));
     if (r->rank->rank != 0)
         return XP_OK;
     r->rows[i] = (xp_bench_ep_row){.n_rounds = l->n_rounds,
@@ -239,10 +254,8 @@ static xp_status fill_row(bench_rank *r, int i) {
                                    .memcpy_bytes_per_s = xp_bench_samples_median(&r->copy_rate),
                                    .moved_bytes = 2 * recv * row,
                                    .dispatch_bytes = 2 * recv * row,
-                                   .combine_bytes = (picks + 2 * recv + tokens) * row,
+                                   .combine_bytes = (picks + 2 * (recv - own) + tokens) * row,
                                    .n_samples = l->dispatch_s.n};
-    if (r->c->n_ranks == 1)
-        r->rows[i].combine_bytes = (picks + tokens) * row;
     return XP_OK;
 }
 

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The benches and the doctor: figures that can be read, failures that become rows, and no hang without memory.
+. "$(dirname "$0")/lib.sh"
+
+command -v python3 > /dev/null || { echo "skipped: no python3 to read JSON with"; exit 77; }
+read_json() { # FILE EXPRESSION: python's verdict on `d`
+    python3 -c "import json, sys; d = json.load(open('$1')); sys.exit(0 if ($2) else 1)" || fail "$1: not ($2)"
+}
+small=(--config tiny.toml --steps 2 --warmup 1)
+
+"$EXPAR" bench step "${small[@]}" --json > step.json 2> step.log || fail "bench step"
+read_json step.json "d['variants'][0]['step_s']['n'] == 2 and d['variants'][0]['ratio']['median'] > 0"
+read_json step.json "d['variants'][0]['tokens'] == 64 and d['variants'][0]['phases']['expert products']['flops'] > 0"
+"$EXPAR" bench step "${small[@]}" --training.local_batch_size 4 > step.txt 2> step.log || fail "bench step as text"
+grep -q "128 tokens" step.txt || fail "a configuration key did not reach bench step"
+"$EXPAR" bench step "${small[@]}" --ep --ranks 2 --json > ep_step.json 2> step.log || fail "bench step --ep"
+read_json ep_step.json "[v['ep'] for v in d['variants']] == [1, 2]"
+
+"$EXPAR" bench ops --op 'axpy' --seconds 0 --json > ops.json || fail "bench ops"
+read_json ops.json "len(d) > 0 and all(r['op'] == 'axpy' and r['limit'] > 0 for r in d)"
+
+"$EXPAR" bench ep --ranks 1,2 --tokens 16,64 --dim 32 --experts 8 --top-k 2 --seconds 0.01 --json > ep.json || fail "bench ep"
+read_json ep.json "len(d) == 24 and all(r['dispatch_s'] > 0 and r['share_of_memcpy'] > 0 for r in d)"
+"$EXPAR" bench ep --ranks 2 --experts 7,8 --tokens 8 --dim 8 --top-k 2 --seconds 0.01 --routing random --json > odd.json
+rc=$?
+expect_rc 1 "bench ep with a row that fails"
+read_json odd.json "'cannot be shared equally' in d[0]['error'] and d[-1]['dispatch_s'] > 0"
+
+# Weak rows of one and two ranks; one batch is too large for the limit, and the table goes on past it.
+"$EXPAR" bench scaling --config tiny.toml --ranks 1,2 --batch 65536,1 --mode weak --steps 1 --warmup 1 \
+    --job.threads_per_rank 1 --memory-limit 3G --json > scaling.json || fail "bench scaling"
+read_json scaling.json "['error' in r for r in d] == [True, True, False, False]"
+read_json scaling.json "'memory' in d[0]['error'] and d[3]['tokens_per_s'] > 0 and d[3]['memory_gib'] > 0"
+"$EXPAR" bench scaling --config tiny.toml --ranks 1,2 --batch 1 --mode strong --steps 1 --warmup 1 \
+    --job.threads_per_rank 1 --json > strong.json || fail "strong scaling"
+read_json strong.json "[r['global_batch'] for r in d] == [2, 2]"
+
+# Less address space than one buffer of the matrix product: an error, where OpenBLAS alone would try for ever.
+timeout 60 bash -c "ulimit -v 260000; exec '$EXPAR' train --job.config_file tiny.toml --job.dump_folder nothing" > limit.log 2>&1
+rc=$?
+[ "$rc" -ne 124 ] || fail "training without address space hangs"
+[ "$rc" -ne 0 ] || fail "training without address space claims to work"
+
+for wrong in "bench" "bench stap" "bench ep --ranks two" "bench ep --transport tcp" "bench ep --dtype f64" \
+    "bench scaling --memory-limit much" "bench scaling --mode sideways" "bench step --steps 0" "doctor --jason"; do
+    # shellcheck disable=SC2086
+    "$EXPAR" $wrong > wrong.txt 2> wrong.log
+    rc=$?
+    expect_rc 2 "$wrong"
+done
+for kind in "" step ops ep scaling; do
+    # shellcheck disable=SC2086
+    "$EXPAR" bench $kind --help | grep -q "examples:" || fail "bench $kind --help has no examples"
+done
+
+"$EXPAR" doctor --json --no-mpirun > doctor.json || fail "doctor"
+read_json doctor.json "d['can_train'] and all('advice' in f for f in d['findings'] if not f['ok'])"
+"$EXPAR" doctor --no-mpirun | grep -q "can train" || fail "doctor as text"
