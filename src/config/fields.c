@@ -147,7 +147,7 @@ static const xp_field fields[] = {
     {CHOICE(deepep, transport, "auto", "auto|p2p|a2a|hierarchical"),
      .help = "how rows reach their rank"},
     {INT(deepep, chunk_tokens, "0", 0, 1 << 24), .unset = "chosen",
-     .help = "tokens sent as one piece"},
+     .help = "tokens sent as one piece; no effect yet"},
     {FLOAT(deepep, overlap_split, "0.5", 0, 1),
      .help = "share of the microbatch in the first half of an overlapped step"},
     {STRING(deepep, tuned_for, NULL),

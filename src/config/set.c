@@ -246,6 +246,9 @@ xp_status xp_set_defaults(xp_config_set *set) {
 }
 
 xp_status xp_set_warn(xp_config_set *set, const char *text) {
+    for (int i = 0; text && i < set->n_warnings; i++) /* rules run again after an override */
+        if (strcmp(set->warnings[i], text) == 0)
+            return XP_OK;
     const char **grown = xp_arena_alloc(set->arena, (size_t)(set->n_warnings + 2) * sizeof *grown);
     if (!grown || !text)
         return fail_memory();

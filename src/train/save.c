@@ -124,7 +124,7 @@ static xp_status export_to(xp_trainer *t, const char *folder) {
 }
 
 xp_status xp_trainer_export(xp_trainer *t) {
-    if (!t->config->checkpoint.last_save_in_hf || !t->leads)
+    if (!t->config->checkpoint.last_save_in_hf || !t->config->checkpoint.enable || !t->leads)
         return XP_OK;
     char name[48];
     snprintf(name, sizeof name, "hf-step-%lld", (long long)t->step);
