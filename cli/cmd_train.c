@@ -1,6 +1,7 @@
 /** `expar train`: a training run from the merged configuration. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 #include "cli.h"
 #include "config/config.h"
@@ -11,14 +12,16 @@ static const char usage[] =
     "usage: expar train [--job.config_file FILE] [--section.key value ...]\n"
     "\n"
     "Trains a model. Settings: defaults, then the file, then the environment, then the options.\n"
-    "The run writes config.toml, metrics.jsonl, checkpoint/ and tb/ into job.dump_folder; started\n"
-    "again with checkpoint.enable it resumes from the newest complete checkpoint there.\n"
-    "SIGINT (Ctrl-C) and SIGTERM finish the step, save, and exit with 0.\n"
+    "The run writes config.toml, metrics.jsonl, checkpoint/, tb/ and traces/ into\n"
+    "job.dump_folder; started again with checkpoint.enable it resumes from the newest complete\n"
+    "checkpoint there. SIGINT (Ctrl-C) and SIGTERM finish the step, save, and exit with 0; a\n"
+    "second signal ends the run at once. Under mpirun or srun each process is one rank.\n"
     "\n"
     "environment:\n"
-    "  NGPU=N           ranks, as threads of this process (default 1)\n"
+    "  NGPU=N           ranks, as threads of this process (default 1; not under a launcher)\n"
     "  CONFIG_FILE=F    the TOML file\n"
     "  LOG_RANK=R       the rank that prints (default 0)\n"
+    "  NO_COLOR=1       no colours on a terminal\n"
     "\n"
     "examples:\n"
     "  expar train --job.config_file configs/debug_moe.toml\n"
@@ -65,13 +68,23 @@ static int run(const xp_config_set *config) {
     return status == XP_OK ? XP_EXIT_OK : cli_fail(status);
 }
 
+/* Under a launcher every rank reads the same words and files: one of each node says what is wrong
+ * with them. */
+static bool speaks_for_node(void) {
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    if (!local)
+        local = getenv("SLURM_LOCALID");
+    return !xp_mpi_launched() || !local || strcmp(local, "0") == 0;
+}
+
 int cmd_train(int argc, char **argv) {
     if (cli_wants_help(argc, argv))
         return print_help(argc, argv);
     xp_config_set *config = NULL;
     xp_status status = xp_config_load(argc - 1, argv + 1, true, &config);
     if (status != XP_OK) {
-        cli_fail(status);
+        if (speaks_for_node())
+            cli_fail(status);
         return XP_EXIT_USAGE;
     }
     int code = run(config);

@@ -103,9 +103,13 @@ static void warn_about_changes(xp_trainer *t, const xp_ckpt *ckpt) {
                     "the data goes on at the same row number");
 }
 
-static xp_status check_has_moments(const xp_ckpt *ckpt, int parts) {
+static bool holds_model_only(const xp_ckpt *ckpt) {
     const char *model_only = xp_ckpt_value_get(ckpt, "model_only");
-    if (!(parts & XP_SNAPSHOT_MOMENTS) || !model_only || strcmp(model_only, "true") != 0)
+    return model_only && strcmp(model_only, "true") == 0;
+}
+
+static xp_status check_has_moments(const xp_ckpt *ckpt, int parts) {
+    if (!(parts & XP_SNAPSHOT_MOMENTS) || !holds_model_only(ckpt))
         return XP_OK;
     return xp_error(XP_ECONFIG,
                     "%s holds the model only (checkpoint.last_save_model_only), training cannot go "
@@ -114,12 +118,17 @@ static xp_status check_has_moments(const xp_ckpt *ckpt, int parts) {
                     xp_ckpt_path(ckpt));
 }
 
+/* The run has ended: no step is left that would need the moments. */
+static bool is_complete(const xp_trainer *t, const xp_ckpt *ckpt, const excluded *out) {
+    return !out->train_state && xp_ckpt_step(ckpt) >= t->config->training.steps;
+}
+
 static int parts_to_load(const xp_trainer *t, const xp_ckpt *ckpt, const excluded *out,
                          bool model_only) {
     int parts = XP_SNAPSHOT_PARAMS;
     int n_dims = 0;
     int64_t shape[3];
-    if (!model_only && !out->optimizer)
+    if (!model_only && !out->optimizer && !(holds_model_only(ckpt) && is_complete(t, ckpt, out)))
         parts |= XP_SNAPSHOT_MOMENTS;
     if (t->bias && !out->bias && xp_ckpt_has(ckpt, "expert_bias/0", &n_dims, shape))
         parts |= XP_SNAPSHOT_BIAS;

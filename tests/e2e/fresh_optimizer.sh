@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Moments that were not loaded start at their first step, whatever the run's step is: going on without the optimizer is
+# Checkpoints without moments. Moments that were not loaded start at their first step, whatever the run's step is: going on without the optimizer is
 # what starting anew from the weights is.
 . "$(dirname "$0")/lib.sh"
 constant="--lr_scheduler.warmup_steps 0 --lr_scheduler.decay_ratio 0"
@@ -25,4 +25,14 @@ train 1 straight --training.steps 12 $constant
 expect_rc 0 "straight through"
 diff <(losses restarted | tail -n 2) <(losses straight | tail -n 2) > diff.log ||
     fail "losses differ: the count of the moments was lost"
+
+# A finished run that kept the model only says that it is finished; with more steps it cannot go on.
+train 1 last --training.steps 4 --checkpoint.last_save_model_only
+expect_rc 0 "a run that ends with the model only"
+train 1 last --training.steps 4 --checkpoint.last_save_model_only
+expect_rc 0 "the finished run again"
+expect_text last.log "this run is complete: step 4 of 4"
+train 1 last --training.steps 8
+expect_rc 2 "going on from the model only"
+expect_text last.log "holds the model only"
 echo "moments count their own updates"
