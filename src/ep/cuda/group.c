@@ -38,8 +38,8 @@ static xp_status create(xp_ep_group *group) {
     *state->news = (xp_ep_cuda_news){0};
     XP_TRY(xp_cuda_check(cudaHostGetDevicePointer((void **)&state->news_on_device, state->news, 0),
                          "expert parallel group"));
-    /* One rank shares the GPU with nobody: rows may use all of it. */
-    state->n_row_blocks = group->config.num_sms > 0 ? group->config.num_sms : device->n_sms * 8;
+    /* num_sms bounds what runs beside the experts of other ranks; one rank has no others. */
+    state->n_row_blocks = device->n_sms * 8;
     return group->ops->create(group);
 }
 
