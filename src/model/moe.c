@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/rng.h"
+#include "model/balance.h"
 #include "model/moe_core.h"
 
 struct xp_moe {
@@ -319,20 +320,6 @@ xp_status xp_moe_read_losses(xp_moe *moe, xp_stream *stream, double *aux_loss, d
     return XP_OK;
 }
 
-/* bias += coeff * (sign(mean - count) - mean of those signs) */
-static void balance(const int64_t *counts, int n, double coeff, float *bias) {
-    double total = 0.0, mean_sign = 0.0;
-    for (int e = 0; e < n; e++)
-        total += (double)counts[e];
-    double mean = total / n;
-    for (int e = 0; e < n; e++)
-        mean_sign += (double)(((double)counts[e] < mean) - ((double)counts[e] > mean)) / n;
-    for (int e = 0; e < n; e++) {
-        double sign = (double)(((double)counts[e] < mean) - ((double)counts[e] > mean));
-        bias[e] += (float)(coeff * (sign - mean_sign));
-    }
-}
-
 xp_status xp_moe_update_bias(xp_moe *moe, double coeff, xp_comm *comm, xp_stream *stream) {
     const int n = moe->args.num_experts;
     const size_t n_counts = (size_t)n * sizeof(int64_t), n_bias = (size_t)n * sizeof(float);
@@ -347,7 +334,7 @@ xp_status xp_moe_update_bias(xp_moe *moe, double coeff, xp_comm *comm, xp_stream
     if (comm)
         XP_TRY_GOTO(status, xp_comm_all_reduce(comm, counts, counts, n, XP_I64, XP_SUM, NULL),
                     done);
-    balance(counts, n, coeff, bias);
+    xp_balance_update(n, coeff, counts, bias);
     XP_TRY_GOTO(status, xp_copy(stream, moe->bias, bias, n_bias), done);
     XP_TRY_GOTO(status, xp_zero(stream, moe->counts, n_counts), done);
     status = xp_stream_sync(stream);

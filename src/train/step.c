@@ -1,7 +1,7 @@
 #include <math.h>
 #include <string.h>
 #include "core/file.h"
-#include "train/balance.h"
+#include "model/balance.h"
 #include "train/run_state.h"
 
 /* What ranks add up once a step, in one all-reduce. */

@@ -5,7 +5,7 @@
 #include <cmocka.h>
 
 #include <math.h>
-#include "train/balance.h"
+#include "model/balance.h"
 
 static void moves_against_the_load(void **state) {
     (void)state;

@@ -1,6 +1,6 @@
 /** Expert load: the bias update that balances without a loss term, and the load figures. */
-#ifndef XP_TRAIN_BALANCE_H
-#define XP_TRAIN_BALANCE_H
+#ifndef XP_MODEL_BALANCE_H
+#define XP_MODEL_BALANCE_H
 
 #include <stdint.h>
 

@@ -1,4 +1,4 @@
-#include "train/balance.h"
+#include "model/balance.h"
 
 static int64_t sum(int n, const int64_t *counts) {
     int64_t total = 0;
