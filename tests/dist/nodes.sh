@@ -40,19 +40,27 @@ on_nodes() { # SLOTS-ON-A SLOTS-ON-B FOLDER COMMAND...
     XP_MPIRUN_ARGS="-H 10.77.0.1:$1,10.77.0.2:$2 --map-by ${MAP_BY:-slot}" launch $(($1 + $2)) "${@:3}"
 }
 export OMPI_MCA_hwloc_base_binding_policy=none FAULT_TIMEOUT=4
+# Both row types where there are few ranks; each message crosses several processes that share the cores.
+f32="--dtype f32"
+[ "$LONG" = 1 ] && f32=
 for form in "1 1" "2 1" "2 2" "4 4"; do
     set -- $form
     n=$(($1 + $2))
-    on_nodes $1 $2 bits-$n "$EQUAL_BITS"
-    expect_ok $n bits-$n
+    if [ $n -le 3 ] || [ "$LONG" = 1 ]; then
+        on_nodes $1 $2 bits-$n "$EQUAL_BITS"
+        expect_ok $n bits-$n
+    fi
     for transport in hierarchical a2a; do
         [ $transport = hierarchical ] && [ "$1" != "$2" ] && continue # it needs equally many ranks on each node
-        on_nodes $1 $2 $transport-$n "$TEST_EP_MPI" --mpi --transport $transport
+        [ $n -gt 3 ] && types=$f32 || types=
+        # shellcheck disable=SC2086
+        on_nodes $1 $2 $transport-$n "$TEST_EP_MPI" --mpi --transport $transport $types
         expect_ok $n $transport-$n
-        echo "$transport, $1 + $2 ranks on 2 nodes: $(grep 'cases on' $transport-$n/all.log)"
+        echo "$((SECONDS)) s: $transport, $1 + $2 ranks on 2 nodes: $(grep 'cases on' $transport-$n/all.log)"
     done
 done
-MAP_BY=node on_nodes 2 2 taking-turns "$TEST_EP_MPI" --mpi --transport hierarchical
+# shellcheck disable=SC2086
+MAP_BY=node on_nodes 2 2 taking-turns "$TEST_EP_MPI" --mpi --transport hierarchical $f32
 expect_ok 4 taking-turns
 on_nodes 2 2 where "$START_STOP"
 expect_ok 4 where

@@ -171,7 +171,11 @@ static void rest(xp_mpi_world *world, double moved_s) {
         sched_yield();
         return;
     }
-    double seconds = waited / 10;
+    /* Long messages move on only when somebody looks, and none of it shows before their end. */
+    bool flowing = false;
+    for (const xp_mpi_exchange *x = world->active; x && !flowing; x = x->next)
+        flowing = xp_mpi_exchange_is_flowing(x);
+    double seconds = flowing ? SLEEP_MIN_S : waited / 10;
     seconds = seconds < SLEEP_MIN_S ? SLEEP_MIN_S : seconds;
     sleep_until_woken(world, seconds > SLEEP_MAX_S ? SLEEP_MAX_S : seconds, false);
 }

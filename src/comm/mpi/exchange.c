@@ -185,6 +185,14 @@ static bool is_missing(const xp_mpi_exchange *x, int peer) {
             x->requests[XP_MPI_DATA_OUT * size + peer] != MPI_REQUEST_NULL);
 }
 
+bool xp_mpi_exchange_is_flowing(const xp_mpi_exchange *x) {
+    int size = x->comm->base.size;
+    for (int peer = 0; peer < size; peer++)
+        if (x->peers[peer].arrived && is_missing(x, peer))
+            return true;
+    return false;
+}
+
 int xp_mpi_exchange_waits_for(const xp_mpi_exchange *x) {
     for (int i = 0; i < x->comm->base.size - 1; i++) {
         int peer = peer_of(x, i);

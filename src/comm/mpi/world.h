@@ -151,6 +151,8 @@ XP_NODISCARD xp_status xp_mpi_exchange_poll(xp_mpi_exchange *exchange, bool *mov
 void xp_mpi_exchange_cancel(xp_mpi_exchange *exchange);
 /** Who is missing, as the failure of all. */
 void xp_mpi_exchange_report(xp_mpi_exchange *exchange);
+/** True while data of a peer that has come is under way. */
+bool xp_mpi_exchange_is_flowing(const xp_mpi_exchange *exchange);
 /** The first peer that something is missing from, a rank of the world, or -1. */
 int xp_mpi_exchange_waits_for(const xp_mpi_exchange *exchange);
 
