@@ -51,10 +51,10 @@ template <typename T, int N> static __device__ __forceinline__ vec<T, N> load_on
 
 template <int N>
 static __device__ __forceinline__ void unpack(const vec<float, N> &v, float (&x)[N]) {
-    const float *f = (const float *)&v;
+    const uint32_t *w = (const uint32_t *)&v;
 #pragma unroll
     for (int i = 0; i < N; i++)
-        x[i] = f[i];
+        x[i] = __uint_as_float(w[i]);
 }
 template <int N>
 static __device__ __forceinline__ void unpack(const vec<bf16, N> &v, float (&x)[N]) {
@@ -77,10 +77,10 @@ static __device__ __forceinline__ uint32_t bf16_bits(float x) {
 template <typename T, int N> static __device__ __forceinline__ vec<T, N> pack(const float (&x)[N]) {
     vec<T, N> v;
     if constexpr (sizeof(T) == 4) {
-        float *f = (float *)&v;
+        uint32_t *w = (uint32_t *)&v;
 #pragma unroll
         for (int i = 0; i < N; i++)
-            f[i] = x[i];
+            w[i] = __float_as_uint(x[i]);
     } else if constexpr (N == 1) {
         v.bits = (uint16_t)bf16_bits(x[0]);
     } else {
