@@ -5,8 +5,10 @@
 #include "ep/cpu/row_math.h"
 #include "ep/kernels.h"
 
-#define BLOCK      2048
-#define TILE_BYTES (128 * 1024) /* of rows a tile takes */
+#define BLOCK       2048
+#define PAGE_BYTES  ((size_t)4096)
+#define AHEAD_BYTES ((size_t)512)
+#define TILE_BYTES  (128 * 1024) /* of rows a tile takes */
 
 static int64_t tile_rows(size_t row_bytes) {
     return row_bytes >= TILE_BYTES ? 1 : (int64_t)(TILE_BYTES / row_bytes);
@@ -75,6 +77,17 @@ static bool sum_set(const sum_job *job, float *acc, const row_set *set, int64_t 
     return set->n > 0;
 }
 
+/* A row's pages are far apart from the next row's, and the processor follows a stream only inside a
+ * page: the first lines of each page are asked for while the row before is added. */
+static void prefetch_set(const row_set *set) {
+    for (int64_t i = 0; i < set->n; i++) {
+        const char *row = row_of(set, i);
+        for (size_t page = 0; page < set->row_bytes; page += PAGE_BYTES)
+            for (size_t line = page; line < page + AHEAD_BYTES && line < set->row_bytes; line += 64)
+                __builtin_prefetch(row + line, 0, 2);
+    }
+}
+
 static int64_t block_at(int64_t dim, int64_t column) {
     return dim - column < BLOCK ? dim - column : BLOCK;
 }
@@ -92,6 +105,12 @@ static void reduce_tile(void *context, int64_t tile, int worker) {
                        .n = a->first[i + 1] - a->first[i],
                        .row_bytes = row_bytes};
         char *dst = (char *)a->dst + (size_t)i * row_bytes;
+        if (i + 1 < end && i + 1 < a->n_rows)
+            prefetch_set(&(row_set){.base = a->y,
+                                    .index = a->pos,
+                                    .first = a->first[i + 1],
+                                    .n = a->first[i + 2] - a->first[i + 1],
+                                    .row_bytes = row_bytes});
         if (set.n == 1) {
             memcpy(dst, row_of(&set, 0), row_bytes);
             continue;
@@ -188,12 +207,24 @@ static void sum_token(const sum_job *job, int64_t token) {
     }
 }
 
+static void prefetch_token(const xp_ep_sum_args *a, int64_t token, size_t row_bytes) {
+    for (int32_t i = a->token_first[token]; i < a->token_first[token + 1]; i++) {
+        const row_set set = value_of(a, a->token_row[i], row_bytes);
+        prefetch_set(&set);
+    }
+}
+
 static void sum_tile(void *context, int64_t tile, int worker) {
     const sum_job *job = context;
     (void)worker; /* tiles write different tokens */
     int64_t each = tile_rows((size_t)job->sum->dim * job->size), end = (tile + 1) * each;
-    for (int64_t t = tile * each; t < end && t < job->sum->n_tokens; t++)
+    if (end > job->sum->n_tokens)
+        end = job->sum->n_tokens;
+    for (int64_t t = tile * each; t < end; t++) {
+        if (t + 1 < end)
+            prefetch_token(job->sum, t + 1, (size_t)job->sum->dim * job->size);
         sum_token(job, t);
+    }
 }
 
 void xp_ep_cpu_sum_rows(xp_stream *stream, const xp_ep_sum_args *args) {
