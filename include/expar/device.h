@@ -56,6 +56,11 @@ XP_API xp_device_kind xp_device_like(const xp_device *device);
 XP_API bool xp_device_shares_host(const xp_device *device);
 /** "cpu", "cuda:0", "null". Valid as long as the device. */
 XP_API const char *xp_device_name(const xp_device *device);
+/** What it says on the box ("NVIDIA H200"); "" when that is not known. Valid as long as the device.
+ */
+XP_API const char *xp_device_product(const xp_device *device);
+/** Memory that the device has of its own; 0: the host's, or not known. */
+XP_API int64_t xp_device_total_bytes(const xp_device *device);
 
 /**
  * Reserve memory, 256-byte aligned, contents undefined. Only before the first step:

@@ -84,7 +84,8 @@ static const xp_field fields[] = {
      .help = "tokens see the whole row before them, or only their own document"},
     {SWITCH(training, shuffle), .unset = "true for text, false for tokens",
      .help = "seeded order of documents (text) or rows (tokens), a new one each epoch"},
-    {CHOICE(training, backend, "auto", "auto|cpu|cuda"), .help = "where to compute"},
+    {CHOICE(training, backend, "auto", "auto|cpu|cuda"),
+     .help = "where to compute; auto: on a GPU when this machine has one that works"},
 
     {CHOICE(optimizer, name, "AdamW", "AdamW"), TT, .help = "the optimizer"},
     {FLOAT(optimizer, lr, "8e-4", 0, 1e6), TT, .help = "peak learning rate"},
@@ -222,6 +223,10 @@ static const xp_field fields[] = {
      .help = "ignore the router's choice and spread tokens evenly, to measure speed"},
     {CHOICE(debug, moe_force_load_balance_mode, "modulo", "modulo|spread"),
      .help = "how they are spread: TorchTitan's way, or over all ranks"},
+    {STRING(debug, device_caps, NULL),
+     .help =
+         "capabilities of the device to leave out, to repeat a run on plainer code: avx512, avx2, "
+         "wgmma; guard: a CPU device whose memory only queued work may touch, as on a GPU"},
 };
 
 static const char *const sections[] = {"job",        "model",        "training",

@@ -227,6 +227,14 @@ bool xp_device_shares_host(const xp_device *device) {
     return !device->hides_memory;
 }
 
+const char *xp_device_product(const xp_device *device) {
+    return device->product;
+}
+
+int64_t xp_device_total_bytes(const xp_device *device) {
+    return device->total_bytes;
+}
+
 const char *xp_device_name(const xp_device *device) {
     return device->name;
 }

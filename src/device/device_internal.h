@@ -44,7 +44,8 @@ struct xp_device {
     const xp_device_vtable *vtable;
     xp_device_kind kind, like;
     bool hides_memory; /* the opposite of xp_device_shares_host() */
-    char name[32];
+    char name[32], product[128];
+    int64_t total_bytes;
     pthread_mutex_t lock; /* accounts: windows may be made from a communication thread */
     xp_memory_account memory, host;
     int64_t n_allocs, n_syncs;

@@ -9,7 +9,7 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 2
+#define XP_CUDA_ABI_VERSION 4
 
 /** What the backend offers to the layers. Tables of layers above are typeless here; each layer
  * casts its own. */
@@ -33,6 +33,8 @@ typedef struct xp_cuda_backend {
      * waits for it. For benchmarks. */
     xp_status (*time_call)(xp_stream *stream, xp_status (*call)(void *context), void *context,
                            double *seconds);
+    /** Open and reserve what a device's libraries keep, before the first step; or NULL. */
+    xp_status (*prepare)(xp_device *device);
 } xp_cuda_backend;
 
 /** Type of the entry symbol. */

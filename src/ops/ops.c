@@ -205,7 +205,9 @@ static xp_status attention_backward(xp_stream *stream, const xp_attention_backwa
 static size_t attention_scratch(const xp_device *device, const xp_attention_args *args,
                                 bool backward) {
     if (xp_device_get_kind(device) == XP_DEVICE_NULL)
-        return cpu_table(CPU_PORTABLE)->attention.scratch(device, args, backward);
+        return xp_device_like(device) == XP_DEVICE_CUDA
+                   ? xp_attention_scratch_gpu(args, backward)
+                   : cpu_table(CPU_PORTABLE)->attention.scratch(device, args, backward);
     return table_of(device)->attention.scratch(device, args, backward);
 }
 
@@ -350,6 +352,20 @@ xp_status xp_ops_get(const xp_device *device, const xp_ops **ops) {
     default:
         return xp_error(XP_ENOTSUP, "%s: this build has no ops for it", xp_device_name(device));
     }
+}
+
+size_t xp_ops_library_bytes(const xp_device *device) {
+    if (xp_device_like(device) != XP_DEVICE_CUDA)
+        return 0;
+    return (size_t)XP_OPS_BLAS_WORKSPACE_BYTES * XP_OPS_BLAS_STREAMS;
+}
+
+xp_status xp_ops_prepare(xp_device *device) {
+    const xp_cuda_backend *backend;
+    if (xp_device_get_kind(device) != XP_DEVICE_CUDA)
+        return XP_OK;
+    XP_TRY(xp_cuda_backend_get(&backend));
+    return backend->prepare != NULL ? backend->prepare(device) : XP_OK;
 }
 
 const xp_ops *xp_ops_reference(void) {

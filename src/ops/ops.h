@@ -383,6 +383,11 @@ typedef struct xp_ops {
  * Static storage; capabilities are those of the device (xp_device_args.caps).
  */
 XP_NODISCARD xp_status xp_ops_get(const xp_device *device, const xp_ops **ops);
+/** Bytes that libraries behind the table keep on a device of this kind (null devices: of the kind
+ * they stand for) whatever the sizes; accounted under "workspace". */
+size_t xp_ops_library_bytes(const xp_device *device);
+/** Open what the table's entries open at first use, so that no step allocates. Nothing on a CPU. */
+XP_NODISCARD xp_status xp_ops_prepare(xp_device *device);
 /** The plain CPU entries only: what every other table is tested against. */
 const xp_ops *xp_ops_reference(void);
 
@@ -390,6 +395,11 @@ const xp_ops *xp_ops_reference(void);
 int64_t xp_rmsnorm_scratch(int64_t n_rows, int64_t dim);
 int64_t xp_qknorm_scratch(int64_t n_tokens, int64_t head_dim);
 int64_t xp_sum_squares_scratch(int64_t n);
+/** Bytes of scratch that attention takes on a GPU with cuDNN: what the null device counts. */
+size_t xp_attention_scratch_gpu(const xp_attention_args *args, bool backward);
+/** Workspace of the GPU's matrix products on each of so many streams. */
+#define XP_OPS_BLAS_WORKSPACE_BYTES (32 << 20)
+#define XP_OPS_BLAS_STREAMS         2
 
 /** Host: fill rope[n_positions, C] for xp_qknorm_rope_args; angles computed in fp32 as transformers
  * does (inv_freq fp32). */

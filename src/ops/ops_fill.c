@@ -44,6 +44,24 @@ int64_t xp_sum_squares_scratch(int64_t n) {
     return n / XP_OPS_SUM_BLOCK + 1;
 }
 
+/*
+ * As ops/cuda/attention.c asks cuDNN: forward none; the deterministic backward keeps one bf16
+ * number for each pair of tokens and head of a piece of whole rows, at most 1 GiB where rows allow
+ * it, and a sum a query. Shapes that the plain kernel serves need none.
+ */
+size_t xp_attention_scratch_gpu(const xp_attention_args *args, bool backward) {
+    const int64_t most = (int64_t)1 << 30;
+    const int64_t pairs = 2 * args->n_heads * args->seq_len * args->seq_len;
+    if (!backward || args->dtype != XP_BF16 || args->doc_start != NULL || args->head_dim % 8 != 0 ||
+        args->head_dim > 128 || args->seq_len % 128 != 0)
+        return 0;
+    int64_t rows = args->n_rows;
+    while (rows > 1 && (args->n_rows % rows != 0 || rows * pairs > most))
+        rows--;
+    const int64_t queries = rows * args->n_heads * args->seq_len;
+    return (size_t)(rows * pairs) + ((size_t)queries * sizeof(float) + 255) / 256 * 256;
+}
+
 void xp_rope_fill(float theta, int head_dim, int64_t n_positions, float *rope) {
     const int half = head_dim / 2;
     for (int i = 0; i < half; i++) {

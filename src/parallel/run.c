@@ -1,6 +1,8 @@
 #include "parallel/run.h"
 
 #include <string.h>
+#include "device/plugin.h"
+#include "ops/ops.h"
 
 xp_status xp_run_batch_sizes(const xp_config *config, int n_data_ranks, int64_t *n_microbatches,
                              int64_t *global_batch) {
@@ -84,13 +86,21 @@ static xp_forced_mode choose_forced(const xp_config *config) {
 
 xp_device_kind xp_run_device_kind(const xp_config *config) {
     const char *backend = config->training.backend;
-    return backend && strcmp(backend, "cuda") == 0 ? XP_DEVICE_CUDA : XP_DEVICE_CPU;
+    const xp_cuda_backend *cuda;
+    if (backend && strcmp(backend, "auto") != 0)
+        return strcmp(backend, "cuda") == 0 ? XP_DEVICE_CUDA : XP_DEVICE_CPU;
+    return xp_cuda_backend_get(&cuda) == XP_OK ? XP_DEVICE_CUDA : XP_DEVICE_CPU;
 }
 
-/* On the null device as on the device that is predicted. */
-static xp_status choose_dtype(const xp_config *config, xp_dtype *dtype) {
+/* A guarded CPU stands for a GPU. */
+static bool computes_on_cpu(const xp_device *device) {
+    return xp_device_like(device) == XP_DEVICE_CPU &&
+           (xp_device_shares_host(device) || xp_device_get_kind(device) == XP_DEVICE_NULL);
+}
+
+static xp_status choose_dtype(const xp_config *config, const xp_device *device, xp_dtype *dtype) {
     const char *name = config->training.dtype;
-    bool on_cpu = xp_run_device_kind(config) == XP_DEVICE_CPU;
+    bool on_cpu = computes_on_cpu(device);
     *dtype = on_cpu ? XP_F32 : XP_BF16;
     if (name && strcmp(name, "float32") == 0)
         *dtype = XP_F32;
@@ -141,7 +151,7 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
         args.ep_rank = run->mesh.ep_rank;
     }
     batch_bounds(config, run, &args);
-    XP_TRY(choose_dtype(config, &args.dtype));
+    XP_TRY(choose_dtype(config, run->device, &args.dtype));
     bool accumulates = run->n_microbatches > 1;
     args.grad_dtype = args.dtype == XP_BF16 && !accumulates ? XP_BF16 : XP_F32;
     run->dtype = args.dtype;
@@ -160,6 +170,23 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
     return xp_shard_create(&shard_args, &run->shard);
 }
 
+static xp_status check_ranks(const xp_run *run) {
+    if (xp_device_get_kind(run->device) != XP_DEVICE_CUDA || run->mesh.n_ranks == 1)
+        return XP_OK;
+    return xp_error(XP_ENOTSUP,
+                    "%d ranks on GPUs need collectives between GPUs, which this build does not "
+                    "have: start one rank (NGPU=1), or set training.backend = \"cpu\"",
+                    run->mesh.n_ranks);
+}
+
+/* What libraries keep on a GPU: reserved before the first step, and counted on the null device. */
+static xp_status reserve_libraries(xp_run *run) {
+    size_t bytes = xp_ops_library_bytes(run->device);
+    if (bytes == 0 || xp_device_get_kind(run->device) != XP_DEVICE_NULL)
+        return xp_ops_prepare(run->device);
+    return xp_device_alloc(run->device, bytes, "workspace", &run->library_bytes);
+}
+
 static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp_mesh *layout,
                                xp_run *run) {
     XP_TRY(xp_arch_from_config(config, &run->arch));
@@ -168,6 +195,8 @@ static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp
     else
         XP_TRY(xp_mesh_create(world, config, &run->mesh));
     XP_TRY(check_experts(&run->arch, run->mesh.ep_size));
+    XP_TRY(check_ranks(run));
+    XP_TRY(reserve_libraries(run));
     run->n_data_ranks = run->mesh.n_ranks;
     run->local_batch = config->training.local_batch_size;
     run->seq_len = config->training.seq_len;
@@ -190,6 +219,8 @@ void xp_run_release(xp_run *run) {
     xp_shard_destroy(run->shard);
     xp_model_destroy(run->model);
     xp_stream_destroy(run->stream);
+    if (run->device)
+        xp_device_free(run->device, run->library_bytes);
     xp_mesh_destroy(&run->mesh);
     memset(run, 0, sizeof *run);
 }

@@ -19,6 +19,7 @@ typedef struct xp_run {
     int64_t validation_batch, validation_seq_len; /* 0 when validation is off */
     int n_data_ranks;
     xp_dtype dtype, grad_dtype; /* of parameters and activations; of gradients */
+    void *library_bytes;        /* null device: what a GPU's libraries would hold */
 } xp_run;
 
 /**
@@ -42,7 +43,7 @@ void xp_run_release(xp_run *run);
 XP_NODISCARD xp_status xp_run_batch_sizes(const xp_config *config, int n_data_ranks,
                                           int64_t *n_microbatches, int64_t *global_batch);
 
-/** What training.backend means: "auto" is the CPU as long as there are no GPU ops to choose. */
+/** What training.backend means: "auto" is a GPU when the CUDA backend finds one, else the CPU. */
 xp_device_kind xp_run_device_kind(const xp_config *config);
 
 /** Whether the expert bias is trained: a MoE model whose load_balance_coeff is not 0. */

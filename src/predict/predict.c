@@ -37,7 +37,8 @@ static int64_t checkpoint_bytes(const xp_config *config, const xp_run *run) {
 
 static int64_t batch_bytes(const xp_run *run) {
     int64_t each = BATCH_FIELDS * run->local_batch * run->seq_len * (int64_t)sizeof(int32_t);
-    int64_t kept = run->n_microbatches > 1 ? run->n_microbatches : 0;
+    bool on_cpu = xp_device_like(run->device) == XP_DEVICE_CPU;
+    int64_t kept = run->n_microbatches > 1 || !on_cpu ? run->n_microbatches : 0;
     int64_t validation =
         BATCH_FIELDS * run->validation_batch * run->validation_seq_len * (int64_t)sizeof(int32_t);
     return each * (N_PREFETCH + kept) + validation;
@@ -45,10 +46,16 @@ static int64_t batch_bytes(const xp_run *run) {
 
 xp_status xp_predict_memory(const xp_config *config, const xp_mesh *layout,
                             xp_memory_prediction *prediction) {
-    xp_device_args args = {.kind = XP_DEVICE_NULL, .n_threads = 1};
+    return xp_predict_memory_on(xp_run_device_kind(config), config, layout, prediction);
+}
+
+xp_status xp_predict_memory_on(xp_device_kind kind, const xp_config *config, const xp_mesh *layout,
+                               xp_memory_prediction *prediction) {
+    xp_device_args args = {.kind = XP_DEVICE_NULL, .n_threads = 1, .like = kind};
     xp_device *device = NULL;
     xp_run run;
     memset(prediction, 0, sizeof *prediction);
+    prediction->kind = kind;
     XP_TRY(xp_device_create(&args, &device));
     xp_status status = xp_run_reserve(config, device, NULL, layout, &run);
     if (status == XP_OK) {
@@ -62,5 +69,7 @@ xp_status xp_predict_memory(const xp_config *config, const xp_mesh *layout,
 
 int64_t xp_predict_process_bytes(const xp_memory_prediction *prediction, int n_local_ranks,
                                  int64_t base_bytes) {
-    return base_bytes + n_local_ranks * (prediction->device_bytes + prediction->host_bytes);
+    bool on_host = prediction->kind == XP_DEVICE_CPU;
+    int64_t each = prediction->host_bytes + (on_host ? prediction->device_bytes : 0);
+    return base_bytes + n_local_ranks * each;
 }

@@ -19,16 +19,22 @@ typedef struct xp_memory_prediction {
     int n_tags;
     xp_predicted_tag tags[XP_PREDICT_MAX_TAGS]; /* as xp_device_bytes() will count them */
     int64_t device_bytes;                       /* of one rank: the sum over tags */
+    xp_device_kind kind;
     int64_t host_bytes; /* of one rank: checkpoint staging, batches read ahead, tables */
 } xp_memory_prediction;
 
 /**
- * Memory of one rank.
+ * Memory of one rank on the kind of device that training.backend chooses here.
  * @param layout  from xp_mesh_layout(): which rank of how many
  * @return XP_OK; XP_ECONFIG as the run itself would give
  */
 XP_NODISCARD xp_status xp_predict_memory(const xp_config *config, const xp_mesh *layout,
                                          xp_memory_prediction *prediction);
+
+/** The same on a device of this kind, which need not exist: a GPU run on a machine without GPU. */
+XP_NODISCARD xp_status xp_predict_memory_on(xp_device_kind kind, const xp_config *config,
+                                            const xp_mesh *layout,
+                                            xp_memory_prediction *prediction);
 
 /**
  * Resident set of a process on the CPU.

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 #include "core/file.h"
+#include "device/plugin.h"
+#include "train/peak.h"
 #include "train/run_state.h"
 
 #define GIB ((double)(1 << 30))
@@ -18,8 +20,15 @@ static xp_status create_device(xp_trainer *t) {
         threads = xp_train_n_cores() / t->n_local_ranks;
     t->n_threads = threads < 1 ? 1 : (int)threads;
     xp_device_args args = {.kind = xp_run_device_kind(t->config),
-                           .index = t->rank % t->n_local_ranks,
-                           .n_threads = t->n_threads};
+                           .n_threads = t->n_threads,
+                           .caps = t->config->debug.device_caps};
+    if (args.kind == XP_DEVICE_CUDA) {
+        const xp_cuda_backend *cuda;
+        int n_devices = 0;
+        XP_TRY(xp_cuda_backend_get(&cuda));
+        XP_TRY(cuda->device_count(&n_devices));
+        args.index = t->rank % n_devices;
+    }
     return xp_device_create(&args, &t->device);
 }
 
@@ -106,8 +115,8 @@ static xp_status create_trace(xp_trainer *t) {
     char *folder = xp_path_join(t->dump, t->config->profiling.save_traces_folder);
     if (!folder)
         return xp_error(XP_ENOMEM, "no memory for a path");
-    xp_status status = xp_trace_create(t->device, folder, t->rank,
-                                       t->config->profiling.profile_freq, &t->trace);
+    xp_status status =
+        xp_trace_create(t->device, folder, t->rank, t->config->profiling.profile_freq, &t->trace);
     free(folder);
     return status;
 }
@@ -166,10 +175,12 @@ static void fill_rates(xp_trainer *t, double time_s, int64_t steps, xp_step_reco
     int64_t memory = on_cpu ? xp_process_peak_rss() : xp_device_peak_bytes(t->device);
     int64_t tokens = steps * t->run.n_microbatches * t->run.local_batch * t->run.seq_len;
     record->memory_gib = (double)memory / GIB;
-    record->memory_percent = 100 * (double)memory / physical_memory();
+    double total = on_cpu ? physical_memory() : (double)xp_device_total_bytes(t->device);
+    record->memory_percent = total > 0 ? 100 * (double)memory / total : 0;
     record->tps = time_s > 0 ? (double)tokens / time_s : 0;
     record->tflops = record->tps * xp_arch_flops_per_token(&t->run.arch, t->run.seq_len) / 1e12;
-    record->mfu_percent = -1;
+    double peak = xp_peak_tflops(xp_device_product(t->device));
+    record->mfu_percent = peak > 0 ? 100 * record->tflops / peak : -1;
 }
 
 static bool due(int64_t step, int64_t every) {

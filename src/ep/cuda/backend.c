@@ -3,10 +3,16 @@
 #include "device/cuda/cuda_device.h"
 #include "device/plugin.h"
 #include "ep/cuda/cuda_group.h"
+#include "ops/cuda/cublaslt.h"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/libraries.h"
 
 const xp_cuda_backend *xp_cuda_backend_entry(void);
+
+static xp_status prepare(xp_device *device) {
+    xp_cublaslt *lt;
+    return xp_cublaslt_get((xp_cuda_device *)device, &lt);
+}
 
 const xp_cuda_backend *xp_cuda_backend_entry(void) {
     static const xp_cuda_backend backend = {
@@ -19,6 +25,7 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .plain_activation = &xp_cuda_plain_activation,
         .library_describe = xp_cuda_library_describe,
         .time_call = xp_cuda_time_call,
+        .prepare = prepare,
     };
     return &backend;
 }

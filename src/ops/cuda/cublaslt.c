@@ -5,7 +5,7 @@
 #include <string.h>
 
 /* Per stream. NVIDIA's advice for Hopper is 32 MiB. */
-#define WORKSPACE_BYTES (32 << 20)
+#define WORKSPACE_BYTES XP_OPS_BLAS_WORKSPACE_BYTES
 
 xp_status xp_cublaslt_check(const xp_cublaslt *lt, cublasStatus_t result, const char *doing) {
     if (result == CUBLAS_STATUS_SUCCESS)

@@ -45,7 +45,7 @@ typedef struct xp_cublaslt_plan {
 } xp_cublaslt_plan;
 
 /** Streams that may have products in flight at the same time; later ones go without workspace. */
-#define XP_CUBLASLT_STREAMS 2
+#define XP_CUBLASLT_STREAMS XP_OPS_BLAS_STREAMS
 
 typedef struct xp_cublaslt {
     xp_cublaslt_api api;

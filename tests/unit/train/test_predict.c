@@ -153,11 +153,42 @@ static void optimizer_falls(void **state) {
     xp_config_destroy(set);
 }
 
+/* The rank slice on a GPU, predicted on any machine: 4 x 4096 tokens fit an H200 without
+ * recomputation. */
+static void rank_slice_fits(void **state) {
+    (void)state;
+    static const struct {
+        const char *tag;
+        int64_t bytes; /* at most, and at least 95 % of it */
+    } limits[] = {
+        {"params", 10400000000},    {"grads", 10400000000},
+        {"optimizer", 62000000000}, {"activations", 41000000000}, /* 52 KB a token and layer */
+        {"workspace", 3600000000},
+    };
+    char *argv[] = {"--job.config_file", XP_SOURCE_DIR "/configs/rank_slice_30b_a3b.toml"};
+    xp_config_set *set = NULL;
+    xp_mesh layout;
+    xp_memory_prediction p;
+    if (xp_config_load(2, argv, false, &set) != XP_OK)
+        fail_msg("%s", xp_last_error());
+    assert_int_equal(xp_mesh_layout(xp_config_get(set), 1, 0, &layout), XP_OK);
+    if (xp_predict_memory_on(XP_DEVICE_CUDA, xp_config_get(set), &layout, &p) != XP_OK)
+        fail_msg("%s", xp_last_error());
+    for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++)
+        assert_in_range(tag_bytes(&p, limits[i].tag), limits[i].bytes / 100 * 95, limits[i].bytes);
+    assert_true(p.device_bytes < (int64_t)120 << 30);
+    /* The CPU trains in fp32: there the same config is refused. */
+    assert_int_equal(xp_predict_memory_on(XP_DEVICE_CPU, xp_config_get(set), &layout, &p),
+                     XP_ECONFIG);
+    xp_config_destroy(set);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_rank),
         cmocka_unit_test(ranks),
         cmocka_unit_test(optimizer_falls),
+        cmocka_unit_test(rank_slice_fits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
