@@ -31,7 +31,7 @@ typedef struct packer {
     int open; /* bucket, -1 = none */
 } packer;
 
-static void add_piece(packer *p, int group, int64_t first, int64_t n, bool new_group) {
+static void add_piece(packer *p, int group, int64_t first, int64_t n) {
     xp_shard_plan *plan = p->plan;
     xp_shard_bucket *bucket = &plan->buckets[p->open];
     plan->pieces[plan->n_pieces] =
@@ -39,8 +39,7 @@ static void add_piece(packer *p, int group, int64_t first, int64_t n, bool new_g
     plan->n_pieces++;
     bucket->n_pieces++;
     bucket->n_each += n;
-    if (new_group)
-        bucket->n_groups++;
+    bucket->n_groups++; /* a bucket holds one piece of a group at most */
 }
 
 static void open_bucket(packer *p, bool is_expert, bool direct, int n_ranks) {
@@ -59,7 +58,7 @@ static void pack_group(packer *p, int index, const xp_param_group *group) {
     /* A big group in place costs no copy; small ones are worth packing. */
     if (direct && (cut->n_ranks == 1 || 2 * group->n_elements > p->bucket_elements)) {
         open_bucket(p, group->is_expert, true, cut->n_ranks);
-        add_piece(p, index, 0, cut->chunk_elements, true);
+        add_piece(p, index, 0, cut->chunk_elements);
         p->open = -1;
         return;
     }
@@ -75,7 +74,7 @@ static void pack_group(packer *p, int index, const xp_param_group *group) {
             room = limit;
         }
         int64_t n = min_i64(room, cut->chunk_elements - done);
-        add_piece(p, index, done, n, true);
+        add_piece(p, index, done, n);
         done += n;
     }
 }

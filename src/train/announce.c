@@ -1,6 +1,8 @@
 /* What a run says: messages, and its first lines. */
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include "core/file.h"
 #include "expar/version.h"
 #include "predict/predict.h"
@@ -8,28 +10,29 @@
 
 #define GIB ((double)(1 << 30))
 
-void xp_trainer_say(xp_trainer *t, const char *format, ...) {
+typedef void (*tell_fn)(xp_log *log, const char *format, ...);
+
+static void tell(xp_trainer *t, tell_fn fn, const char *format, va_list args) {
+    char line[2048];
     if (!t->log)
         return;
-    char line[2048];
+    vsnprintf(line, sizeof line, format, args);
+    xp_progress_clear(t->progress);
+    fn(t->log, "%s", line);
+}
+
+void xp_trainer_say(xp_trainer *t, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    vsnprintf(line, sizeof line, format, args);
+    tell(t, xp_log_info, format, args);
     va_end(args);
-    xp_progress_clear(t->progress);
-    xp_log_info(t->log, "%s", line);
 }
 
 void xp_trainer_warn(xp_trainer *t, const char *format, ...) {
-    if (!t->log)
-        return;
-    char line[2048];
     va_list args;
     va_start(args, format);
-    vsnprintf(line, sizeof line, format, args);
+    tell(t, xp_log_warn, format, args);
     va_end(args);
-    xp_progress_clear(t->progress);
-    xp_log_warn(t->log, "%s", line);
 }
 
 static void describe_model(xp_trainer *t) {
@@ -71,6 +74,33 @@ static void describe_data(xp_trainer *t) {
                    (long long)t->run.n_microbatches);
 }
 
+/* "1.25 GiB", "69 MiB", "3.1 MiB" */
+static int put_size(char *out, size_t room, int64_t n_bytes) {
+    double mib = (double)n_bytes / (GIB / 1024);
+    if (n_bytes >= 1 << 28)
+        return snprintf(out, room, "%.2f GiB", mib / 1024);
+    return snprintf(out, room, "%.*f MiB", mib < 10 ? 1 : 0, mib);
+}
+
+static int larger_first(const void *a, const void *b) {
+    const xp_predicted_tag *left = a, *right = b;
+    if (left->n_bytes != right->n_bytes)
+        return left->n_bytes < right->n_bytes ? 1 : -1;
+    return strcmp(left->tag, right->tag);
+}
+
+/* What takes the memory, the largest first. */
+static void describe_tags(xp_trainer *t, xp_memory_prediction *p) {
+    char tags[512] = "";
+    size_t used = 0;
+    qsort(p->tags, (size_t)p->n_tags, sizeof *p->tags, larger_first);
+    for (int i = 0; i < p->n_tags && p->tags[i].n_bytes > 0 && used + 64 < sizeof tags; i++) {
+        used += (size_t)snprintf(tags + used, 48, "%s%.32s ", i > 0 ? ", " : "", p->tags[i].tag);
+        used += (size_t)put_size(tags + used, sizeof tags - used, p->tags[i].n_bytes);
+    }
+    xp_trainer_say(t, "memory: of it %s", tags);
+}
+
 xp_status xp_trainer_announce_memory(xp_trainer *t) {
     xp_mesh layout;
     xp_memory_prediction p;
@@ -78,20 +108,12 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
         return XP_OK;
     XP_TRY(xp_mesh_layout(t->config, t->n_ranks, t->rank, &layout));
     XP_TRY(xp_predict_memory(t->config, &layout, &p));
-    char tags[512] = "";
-    size_t used = 0;
-    for (int i = 0; i < p.n_tags && used < sizeof tags; i++) {
-        bool small = p.tags[i].n_bytes < 1 << 28;
-        double size = (double)p.tags[i].n_bytes / (small ? GIB / 1024 : GIB);
-        int n = snprintf(tags + used, sizeof tags - used, "%s%s %.*f %s", i > 0 ? ", " : "",
-                         p.tags[i].tag, small ? 0 : 2, size, small ? "MiB" : "GiB");
-        used += n > 0 ? (size_t)n : 0;
-    }
     int local = t->world ? t->n_local_ranks : 1;
     int in_process = xp_mpi_launched() ? 1 : local;
     int64_t process = xp_predict_process_bytes(&p, in_process, xp_process_rss());
-    xp_trainer_say(t, "memory: predicted %.2f GiB per rank (%s); %.2f GiB for this process",
-                   (double)(p.device_bytes + p.host_bytes) / GIB, tags, (double)process / GIB);
+    xp_trainer_say(t, "memory: predicted %.2f GiB per rank; %.2f GiB for this process",
+                   (double)(p.device_bytes + p.host_bytes) / GIB, (double)process / GIB);
+    describe_tags(t, &p);
     return XP_OK;
 }
 
