@@ -174,27 +174,21 @@ static const xp_device_vtable cuda_vtable = {
 static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
     for (const char *at = list; at != NULL && *at != '\0';) {
         size_t n = strcspn(at, ",");
-        if (n == 5 && memcmp(at, "wgmma", 5) == 0)
+        if (n == 5 && memcmp(at, "wgmma", n) == 0)
             cuda->wgmma = false;
+        else if (n == 5 && memcmp(at, "cudnn", n) == 0)
+            cuda->without_cudnn = true;
+        else if (n == 13 && memcmp(at, "deterministic", n) == 0)
+            cuda->without_determinism = true;
         else if (n != 0)
-            return xp_error(XP_EINVAL, "%s: no capability \"%.*s\"; there is wgmma",
+            return xp_error(XP_EINVAL,
+                            "%s: no capability \"%.*s\"; there are wgmma, cudnn and deterministic",
                             cuda->base.name, (int)n, at);
         at += n;
         if (*at == ',')
             at++;
     }
     return XP_OK;
-}
-
-/* Whether the comma-separated list names the capability. */
-static bool leaves_out(const char *caps, const char *name) {
-    const size_t n = strlen(name);
-    for (const char *at = caps; at != NULL; at = strchr(at, ',')) {
-        at += *at == ',';
-        if (strncmp(at, name, n) == 0 && (at[n] == '\0' || at[n] == ','))
-            return true;
-    }
-    return false;
 }
 
 xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) {
@@ -220,8 +214,6 @@ xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) 
     cuda->compute_capability = 10 * p.major + p.minor;
     cuda->l2_bytes = (size_t)p.l2CacheSize;
     cuda->shared_bytes = p.sharedMemPerBlockOptin;
-    cuda->without_cudnn = leaves_out(args->caps, "cudnn");
-    cuda->without_determinism = leaves_out(args->caps, "deterministic");
     cuda->wgmma = cuda->compute_capability == 90;
     xp_status status = leave_out(args->caps, cuda);
     if (status != XP_OK) {
