@@ -24,6 +24,13 @@ int cmd_doctor(int argc, char **argv);
 /** "error: <last error>" on stderr; the exit code for the status (XP_ECONFIG and XP_EINVAL: usage,
  * else failed). */
 int cli_fail(xp_status status);
+/**
+ * "error: there is no <what> "<name>"", with the nearest name or with the help that lists them.
+ * @param name_at  the i-th name, NULL past the last
+ * @return XP_EXIT_USAGE
+ */
+int cli_no_such(const char *what, const char *name, const char *(*name_at)(int i),
+                const char *help);
 /** Whether --help or -h is among the arguments. */
 bool cli_wants_help(int argc, char **argv);
 

@@ -2,6 +2,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "cli.h"
+#include "core/text.h"
 
 int cli_fail(xp_status status) {
     const char *text = xp_last_error();
@@ -10,6 +11,27 @@ int cli_fail(xp_status status) {
     fprintf(stderr, "%serror:%s %s\n", color ? "\033[31m" : "", color ? "\033[0m" : "",
             text[0] ? text : xp_status_text(status));
     return status == XP_ECONFIG || status == XP_EINVAL ? XP_EXIT_USAGE : XP_EXIT_FAILED;
+}
+
+int cli_no_such(const char *what, const char *name, const char *(*name_at)(int i),
+                const char *help) {
+    const char *nearest = NULL;
+    /* Farther than three edits, or most of the word, is no typing error. */
+    int best = strlen(name) > 6 ? 4 : (int)(strlen(name) + 1) / 2;
+    for (int i = 0; name_at(i); i++) {
+        int distance = xp_edit_distance(name, name_at(i));
+        if (distance < best) {
+            best = distance;
+            nearest = name_at(i);
+        }
+    }
+    fflush(stdout);
+    if (nearest)
+        fprintf(stderr, "error: there is no %s \"%s\"; did you mean \"%s\"?\n", what, name,
+                nearest);
+    else
+        fprintf(stderr, "error: there is no %s \"%s\"; `%s` lists them\n", what, name, help);
+    return XP_EXIT_USAGE;
 }
 
 bool cli_wants_help(int argc, char **argv) {

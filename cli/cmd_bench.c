@@ -3,7 +3,6 @@
 #include <string.h>
 #include "bench.h"
 #include "cli.h"
-#include "core/text.h"
 
 static const struct {
     const char *name;
@@ -17,6 +16,10 @@ static const struct {
     {"scaling", bench_scaling, "strong and weak scaling of training, a row a run"},
 };
 #define N_KINDS ((int)(sizeof kinds / sizeof kinds[0]))
+
+static const char *name_at(int i) {
+    return i < N_KINDS ? kinds[i].name : NULL;
+}
 
 static void print_help(FILE *file) {
     fputs("usage: expar bench KIND [options]\n\n"
@@ -44,19 +47,8 @@ int cmd_bench(int argc, char **argv) {
         print_help(stdout);
         return XP_EXIT_OK;
     }
-    const char *nearest = NULL;
-    int best = 4;
-    for (int i = 0; i < N_KINDS; i++) {
+    for (int i = 0; i < N_KINDS; i++)
         if (strcmp(argv[1], kinds[i].name) == 0)
             return kinds[i].run(argc - 1, argv + 1);
-        const int distance = xp_edit_distance(argv[1], kinds[i].name);
-        if (distance < best) {
-            best = distance;
-            nearest = kinds[i].name;
-        }
-    }
-    fprintf(stderr, "error: there is no bench \"%s\"%s%s%s: expar bench --help lists them\n",
-            argv[1], nearest ? "; did you mean \"" : "", nearest ? nearest : "",
-            nearest ? "\"?" : "");
-    return XP_EXIT_USAGE;
+    return cli_no_such("bench", argv[1], name_at, "expar bench --help");
 }

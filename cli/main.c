@@ -3,7 +3,6 @@
 #include <string.h>
 #include "cli.h"
 #include "commands.h"
-#include "core/text.h"
 #include "expar/version.h"
 
 static void print_help(FILE *file) {
@@ -21,21 +20,8 @@ static void print_help(FILE *file) {
           file);
 }
 
-static int unknown(const char *name) {
-    const char *nearest = NULL;
-    int best = 4; /* farther than three edits is no typing error */
-    for (int i = 0; cli_command_at(i); i++) {
-        int distance = xp_edit_distance(name, cli_command_at(i)->name);
-        if (distance < best) {
-            best = distance;
-            nearest = cli_command_at(i)->name;
-        }
-    }
-    if (nearest)
-        fprintf(stderr, "error: there is no command \"%s\"; did you mean \"%s\"?\n", name, nearest);
-    else
-        fprintf(stderr, "error: there is no command \"%s\"; `expar --help` lists them\n", name);
-    return XP_EXIT_USAGE;
+static const char *name_at(int i) {
+    return cli_command_at(i) ? cli_command_at(i)->name : NULL;
 }
 
 /* Results that did not reach their file are not results. */
@@ -65,5 +51,5 @@ int main(int argc, char **argv) {
     for (int i = 0; cli_command_at(i); i++)
         if (strcmp(name, cli_command_at(i)->name) == 0)
             return check_output(cli_command_at(i)->run(argc - 1, argv + 1));
-    return unknown(name);
+    return cli_no_such("command", name, name_at, "expar --help");
 }
