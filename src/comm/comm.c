@@ -149,6 +149,8 @@ static xp_status start(xp_comm *comm, xp_comm_call call, xp_stream *stream) {
     default:
         if (comm->size == 1)
             return run_alone(&call, stream);
+        if (comm->provider->run_on_device)
+            return comm->provider->run_on_device(comm, &call, stream);
         return xp_error(XP_ENOTSUP, "%s over the %s provider: it cannot work on streams of %s",
                         xp_comm_kind_name(call.kind), comm->provider->name, xp_device_name(device));
     }

@@ -46,6 +46,9 @@ typedef struct xp_comm_provider {
     const char *name; /* "thread", "mpi" */
     /** Do it and return when this rank's result is there and its inputs may be reused. */
     xp_status (*run)(xp_comm *comm, const xp_comm_call *call);
+    /** The same on memory of a GPU: queued on the stream, waits for other ranks' calls but not for
+     * the device. Not for one rank. May be NULL. */
+    xp_status (*run_on_device)(xp_comm *comm, const xp_comm_call *call, xp_stream *stream);
     xp_status (*split)(xp_comm *comm, int color, xp_comm **sub);
     void (*destroy)(xp_comm *comm);
     /** Make `text` the communicator's sticky failure on every rank unless it has one, and wake

@@ -33,6 +33,8 @@ typedef struct xp_cuda_backend {
      * waits for it. For benchmarks. */
     xp_status (*time_call)(xp_stream *stream, xp_status (*call)(void *context), void *context,
                            double *seconds);
+    /** A reduction between ranks (xp_reduce_args of comm) over memory of the stream's device. */
+    xp_status (*reduce)(xp_stream *stream, const void *args);
     /** Open and reserve what a device's libraries keep, before the first step; or NULL. */
     xp_status (*prepare)(xp_device *device);
 } xp_cuda_backend;

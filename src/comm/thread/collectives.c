@@ -10,7 +10,7 @@
 #include "comm/thread/team.h"
 
 /* Boundaries of pieces are multiples of 64 elements, so that ranks do not share cache lines. */
-static int64_t piece_start(int64_t n, int size, int piece) {
+int64_t xp_thread_piece_start(int64_t n, int size, int piece) {
     int64_t each = (n + size - 1) / size;
     each = (each + 63) / 64 * 64;
     return each * piece < n ? each * piece : n;
@@ -24,8 +24,8 @@ static void copy(void *dst, const void *src, int64_t n_bytes) {
 static void run_all_reduce(xp_thread_comm *comm, const xp_comm_call *call) {
     const xp_team *team = comm->team;
     int64_t size = (int64_t)xp_dtype_bytes(call->dtype);
-    int64_t first = piece_start(call->n, team->size, comm->base.rank);
-    int64_t n = piece_start(call->n, team->size, comm->base.rank + 1) - first;
+    int64_t first = xp_thread_piece_start(call->n, team->size, comm->base.rank);
+    int64_t n = xp_thread_piece_start(call->n, team->size, comm->base.rank + 1) - first;
     if (n == 0)
         return;
     for (int i = 0; i < team->size; i++) {
@@ -94,7 +94,7 @@ static void run_all_to_allv(const xp_thread_comm *comm, const xp_comm_call *call
 
 /* XP_ECOMM for all when two ranks do not make the same call: better here than as garbage in a
  * tensor. */
-static xp_status check_match(xp_thread_comm *comm, const xp_comm_call *mine) {
+xp_status xp_thread_check_match(xp_thread_comm *comm, const xp_comm_call *mine) {
     const xp_team *team = comm->team;
     char text[400];
     for (int i = 0; i < team->size; i++) {
@@ -129,8 +129,9 @@ static xp_status check_match(xp_thread_comm *comm, const xp_comm_call *mine) {
 xp_status xp_thread_run(xp_comm *base, const xp_comm_call *call) {
     xp_thread_comm *comm = (xp_thread_comm *)base;
     comm->team->slots[base->rank].call = *call;
+    comm->team->slots[base->rank].ready = NULL;
     XP_TRY(xp_team_enter(comm, call->kind, call->phase));
-    xp_status status = check_match(comm, call);
+    xp_status status = xp_thread_check_match(comm, call);
     if (status == XP_OK) {
         switch (call->kind) {
         case XP_COMM_ALL_REDUCE:

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include "comm/flag.h"
 #include "comm/provider.h"
+#include "comm/reduce.h"
 
 typedef struct xp_team xp_team;
 
@@ -31,6 +32,8 @@ typedef struct xp_team_slot {
     _Atomic int kind;
     _Atomic uint32_t farewells; /* partings this rank has begun */
     xp_comm_call call;
+    xp_event *ready, *done; /* of a collective on a device: data there, share of the work queued */
+    const char *device_name;
     int color;
     xp_team *sub;
     void *window;
@@ -88,6 +91,12 @@ XP_NODISCARD xp_status xp_team_leave(xp_thread_comm *comm);
 void xp_team_farewell(xp_thread_comm *comm);
 
 xp_status xp_thread_run(xp_comm *comm, const xp_comm_call *call);
+/** The same over memory of a GPU that all ranks use, queued on the stream. */
+xp_status xp_thread_run_on_device(xp_comm *comm, const xp_comm_call *call, xp_stream *stream);
+/** Inside a meeting: XP_ECOMM for all when two ranks do not make the same call. */
+xp_status xp_thread_check_match(xp_thread_comm *comm, const xp_comm_call *mine);
+/** Where piece `piece` of n elements starts when `size` ranks share them. */
+int64_t xp_thread_piece_start(int64_t n, int size, int piece);
 xp_status xp_thread_window_create(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
                                   xp_window **window);
 void xp_thread_window_destroy(xp_window *window);

@@ -183,6 +183,7 @@ static xp_status thread_split(xp_comm *base, int color, xp_comm **sub) {
 const xp_comm_provider xp_thread_provider = {
     .name = "thread",
     .run = xp_thread_run,
+    .run_on_device = xp_thread_run_on_device,
     .split = thread_split,
     .destroy = thread_destroy,
     .fail = thread_fail,

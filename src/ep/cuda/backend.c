@@ -1,5 +1,6 @@
 /* The entry of libexpar_cuda.so. It stands here because this is the highest layer that has kernels:
  * it may see all below. */
+#include "comm/cuda/rank_reduce.h"
 #include "device/cuda/cuda_device.h"
 #include "device/plugin.h"
 #include "ep/cuda/cuda_group.h"
@@ -25,6 +26,7 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .plain_activation = &xp_cuda_plain_activation,
         .library_describe = xp_cuda_library_describe,
         .time_call = xp_cuda_time_call,
+        .reduce = xp_cuda_rank_reduce,
         .prepare = prepare,
     };
     return &backend;
