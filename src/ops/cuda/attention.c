@@ -117,5 +117,10 @@ size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_arg
     const xp_sdpa_shape shape =
         backward ? backward_shape(cuda, a, a->ldq, a->ldk, a->ldv) : shape_of(a);
     const xp_sdpa_plan *plan = xp_sdpa_plan_get(cuda, &shape, &why);
-    return plan == NULL ? 0 : xp_sdpa_plan_scratch(plan);
+    if (plan == NULL)
+        return 0;
+    /* what a machine without a GPU predicts, unless the library's version wants more */
+    const size_t predicted = xp_attention_scratch_gpu(a, backward),
+                 needed = xp_sdpa_plan_scratch(plan);
+    return needed > predicted ? needed : predicted;
 }
