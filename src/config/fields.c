@@ -180,8 +180,8 @@ static const xp_field fields[] = {
     {INT(checkpoint, load_step, "-1", -1, BIG), TT,
      .help = "resume from this step; -1 = the newest complete checkpoint"},
     {LIST(checkpoint, exclude_from_loading), TT, .unset = "nothing",
-     .help =
-         "parts to leave out when loading: optimizer, lr_scheduler, dataloader, or tensor names"},
+     .help = "parts to leave out when loading: optimizer, lr_scheduler, dataloader, expert_bias, "
+             "train_state, or tensor names"},
     {BOOL(checkpoint, enable_first_step_checkpoint, "false"), TT,
      .help = "also save after the first step"},
 
