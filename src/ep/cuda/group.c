@@ -47,7 +47,8 @@ static void destroy(xp_ep_group *group) {
     cuda_state *state = group->device_state;
     if (state == NULL)
         return;
-    cudaFreeHost(state->news);
+    if (state->news != NULL)
+        cudaFreeHost(state->news);
     free(state);
 }
 
