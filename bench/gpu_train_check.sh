@@ -1,0 +1,128 @@
+#!/bin/bash
+# Check training on a GPU: parity with transformers, CPU against GPU, the same bits twice, resuming, the rank slice.
+#   bench/gpu_train_check.sh BUILD_FOLDER [OUTPUT_FOLDER]
+# BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
+# Whole output goes to OUTPUT_FOLDER (default: a new temporary one); a summary is printed last. At most six minutes.
+# GPU_OPTIONS="--training.backend cpu --debug.device_caps guard" tries the script itself on a machine without a GPU.
+# PARTS="parity curves repeat resume slice" chooses; exit code 0: everything that ran was right.
+set -u
+build=${1:?usage: gpu_train_check.sh BUILD_FOLDER [OUTPUT_FOLDER]}
+out=${2:-$(mktemp -d)}
+parts=${PARTS:-parity curves repeat resume slice}
+read -r -a gpu <<< "${GPU_OPTIONS:---training.backend cuda}"
+mkdir -p "$out"
+build=$(cd "$build" && pwd)
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/.." || exit 2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+summary=$out/train_summary.txt
+: > "$summary"
+
+say() { printf '%s\n' "$*" | tee -a "$summary"; }
+want() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+
+# Links may not survive a transfer.
+[ -e "$build/lib/libexpar.so.0" ] || cp "$build"/lib/libexpar.so.0.* "$build/lib/libexpar.so.0"
+chmod +x "$build"/bin/* 2> /dev/null
+
+# cuDNN and cuBLASLt from Python packages, where the loader does not find them by itself.
+for library in libcudnn.so.9 libcublasLt.so.13; do
+    ldconfig -p 2> /dev/null | grep -q "$library" && continue
+    found=$(find /usr/local/cuda*/lib* $(python3 -c 'import sys; print(*[p for p in sys.path if p.endswith("packages")])' \
+        2> /dev/null) -name "$library" 2> /dev/null | head -1)
+    [ -n "$found" ] && export LD_LIBRARY_PATH="$(dirname "$found")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+done
+
+# run NAME SECONDS COMMAND...: output to NAME.txt
+run() {
+    local name=$1 limit=$2 rc start=$SECONDS
+    shift 2
+    timeout "$limit" "$@" > "$out/$name.txt" 2>&1
+    rc=$?
+    [ "$rc" = 0 ] || failed=1
+    say "== $name: exit $rc, $((SECONDS - start)) s"
+    [ "$rc" = 0 ] || tail -3 "$out/$name.txt" | cut -c1-300 | tee -a "$summary"
+    return $rc
+}
+
+# 1 in 256 token ids as little-endian uint32: squares modulo a prime, so that there is something to learn.
+tokens=$work/tokens.bin
+python3 - "$tokens" "${TOKENS:-4000000}" << 'EOF'
+import array, sys
+x, n = 1, int(sys.argv[2])
+ids = array.array("I", bytes(4 * n))
+for i in range(n):
+    x = (x * 48271) % 2147483647
+    ids[i] = (ids[i - 1] * 5 + 1 + (x % 7 == 0) * x) % 2048 if i else 7
+ids.tofile(open(sys.argv[1], "wb"))
+EOF
+
+# train NAME SECONDS OPTIONS...: a run of its own folder, work/NAME
+train() {
+    local name=$1 limit=$2
+    shift 2
+    NGPU=1 run "$name" "$limit" "$build/bin/expar" train --training.dataset tokens --training.dataset_path "$tokens" \
+        --job.dump_folder "$work/$name" --metrics.log_freq 1 "$@"
+}
+tiny=(--model.flavor tiny_moe --training.seq_len 256 --training.local_batch_size 8 --lr_scheduler.warmup_steps 5)
+
+# value NAME STEP KEY: of metrics.jsonl
+value() {
+    sed -n "$2p" "$work/$1/metrics.jsonl" | grep -o "\"$3\": [^,}]*" | cut -d' ' -f2
+}
+
+if want parity; then
+    run parity 60 "$build/bin/test_hf_parity" --device cuda
+    grep -E "PASSED|FAILED|ERROR|bf16:" "$out/parity.txt" | cut -c1-200 | tee -a "$summary"
+fi
+if want curves; then
+    train cpu 60 "${tiny[@]}" --training.backend cpu --training.steps 50
+    train cuda_fp32 40 "${tiny[@]}" "${gpu[@]}" --training.dtype float32 --training.steps 50
+    train cuda_bf16 40 "${tiny[@]}" "${gpu[@]}" --training.dtype bfloat16 --training.steps 50
+    say "loss: step, cpu fp32, cuda fp32, cuda bf16; grad_norm of the first two"
+    for step in 1 2 5 10 20 30 40 50; do
+        say "$(printf '%4d' $step) $(value cpu $step loss) $(value cuda_fp32 $step loss) $(value cuda_bf16 $step loss)" \
+            "$(value cpu $step grad_norm) $(value cuda_fp32 $step grad_norm)"
+    done
+    python3 -c 'import sys; a, b = map(float, sys.argv[1:]); sys.exit(not abs(a - b) <= 1e-5 * a)' \
+        "$(value cpu 1 loss)" "$(value cuda_fp32 1 loss)" || { failed=1; say "FAILED: the first losses differ"; }
+fi
+if want repeat || want resume; then
+    saving=("${gpu[@]}" --training.steps 20 --checkpoint.enable --checkpoint.interval 10)
+    train once 40 "${tiny[@]}" "${saving[@]}"
+    once=$(cat "$work"/once/checkpoint/step-20/*.safetensors | md5sum)
+fi
+if want repeat; then
+    train twice 40 "${tiny[@]}" "${saving[@]}"
+    [ "$once" = "$(cat "$work"/twice/checkpoint/step-20/*.safetensors | md5sum)" ] && say "repeat: the same bits" ||
+        { failed=1; say "FAILED: repeat gives other bits"; }
+fi
+if want resume; then
+    train again 40 "${tiny[@]}" "${saving[@]}"
+    rm -rf "$work/again/checkpoint/step-20"
+    train again 40 "${tiny[@]}" "${saving[@]}"
+    grep -m1 resume "$out/again.txt" | cut -c1-160 | tee -a "$summary"
+    [ "$once" = "$(cat "$work"/again/checkpoint/step-20/*.safetensors | md5sum)" ] && say "resume: the same bits" ||
+        { failed=1; say "FAILED: resuming gives other bits"; }
+fi
+if want slice; then
+    nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -l 1 > "$out/memory_used.txt" 2> /dev/null &
+    watch=$!
+    start=$(date +%s)
+    train slice 150 --job.config_file configs/rank_slice_30b_a3b.toml "${gpu[@]}" \
+        --training.steps "${SLICE_STEPS:-6}" --checkpoint.no_enable
+    say "slice: $(($(date +%s) - start)) s from start to end"
+    kill $watch 2> /dev/null
+    say "memory used at most: $(sort -n "$out/memory_used.txt" | tail -1) MiB by nvidia-smi (the context included)"
+    grep -E "memory:|step:" "$out/slice.txt" | cut -c1-260 | tee -a "$summary"
+    for step in 1 2 "${SLICE_STEPS:-6}"; do
+        say "step $step: time_s $(value slice $step time_s) tps $(value slice $step tps) waits" \
+            "$(value slice $step n_host_syncs) allocations $(value slice $step n_allocs)"
+    done
+fi
+say "whole: $SECONDS s; $([ $failed = 0 ] && echo "all right" || echo FAILED); output in $out"
+echo
+cat "$summary"
+exit $failed
