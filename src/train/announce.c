@@ -107,7 +107,9 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
     if (!t->log)
         return XP_OK;
     XP_TRY(xp_mesh_layout(t->config, t->n_ranks, t->rank, &layout));
-    XP_TRY(xp_predict_memory(t->config, &layout, &p));
+    /* A guarded CPU stands for a GPU. */
+    bool on_host = xp_device_shares_host(t->device);
+    XP_TRY(xp_predict_memory_on(on_host ? XP_DEVICE_CPU : XP_DEVICE_CUDA, t->config, &layout, &p));
     int local = t->world ? t->n_local_ranks : 1;
     int in_process = xp_mpi_launched() ? 1 : local;
     int64_t process = xp_predict_process_bytes(&p, in_process, xp_process_rss());
