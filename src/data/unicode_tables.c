@@ -1,4 +1,5 @@
-/* Made by scripts/unicode_tables.mjs from the Unicode 16.0.0 and 9.0.0 character data. Do not edit. */
+/* Made by scripts/unicode_tables.mjs from the Unicode 16.0.0 and 9.0.0 character data. Do not edit.
+ */
 #include "data/unicode_tables.h"
 
 /* clang-format off */

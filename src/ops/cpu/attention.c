@@ -10,10 +10,11 @@
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/pool_scratch.h"
 
-#define BLOCK     XP_ATTENTION_BLOCK
-#define STRIP     XP_ATTENTION_STRIP
-#define TASK_ROWS 256 /* queries of a forward task: its copies of k and v cost little beside them  \
-                       */
+#define BLOCK XP_ATTENTION_BLOCK
+#define STRIP XP_ATTENTION_STRIP
+#define TASK_ROWS                                                                                  \
+    256 /* queries of a forward task: its copies of k and v cost little beside them                \
+         */
 
 static int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
