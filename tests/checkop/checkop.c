@@ -192,6 +192,7 @@ static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
 }
 
 int ck_main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0); /* what hangs is the line after the last one shown */
     ck_context ctx = {.seed = 1, .op_glob = "*", .out = stdout, .repeat_s = 0.4};
     options o = {0};
     if (argc == 2 && strcmp(argv[1], "--help") == 0) {
