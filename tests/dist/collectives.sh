@@ -6,6 +6,8 @@ for n in 1 2 3 4 8; do
     expect_ok $n brute-$n
     launch $n bits-$n "$EQUAL_BITS"
     expect_ok $n bits-$n
+    launch $n device-$n "$TEST_COMM_DEVICE" --mpi --device cpu
+    expect_ok $n device-$n
 done
 if [ "$LONG" = 1 ]; then
     launch 2 huge "$EQUAL_BITS" --huge
