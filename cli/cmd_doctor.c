@@ -111,11 +111,22 @@ static void report_plugin(doctor *d, const char *name, const char *file, const c
         report(d, MISSING, name, advice, "%s", why);
 }
 
-static void report_library(doctor *d, const char *name, const char *file, const char *advice) {
-    if (dlopen(file, RTLD_NOW | RTLD_LOCAL))
-        report(d, FOUND, name, NULL, "%s loads", file);
-    else
-        report(d, MISSING, name, advice, "%s", dlerror());
+/* Whether it serves is the backend's to say. */
+static void report_nccl(doctor *d) {
+    const xp_cuda_backend *cuda = NULL;
+    char text[512];
+    if (xp_cuda_backend_get(&cuda) == XP_OK) {
+        const bool serves = cuda->nccl(text, sizeof text) != NULL;
+        report(d, serves ? FOUND : MISSING, "NCCL",
+               "ranks that share one GPU, and CPU training, need none",
+               serves ? "%s, for ranks that have a GPU each" : "%s", text);
+        return;
+    }
+    xp_error_clear();
+    report(d, MISSING, "NCCL", "needed for several GPUs only; CPU training needs none",
+           dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL)
+               ? "libnccl.so.2 loads, but there is no CUDA backend to use it"
+               : "not used: there is no CUDA backend");
 }
 
 static void built_in(doctor *d) {
@@ -130,8 +141,7 @@ static void built_in(doctor *d) {
                   "for ranks as processes and several nodes install openmpi-bin and "
                   "libopenmpi-dev, and build again; ranks as threads (NGPU=n) need no MPI");
     report_cuda(d);
-    report_library(d, "NCCL", "libnccl.so.2",
-                   "for several GPUs install libnccl2 (2.28 or newer); CPU training needs none");
+    report_nccl(d);
 }
 
 /* ---- what this machine has --------------------------------------------------------------- */
@@ -184,6 +194,27 @@ static void report_memory(doctor *d) {
            read_gib("MemAvailable"), limit);
 }
 
+/* Expert parallelism between GPUs (deepep) writes into the other's memory. */
+static void report_peer_access(doctor *d, const xp_cuda_backend *cuda, int n) {
+    xp_text missing = {0};
+    for (int from = 0; from < n; from++)
+        for (int to = 0; to < n; to++) {
+            bool reaches = from == to;
+            if (from != to && cuda->sharing->can_reach(from, to, &reaches) != XP_OK)
+                xp_error_clear();
+            if (!reaches)
+                xp_text_printf(&missing, "%s%d to %d", missing.length > 0 ? ", " : "", from, to);
+        }
+    if (missing.length == 0)
+        report(d, FOUND, "peer access", NULL, "all %d GPUs can use each other's memory", n);
+    else
+        report(d, MISSING, "peer access",
+               "between these set parallelism.expert_parallel_comm_backend = \"standard\"; "
+               "nvidia-smi topo -p2p r tells more",
+               "GPUs that cannot use each other's memory: %s", missing.data);
+    xp_text_free(&missing);
+}
+
 static void report_gpus(doctor *d) {
     const xp_cuda_backend *cuda = NULL;
     int n = 0;
@@ -195,6 +226,8 @@ static void report_gpus(doctor *d) {
             else
                 report(d, MISSING, "GPU", "see nvidia-smi", "%d: %s", i, xp_last_error());
         }
+        if (n > 1)
+            report_peer_access(d, cuda, n);
         return;
     }
     if (xp_path_exists("/proc/driver/nvidia/version"))
