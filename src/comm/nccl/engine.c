@@ -78,8 +78,11 @@ static xp_status wait_while_busy(xp_nccl_engine *e, const xp_comm_call *call, do
             return xp_comm_async_error(e->base.comm);
         }
         const double waited = xp_time_s() - began;
-        if (waited > timeout_s)
-            return xp_nccl_report_late(e, call->kind, call->phase);
+        if (waited > timeout_s) {
+            xp_nccl_report_late(e, call->kind, call->phase);
+            xp_nccl_abort(e);
+            return xp_comm_async_error(e->base.comm);
+        }
         if (waited < YIELD_S)
             sched_yield();
         else

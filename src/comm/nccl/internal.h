@@ -72,7 +72,8 @@ XP_NODISCARD xp_status xp_nccl_watch_begin(xp_nccl_engine *engine, const xp_comm
                                            xp_stream *stream);
 XP_NODISCARD xp_status xp_nccl_watch_end(xp_nccl_engine *engine, const xp_comm_call *call,
                                          xp_stream *stream);
-/** Time is up: who is missing, as the failure of all. @return XP_ECOMM */
+/** Time is up: who is missing, as the failure of all. NCCL is the caller's to abort. @return
+ * XP_ECOMM */
 xp_status xp_nccl_report_late(xp_nccl_engine *engine, xp_comm_kind kind, const char *phase);
 
 #endif

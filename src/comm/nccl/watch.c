@@ -46,7 +46,7 @@ xp_status xp_nccl_report_late(xp_nccl_engine *e, xp_comm_kind kind, const char *
              xp_device_name(e->base.device), who.data ? who.data : "other ranks",
              n_absent > 0 ? "" : " (all are waiting themselves)");
     xp_text_free(&who);
-    return xp_nccl_fail(e, text);
+    return xp_comm_fail(e->base.comm, text);
 }
 
 /* ---- marks -------------------------------------------------------------------------------- */
@@ -167,6 +167,7 @@ static void *watch(void *context) {
     }
     if (waiting)
         xp_comm_mark_waiting(e->base.comm, -1);
+    /* The last act: whoever destroys the engine does not wait for an abort that is stuck. */
     if (over)
         xp_nccl_abort(e);
     return NULL;

@@ -140,7 +140,9 @@ static xp_status cuda_event_wait(xp_event *event, xp_stream *stream) {
                          "cudaStreamWaitEvent");
 }
 
+/* Also asked by threads that do nothing else: without a choice they would wake up GPU 0. */
 static xp_status cuda_event_query(xp_event *event, bool *passed) {
+    XP_TRY(select_device(event->device));
     cudaError_t result = cudaEventQuery(((xp_cuda_event *)event)->event);
     *passed = result != cudaErrorNotReady;
     if (*passed)
