@@ -30,9 +30,15 @@ enum {
     BARRIERS_AT = N_STAGES * STAGE_BYTES,
     OFFSETS_AT = BARRIERS_AT + 2 * N_STAGES * 8,
     SHARED_BYTES = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4 + XP_HOPPER_ATOM_BYTES,
-    COPY_REGISTERS = 64,
+    COPY_REGISTERS = 56,
     MULTIPLY_REGISTERS = 224
 };
+
+/* setmaxnreg takes from what the block was given when it started: the file's 64 K registers over
+ * the threads, rounded down to 8 a thread. Asking for more waits for ever. */
+static_assert(GROUP * COPY_REGISTERS + 2 * GROUP * MULTIPLY_REGISTERS <=
+                  65536 / N_THREADS / 8 * 8 * N_THREADS,
+              "the warpgroups' registers fit what the block has");
 
 enum product { FORWARD, DGRAD, WGRAD };
 
