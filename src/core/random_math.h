@@ -1,7 +1,7 @@
 /**
- * The arithmetic behind core/rng.h, for the host and for kernels: integers, and fp64 sums, products,
- * quotients and roots alone, so that a draw has the same bits on every machine and device (compiled
- * without contraction to FMA) and depends on no mathematics library.
+ * The arithmetic behind core/rng.h, for the host and for kernels: integers, and fp64 sums,
+ * products, quotients and roots alone, so that a draw has the same bits on every machine and device
+ * (compiled without contraction to FMA) and depends on no mathematics library.
  */
 #ifndef XP_CORE_RANDOM_MATH_H
 #define XP_CORE_RANDOM_MATH_H
@@ -42,8 +42,8 @@ XP_RANDOM_FN void xp_random_philox(uint64_t seed, uint64_t stream, uint64_t inde
     }
 }
 
-/** log(x / 2^33) for 0 < x < 2^33. With x = m 2^e, m near 1: log m = 2 artanh((m - 1) / (m + 1)), its
- * series up to the 23rd power; off by less than 5e-16 of the result. */
+/** log(x / 2^33) for 0 < x < 2^33. With x = m 2^e, m near 1: log m = 2 artanh((m - 1) / (m + 1)),
+ * its series up to the 23rd power; off by less than 5e-16 of the result. */
 XP_RANDOM_FN double xp_random_log(uint64_t x) {
     double m = (double)x;
     uint64_t bits;
