@@ -18,7 +18,8 @@ typedef struct xp_ep_device_ops {
     void (*stop)(xp_ep_group *group);
     void (*destroy)(xp_ep_group *group); /* both also of a half-made state, NULL included */
     /** Queued, like all below but the last four. Bad routing found on the device: the plan is
-     * empty on every rank, wait and async_error tell. */
+     * empty on every rank, wait and async_error tell; where the host reads the counts anyway, build
+     * does too. */
     xp_status (*build)(const xp_ep_step *step, const int32_t *topk_idx, const float *topk_weight,
                        int64_t n_tokens);
     xp_status (*dispatch)(const xp_ep_step *step, const void *x, void *recv);

@@ -36,14 +36,11 @@ static xp_status exchange(const xp_ep_step *step, const void *send, void *recv) 
     return xp_comm_all_to_allv(comm, &args, step->stream);
 }
 
-/* Picks between two ranks as the fetched counts tell; none when a rank's routing is refused. */
+/* Picks between two ranks as the fetched counts tell. */
 static int32_t picks_between(const xp_ep_step *step, int source, int dest) {
     const xp_ep_shape *s = &step->group->shape;
     const int32_t *blocks = step->plan->host->blocks;
     int32_t n = 0;
-    for (int r = 0; r < s->n_ranks; r++)
-        if (blocks[r * s->block_ints + XP_EP_BLOCK_ERROR(s)] != XP_EP_ROUTING_OK)
-            return 0;
     for (int e = 0; e < s->n_local; e++)
         n += blocks[source * s->block_ints + dest * s->n_local + e];
     return n;
@@ -104,6 +101,7 @@ static xp_status build(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_p
     XP_TRY(xp_comm_all_gather(box->comm, v->block, v->blocks, s->block_ints, XP_I32, step->stream));
     XP_TRY(xp_ep_cuda_build_send(stream, v));
     XP_TRY(xp_ep_cuda_fetch_all(step, &counts, 1));
+    XP_TRY(xp_ep_plan_explain(step->group, plan->host->blocks));
     derive(step);
     XP_TRY(exchange_picks(step));
     XP_TRY(xp_ep_cuda_build_recv(stream, v));

@@ -102,13 +102,19 @@ static xp_status exchange_starts(const xp_ep_step *step, cudaStream_t stream,
     return xp_ep_cuda_place_rounds(stream, v, xp_ep_p2p_area(step, step->group->rank)->starts);
 }
 
-/* A phased group's host waits anyway: it need not launch rounds that are empty. */
-static xp_status count_rounds(const xp_ep_step *step) {
+/* A phased group's host waits anyway: it tells of bad routing at once, and need not launch rounds
+ * that are empty. */
+static xp_status read_plan(const xp_ep_step *step) {
+    const xp_ep_shape *s = &step->group->shape;
     xp_ep_plan *plan = step->plan;
-    const xp_ep_cuda_fetch totals = {plan->host->totals, plan->totals, sizeof *plan->totals};
-    XP_TRY(xp_ep_cuda_fetch_all(step, &totals, 1));
+    const xp_ep_cuda_fetch all[] = {
+        {plan->host->blocks, plan->blocks,
+         (size_t)s->n_ranks * (size_t)s->block_ints * sizeof *plan->blocks},
+        {plan->host->totals, plan->totals, sizeof *plan->totals},
+    };
+    XP_TRY(xp_ep_cuda_fetch_all(step, all, 2));
     plan->n_rounds = plan->host->totals[0];
-    return XP_OK;
+    return xp_ep_plan_explain(step->group, plan->host->blocks);
 }
 
 static xp_status build(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_plan *v) {
@@ -135,7 +141,7 @@ static xp_status build(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_p
     XP_TRY(meet(step, stream, &(meeting){.point = P2P_PICKS, .least_rounds = -1}));
     XP_TRY(xp_ep_cuda_build_recv(stream, v));
     XP_TRY(exchange_starts(step, stream, v));
-    return xp_ep_cuda_state_of(step)->phased ? count_rounds(step) : XP_OK;
+    return xp_ep_cuda_state_of(step)->phased ? read_plan(step) : XP_OK;
 }
 
 static xp_ep_cuda_peers peers_of(const xp_ep_step *step, void *recv) {
