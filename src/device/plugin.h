@@ -9,7 +9,7 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 4
+#define XP_CUDA_ABI_VERSION 5
 
 /** What the backend offers to the layers. Tables of layers above are typeless here; each layer
  * casts its own. */
