@@ -9,6 +9,18 @@
  *
  * Collectives are queued on `stream`. With a NULL stream the call returns when its result is there
  * (host buffers).
+ *
+ * On streams of GPUs, buffers are memory of that GPU, and a communicator works with one device a
+ * rank (xp_comm_prepare). Who carries the data follows from where the ranks sit: each on a GPU of
+ * its own: NCCL; rank threads on one GPU: kernels and copies; all else (processes on one GPU, some
+ * ranks on one and some on another): staged through host memory, which makes the caller wait for
+ * the stream. The order of sums is the same everywhere, with one exception: over several nodes NCCL
+ * itself adds fp32, fp64, and bf16 beyond XP_COMM_MAX_ORDERED ranks, in an order that depends on
+ * the machine's wiring but not on the run; its bf16 sums are rounded at every hop.
+ *
+ * A failure that is found while the GPU waits for a peer ends that wait: the stream goes on with
+ * wrong data, and xp_comm_async_error() tells. Ask it after xp_stream_sync() and before results are
+ * used; the next call on a communicator of the same world fails, too.
  */
 #ifndef EXPAR_COMM_H
 #define EXPAR_COMM_H
@@ -20,6 +32,9 @@ extern "C" {
 #endif
 
 typedef struct xp_comm xp_comm;
+
+/** Most ranks whose sums on GPUs are in rank order, bf16 with one cast. */
+#define XP_COMM_MAX_ORDERED 128
 
 typedef enum xp_reduce_op { XP_SUM = 0, XP_MAX, XP_MIN } xp_reduce_op;
 
@@ -85,6 +100,19 @@ XP_API int xp_comm_n_nodes(const xp_comm *comm);
  * takes part, gets NULL. */
 XP_API XP_NODISCARD xp_status xp_comm_split(xp_comm *comm, int color, xp_comm **sub);
 
+/**
+ * Collective. Makes all that collectives on streams of `device` need (NCCL's communicator, staging
+ * memory), so that nothing is made inside a step; otherwise the first of them does it. Does nothing
+ * for devices that are no GPUs and for one rank. The communicator must be destroyed before the
+ * device.
+ *
+ * @param max_bytes  of the largest collective to come, counted over all ranks' parts: larger ones
+ * work as well, in more pieces. 0: not known
+ * @return XP_OK; XP_ENOTSUP (on all ranks): the ranks are on several GPUs, and NCCL cannot serve;
+ * XP_ECOMM; XP_ENOMEM: the world has failed
+ */
+XP_API XP_NODISCARD xp_status xp_comm_prepare(xp_comm *comm, xp_device *device, size_t max_bytes);
+
 /** What the following collectives are for ("dispatch", "all-reduce", "checkpoint"): named in
  * errors. Static string. */
 XP_API void xp_comm_set_phase(xp_comm *comm, const char *phase);
@@ -138,14 +166,17 @@ XP_API XP_NODISCARD xp_status xp_comm_barrier(xp_comm *comm, xp_stream *stream);
 
 /**
  * Memory of every rank that every rank can address: the peer-pointer table of the p2p transport.
- * Collective. Contents start as zeros.
+ * Collective. Contents start as zeros. On a GPU the pointers are for kernels and copies on
+ * `device`; ranks on different GPUs get peer access to each other's, processes open each other's
+ * memory (CUDA IPC). XP_ENOTSUP or XP_EDEVICE when the GPUs cannot reach each other or the system
+ * forbids it: the error says what to use instead, and the world has failed.
  */
 typedef struct xp_window xp_window;
 XP_API XP_NODISCARD xp_status xp_comm_window_create(xp_comm *comm, xp_device *device,
                                                     size_t n_bytes, const char *tag,
                                                     xp_window **window);
-/** Collective; before the communicator and the device go. After a failure it waits a moment for
- * ranks that still come. */
+/** Collective; before the communicator and the device go, and when what this rank has queued on the
+ * window is done. After a failure it waits a moment for ranks that still come. */
 XP_API void xp_comm_window_destroy(xp_window *window);
 /** Rank r's memory as this rank addresses it. */
 XP_API void *xp_window_peer(const xp_window *window, int rank);

@@ -2,9 +2,12 @@
 #include "expar/comm.h"
 
 #include <stdio.h>
+#include "comm/device/engine.h"
+#include "comm/device/window.h"
 #include "comm/provider.h"
 #include "comm/reduce.h"
 #include "device/cpu/cpu_device.h"
+#include "device/plugin.h"
 
 static const char *const kind_names[XP_COMM_N_KINDS] = {
     [XP_COMM_BARRIER] = "barrier",
@@ -23,8 +26,11 @@ const char *xp_comm_kind_name(xp_comm_kind kind) {
 }
 
 void xp_comm_destroy(xp_comm *comm) {
-    if (comm)
-        comm->provider->destroy(comm);
+    if (!comm)
+        return;
+    xp_comm_engine_destroy(comm->engine);
+    comm->engine = NULL;
+    comm->provider->destroy(comm);
 }
 
 int xp_comm_rank(const xp_comm *comm) {
@@ -57,6 +63,32 @@ int xp_comm_world_rank(const xp_comm *comm, int rank) {
 
 double xp_comm_timeout(const xp_comm *comm) {
     return comm->timeout_s;
+}
+
+xp_status xp_comm_share(xp_comm *comm, const char *phase, const void *mine, void *all,
+                        int64_t n_bytes) {
+    const xp_comm_call call = {.kind = XP_COMM_ALL_GATHER,
+                               .dtype = XP_U8,
+                               .n = n_bytes,
+                               .send = mine,
+                               .recv = all,
+                               .phase = phase};
+    return comm->provider->run(comm, &call);
+}
+
+xp_status xp_comm_prepare(xp_comm *comm, xp_device *device, size_t max_bytes) {
+    if (!comm || !device)
+        return xp_error(XP_EINVAL, "xp_comm_prepare: comm and device must not be NULL");
+    if (xp_device_get_kind(device) != XP_DEVICE_CUDA || comm->size == 1)
+        return XP_OK;
+    if (comm->engine && comm->engine->device == device)
+        return XP_OK;
+    if (comm->engine)
+        return xp_error(XP_EINVAL,
+                        "a communicator works with one GPU: this one was prepared for another "
+                        "device than %s; split a second one from it",
+                        xp_device_name(device));
+    return xp_comm_engine_create(comm, device, max_bytes, &comm->engine);
 }
 
 xp_status xp_comm_split(xp_comm *comm, int color, xp_comm **sub) {
@@ -133,6 +165,15 @@ static xp_status run_alone(const xp_comm_call *call, xp_stream *stream) {
     return from == to || n_bytes == 0 ? XP_OK : xp_copy(stream, to, from, (size_t)n_bytes);
 }
 
+/* Whatever this rank alone could not do, the others wait for. */
+static xp_status run_on_gpu(xp_comm *comm, const xp_comm_call *call, xp_stream *stream) {
+    XP_TRY(comm->provider->async_error(comm));
+    const xp_status status = comm->engine->ops->run(comm->engine, call, stream);
+    if (status != XP_OK && status != XP_ECOMM)
+        xp_comm_abort(comm, xp_last_error());
+    return status;
+}
+
 static xp_status start(xp_comm *comm, xp_comm_call call, xp_stream *stream) {
     call.phase = atomic_load(&comm->phase);
     if (!stream)
@@ -149,10 +190,9 @@ static xp_status start(xp_comm *comm, xp_comm_call call, xp_stream *stream) {
     default:
         if (comm->size == 1)
             return run_alone(&call, stream);
-        if (comm->provider->run_on_device)
-            return comm->provider->run_on_device(comm, &call, stream);
-        return xp_error(XP_ENOTSUP, "%s over the %s provider: it cannot work on streams of %s",
-                        xp_comm_kind_name(call.kind), comm->provider->name, xp_device_name(device));
+        if (!comm->engine || comm->engine->device != device)
+            XP_TRY(xp_comm_prepare(comm, device, 0));
+        return run_on_gpu(comm, &call, stream);
     }
 }
 
@@ -278,11 +318,18 @@ xp_status xp_comm_window_create(xp_comm *comm, xp_device *device, size_t n_bytes
                         "or hierarchical "
                         "transport",
                         comm->size, comm->n_nodes);
-    return comm->provider->window_create(comm, device, n_bytes, tag, window);
+    const xp_cuda_backend *cuda;
+    if (xp_device_get_kind(device) != XP_DEVICE_CUDA)
+        return comm->provider->window_create(comm, device, n_bytes, tag, window);
+    XP_TRY(xp_cuda_backend_get(&cuda));
+    return xp_device_window_create(
+        &(xp_device_window_args){comm, device, cuda->sharing, n_bytes, tag}, window);
 }
 
 void xp_comm_window_destroy(xp_window *window) {
-    if (window)
+    if (window && window->destroy)
+        window->destroy(window);
+    else if (window)
         window->comm->provider->window_destroy(window);
 }
 

@@ -1,6 +1,8 @@
 /**
  * What a communication provider fills in. comm.c checks arguments, puts calls on streams and hands
- * each one to the provider as one blocking request, so a provider never sees a stream.
+ * each one to the provider as one blocking request, so a provider hardly ever sees a stream: what
+ * is queued on streams of GPUs goes to the communicator's engine (comm/device/engine.h), which uses
+ * the provider for what ranks have to tell each other.
  *
  * A provider's communicator starts with xp_comm. Whatever fails (a peer's abort, a timeout, calls
  * that do not match) is reported by the provider with one text, the first root cause, on every
@@ -46,8 +48,9 @@ typedef struct xp_comm_provider {
     const char *name; /* "thread", "mpi" */
     /** Do it and return when this rank's result is there and its inputs may be reused. */
     xp_status (*run)(xp_comm *comm, const xp_comm_call *call);
-    /** The same on memory of a GPU: queued on the stream, waits for other ranks' calls but not for
-     * the device. Not for one rank. May be NULL. */
+    /** The same on memory of the one GPU that all ranks use, with plain pointers: queued on the
+     * stream, waits for other ranks' calls but not for the device. Not for one rank. May be NULL:
+     * ranks that cannot address each other's memory. */
     xp_status (*run_on_device)(xp_comm *comm, const xp_comm_call *call, xp_stream *stream);
     xp_status (*split)(xp_comm *comm, int color, xp_comm **sub);
     void (*destroy)(xp_comm *comm);
@@ -64,6 +67,8 @@ typedef struct xp_comm_provider {
     xp_status (*window_create)(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
                                xp_window **window);
     void (*window_destroy)(xp_window *window);
+    /** Meet to part: returns when every rank is here, or is not expected any more. */
+    void (*farewell)(xp_comm *comm);
     /** May be NULL. The phase has changed: for peers that want to know what this rank is doing. */
     void (*set_phase)(xp_comm *comm, const char *phase);
     /** May be NULL: the last error is what to tell. See xp_comm_last_words(). */
@@ -83,6 +88,7 @@ struct xp_comm {
         shares_addresses; /* a plain pointer of one rank is valid on all (threads of one process) */
     double timeout_s;
     _Atomic(const char *) phase;
+    struct xp_comm_engine *engine; /* of collectives on a GPU; NULL until they are prepared */
 };
 
 /** First member of every provider's window. */
@@ -90,8 +96,16 @@ struct xp_window {
     xp_comm *comm;
     int size;
     void **peers; /* [size] */
+    void (*destroy)(xp_window *window);
 };
 
+/** Every rank's `n_bytes` of host memory in rank order: what ranks tell each other while things are
+ * made. Collective. */
+XP_NODISCARD xp_status xp_comm_share(xp_comm *comm, const char *phase, const void *mine, void *all,
+                                     int64_t n_bytes);
+
+/** What xp_comm_prepare() reserves on a GPU at most, besides NCCL's own memory: for predictions. */
+size_t xp_comm_device_bytes(int n_ranks, size_t max_bytes);
 /** The number by which people know this rank. */
 int xp_comm_world_rank(const xp_comm *comm, int rank);
 double xp_comm_timeout(const xp_comm *comm);

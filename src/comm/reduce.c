@@ -124,3 +124,18 @@ void xp_reduce_run(const xp_reduce_args *args) {
             memcpy((char *)args->dst[k] + at, result, n_bytes);
     }
 }
+
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+int64_t xp_piece_of(const xp_pieces *p, int rank, int64_t *n) {
+    int64_t start = smaller(p->each * rank + p->at, p->total);
+    int64_t end = smaller(smaller(p->each * rank + p->at + p->n, p->each * (rank + 1)), p->total);
+    *n = end > start ? end - start : 0;
+    return start;
+}
+
+int64_t xp_piece_size(int64_t n, int n_ranks) {
+    return ((n + n_ranks - 1) / n_ranks + 63) / 64 * 64;
+}

@@ -22,4 +22,16 @@ typedef struct xp_reduce_args {
 } xp_reduce_args;
 void xp_reduce_run(const xp_reduce_args *args);
 
+/**
+ * A vector of `total` elements cut among ranks, `each` to a rank (the last ones may be short or
+ * empty), and of every rank's piece at most `n` elements from `at` on.
+ */
+typedef struct xp_pieces {
+    int64_t total, each, at, n;
+} xp_pieces;
+/** First element of that part of `rank`'s piece, and how many there are. */
+int64_t xp_piece_of(const xp_pieces *pieces, int rank, int64_t *n);
+/** How a vector of n elements is cut among n_ranks: whole lines of the cache. */
+int64_t xp_piece_size(int64_t n, int n_ranks);
+
 #endif

@@ -283,6 +283,10 @@ xp_status xp_event_wait(xp_event *event, xp_stream *stream) {
     return event->device->vtable->event_wait(event, stream);
 }
 
+xp_status xp_event_query(xp_event *event, bool *passed) {
+    return event->device->vtable->event_query(event, passed);
+}
+
 xp_status xp_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {
     if (n_bytes == 0)
         return XP_OK;

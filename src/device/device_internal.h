@@ -27,6 +27,7 @@ typedef struct xp_device_vtable {
     void (*event_destroy)(xp_event *event);
     xp_status (*event_record)(xp_event *event, xp_stream *stream);
     xp_status (*event_wait)(xp_event *event, xp_stream *stream);
+    xp_status (*event_query)(xp_event *event, bool *passed);
     xp_status (*copy)(xp_stream *stream, void *dst, const void *src, size_t n_bytes);
     xp_status (*zero)(xp_stream *stream, void *dst, size_t n_bytes);
 } xp_device_vtable;
@@ -72,6 +73,9 @@ XP_NODISCARD xp_status xp_device_clear(xp_device *device, void *data, size_t n_b
 /** Copy and wait, likewise. */
 XP_NODISCARD xp_status xp_device_move(xp_device *device, void *dst, const void *src,
                                       size_t n_bytes);
+
+/** Whether the stream has passed the event's last recorded point. Never waits. */
+XP_NODISCARD xp_status xp_event_query(xp_event *event, bool *passed);
 
 /** Whether an address lies in what xp_host_alloc() gave out. */
 bool xp_device_holds_host(xp_device *device, const void *data);

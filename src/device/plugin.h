@@ -9,7 +9,30 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 5
+#define XP_CUDA_ABI_VERSION 6
+
+#define XP_GPU_ID_BYTES     16
+#define XP_IPC_HANDLE_BYTES 64
+
+/** GPUs that know of each other: how memory of one rank becomes addressable to another. */
+typedef struct xp_gpu_sharing {
+    /** What tells GPUs apart on all nodes: the same bytes in every process that sees this one. */
+    xp_status (*identity)(xp_device *device, char id[XP_GPU_ID_BYTES]);
+    /** Whether kernels on GPU `from` can use memory of GPU `to` (indices of this process). */
+    xp_status (*can_reach)(int from, int to, bool *reaches);
+    /** From now on kernels and copies on `device` may use all memory of `peer`, another GPU of this
+     * process; again is fine. XP_ENOTSUP when the two cannot reach each other. */
+    xp_status (*enable_peer)(xp_device *device, xp_device *peer);
+    /** A name for memory that another process of the node can open. `data` is the start of an
+     * allocation of whole multiples of granularity, or others' memory would go with it. */
+    xp_status (*export_memory)(xp_device *device, void *data, char handle[XP_IPC_HANDLE_BYTES]);
+    /** Another process's memory, on this or on another GPU, as `device` addresses it. */
+    xp_status (*open_memory)(xp_device *device, const char handle[XP_IPC_HANDLE_BYTES],
+                             void **data);
+    /** Before the owner frees it. */
+    void (*close_memory)(xp_device *device, void *data);
+    size_t granularity;
+} xp_gpu_sharing;
 
 /** What the backend offers to the layers. Tables of layers above are typeless here; each layer
  * casts its own. */
@@ -37,6 +60,13 @@ typedef struct xp_cuda_backend {
     xp_status (*reduce)(xp_stream *stream, const void *args);
     /** Open and reserve what a device's libraries keep, before the first step; or NULL. */
     xp_status (*prepare)(xp_device *device);
+    const xp_gpu_sharing *sharing;
+    /**
+     * NCCL, opened on the first call; constant afterwards.
+     * @param[out] text  "NCCL 2.28.3", or why it cannot serve and what to do
+     * @return xp_nccl_calls of comm, or NULL
+     */
+    const void *(*nccl)(char *text, size_t n_bytes);
 } xp_cuda_backend;
 
 /** Type of the entry symbol. */

@@ -170,15 +170,6 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
     return xp_shard_create(&shard_args, &run->shard);
 }
 
-static xp_status check_ranks(const xp_run *run) {
-    if (xp_device_get_kind(run->device) != XP_DEVICE_CUDA || run->mesh.n_ranks == 1)
-        return XP_OK;
-    return xp_error(XP_ENOTSUP,
-                    "%d ranks on GPUs need collectives between GPUs, which this build does not "
-                    "have: start one rank (NGPU=1), or set training.backend = \"cpu\"",
-                    run->mesh.n_ranks);
-}
-
 /* What libraries keep on a GPU: reserved before the first step, and counted on the null device. */
 static xp_status reserve_libraries(xp_run *run) {
     size_t bytes = xp_ops_library_bytes(run->device);
@@ -195,7 +186,6 @@ static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp
     else
         XP_TRY(xp_mesh_create(world, config, &run->mesh));
     XP_TRY(check_experts(&run->arch, run->mesh.ep_size));
-    XP_TRY(check_ranks(run));
     XP_TRY(reserve_libraries(run));
     run->n_data_ranks = run->mesh.n_ranks;
     run->local_batch = config->training.local_batch_size;

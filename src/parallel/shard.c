@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "comm/provider.h"
 #include "parallel/shard_internal.h"
 
 char *xp_shard_param_at(const xp_shard *shard, int64_t element) {
@@ -32,6 +33,45 @@ static xp_status split_comms(xp_shard *shard) {
         }
     }
     return XP_OK;
+}
+
+/* Bytes of the largest bucket, all ranks' parts together. */
+static size_t largest_bucket(const xp_shard *shard, int kind) {
+    size_t element = xp_dtype_bytes(shard->args.grad_dtype), largest = 0;
+    if (xp_dtype_bytes(shard->args.param_dtype) > element)
+        element = xp_dtype_bytes(shard->args.param_dtype);
+    for (int b = 0; b < shard->plan.n_buckets; b++) {
+        const xp_shard_bucket *bucket = &shard->plan.buckets[b];
+        const size_t bytes = (size_t)bucket->n_each * (size_t)bucket->n_ranks * element;
+        if (bucket->is_expert == (kind == 1) && bytes > largest)
+            largest = bytes;
+    }
+    return largest;
+}
+
+/* What collectives on a GPU need is made here, and counted where a run is only predicted. */
+static xp_status prepare(xp_shard *shard, xp_comm *comm, int n_ranks, size_t max_bytes,
+                         void **counted) {
+    if (xp_device_get_kind(shard->args.device) != XP_DEVICE_NULL)
+        return comm ? xp_comm_prepare(comm, shard->args.device, max_bytes) : XP_OK;
+    if (xp_device_like(shard->args.device) != XP_DEVICE_CUDA || n_ranks == 1)
+        return XP_OK;
+    return xp_device_alloc(shard->args.device, xp_comm_device_bytes(n_ranks, max_bytes),
+                           "communication", counted);
+}
+
+static xp_status prepare_comms(xp_shard *shard) {
+    const xp_mesh *mesh = &shard->mesh;
+    const int n_ranks[2] = {mesh->n_shard, mesh->n_expert_shard};
+    for (int kind = 0; kind < 2; kind++) {
+        const size_t bytes = largest_bucket(shard, kind);
+        XP_TRY(
+            prepare(shard, shard->reduce_comm[kind], n_ranks[kind], bytes, &shard->counted[kind]));
+        XP_TRY(prepare(shard, shard->replica_comm[kind], mesh->n_replicate,
+                       bytes / (size_t)n_ranks[kind], &shard->counted[2 + kind]));
+    }
+    return prepare(shard, mesh->shard, mesh->n_shard, (size_t)shard->plan.n_groups * sizeof(double),
+                   &shard->counted[4]);
 }
 
 static xp_status reserve_state(xp_shard *shard) {
@@ -98,7 +138,8 @@ static xp_status create_parts(xp_shard *shard) {
     XP_TRY(xp_event_create(shard->args.device, &shard->ready));
     XP_TRY(xp_event_create(shard->args.device, &shard->done));
     XP_TRY(xp_stream_create(shard->args.device, XP_STREAM_WORKER, &shard->worker));
-    return split_comms(shard);
+    XP_TRY(split_comms(shard));
+    return prepare_comms(shard);
 }
 
 xp_status xp_shard_create(const xp_shard_args *args, xp_shard **shard) {
@@ -127,6 +168,8 @@ void xp_shard_destroy(xp_shard *shard) {
         xp_comm_destroy(shard->reduce_comm[kind]);
     }
     xp_device *device = shard->args.device;
+    for (int i = 0; i < 5; i++)
+        xp_device_free(device, shard->counted[i]);
     xp_device_free(device, shard->grad_scale);
     xp_device_free(device, shard->sums_scratch);
     xp_device_free(device, shard->sums);

@@ -27,6 +27,7 @@ struct xp_shard {
     double *host_sums;     /* [n_sums] staging memory */
     float *host_scale;     /* [1] staging memory */
     int n_sums;
+    void *counted[5]; /* null device: what the communicators of a GPU run reserve */
 };
 
 /** Where an element of the flat buffers is. */

@@ -84,6 +84,12 @@ void xp_trainer_compare_memory(xp_trainer *t);
 /** Model, ranks, data, and what does not fit the schedule. */
 void xp_trainer_describe(xp_trainer *t);
 
+/* devices.c */
+/** The device of this rank: the GPU with the number that the rank has among those of its node. */
+XP_NODISCARD xp_status xp_trainer_create_device(xp_trainer *t);
+/** Ranks that share a GPU, in one line. Collective: refuses ranks on different kinds of devices. */
+XP_NODISCARD xp_status xp_trainer_announce_devices(xp_trainer *t);
+
 /* trainer.c */
 /**
  * Everything of a rank made and reserved, nothing initialised yet: xp_trainer_start() is next.

@@ -85,7 +85,8 @@ static xp_status queue_gradients(xp_trainer *t, int64_t n_valid) {
  * after it, the update, is not waited for. */
 static xp_status wait_for_gradients(xp_trainer *t) {
     XP_TRY(xp_shard_queue_norm(t->run.shard, t->run.stream));
-    return xp_stream_sync(t->run.stream);
+    XP_TRY(xp_stream_sync(t->run.stream));
+    return t->world ? xp_comm_async_error(t->world) : XP_OK;
 }
 
 static xp_status sum_losses(xp_trainer *t, double sums[N_SUMS]) {

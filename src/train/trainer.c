@@ -6,31 +6,12 @@
 #include <string.h>
 #include <unistd.h>
 #include "core/file.h"
-#include "device/plugin.h"
 #include "train/peak.h"
 #include "train/run_state.h"
 
 #define GIB ((double)(1 << 30))
 
 /* ---- create and destroy ------------------------------------------------------------------ */
-
-static xp_status create_device(xp_trainer *t) {
-    int64_t threads = t->config->job.threads_per_rank;
-    if (threads <= 0)
-        threads = xp_train_n_cores() / t->n_local_ranks;
-    t->n_threads = threads < 1 ? 1 : (int)threads;
-    xp_device_args args = {.kind = xp_run_device_kind(t->config),
-                           .n_threads = t->n_threads,
-                           .caps = t->config->debug.device_caps};
-    if (args.kind == XP_DEVICE_CUDA) {
-        const xp_cuda_backend *cuda;
-        int n_devices = 0;
-        XP_TRY(xp_cuda_backend_get(&cuda));
-        XP_TRY(cuda->device_count(&n_devices));
-        args.index = t->rank % n_devices;
-    }
-    return xp_device_create(&args, &t->device);
-}
 
 static void *zeroed(size_t n, size_t each) {
     return calloc(n + 1, each);
@@ -123,9 +104,10 @@ static xp_status create_trace(xp_trainer *t) {
 
 static xp_status create_parts(xp_trainer *t) {
     XP_TRY(xp_schedule_from_config(t->config, &t->schedule));
-    XP_TRY(create_device(t));
+    XP_TRY(xp_trainer_create_device(t));
     XP_TRY(create_trace(t));
     xp_trainer_announce(t);
+    XP_TRY(xp_trainer_announce_devices(t));
     XP_TRY(write_config(t));
     XP_TRY(xp_trainer_announce_memory(t));
     XP_TRY(xp_run_reserve(t->config, t->device, t->world, NULL, &t->run));
@@ -352,6 +334,8 @@ static xp_status train(xp_trainer *t, xp_train_result *result) {
         XP_TRY(one_step(t));
     XP_TRY(xp_trainer_publish(t, true));
     XP_TRY(xp_stream_sync(t->run.stream)); /* the last update */
+    if (t->world)
+        XP_TRY(xp_comm_async_error(t->world));
     result->seconds = xp_time_s() - began;
     result->n_step_allocs = xp_device_n_allocs(t->device) - t->n_allocs;
     result->stopped_by_signal = t->stop;

@@ -10,7 +10,7 @@
 
 typedef __nv_bfloat16 bf16;
 
-enum { MOST_RANKS = 64, N_THREADS = 256 };
+enum { MOST_RANKS = XP_COMM_MAX_ORDERED, N_THREADS = 256 };
 
 /* What one access moves. */
 template <typename T, int N> struct alignas(sizeof(T) * N) pack { T at[N]; };

@@ -99,29 +99,15 @@ static xp_status reduce_small(xp_mpi_comm *comm, const xp_comm_call *call) {
     return XP_OK;
 }
 
-/** A range of each rank's piece of a vector. */
-typedef struct piece_of {
-    int64_t each; /* elements of a piece; the last ones may be short or empty */
-    int64_t at;   /* where in each piece */
-    int64_t n;    /* how many elements at most */
-} piece_of;
-
-static int64_t first_of(const piece_of *p, int64_t total, int rank, int64_t *n) {
-    int64_t start = smaller(p->each * rank + p->at, total);
-    int64_t end = smaller(smaller(p->each * rank + p->at + p->n, p->each * (rank + 1)), total);
-    *n = end > start ? end - start : 0;
-    return start;
-}
-
 /* One exchange that brings everybody's share of this rank's piece, and the sum. */
-static xp_status gather_and_reduce(xp_mpi_comm *comm, const xp_comm_call *call, const piece_of *p,
-                                   int64_t total, void *result) {
+static xp_status gather_and_reduce(xp_mpi_comm *comm, const xp_comm_call *call, const xp_pieces *p,
+                                   void *result) {
     xp_mpi_exchange *x = &comm->exchange;
     int64_t size = (int64_t)xp_dtype_bytes(call->dtype), n_mine = 0;
-    int64_t mine = first_of(p, total, comm->base.rank, &n_mine);
+    int64_t mine = xp_piece_of(p, comm->base.rank, &n_mine);
     int64_t stride = (p->n * size + 63) / 64 * 64;
     for (int i = 0; i < comm->base.size; i++) {
-        int64_t n = 0, first = first_of(p, total, i, &n);
+        int64_t n = 0, first = xp_piece_of(p, i, &n);
         set_peer(x, i, (const char *)call->send + first * size, n * size,
                  comm->scratch + i * stride, n_mine * size);
     }
@@ -136,17 +122,16 @@ static xp_status run_all_reduce(xp_mpi_comm *comm, const xp_comm_call *call) {
     int64_t size = (int64_t)xp_dtype_bytes(call->dtype);
     if (call->n * size <= SMALL_BYTES)
         return reduce_small(comm, call);
-    int64_t each = (call->n + comm->base.size - 1) / comm->base.size;
-    each = (each + 63) / 64 * 64;
+    int64_t each = xp_piece_size(call->n, comm->base.size);
     int64_t step = smaller(elements_at_a_time(comm, size), each);
     XP_TRY(need_scratch(comm, (step * size + 63) / 64 * 64 * comm->base.size));
     for (int64_t at = 0; at < each; at += step) {
-        piece_of p = {.each = each, .at = at, .n = step};
-        int64_t n_mine = 0, mine = first_of(&p, call->n, comm->base.rank, &n_mine);
+        xp_pieces p = {.total = call->n, .each = each, .at = at, .n = step};
+        int64_t n_mine = 0, mine = xp_piece_of(&p, comm->base.rank, &n_mine);
         char *result = (char *)call->recv + mine * size;
-        XP_TRY(gather_and_reduce(comm, call, &p, call->n, result));
+        XP_TRY(gather_and_reduce(comm, call, &p, result));
         for (int i = 0; i < comm->base.size; i++) {
-            int64_t n = 0, first = first_of(&p, call->n, i, &n);
+            int64_t n = 0, first = xp_piece_of(&p, i, &n);
             set_peer(x, i, result, n_mine * size, (char *)call->recv + first * size, n * size);
         }
         XP_TRY(run(x));
@@ -160,9 +145,11 @@ static xp_status run_reduce_scatter(xp_mpi_comm *comm, const xp_comm_call *call)
     XP_TRY(need_scratch(comm, (step * size + 63) / 64 * 64 * comm->base.size));
     int64_t at = 0;
     do {
-        piece_of p = {.each = call->n, .at = at, .n = smaller(step, call->n - at)};
-        XP_TRY(gather_and_reduce(comm, call, &p, call->n * comm->base.size,
-                                 (char *)call->recv + at * size));
+        xp_pieces p = {.total = call->n * comm->base.size,
+                       .each = call->n,
+                       .at = at,
+                       .n = smaller(step, call->n - at)};
+        XP_TRY(gather_and_reduce(comm, call, &p, (char *)call->recv + at * size));
         at += step;
     } while (at < call->n);
     return XP_OK;

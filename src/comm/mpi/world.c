@@ -205,6 +205,13 @@ static void mpi_set_phase(xp_comm *base, const char *phase) {
     xp_board_set_activity(&((xp_mpi_comm *)base)->world->board, phase ? phase : "");
 }
 
+/* After a failure processes end soon, and what they have opened stays theirs until then. */
+static void mpi_farewell(xp_comm *base) {
+    const xp_comm_call part = {.kind = XP_COMM_BARRIER, .dtype = XP_U8, .phase = "parting"};
+    if (xp_mpi_run(base, &part) != XP_OK)
+        xp_error_clear();
+}
+
 const xp_comm_provider xp_mpi_comm_provider = {
     .name = "mpi",
     .run = xp_mpi_run,
@@ -214,6 +221,7 @@ const xp_comm_provider xp_mpi_comm_provider = {
     .async_error = mpi_async_error,
     .window_create = xp_mpi_window_create,
     .window_destroy = xp_mpi_window_destroy,
+    .farewell = mpi_farewell,
     .set_phase = mpi_set_phase,
     .mark_waiting = mpi_mark_waiting,
     .is_waiting = mpi_is_waiting,

@@ -128,6 +128,10 @@ static bool thread_is_waiting(const xp_comm *base, int rank) {
     return atomic_load(&world->n_waits[base->world_ranks[rank]]) > 0;
 }
 
+static void thread_farewell(xp_comm *base) {
+    xp_team_farewell((xp_thread_comm *)base);
+}
+
 static xp_status thread_async_error(const xp_comm *base) {
     return xp_world_status(((const xp_thread_comm *)base)->team->world);
 }
@@ -192,4 +196,5 @@ const xp_comm_provider xp_thread_provider = {
     .is_waiting = thread_is_waiting,
     .window_create = xp_thread_window_create,
     .window_destroy = xp_thread_window_destroy,
+    .farewell = thread_farewell,
 };

@@ -318,6 +318,14 @@ xp_status xp_cpu_event_wait(xp_event *event, xp_stream *stream) {
     return xp_cpu_submit(stream, event_wait_for, &j, sizeof j);
 }
 
+xp_status xp_cpu_event_query(xp_event *event, bool *passed) {
+    cpu_event *e = (cpu_event *)event;
+    pthread_mutex_lock(&e->lock);
+    *passed = e->n_reached == e->n_recorded;
+    pthread_mutex_unlock(&e->lock);
+    return XP_OK;
+}
+
 typedef struct copy_job {
     void *dst;
     const void *src; /* NULL: zeros */

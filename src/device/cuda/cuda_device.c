@@ -140,6 +140,15 @@ static xp_status cuda_event_wait(xp_event *event, xp_stream *stream) {
                          "cudaStreamWaitEvent");
 }
 
+static xp_status cuda_event_query(xp_event *event, bool *passed) {
+    cudaError_t result = cudaEventQuery(((xp_cuda_event *)event)->event);
+    *passed = result != cudaErrorNotReady;
+    if (*passed)
+        return xp_cuda_check(result, "cudaEventQuery");
+    cudaGetLastError(); /* "not ready" would look like the error of a later launch */
+    return XP_OK;
+}
+
 static xp_status cuda_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {
     cudaStream_t s;
     XP_TRY(xp_cuda_enter(stream, &s));
@@ -166,6 +175,7 @@ static const xp_device_vtable cuda_vtable = {
     .event_destroy = cuda_event_destroy,
     .event_record = cuda_event_record,
     .event_wait = cuda_event_wait,
+    .event_query = cuda_event_query,
     .copy = cuda_copy,
     .zero = cuda_zero,
 };

@@ -71,6 +71,12 @@ static xp_status null_event(xp_event *event, xp_stream *stream) {
     return XP_OK;
 }
 
+static xp_status null_event_query(xp_event *event, bool *passed) {
+    (void)event;
+    *passed = true;
+    return XP_OK;
+}
+
 static xp_status null_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {
     (void)stream;
     (void)dst;
@@ -96,6 +102,7 @@ static const xp_device_vtable null_vtable = {
     .event_destroy = null_event_destroy,
     .event_record = null_event,
     .event_wait = null_event,
+    .event_query = null_event_query,
     .copy = null_copy,
     .zero = null_zero,
 };

@@ -1,7 +1,9 @@
 /* The entry of libexpar_cuda.so. It stands here because this is the highest layer that has kernels:
  * it may see all below. */
 #include "comm/cuda/rank_reduce.h"
+#include "comm/nccl/calls.h"
 #include "device/cuda/cuda_device.h"
+#include "device/cuda/sharing.h"
 #include "device/plugin.h"
 #include "ep/cuda/cuda_group.h"
 #include "ops/cuda/cublaslt.h"
@@ -28,6 +30,8 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .time_call = xp_cuda_time_call,
         .reduce = xp_cuda_rank_reduce,
         .prepare = prepare,
+        .sharing = &xp_cuda_sharing,
+        .nccl = xp_nccl_open,
     };
     return &backend;
 }
