@@ -4,19 +4,22 @@
 usage: make_bf16.py FIXTURES [--device cuda|cpu] [--out FOLDER]    (needs torch, transformers >= 5, safetensors)
 
 The model is the one of transformers, once in fp32 (no TF32) and once with bf16 parameters: router, norms and softmax in
-whatever precision transformers gives them. Over the 12 recorded batches, always relative to fp32 and as a root mean
-square over batches (one batch is one sample of the rounding):
+whatever precision transformers gives them. Always relative to fp32, and as a root mean square
+over 96 batches (one batch is one sample of the rounding): the 12 recorded ones, and those with every id moved by 1..7:
   loss        mean cross-entropy at the initial weights
   logits      norm of the difference
   gradients   for each kind of parameter (q_proj, gate, ...), all layers and experts together: norm of the difference
   parameters  the same for every parameter by itself
-  training    losses of 12 AdamW steps as in make_fixtures.py; with fp32 masters, the usual mixed precision
+  training    losses of 12 AdamW steps as in make_fixtures.py, for each of the 8 sets of 12 batches; bf16 with fp32 masters,
+              the usual mixed precision
 Without --out the files go into FIXTURES/NAME/, with it into FOLDER/NAME/.
 """
 import argparse
+import concurrent.futures
 import copy
 import json
 import math
+import multiprocessing
 import pathlib
 
 import torch
@@ -24,6 +27,8 @@ import transformers
 from safetensors.torch import load_file
 
 from make_fixtures import LR, STEPS, loss_of
+
+SHIFTS = 8
 
 
 def hf_tensors(named):
@@ -118,24 +123,27 @@ def train(model, tokens, dtype):
 
 
 def record(folder, out, device):
-    tokens = load_file(folder / "record.safetensors")["tokens"].to(device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.set_num_threads(2)
+    recorded = load_file(folder / "record.safetensors")
+    tokens = recorded["tokens"].to(device)
     assert tokens.shape[0] == STEPS
     wide = load_model(folder, device)
-    figures = compare_batches(wide, in_dtype(wide, torch.bfloat16), tokens)
-    fp32 = train(copy.deepcopy(wide), tokens, torch.float32)
-    bf16 = train(copy.deepcopy(wide), tokens, torch.bfloat16)
+    sets = [(tokens + shift) % wide.config.vocab_size for shift in range(SHIFTS)]
+    figures = compare_batches(wide, in_dtype(wide, torch.bfloat16), torch.cat(sets))
+    fp32 = sum([train(copy.deepcopy(wide), s, torch.float32) for s in sets], [])
+    bf16 = sum([train(copy.deepcopy(wide), s, torch.bfloat16) for s in sets], [])
     figures["training"] = rms([(h - w) / w for h, w in zip(bf16, fp32)])
     figures.update(training_losses_fp32=fp32, training_losses_bf16=bf16, torch=torch.__version__,
                    transformers=transformers.__version__,
                    device=torch.cuda.get_device_name() if device == "cuda" else "cpu")
-    recorded = load_file(folder / "record.safetensors")["losses"].tolist()
-    worst = max(abs(a - b) / b for a, b in zip(fp32, recorded))
+    worst = max(abs(a - b) / b for a, b in zip(fp32, recorded["losses"].tolist()))
     if worst > 1e-4:
         raise SystemExit(f"{folder}: the fp32 run here is {worst:.1e} from the one recorded: other mathematics?")
     out.mkdir(parents=True, exist_ok=True)
     (out / "bf16.json").write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"{folder.name}: loss {figures['loss']:.2e} logits {figures['logits']:.2e} training {figures['training']:.2e} "
-          + " ".join(f"{k} {v:.2e}" for k, v in figures["gradients"].items()), flush=True)
+    return (f"{folder.name}: loss {figures['loss']:.2e} logits {figures['logits']:.2e} training {figures['training']:.2e} "
+          + " ".join(f"{k} {v:.2e}" for k, v in figures["gradients"].items()))
 
 
 def main():
@@ -144,12 +152,14 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     folders = sorted(f.parent for f in args.fixtures.glob("*/record.safetensors"))
     if not folders:
         raise SystemExit(f"{args.fixtures}: no fixtures")
-    for folder in folders:
-        record(folder, (args.out or args.fixtures) / folder.name, args.device)
+    # A process a fixture: the models are so small that launching is all the work.
+    with concurrent.futures.ProcessPoolExecutor(5, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(record, f, (args.out or args.fixtures) / f.name, args.device) for f in folders]
+        for job in concurrent.futures.as_completed(jobs):
+            print(job.result(), flush=True)
 
 
 if __name__ == "__main__":
