@@ -19,6 +19,9 @@ static xp_status create_device(xp_trainer *t) {
     if (threads <= 0)
         threads = xp_train_n_cores() / t->n_local_ranks;
     t->n_threads = threads < 1 ? 1 : (int)threads;
+    char faster[256]; /* without determinism a GPU has faster ways for some sums; a CPU has not */
+    snprintf(faster, sizeof faster, "deterministic,%s",
+             t->config->debug.device_caps ? t->config->debug.device_caps : "");
     xp_device_args args = {.kind = xp_run_device_kind(t->config),
                            .n_threads = t->n_threads,
                            .caps = t->config->debug.device_caps};
@@ -28,6 +31,8 @@ static xp_status create_device(xp_trainer *t) {
         XP_TRY(xp_cuda_backend_get(&cuda));
         XP_TRY(cuda->device_count(&n_devices));
         args.index = t->rank % n_devices;
+        if (!t->config->debug.deterministic)
+            args.caps = faster;
     }
     return xp_device_create(&args, &t->device);
 }
