@@ -79,7 +79,7 @@ weights() {
 }
 
 if want parity; then
-    run parity 60 "$build/bin/test_hf_parity" --device cuda
+    run parity 60 "$build/bin/test_hf_parity" --device cuda --fixtures tests/parity/hf/fixtures
     grep -E "PASSED|FAILED|ERROR|bf16:" "$out/parity.txt" | cut -c1-200 | tee -a "$summary"
 fi
 if want curves; then

@@ -1,4 +1,5 @@
-/** How a warpgroup of wgmma writes its 64 x 256 sums: see wgmma_64x256() for which thread holds what. */
+/** How a warpgroup of wgmma writes its 64 x 256 sums: see wgmma_64x256() for which thread holds
+ * what. */
 #ifndef XP_OPS_CUDA_HOPPER_STORE_CUH
 #define XP_OPS_CUDA_HOPPER_STORE_CUH
 
