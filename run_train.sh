@@ -62,9 +62,9 @@ if ls -d $folder/checkpoint/step-* >/dev/null 2>&1; then
 
 What to try next:
   build/release/bin/expar generate --checkpoint $folder --prompt "In the beginning"
-  ./run_train.sh --training.steps 1200                train on from the last checkpoint
-  build/release/bin/expar export --checkpoint $folder --out my_model     a folder that Hugging Face transformers loads
-  NGPU=1 ./run_train.sh --job.dump_folder outputs/other --optimizer.lr 1e-3
-  build/release/bin/expar config configs/debug_moe.toml          every setting and where it comes from
+  ./run_train.sh --training.steps 1200          # train on from the last checkpoint
+  ./run_train.sh --job.dump_folder outputs/other --optimizer.lr 1e-3          # another run beside this one
+  build/release/bin/expar export --checkpoint $folder --out my_model          # for Hugging Face transformers
+  build/release/bin/expar config configs/debug_moe.toml          # every setting of this run
 TXT
 fi

@@ -37,7 +37,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>
 run() {
     local name=$1 limit=$2 rc start=$SECONDS
     shift 2
-    timeout "$limit" "$@" > "$out/$name.txt" 2>&1
+    timeout -k 5 "$limit" "$@" > "$out/$name.txt" 2>&1
     rc=$?
     [ "$rc" = 0 ] || failed=1
     say "== $name: exit $rc, $((SECONDS - start)) s"

@@ -39,7 +39,7 @@ done
 run() {
     local name=$1 limit=$2 rc start=$SECONDS
     shift 2
-    timeout "$limit" "$@" > "$out/$name.txt" 2>&1
+    timeout -k 5 "$limit" "$@" > "$out/$name.txt" 2>&1
     rc=$?
     [ "$rc" = 0 ] || failed=1
     say "== $name: exit $rc, $((SECONDS - start)) s"
@@ -79,7 +79,7 @@ weights() {
 }
 
 if want parity; then
-    run parity 60 "$build/bin/test_hf_parity" --device cuda
+    run parity 60 "$build/bin/test_hf_parity" --device cuda --fixtures tests/parity/hf/fixtures
     grep -E "PASSED|FAILED|ERROR|bf16:" "$out/parity.txt" | cut -c1-200 | tee -a "$summary"
 fi
 if want curves; then

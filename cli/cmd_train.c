@@ -77,11 +77,23 @@ static bool speaks_for_node(void) {
     return !xp_mpi_launched() || !local || strcmp(local, "0") == 0;
 }
 
+/* Nothing at all was given: better said at once than by the first key without which nothing goes.
+ */
+static xp_status load(int argc, char **argv, xp_config_set **config) {
+    XP_TRY(xp_config_load(argc - 1, argv + 1, true, config));
+    const char *file = xp_config_get(*config)->job.config_file;
+    if (argc > 1 || (file && file[0]))
+        return XP_OK;
+    xp_config_destroy(*config);
+    return xp_error(XP_ECONFIG, "no configuration: give --job.config_file FILE, CONFIG_FILE in the "
+                                "environment, or options; see expar train --help");
+}
+
 int cmd_train(int argc, char **argv) {
     if (cli_wants_help(argc, argv))
         return print_help(argc, argv);
     xp_config_set *config = NULL;
-    xp_status status = xp_config_load(argc - 1, argv + 1, true, &config);
+    xp_status status = load(argc, argv, &config);
     if (status != XP_OK) {
         if (speaks_for_node())
             cli_fail(status);

@@ -11,6 +11,15 @@ find_program(PROTOC_C protoc-c REQUIRED)
 if(XP_TESTS)
     pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 endif()
-# A build folder that is carried to a machine without these libraries: they lie beside libexpar.so, which looks there
-# first. (Debian's archives are not position independent, so they cannot go into it.) OpenBLAS stays outside.
-option(XP_BUNDLE_DEPS "copy PCRE2, utf8proc, Jansson, zlib and protobuf-c beside libexpar.so" OFF)
+# A build folder that is carried to a machine without these libraries: they lie beside libexpar.so, where every program of
+# the folder looks first. (Debian's archives are not position independent, so they cannot go into it.) OpenBLAS stays outside.
+option(XP_BUNDLE_DEPS "copy PCRE2, utf8proc, Jansson, zlib, protobuf-c and cmocka beside libexpar.so" OFF)
+if(XP_BUNDLE_DEPS)
+    set(CMAKE_BUILD_RPATH "$ORIGIN/../lib")
+    # The rest is copied by scripts/bundle_libraries.sh; cmocka is not a library of libexpar.so.
+    if(XP_TESTS)
+        list(GET CMOCKA_LINK_LIBRARIES 0 cmocka)
+        file(GLOB cmocka_soname ${cmocka}.[0-9])
+        configure_file(${cmocka_soname} ${CMAKE_BINARY_DIR}/lib/ COPYONLY)
+    endif()
+endif()

@@ -52,7 +52,9 @@ typedef struct xp_ep_config {
     xp_dtype dtype;         /* of rows: XP_F32 or XP_BF16 */
     double capacity_factor; /* pick rows reserved over the balanced load, max_tokens * K; > 0 */
     xp_ep_transport transport;
-    int num_sms;      /* GPU: blocks for dispatch and combine; 0 = choose */
+    /* GPU, several ranks: blocks (of an SM each) for dispatch and combine; 0: the ranks of a GPU
+     * share half of its SMs. */
+    int num_sms;
     double timeout_s; /* of every wait inside dispatch and combine; 0 = the communicator's */
     /* Microbatch parts in flight at once, each on a stream of its own; 0 = 1.
      * See xp_ep_plan_set_slot(). */
@@ -63,6 +65,10 @@ typedef struct xp_ep_config {
     int n_nodes; /* of a hierarchical group; 0 = 1 */
     /* p2p between processes keeps recv slots of its own: n_slots * recv_capacity rows more. */
     bool separate_processes;
+    /* GPU, p2p; the same on every rank: the host meets the other ranks between kernels, and no
+     * kernel waits. Same bits, more time; for tools that run kernels one by one. Groups of
+     * processes that share a GPU are so without being asked. */
+    bool phased;
 } xp_ep_config;
 
 /** Bytes and rows that a group of this shape reserves on one rank; needs no communicator. */

@@ -151,8 +151,7 @@ static const xp_field fields[] = {
      .help = "tokens sent as one piece; no effect yet"},
     {FLOAT(deepep, overlap_split, "0.5", 0, 1),
      .help = "share of the microbatch in the first half of an overlapped step"},
-    {STRING(deepep, tuned_for, NULL),
-     .help = "the machine that `expar tune` wrote this section for"},
+    {STRING(deepep, tuned_for, NULL), .help = "the machine that these values were measured on"},
 
     {CHOICE(activation_checkpoint, mode, "none", "none|selective|full"), TT,
      .help = "compute activations again in the backward pass: less memory, more time"},

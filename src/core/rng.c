@@ -1,29 +1,9 @@
 #include "core/rng.h"
 
-#include <math.h>
-
-static void philox_round(uint32_t c[4], uint32_t k0, uint32_t k1) {
-    uint64_t p0 = (uint64_t)0xD2511F53U * c[0];
-    uint64_t p1 = (uint64_t)0xCD9E8D57U * c[2];
-    uint32_t r0 = (uint32_t)(p1 >> 32) ^ c[1] ^ k0;
-    uint32_t r2 = (uint32_t)(p0 >> 32) ^ c[3] ^ k1;
-    c[1] = (uint32_t)p1;
-    c[3] = (uint32_t)p0;
-    c[0] = r0;
-    c[2] = r2;
-}
+#include "core/random_math.h"
 
 void xp_rng_philox(uint64_t seed, uint64_t stream, uint64_t index, uint32_t out[4]) {
-    uint32_t c[4] = {(uint32_t)index, (uint32_t)(index >> 32), (uint32_t)stream,
-                     (uint32_t)(stream >> 32)};
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < 10; round++) {
-        philox_round(c, k0, k1);
-        k0 += 0x9E3779B9U;
-        k1 += 0xBB67AE85U;
-    }
-    for (int i = 0; i < 4; i++)
-        out[i] = c[i];
+    xp_random_philox(seed, stream, index, out);
 }
 
 uint64_t xp_rng_u64(uint64_t seed, uint64_t stream, uint64_t index) {
@@ -43,11 +23,7 @@ uint64_t xp_rng_below(uint64_t seed, uint64_t stream, uint64_t index, uint64_t n
 
 /* One counter gives two words and so one normal: an index never depends on its neighbours. */
 float xp_rng_normal(uint64_t seed, uint64_t stream, uint64_t index) {
-    uint32_t w[4];
-    xp_rng_philox(seed, stream, index, w);
-    double u = ((double)w[0] + 0.5) * 0x1p-32;
-    double angle = 6.283185307179586 * ((double)w[1] * 0x1p-32);
-    return (float)(sqrt(-2.0 * log(u)) * cos(angle));
+    return xp_random_normal(seed, stream, index);
 }
 
 void xp_rng_fill_normal(uint64_t seed, uint64_t stream, uint64_t first, int64_t n, float std,

@@ -14,9 +14,12 @@ typedef struct xp_ep_device_ops {
     /** After the group's scratch; makes device_state and the transport's memory. XP_ENOTSUP for
      * shapes and transports without kernels. */
     xp_status (*create)(xp_ep_group *group);
-    void (*destroy)(xp_ep_group *group); /* also of a half-made state, NULL included */
-    /** Queued, like all below but the last three. Bad routing found on the device: the plan is
-     * empty on every rank, wait and async_error tell. */
+    /** Before the transport's memory goes: returns when no rank's work can touch it any more. */
+    void (*stop)(xp_ep_group *group);
+    void (*destroy)(xp_ep_group *group); /* both also of a half-made state, NULL included */
+    /** Queued, like all below but the last four. Bad routing found on the device: the plan is
+     * empty on every rank, wait and async_error tell; where the host reads the counts anyway, build
+     * does too. */
     xp_status (*build)(const xp_ep_step *step, const int32_t *topk_idx, const float *topk_weight,
                        int64_t n_tokens);
     xp_status (*dispatch)(const xp_ep_step *step, const void *x, void *recv);
@@ -26,6 +29,7 @@ typedef struct xp_ep_device_ops {
     /** What the device has reported so far; never waits. */
     xp_status (*async_error)(const xp_ep_group *group);
     void (*add_stats)(const xp_ep_group *group, xp_ep_stats *stats);
+    void (*reset_stats)(xp_ep_group *group);
 } xp_ep_device_ops;
 
 /** The device's table; NULL for devices whose work the host does itself. */

@@ -138,6 +138,8 @@ fail:
 void xp_ep_group_destroy(xp_ep_group *group) {
     if (!group)
         return;
+    if (group->device_ops)
+        group->device_ops->stop(group);
     if (group->ops)
         group->ops->destroy(group);
     if (group->device_ops)
@@ -199,4 +201,6 @@ void xp_ep_reset_stats(xp_ep_group *group) {
         &t->n_host_waits,      &t->overflow_rows, &t->wait_ns};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         atomic_store(all[i], 0);
+    if (group->device_ops)
+        group->device_ops->reset_stats(group);
 }

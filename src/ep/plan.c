@@ -43,6 +43,31 @@ static void carve_plan(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_plan *p) {
     p->weight = xp_ep_carve(c, (size_t)(rounds * s->pick_capacity) * sizeof(float));
     p->expert_tokens = xp_ep_carve(c, (size_t)s->n_local * sizeof(int64_t));
     p->totals = carve_ints(c, 4 + n_ranks);
+    p->round_picks = carve_ints(c, (rounds + 1) * 2 * n_ranks);
+}
+
+/* What the host fetches comes into page-locked memory: a copy into other memory may wait while
+ * another rank's kernels wait for this one. */
+static xp_status create_host(xp_ep_group *group, xp_ep_host_plan **host) {
+    const xp_ep_shape *s = &group->shape;
+    const size_t each = sizeof(int32_t), n_ranks = (size_t)s->n_ranks;
+    xp_ep_carver c = {0};
+    xp_ep_host_plan h;
+    void *memory = NULL;
+    for (int pass = 0; pass < 2; pass++) {
+        c.used = 0;
+        xp_ep_carve(&c, sizeof h);
+        h.expert_tokens = xp_ep_carve(&c, (size_t)s->n_local * sizeof *h.expert_tokens);
+        h.blocks = xp_ep_carve(&c, n_ranks * (size_t)s->block_ints * each);
+        h.totals = xp_ep_carve(&c, (4 + n_ranks) * each);
+        h.round_picks = xp_ep_carve(&c, (size_t)(s->max_rounds + 1) * 2 * n_ranks * each);
+        if (pass == 0)
+            XP_TRY(xp_host_alloc(group->device, c.used, "ep", &memory));
+        c.base = memory;
+    }
+    *host = memory;
+    **host = h;
+    return XP_OK;
 }
 
 size_t xp_ep_plan_measure(const xp_ep_shape *shape) {
@@ -67,23 +92,15 @@ xp_status xp_ep_plan_create(xp_ep_group *group, xp_ep_plan **plan) {
         xp_ep_carver carver = {.base = p->memory};
         carve_plan(&group->shape, &carver, p);
     }
-    if (group->device_ops) {
-        p->host_tokens = calloc((size_t)group->shape.n_local, sizeof *p->host_tokens);
-        p->host_blocks = calloc((size_t)(group->shape.n_ranks * group->shape.block_ints),
-                                sizeof *p->host_blocks);
-        if (!p->host_tokens || !p->host_blocks) {
-            status = xp_error(XP_ENOMEM, "no memory for an expert parallel plan");
-            goto fail_memory;
-        }
-    }
+    if (group->device_ops)
+        XP_TRY_GOTO(status, create_host(group, &p->host), fail_memory);
     if (group->transport == XP_EP_HIERARCHICAL && group->shape.n_ranks > 1)
         XP_TRY_GOTO(status, xp_ep_relay_create(group, &p->relay), fail_memory);
     atomic_fetch_add(&group->n_plans, 1);
     *plan = p;
     return XP_OK;
 fail_memory:
-    free(p->host_tokens);
-    free(p->host_blocks);
+    xp_host_free(group->device, p->host);
     xp_device_free(group->device, p->memory);
 fail_plan:
     free(p);
@@ -95,8 +112,7 @@ void xp_ep_plan_destroy(xp_ep_plan *plan) {
         return;
     xp_ep_relay_destroy(plan->group, plan->relay);
     xp_device_free(plan->group->device, plan->memory);
-    free(plan->host_tokens);
-    free(plan->host_blocks);
+    xp_host_free(plan->group->device, plan->host);
     atomic_fetch_sub(&plan->group->n_plans, 1);
     free(plan);
 }
@@ -147,35 +163,37 @@ static bool has_error(const xp_ep_shape *s, const int32_t *blocks) {
     return false;
 }
 
+xp_status xp_ep_plan_explain_rank(const xp_ep_group *group, int rank, const int32_t error[3]) {
+    const xp_ep_shape *s = &group->shape;
+    const int world = group->comm ? xp_comm_world_rank(group->comm, rank) : 0;
+    switch ((xp_ep_routing_error)error[0]) {
+    case XP_EP_ROUTING_OK:
+        return XP_OK;
+    case XP_EP_ROUTING_DUPLICATE:
+        return xp_error(XP_EINVAL,
+                        "routing of rank %d, token %d: expert %d is picked twice; nothing was sent",
+                        world, error[1], error[2]);
+    case XP_EP_ROUTING_RANGE:
+        return xp_error(XP_EINVAL,
+                        "routing of rank %d, token %d: %d is no expert (0 to %d, or -1 for no "
+                        "pick); nothing was sent",
+                        world, error[1], error[2], s->n_experts - 1);
+    case XP_EP_ROUTING_TOO_MANY:
+        return xp_error(XP_EINVAL,
+                        "routing of rank %d: %d tokens, but the group was made for 0 to %lld; "
+                        "nothing was sent",
+                        world, error[2], (long long)s->max_tokens);
+    default:
+        return xp_error(XP_EINVAL, "routing of rank %d: topk_idx is NULL; nothing was sent", world);
+    }
+}
+
 /* The first rank with bad routing decides the error of all. */
 xp_status xp_ep_plan_explain(const xp_ep_group *group, const int32_t *blocks) {
     const xp_ep_shape *s = &group->shape;
-    for (int r = 0; r < s->n_ranks; r++) {
-        const int32_t *error = blocks + (int64_t)r * s->block_ints + XP_EP_BLOCK_ERROR(s);
-        int world = group->comm ? xp_comm_world_rank(group->comm, r) : 0;
-        switch ((xp_ep_routing_error)error[0]) {
-        case XP_EP_ROUTING_OK:
-            break;
-        case XP_EP_ROUTING_DUPLICATE:
-            return xp_error(
-                XP_EINVAL,
-                "routing of rank %d, token %d: expert %d is picked twice; nothing was sent", world,
-                error[1], error[2]);
-        case XP_EP_ROUTING_RANGE:
-            return xp_error(XP_EINVAL,
-                            "routing of rank %d, token %d: %d is no expert (0 to %d, or -1 for no "
-                            "pick); nothing was sent",
-                            world, error[1], error[2], s->n_experts - 1);
-        case XP_EP_ROUTING_TOO_MANY:
-            return xp_error(XP_EINVAL,
-                            "routing of rank %d: %d tokens, but the group was made for 0 to %lld; "
-                            "nothing was sent",
-                            world, error[2], (long long)s->max_tokens);
-        default:
-            return xp_error(XP_EINVAL, "routing of rank %d: topk_idx is NULL; nothing was sent",
-                            world);
-        }
-    }
+    for (int r = 0; r < s->n_ranks; r++)
+        XP_TRY(xp_ep_plan_explain_rank(group, r,
+                                       blocks + (int64_t)r * s->block_ints + XP_EP_BLOCK_ERROR(s)));
     return XP_OK;
 }
 
@@ -341,10 +359,8 @@ xp_status xp_ep_plan_wait(xp_ep_plan *plan, xp_ep_counts *counts) {
         *counts = (xp_ep_counts){.n_rounds = 1};
         return XP_OK;
     }
-    if (plan->group->device_ops) {
-        xp_ep_add(&plan->group->totals.n_host_waits, 1);
+    if (plan->group->device_ops)
         return plan->group->device_ops->wait(plan, counts);
-    }
     if (!xp_cpu_stream_is_inline(plan->stream)) {
         xp_ep_add(&plan->group->totals.n_host_waits, 1);
         XP_TRY(xp_stream_sync(plan->stream));

@@ -12,6 +12,12 @@
 /** hierarchical only: rows between nodes. See transport/hierarchical.c. */
 typedef struct xp_ep_relay xp_ep_relay;
 
+/** Page-locked copies of what a plan on a GPU says; lengths as there. */
+typedef struct xp_ep_host_plan {
+    int64_t *expert_tokens;
+    int32_t *blocks, *totals, *round_picks;
+} xp_ep_host_plan;
+
 struct xp_ep_plan {
     xp_ep_group *group;
     int slot;
@@ -47,8 +53,9 @@ struct xp_ep_plan {
     float *weight; /* [max_rounds, P] */
     int64_t *expert_tokens; /* [L] */
     int32_t *totals; /* [4 + R] rounds, recv rows, recv picks, refused, picks to each rank: GPU */
-    int64_t *host_tokens; /* [L], [R, block_ints] host copies for plan_wait: GPU */
-    int32_t *host_blocks;
+    int32_t *round_picks;  /* [max_rounds + 1, 2 R] first send pick to each rank, first recv pick
+                              from  each, of round r: GPU */
+    xp_ep_host_plan *host; /* GPU: what of it the host has fetched */
     xp_ep_relay *relay;
 };
 
@@ -76,6 +83,8 @@ typedef struct xp_ep_step {
 /** XP_EINVAL for the first rank whose block (host memory, [R, block_ints]) says that its routing is
  * refused. */
 xp_status xp_ep_plan_explain(const xp_ep_group *group, const int32_t *blocks);
+/** The same for one rank's error: kind, token, value. XP_OK when the kind is 0. */
+xp_status xp_ep_plan_explain_rank(const xp_ep_group *group, int rank, const int32_t error[3]);
 
 /** The work of xp_ep_plan_build once it has reached its turn on the stream. */
 xp_status xp_ep_plan_run(const xp_ep_step *step, const int32_t *topk_idx, const float *topk_weight,

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/rng.h"
+#include "ops/ops.h"
 
 /* How the Hugging Face tensors lie in a parameter. */
 typedef enum layout {
@@ -252,35 +253,31 @@ static int64_t overlap(int64_t first, int64_t n, int64_t offset, int64_t count, 
     return end > *begin ? end - *begin : 0;
 }
 
-static void init_slice(const xp_param_slice *slice, uint64_t seed, float std, int64_t first,
-                       int64_t n, float *out) {
-    int64_t begin = 0;
-    int64_t count = overlap(first, n, slice->offset, slice->n_elements, &begin);
-    if (count > 0)
-        xp_rng_fill_normal(seed, xp_rng_stream(slice->hf_name), (uint64_t)(begin - slice->offset),
-                           count, std, out + (begin - first));
-}
-
-void xp_param_table_init(const xp_param_table *table, uint64_t seed, int64_t first, int64_t n,
-                         float *out) {
+xp_status xp_param_table_draw(const xp_param_table *table, uint64_t seed, int64_t first, int64_t n,
+                              xp_stream *stream, float *out) {
+    const xp_ops *ops;
+    XP_TRY(xp_ops_get(xp_stream_device(stream), &ops));
     if (n <= 0)
-        return;
-    memset(out, 0, (size_t)n * sizeof(float));
+        return XP_OK;
+    XP_TRY(xp_zero(stream, out, (size_t)n * sizeof(float)));
     for (int i = 0; i < table->n_params; i++) {
         const xp_param *param = &table->params[i];
         int64_t begin = 0;
-        int64_t count = overlap(first, n, param->offset, param->n_elements, &begin);
-        if (count == 0)
+        if (overlap(first, n, param->offset, param->n_elements, &begin) == 0)
             continue;
-        if (param->init_std == 0.0F) {
-            for (int64_t j = 0; j < count; j++)
-                out[begin - first + j] = 1.0F;
-            continue;
-        }
         for (int s = 0; s < param->n_slices; s++) {
             xp_param_slice slice;
             xp_param_table_slice(table, i, s, &slice);
-            init_slice(&slice, seed, param->init_std, first, n, out);
+            int64_t count = overlap(first, n, slice.offset, slice.n_elements, &begin);
+            const xp_draw_args args = {.seed = seed,
+                                       .stream = xp_rng_stream(slice.hf_name),
+                                       .first = (uint64_t)(begin - slice.offset),
+                                       .n = count,
+                                       .std = param->init_std,
+                                       .out = out + (begin - first)};
+            if (count > 0)
+                XP_TRY(ops->optim.draw(stream, &args));
         }
     }
+    return XP_OK;
 }

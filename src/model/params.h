@@ -14,6 +14,7 @@
 #ifndef XP_MODEL_PARAMS_H
 #define XP_MODEL_PARAMS_H
 
+#include "expar/device.h"
 #include "model/arch.h"
 
 typedef struct xp_param {
@@ -69,11 +70,11 @@ int xp_param_table_find(const xp_param_table *table, const char *name);
 void xp_param_table_slice(const xp_param_table *table, int param, int i, xp_param_slice *slice);
 
 /**
- * Write initial values of elements [first, first + n) of the flat buffer into `out` (fp32 host
- * memory): N(0, std) or ones, drawn per Hugging Face tensor by (seed, name, element), so the same
- * whatever the rank count; padding is zero.
+ * Queue: initial values of elements [first, first + n) of the flat buffer into `out` (fp32 memory
+ * of the stream's device): N(0, std) or ones, drawn per Hugging Face tensor by (seed, name,
+ * element), so the same bits whatever the rank count and the device; padding is zero.
  */
-void xp_param_table_init(const xp_param_table *table, uint64_t seed, int64_t first, int64_t n,
-                         float *out);
+XP_NODISCARD xp_status xp_param_table_draw(const xp_param_table *table, uint64_t seed,
+                                           int64_t first, int64_t n, xp_stream *stream, float *out);
 
 #endif

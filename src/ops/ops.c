@@ -313,6 +313,14 @@ static xp_status sum(xp_stream *stream, const float *x, int64_t n, double *out) 
     return issue(stream, "sum", run_sum, &(sum_args){x, n, out}, sizeof(sum_args));
 }
 
+static xp_status run_draw(xp_stream *stream, void *args) {
+    return own_table(stream)->optim.draw(stream, args);
+}
+static xp_status draw(xp_stream *stream, const xp_draw_args *args) {
+    XP_TRY(xp_ops_check_draw(args));
+    return issue(stream, "draw", run_draw, args, sizeof *args);
+}
+
 /* ---- the tables
  * ----------------------------------------------------------------------------------------------------
  */
@@ -324,7 +332,7 @@ static xp_status sum(xp_stream *stream, const float *x, int64_t n, double *out) 
     .attention = {.forward = attention_forward, .backward = attention_backward, .scratch = attention_scratch}, \
     .moe = {.router_forward = router_forward, .router_backward = router_backward, .router_losses = router_losses, .histogram = histogram, .silu_gate_prob_forward = silu_gate_prob_forward, .silu_gate_prob_backward = silu_gate_prob_backward}, \
     .loss = {.cross_entropy = cross_entropy}, \
-    .optim = {.adamw = adamw, .sum_squares = sum_squares, .axpy = axpy, .sum = sum},
+    .optim = {.adamw = adamw, .sum_squares = sum_squares, .axpy = axpy, .sum = sum, .draw = draw},
 /* clang-format on */
 
 static const xp_ops checked_cpu[N_CPU_LEVELS] = {

@@ -356,12 +356,22 @@ typedef struct xp_axpy_args {
     bool acc;
 } xp_axpy_args;
 
+/** out[i] = std * xp_rng_normal(seed, stream, first + i), or 1 when std is 0 (norms). */
+typedef struct xp_draw_args {
+    uint64_t seed, stream, first; /* see core/rng.h: the same bits on every device */
+    int64_t n;
+    float std;
+    float *out; /* [n]; 4-byte aligned */
+} xp_draw_args;
+
 typedef struct xp_optim_ops {
     xp_status (*adamw)(xp_stream *stream, const xp_adamw_args *args);
     xp_status (*sum_squares)(xp_stream *stream, const xp_sum_squares_args *args);
     xp_status (*axpy)(xp_stream *stream, const xp_axpy_args *args);
     /** out[0] = sum of n fp32 values in fp64, fixed order. */
     xp_status (*sum)(xp_stream *stream, const float *x, int64_t n, double *out);
+    /** Initial values. */
+    xp_status (*draw)(xp_stream *stream, const xp_draw_args *args);
 } xp_optim_ops;
 
 /* ---- the table

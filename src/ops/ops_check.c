@@ -354,6 +354,12 @@ xp_status xp_ops_check_axpy(const xp_axpy_args *args) {
     return need_pointer(args->y, args->n > 0, op, "y");
 }
 
+xp_status xp_ops_check_draw(const xp_draw_args *args) {
+    XP_TRY(need_size(args->n, 0, "draw", "n"));
+    XP_TRY(need(args->std >= 0, "draw", "std must not be negative"));
+    return need_pointer(args->out, args->n > 0, "draw", "out");
+}
+
 xp_status xp_ops_check_sum(const float *x, int64_t n, const double *out) {
     XP_TRY(need_size(n, 0, "sum", "n"));
     XP_TRY(need_pointer(x, n > 0, "sum", "x"));

@@ -34,6 +34,7 @@ xp_status xp_ops_check_cross_entropy(const xp_cross_entropy_args *args);
 xp_status xp_ops_check_adamw(const xp_adamw_args *args);
 xp_status xp_ops_check_sum_squares(const xp_sum_squares_args *args);
 xp_status xp_ops_check_axpy(const xp_axpy_args *args);
+xp_status xp_ops_check_draw(const xp_draw_args *args);
 xp_status xp_ops_check_sum(const float *x, int64_t n, const double *out);
 
 #endif

@@ -47,7 +47,7 @@ int64_t xp_sum_squares_scratch(int64_t n) {
 /*
  * As ops/cuda/attention.c asks cuDNN: forward none; the deterministic backward keeps one bf16
  * number for each pair of tokens and head of a piece of whole rows, at most 1 GiB where rows allow
- * it, and a sum a query. Shapes that the plain kernel serves need none.
+ * it, and a sum and an fp32 gradient a query. Shapes that the plain kernel serves need none.
  */
 size_t xp_attention_scratch_gpu(const xp_attention_args *args, bool backward) {
     const int64_t most = (int64_t)1 << 30;
@@ -59,7 +59,8 @@ size_t xp_attention_scratch_gpu(const xp_attention_args *args, bool backward) {
     while (rows > 1 && (args->n_rows % rows != 0 || rows * pairs > most))
         rows--;
     const int64_t queries = rows * args->n_heads * args->seq_len;
-    return (size_t)(rows * pairs) + ((size_t)queries * sizeof(float) + 255) / 256 * 256;
+    const size_t query_bytes = (size_t)(1 + args->head_dim) * sizeof(float);
+    return (size_t)(rows * pairs) + ((size_t)queries * query_bytes + 255) / 256 * 256;
 }
 
 void xp_rope_fill(float theta, int head_dim, int64_t n_positions, float *rope) {

@@ -5,7 +5,6 @@
 #include <string.h>
 #include "core/file.h"
 #include "expar/version.h"
-#include "predict/predict.h"
 #include "train/run_state.h"
 
 #define GIB ((double)(1 << 30))
@@ -110,6 +109,7 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
     /* A guarded CPU stands for a GPU. */
     bool on_host = xp_device_shares_host(t->device);
     XP_TRY(xp_predict_memory_on(on_host ? XP_DEVICE_CPU : XP_DEVICE_CUDA, t->config, &layout, &p));
+    t->predicted = p;
     int local = t->world ? t->n_local_ranks : 1;
     int in_process = xp_mpi_launched() ? 1 : local;
     int64_t process = xp_predict_process_bytes(&p, in_process, xp_process_rss());
@@ -117,6 +117,32 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
                    (double)(p.device_bytes + p.host_bytes) / GIB, (double)process / GIB);
     describe_tags(t, &p);
     return XP_OK;
+}
+
+void xp_trainer_compare_memory(xp_trainer *t) {
+    const xp_memory_prediction *p = &t->predicted;
+    double worst = 0;
+    const char *tag = "";
+    if (!t->log || xp_device_shares_host(t->device))
+        return;
+    for (int i = 0; i < p->n_tags; i++) {
+        double was = (double)p->tags[i].n_bytes;
+        double off = (double)xp_device_bytes(t->device, p->tags[i].tag) - was;
+        double percent = was > 0 ? 100 * off / was : 0;
+        if (percent * percent > worst * worst) {
+            worst = percent;
+            tag = p->tags[i].tag;
+        }
+    }
+    char taken[32] = "";
+    put_size(taken, sizeof taken, xp_device_bytes(t->device, NULL));
+    if (worst == 0)
+        xp_trainer_say(t, "memory: reserved %s of device memory, every part as predicted", taken);
+    else
+        xp_trainer_say(t,
+                       "memory: reserved %s of device memory, every part within %.2f %% of its "
+                       "prediction (%s is the furthest: %+.3f %%)",
+                       taken, worst < 0 ? -worst : worst, tag, worst);
 }
 
 void xp_trainer_announce(xp_trainer *t) {

@@ -1,4 +1,5 @@
 /* Which rank uses which device. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "core/text.h"
@@ -26,6 +27,9 @@ xp_status xp_trainer_create_device(xp_trainer *t) {
     if (threads <= 0)
         threads = xp_train_n_cores() / t->n_local_ranks;
     t->n_threads = threads < 1 ? 1 : (int)threads;
+    char faster[256]; /* without determinism a GPU has faster ways for some sums; a CPU has not */
+    snprintf(faster, sizeof faster, "deterministic,%s",
+             t->config->debug.device_caps ? t->config->debug.device_caps : "");
     xp_device_args args = {.kind = xp_run_device_kind(t->config),
                            .n_threads = t->n_threads,
                            .caps = t->config->debug.device_caps};
@@ -35,6 +39,8 @@ xp_status xp_trainer_create_device(xp_trainer *t) {
         XP_TRY(xp_cuda_backend_get(&cuda));
         XP_TRY(cuda->device_count(&n_devices));
         args.index = local_rank(t->world) % n_devices;
+        if (!t->config->debug.deterministic)
+            args.caps = faster;
     }
     return xp_device_create(&args, &t->device);
 }

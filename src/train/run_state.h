@@ -3,6 +3,7 @@
 #define XP_TRAIN_RUN_STATE_H
 
 #include "checkpoint/state.h"
+#include "predict/predict.h"
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/schedule.h"
@@ -36,6 +37,7 @@ struct xp_trainer {
     char *ckpt_folder;
 
     xp_device *device;
+    xp_memory_prediction predicted; /* on the speaking rank */
     xp_run run;
     xp_schedule schedule;
     xp_loader *loader;
@@ -76,6 +78,9 @@ void xp_trainer_warn(xp_trainer *t, const char *format, ...) XP_PRINTF(2, 3);
 void xp_trainer_announce(xp_trainer *t);
 /** The predicted memory: before anything is reserved, so that too large a run is known at once. */
 XP_NODISCARD xp_status xp_trainer_announce_memory(xp_trainer *t);
+/** Once all is reserved, on devices with memory of their own: what was taken, and how far the part
+ * that the prediction missed most is from it. */
+void xp_trainer_compare_memory(xp_trainer *t);
 /** Model, ranks, data, and what does not fit the schedule. */
 void xp_trainer_describe(xp_trainer *t);
 

@@ -50,28 +50,23 @@ void xp_staging_destroy(xp_staging *staging) {
 
 /* ---- on the host, tile by tile ------------------------------------------------------------ */
 
-typedef struct fill_job {
-    xp_staging_fill_fn fill;
-    void *context;
-    int64_t first, n;
-    float *out;
-} fill_job;
+typedef struct copy_job {
+    const float *from;
+    float *to;
+    int64_t n;
+} copy_job;
 
-static void fill_tile(void *context, int64_t tile, int worker) {
+static void copy_tile(void *context, int64_t tile, int worker) {
     (void)worker;
-    const fill_job *j = context;
+    const copy_job *j = context;
     int64_t at = tile * TILE;
     int64_t n = j->n - at < TILE ? j->n - at : TILE;
-    j->fill(j->context, j->first + at, n, j->out + at);
+    memcpy(j->to + at, j->from + at, (size_t)n * sizeof *j->to);
 }
 
-static void fill_host(const xp_staging *s, fill_job job) {
-    xp_pool_run(s->pool, fill_tile, &job, (job.n + TILE - 1) / TILE);
-}
-
-/* xp_staging_fill_fn */
-static void copy_from(void *context, int64_t first, int64_t n, float *out) {
-    memcpy(out, (const float *)context + first, (size_t)n * sizeof *out);
+static void copy_host(const xp_staging *s, float *to, const float *from, int64_t n) {
+    copy_job job = {from, to, n};
+    xp_pool_run(s->pool, copy_tile, &job, (n + TILE - 1) / TILE);
 }
 
 /* ---- chunks ------------------------------------------------------------------------------- */
@@ -80,27 +75,22 @@ static int64_t chunk_size(int64_t n, int64_t first) {
     return n - first < CHUNK ? n - first : CHUNK;
 }
 
-xp_status xp_staging_fill(xp_staging *staging, xp_staging_fill_fn fill, void *context,
-                          float *device_data, int64_t n) {
+xp_status xp_staging_upload(xp_staging *staging, float *device_data, const float *host, int64_t n) {
     if (!staging->buffers[0]) {
         XP_TRY(xp_stream_sync(staging->stream));
-        fill_host(staging, (fill_job){fill, context, 0, n, device_data});
+        copy_host(staging, device_data, host, n);
         return XP_OK;
     }
     for (int64_t first = 0; first < n; first += CHUNK) {
         int64_t size = chunk_size(n, first);
         float *buffer = staging->buffers[first / CHUNK % 2];
-        fill_host(staging, (fill_job){fill, context, first, size, buffer});
+        copy_host(staging, buffer, host + first, size);
         /* The buffer before this one travelled meanwhile, and is free for the next. */
         XP_TRY(xp_stream_sync(staging->stream));
         XP_TRY(
             xp_copy(staging->stream, device_data + first, buffer, (size_t)size * sizeof *buffer));
     }
     return xp_stream_sync(staging->stream);
-}
-
-xp_status xp_staging_upload(xp_staging *staging, float *device_data, const float *host, int64_t n) {
-    return xp_staging_fill(staging, copy_from, (void *)host, device_data, n);
 }
 
 static xp_status queue_download(const xp_staging *s, const float *device_data, int64_t n,
@@ -115,7 +105,7 @@ xp_status xp_staging_download(xp_staging *staging, float *host, const float *dev
                               int64_t n) {
     if (!staging->buffers[0]) {
         XP_TRY(xp_stream_sync(staging->stream));
-        fill_host(staging, (fill_job){copy_from, (void *)device_data, 0, n, host});
+        copy_host(staging, host, device_data, n);
         return XP_OK;
     }
     XP_TRY(queue_download(staging, device_data, n, 0));
@@ -123,8 +113,7 @@ xp_status xp_staging_download(xp_staging *staging, float *host, const float *dev
         XP_TRY(xp_stream_sync(staging->stream));
         /* The next chunk travels while this one is put away. */
         XP_TRY(queue_download(staging, device_data, n, first + CHUNK));
-        fill_host(staging, (fill_job){copy_from, staging->buffers[first / CHUNK % 2], 0,
-                                      chunk_size(n, first), host + first});
+        copy_host(staging, host + first, staging->buffers[first / CHUNK % 2], chunk_size(n, first));
     }
     return XP_OK;
 }

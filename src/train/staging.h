@@ -15,11 +15,6 @@ XP_NODISCARD xp_status xp_staging_create(xp_device *device, xp_stream *stream, i
                                          xp_staging **staging);
 void xp_staging_destroy(xp_staging *staging);
 
-/** Write elements [first, first + n) of an array to `out`; called on several threads at once. */
-typedef void (*xp_staging_fill_fn)(void *context, int64_t first, int64_t n, float *out);
-/** Fill device (or host-shared) memory [n] from `fill`. Done when it returns. */
-XP_NODISCARD xp_status xp_staging_fill(xp_staging *staging, xp_staging_fill_fn fill, void *context,
-                                       float *device_data, int64_t n);
 /** Copy [n] to the device, or from it. Done when it returns. */
 XP_NODISCARD xp_status xp_staging_upload(xp_staging *staging, float *device_data, const float *host,
                                          int64_t n);

@@ -7,26 +7,14 @@
 
 /* ---- initial values ---------------------------------------------------------------------- */
 
-typedef struct draw_job {
-    const xp_param_table *table;
-    uint64_t seed;
-    int64_t chunk_first; /* in the flat buffer */
-} draw_job;
-
-/* xp_staging_fill_fn */
-static void draw(void *context, int64_t first, int64_t n, float *out) {
-    const draw_job *job = context;
-    xp_param_table_init(job->table, job->seed, job->chunk_first + first, n, out);
-}
-
 /* Every rank draws its own chunks; the rest comes with the gather. */
 static xp_status initialise(xp_trainer *t) {
     int64_t seed = t->config->debug.seed;
-    draw_job job = {.table = xp_model_params(t->run.model), .seed = seed > 0 ? (uint64_t)seed : 0};
-    for (int g = 0; g < xp_param_table_n_groups(job.table); g++) {
+    const xp_param_table *table = xp_model_params(t->run.model);
+    for (int g = 0; g < xp_param_table_n_groups(table); g++) {
         xp_shard_chunk chunk = xp_shard_get_chunk(t->run.shard, g);
-        job.chunk_first = chunk.first;
-        XP_TRY(xp_staging_fill(t->staging, draw, &job, chunk.master, chunk.n));
+        XP_TRY(xp_param_table_draw(table, seed > 0 ? (uint64_t)seed : 0, chunk.first, chunk.n,
+                                   t->run.stream, chunk.master));
     }
     return xp_shard_publish_params(t->run.shard, t->run.stream);
 }

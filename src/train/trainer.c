@@ -117,6 +117,7 @@ static xp_status create_parts(xp_trainer *t) {
     XP_TRY(xp_snapshot_create(&t->run, t->staging, t->bias, &t->snapshot));
     if (t->config->checkpoint.enable)
         XP_TRY(xp_ckpt_saver_create(t->world, &t->saver));
+    xp_trainer_compare_memory(t);
     xp_trainer_describe(t);
     return XP_OK;
 }

@@ -120,8 +120,9 @@ static void attention(ck_context *ctx, const attention_shape *s, xp_dtype dtype)
     ck_saved(&backward, "lse", XP_F32, t * s->n_heads);
     ck_in(&backward, "dout", dtype, t * (s->n_heads * dim + s->pad));
     ck_inout(&backward, "dq", dtype, t * (s->n_heads * dim + s->pad), CK_CHAIN)->no_nan = true;
-    ck_inout(&backward, "dk", dtype, t * (s->n_kv_heads * dim + s->pad), CK_CHAIN)->no_nan = true;
-    ck_inout(&backward, "dv", dtype, t * (s->n_kv_heads * dim + s->pad), CK_CHAIN)->no_nan = true;
+    const ck_tolerance heads = s->n_heads > s->n_kv_heads ? CK_HEADS : CK_CHAIN;
+    ck_inout(&backward, "dk", dtype, t * (s->n_kv_heads * dim + s->pad), heads)->no_nan = true;
+    ck_inout(&backward, "dv", dtype, t * (s->n_kv_heads * dim + s->pad), heads)->no_nan = true;
     for (int i = backward.n_buffers - 3; i < backward.n_buffers; i++)
         backward.buffers[i].typical = 1.0; /* a token alone in its document: dp - delta cancels */
     backward.scratch_bytes = backward_scratch;

@@ -49,6 +49,17 @@ static xp_status call_sum(const ck_call *call) {
                                 ck_at(call, "out"));
 }
 
+static xp_status call_draw(const ck_call *call) {
+    const int64_t *s = call->c->size;
+    const xp_draw_args args = {.seed = 7,
+                               .stream = 0x123456789abcdefU,
+                               .first = (uint64_t)s[1],
+                               .n = s[OPTIM_N],
+                               .std = s[2] == 0 ? 0.0F : 0.02F,
+                               .out = ck_at(call, "out")};
+    return call->ops->optim.draw(call->stream, &args);
+}
+
 static void begin(ck_case *c, const char *op, xp_status (*call)(const ck_call *), int64_t n,
                   xp_dtype x, xp_dtype y, bool acc) {
     ck_case_init(c, op, call);
@@ -109,6 +120,18 @@ static void axpy_case(ck_context *ctx, int64_t n, xp_dtype x, xp_dtype y, bool a
     ck_run(ctx, &c);
 }
 
+/* Exact: every device draws the same bits. */
+static void draw_case(ck_context *ctx, int64_t n, int64_t first, bool ones) {
+    ck_case c;
+    ck_case_init(&c, "draw", call_draw);
+    c.size[OPTIM_N] = n, c.size[1] = first, c.size[2] = !ones;
+    snprintf(c.shape, sizeof c.shape, "%lld from %lld%s", (long long)n, (long long)first,
+             ones ? " ones" : "");
+    c.bytes = 4.0 * (double)n;
+    ck_out(&c, "out", XP_F32, n, CK_EXACT);
+    ck_run(ctx, &c);
+}
+
 void ck_optim_cases(ck_context *ctx) {
     if (ctx->bench && ctx->gpu) {
         const int64_t n = 64 << 20;
@@ -118,6 +141,7 @@ void ck_optim_cases(ck_context *ctx) {
         sum_cases(ctx, n, XP_F32);
         axpy_case(ctx, n, XP_F32, XP_BF16, false, false);
         axpy_case(ctx, n, XP_BF16, XP_F32, true, false);
+        draw_case(ctx, n, 0, false);
         return;
     }
     if (ctx->bench) {
@@ -126,6 +150,7 @@ void ck_optim_cases(ck_context *ctx) {
         adamw_case(ctx, n, XP_F32, XP_BF16);
         sum_cases(ctx, n, XP_F32);
         axpy_case(ctx, n, XP_F32, XP_F32, true, false);
+        draw_case(ctx, n, 0, false);
         return;
     }
     static const int64_t sizes[] = {0, 1, 15, 1000, 1025, 16384, 50001};
@@ -142,5 +167,9 @@ void ck_optim_cases(ck_context *ctx) {
         adamw_case(ctx, sizes[i], XP_F32, XP_N_DTYPES);
         sum_cases(ctx, sizes[i], XP_F32);
         sum_cases(ctx, sizes[i], XP_BF16);
+        draw_case(ctx, sizes[i], 0, false);
+        draw_case(ctx, sizes[i], (int64_t)1 << 33, false);
+        draw_case(ctx, sizes[i], 5, true);
     }
+    draw_case(ctx, 4000000, 1, false); /* many draws: also the rare ones of the tails */
 }

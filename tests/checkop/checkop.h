@@ -40,6 +40,7 @@ typedef enum ck_tolerance {
     CK_ROUNDED,
     CK_SUM,
     CK_CHAIN,
+    CK_HEADS,
     CK_F64_SUM,
     CK_N_TOLERANCES
 } ck_tolerance;

@@ -45,6 +45,9 @@ same 2 --parallelism.expert_parallel_degree 1
 same 2 --parallelism.expert_parallel_degree 2
 same 4 --parallelism.expert_parallel_degree 4
 same 4 --parallelism.expert_parallel_degree 2 --parallelism.expert_parallel_comm_backend standard
+same 4 --parallelism.expert_parallel_degree 4 --debug.moe_force_load_balance
+same 8 --parallelism.expert_parallel_degree 8
+same 2 --parallelism.expert_parallel_degree 2 --parallelism.expert_parallel_overlap
 
 # One rank may not have the memory that the others have: its own words come last, once.
 cat > limited.sh <<'SH'

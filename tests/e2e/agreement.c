@@ -119,9 +119,14 @@ static void expert_parallel_degrees_agree(void **state) {
 }
 
 static void overlap_agrees(void **state) {
-    compare(*state, 4, REAL,
-            "--training.local_batch_size 2 --parallelism.expert_parallel_degree 4 "
-            "--parallelism.expert_parallel_overlap");
+    for (int routing = 0; routing < N_ROUTINGS; routing++) {
+        compare(*state, 4, routing,
+                "--training.local_batch_size 2 --parallelism.expert_parallel_degree 4 "
+                "--parallelism.expert_parallel_overlap");
+        compare(*state, 2, routing,
+                "--training.local_batch_size 4 --parallelism.expert_parallel_degree 2 "
+                "--parallelism.expert_parallel_overlap");
+    }
 }
 
 /* ---- the same bits ----------------------------------------------------------------------- */

@@ -114,6 +114,8 @@ bad_file 2 'bad.toml' "$(head -c 20000 /dev/zero | tr '\0' '[')"
 bad 2 'nothing.toml' "$EXPAR" train --job.config_file nothing.toml
 bad 2 'folder;case' "$EXPAR" train --job.config_file case
 bad 2 'nothing.toml' "$EXPAR" config nothing.toml
+bad 2 'no configuration;--job.config_file' "$EXPAR" train
+bad 2 'no configuration;CONFIG_FILE' env CONFIG_FILE= NGPU=2 "$EXPAR" train
 bad 2 'nothing.toml' env CONFIG_FILE=nothing.toml "$EXPAR" train
 
 # ---- command line and environment -----------------------------------------------------------

@@ -21,8 +21,7 @@ static void *poisoned(size_t n_bytes) {
     return data;
 }
 
-/* Memory that both the test and the rank's device can address. */
-static void *shared(ep_env *env, size_t n_bytes) {
+void *ep_shared(ep_env *env, size_t n_bytes) {
     if (xp_device_get_kind(env->device) == XP_DEVICE_CPU)
         return poisoned(n_bytes);
     void *data = NULL;
@@ -32,18 +31,24 @@ static void *shared(ep_env *env, size_t n_bytes) {
     return data;
 }
 
-static void release(ep_env *env, void *data) {
+void ep_release(ep_env *env, void *data) {
     if (xp_device_get_kind(env->device) == XP_DEVICE_CPU)
         free(data);
     else
         xp_host_free(env->device, data);
 }
 
-static void *share(ep_env *env, void *from, size_t n_bytes) {
-    void *data = shared(env, n_bytes);
+void *ep_share(ep_env *env, void *from, size_t n_bytes) {
+    void *data = ep_shared(env, n_bytes);
     memcpy(data, from, n_bytes);
     free(from);
     return data;
+}
+
+bool ep_settle(ep_env *env) {
+    if (env->cuda && env->n_ranks > 1)
+        EP_OK(env, xp_comm_barrier(env->comm, NULL));
+    return true;
 }
 
 void ep_fill_routing(const ep_problem *p, int rank, int32_t **ids, float **weights) {
@@ -67,17 +72,17 @@ static buffers make_buffers(ep_env *env, const ep_problem *p, const xp_ep_sizes 
     b.row_bytes = (size_t)p->dim * xp_dtype_bytes(p->dtype);
     size_t n_picks = (size_t)(b.n_tokens * p->top_k);
     ep_fill_routing(p, rank, &b.ids, &b.weights);
-    b.ids = share(env, b.ids, n_picks * sizeof *b.ids);
-    b.weights = share(env, b.weights, n_picks * sizeof *b.weights);
-    b.x = shared(env, (size_t)b.n_tokens * b.row_bytes);
-    b.recv = shared(env, (size_t)b.recv_rows * b.row_bytes);
-    b.y = shared(env, (size_t)b.pick_rows * b.row_bytes);
-    b.out = shared(env, (size_t)b.n_tokens * b.row_bytes);
-    b.dx = shared(env, (size_t)b.n_tokens * b.row_bytes);
-    b.grad = shared(env, (size_t)b.recv_rows * b.row_bytes);
-    b.d_pick_weight = shared(env, (size_t)b.pick_rows * sizeof(float));
-    b.d_topk_weight = shared(env, n_picks * sizeof(float));
-    b.row = shared(env, (size_t)p->dim * sizeof(float));
+    b.ids = ep_share(env, b.ids, n_picks * sizeof *b.ids);
+    b.weights = ep_share(env, b.weights, n_picks * sizeof *b.weights);
+    b.x = ep_shared(env, (size_t)b.n_tokens * b.row_bytes);
+    b.recv = ep_shared(env, (size_t)b.recv_rows * b.row_bytes);
+    b.y = ep_shared(env, (size_t)b.pick_rows * b.row_bytes);
+    b.out = ep_shared(env, (size_t)b.n_tokens * b.row_bytes);
+    b.dx = ep_shared(env, (size_t)b.n_tokens * b.row_bytes);
+    b.grad = ep_shared(env, (size_t)b.recv_rows * b.row_bytes);
+    b.d_pick_weight = ep_shared(env, (size_t)b.pick_rows * sizeof(float));
+    b.d_topk_weight = ep_shared(env, n_picks * sizeof(float));
+    b.row = ep_shared(env, (size_t)p->dim * sizeof(float));
     for (int64_t t = 0; t < b.n_tokens; t++) {
         for (int64_t c = 0; c < p->dim; c++)
             ref_store(p->dtype, b.x, t * p->dim + c, ref_x(p, rank, t, c));
@@ -90,7 +95,7 @@ static void free_buffers(ep_env *env, buffers *b) {
                    b->row, b->x,       b->recv,          b->y,
                    b->out, b->dx,      b->grad};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-        release(env, all[i]);
+        ep_release(env, all[i]);
 }
 
 /* The rows of this round, in order, hold their source's data; the rows behind them were left alone.
@@ -119,9 +124,8 @@ static bool check_rows(ep_env *env, const ep_problem *p, const ref_layout *layou
     return true;
 }
 
-/* A round's view in memory that the test can read; `memory` is the caller's to free. */
-static bool read_view(ep_env *env, const ep_problem *p, const xp_ep_plan *plan, int64_t round,
-                      int64_t pick_rows, xp_stream *stream, xp_ep_view *view, void **memory) {
+bool ep_read_view(ep_env *env, const ep_problem *p, const xp_ep_plan *plan, int64_t round,
+                  int64_t pick_rows, xp_stream *stream, xp_ep_view *view, void **memory) {
     *memory = NULL;
     EP_OK(env, xp_ep_plan_view(plan, round, view));
     if (xp_device_get_kind(env->device) == XP_DEVICE_CPU)
@@ -230,7 +234,7 @@ static bool check_round(ep_env *env, const ep_problem *p, xp_ep_group *group, xp
     memset(b->recv, POISON, recv_bytes);
     memset(b->grad, POISON, recv_bytes);
     void *memory;
-    if (!read_view(env, p, plan, round, b->pick_rows, stream, &view, &memory))
+    if (!ep_read_view(env, p, plan, round, b->pick_rows, stream, &view, &memory))
         return false;
     EP_OK(env, xp_ep_dispatch(group, plan, round, &x, &recv, stream));
     EP_OK(env, xp_stream_sync(stream));
@@ -258,7 +262,7 @@ static bool run_backward(ep_env *env, const ep_problem *p, xp_ep_group *group, x
     for (int64_t round = 0; round < n_rounds; round++) {
         xp_ep_view view;
         void *memory;
-        if (!read_view(env, p, plan, round, b->pick_rows, stream, &view, &memory))
+        if (!ep_read_view(env, p, plan, round, b->pick_rows, stream, &view, &memory))
             return false;
         ok = ok && check_view(env, p, layout, round, &view, b);
         free(memory);
@@ -317,7 +321,8 @@ bool ep_check_in_group(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_
             free(layout.rows);
     }
     buffers b = make_buffers(env, p, &sizes);
-    bool ok = check_with(env, p, group, plan, stream, &mine, n_rounds, &b);
+    bool ok = ep_settle(env) && check_with(env, p, group, plan, stream, &mine, n_rounds, &b);
+    ok = ep_settle(env) && ok;
     free_buffers(env, &b);
     free(mine.rows);
     return ok;
@@ -332,7 +337,8 @@ bool ep_make_group(ep_env *env, const ep_problem *p, int n_slots, xp_ep_group **
                            .capacity_factor = p->capacity_factor,
                            .transport = env->transport,
                            .timeout_s = env->timeout_s,
-                           .n_slots = n_slots};
+                           .n_slots = n_slots,
+                           .phased = env->phased};
     EP_OK(env, xp_ep_group_create(env->comm, env->device, &config, group));
     return true;
 }

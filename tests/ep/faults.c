@@ -1,5 +1,4 @@
-/* What must happen when a rank gives wrong routing, is late, is gone, or gives up; and calls on
- * streams of their own. */
+/* What must happen when a rank gives wrong routing, is late, is gone, or gives up. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,8 +10,8 @@ typedef struct setup {
     xp_ep_plan *plan;
     int32_t *ids;
     float *weights;
-    char *x, *recv;
-    xp_tensor xt, rt;
+    char *x, *recv, *y;
+    xp_tensor xt, rt, yt;
 } setup;
 
 static bool make_setup(ep_env *env, setup *s, ep_routing routing) {
@@ -21,22 +20,27 @@ static bool make_setup(ep_env *env, setup *s, ep_routing routing) {
         return false;
     EP_OK(env, xp_ep_plan_create(s->group, &s->plan));
     ep_fill_routing(&s->p, env->rank, &s->ids, &s->weights);
-    int64_t n = s->p.tokens[env->rank], capacity = xp_ep_group_sizes(s->group).recv_capacity;
+    int64_t n = s->p.tokens[env->rank];
+    xp_ep_sizes sizes = xp_ep_group_sizes(s->group);
     size_t row = (size_t)s->p.dim * xp_dtype_bytes(s->p.dtype);
-    s->x = calloc((size_t)n + 1, row);
-    s->recv = calloc((size_t)capacity + 1, row);
+    size_t n_picks = (size_t)(n * s->p.top_k);
+    s->ids = ep_share(env, s->ids, n_picks * sizeof *s->ids);
+    s->weights = ep_share(env, s->weights, n_picks * sizeof *s->weights);
+    s->x = ep_shared(env, (size_t)n * row);
+    s->recv = ep_shared(env, (size_t)sizes.recv_capacity * row);
+    s->y = ep_shared(env, (size_t)sizes.pick_capacity * row);
     s->xt = xp_tensor_2d(s->x, s->p.dtype, n, s->p.dim);
-    s->rt = xp_tensor_2d(s->recv, s->p.dtype, capacity, s->p.dim);
-    return s->x && s->recv;
+    s->rt = xp_tensor_2d(s->recv, s->p.dtype, sizes.recv_capacity, s->p.dim);
+    s->yt = xp_tensor_2d(s->y, s->p.dtype, sizes.pick_capacity, s->p.dim);
+    return ep_settle(env);
 }
 
-static void free_setup(setup *s) {
+static void free_setup(ep_env *env, setup *s) {
     xp_ep_plan_destroy(s->plan);
     xp_ep_group_destroy(s->group);
-    free(s->ids);
-    free(s->weights);
-    free(s->x);
-    free(s->recv);
+    void *all[] = {s->ids, s->weights, s->x, s->recv, s->y};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        ep_release(env, all[i]);
 }
 
 /* Wrong routing on one rank: refused on all, with that rank and token in the error; the group goes
@@ -55,6 +59,10 @@ static bool refused(ep_env *env, const char *what, int32_t k0, int32_t k1, int64
     xp_ep_get_stats(s.group, &before);
     xp_status status = xp_ep_plan_build(
         s.group, s.ids, s.weights, env->rank == bad ? n + extra_tokens : n, env->stream, s.plan);
+    xp_ep_counts counts;
+    const bool late = env->cuda && status == XP_OK; /* only the device has seen it so far */
+    if (late)
+        status = xp_ep_plan_wait(s.plan, &counts);
     EP_CHECK(env, status == XP_EINVAL, "%s: status %s, expected XP_EINVAL", what,
              xp_status_name(status));
     char rank_text[32];
@@ -63,16 +71,21 @@ static bool refused(ep_env *env, const char *what, int32_t k0, int32_t k1, int64
              rank_text, xp_last_error());
     memset(s.recv, 1, 64);
     status = xp_ep_dispatch(s.group, s.plan, 0, &s.xt, &s.rt, env->stream);
-    EP_CHECK(env, status == XP_EINVAL && s.recv[0] == 1 && s.recv[63] == 1,
+    EP_OK(env, xp_stream_sync(env->stream));
+    EP_CHECK(env, status == (late ? XP_OK : XP_EINVAL) && s.recv[0] == 1 && s.recv[63] == 1,
              "%s: dispatch with a refused plan: %s", what, xp_status_name(status));
     xp_ep_get_stats(s.group, &after);
     EP_CHECK(env,
              before.bytes_sent_remote == after.bytes_sent_remote &&
                  after.bytes_kept == before.bytes_kept,
              "%s: bytes were sent", what);
-    EP_OK(env, xp_ep_async_error(s.group));
-    bool ok = ep_check_in_group(env, &s.p, s.group, s.plan, env->stream);
-    free_setup(&s);
+    /* What the device has refused stays to be told; the host's own refusals do not. */
+    const bool stays = env->cuda && (env->n_ranks > 1 || extra_tokens == 0);
+    status = xp_ep_async_error(s.group);
+    EP_CHECK(env, status == (stays ? XP_EINVAL : XP_OK), "%s: the group's state is %s", what,
+             xp_status_name(status));
+    bool ok = ep_settle(env) && ep_check_in_group(env, &s.p, s.group, s.plan, env->stream);
+    free_setup(env, &s);
     return ok;
 }
 
@@ -107,7 +120,10 @@ bool ep_wrong_tensors(ep_env *env) {
              "a round too many");
     /* A round that the routing does not need is empty and costs nothing. */
     EP_OK(env, xp_ep_dispatch(s.group, s.plan, 1000, &s.xt, &s.rt, env->stream));
-    free_setup(&s);
+    EP_OK(env, xp_stream_sync(env->stream));
+    if (!ep_settle(env))
+        return false;
+    free_setup(env, &s);
     return true;
 }
 
@@ -125,11 +141,16 @@ bool ep_rounds_in_order(ep_env *env) {
     xp_ep_sizes sizes = xp_ep_group_sizes(group);
     int64_t n = p.tokens[env->rank];
     size_t row = (size_t)p.dim * xp_dtype_bytes(p.dtype);
-    char *y = calloc((size_t)sizes.pick_capacity, row), *out = calloc((size_t)n, row);
+    char *y = ep_shared(env, (size_t)sizes.pick_capacity * row),
+         *out = ep_shared(env, (size_t)n * row);
     xp_tensor yt = xp_tensor_2d(y, p.dtype, sizes.pick_capacity, p.dim),
               ot = xp_tensor_2d(out, p.dtype, n, p.dim);
     ep_fill_routing(&p, env->rank, &ids, &weights);
+    ids = ep_share(env, ids, (size_t)(n * p.top_k) * sizeof *ids);
+    weights = ep_share(env, weights, (size_t)(n * p.top_k) * sizeof *weights);
     EP_OK(env, xp_ep_plan_create(group, &plan));
+    if (!ep_settle(env))
+        return false;
     EP_OK(env, xp_ep_plan_build(group, ids, weights, n, env->stream, plan));
     EP_OK(env, xp_ep_plan_wait(plan, &counts));
     EP_CHECK(env, counts.n_rounds > 2, "only %lld rounds", (long long)counts.n_rounds);
@@ -141,10 +162,13 @@ bool ep_rounds_in_order(ep_env *env) {
                  XP_EINVAL,
              "another sum's round passed");
     EP_OK(env, xp_ep_combine(group, plan, 1, &yt, &ot, env->stream));
-    free(y);
-    free(out);
-    free(ids);
-    free(weights);
+    EP_OK(env, xp_stream_sync(env->stream));
+    if (!ep_settle(env))
+        return false;
+    ep_release(env, y);
+    ep_release(env, out);
+    ep_release(env, ids);
+    ep_release(env, weights);
     xp_ep_plan_destroy(plan);
     xp_ep_group_destroy(group);
     return true;
@@ -167,8 +191,6 @@ typedef enum fault_point { BEFORE_PLAN, BEFORE_DISPATCH, BEFORE_COMBINE, AFTER_A
 
 /* The calls of one layer up to the point at which the last rank goes missing. */
 static xp_status run_until(ep_env *env, setup *s, fault_point point, bool missing) {
-    xp_ep_sizes sizes = xp_ep_group_sizes(s->group);
-    size_t row = (size_t)s->p.dim * xp_dtype_bytes(s->p.dtype);
     if (missing && point == BEFORE_PLAN)
         return XP_EINTERRUPTED;
     XP_TRY(xp_ep_plan_build(s->group, s->ids, s->weights, s->p.tokens[env->rank], env->stream,
@@ -178,12 +200,10 @@ static xp_status run_until(ep_env *env, setup *s, fault_point point, bool missin
     XP_TRY(xp_ep_dispatch(s->group, s->plan, 0, &s->xt, &s->rt, env->stream));
     if (missing && point == BEFORE_COMBINE)
         return XP_EINTERRUPTED;
-    char *y = calloc((size_t)sizes.pick_capacity + 1, row);
-    xp_tensor yt = xp_tensor_2d(y, s->p.dtype, sizes.pick_capacity, s->p.dim);
-    xp_status status =
-        y ? xp_ep_combine(s->group, s->plan, 0, &yt, &s->xt, env->stream) : XP_ENOMEM;
-    free(y);
-    return status;
+    XP_TRY(xp_ep_combine(s->group, s->plan, 0, &s->yt, &s->xt, env->stream));
+    /* On a GPU the calls return once queued, and only later one learns what became of them. */
+    XP_TRY(xp_stream_sync(env->stream));
+    return xp_ep_async_error(s->group);
 }
 
 static bool missing_at(ep_env *env, fault_point point, bool aborts) {
@@ -205,7 +225,7 @@ static bool missing_at(ep_env *env, fault_point point, bool aborts) {
         snprintf(expected, sizeof expected, aborts ? "out of memory on purpose" : "rank %d", gone);
         ok = expect_failure(env, &s, status, expected);
     }
-    free_setup(&s);
+    free_setup(env, &s);
     return ok;
 }
 
@@ -223,85 +243,6 @@ bool ep_late_for_combine(ep_env *env) {
 
 bool ep_gives_up(ep_env *env) {
     return missing_at(env, BEFORE_DISPATCH, true);
-}
-
-/* Two halves of a microbatch, each on a worker stream with a slot of its own, at the same time. */
-bool ep_two_slots(ep_env *env) {
-    ep_problem p = ep_problem_for(env, ROUTE_HOLES);
-    xp_ep_group *group = NULL;
-    xp_ep_plan *plans[2] = {NULL, NULL};
-    xp_stream *streams[2] = {NULL, NULL};
-    if (!ep_make_group(env, &p, 2, &group))
-        return false;
-    size_t size = xp_dtype_bytes(p.dtype);
-    xp_ep_sizes sizes = xp_ep_group_sizes(group);
-    int64_t n = p.tokens[env->rank];
-    char *x = calloc((size_t)(n * p.dim), size), *recv[4];
-    int32_t *ids[2];
-    float *weights[2];
-    for (int64_t i = 0; i < n * p.dim; i++)
-        ref_store(p.dtype, x, i, ref_x(&p, env->rank, i / p.dim, i % p.dim));
-    size_t recv_bytes = (size_t)(sizes.recv_capacity * p.dim) * size;
-    for (int i = 0; i < 4; i++)
-        recv[i] = calloc(1, recv_bytes);
-    for (int h = 0; h < 2; h++) {
-        p.seed += 17;
-        ep_fill_routing(&p, env->rank, &ids[h], &weights[h]);
-        EP_OK(env, xp_ep_plan_create(group, &plans[h]));
-        EP_OK(env, xp_ep_plan_set_slot(plans[h], h));
-        EP_OK(env, xp_stream_create(env->device, XP_STREAM_WORKER, &streams[h]));
-    }
-    EP_CHECK(env, xp_ep_plan_set_slot(plans[0], 2) == XP_EINVAL, "slot 2 of 2 was accepted");
-    xp_tensor xt = xp_tensor_2d(x, p.dtype, n, p.dim);
-    for (int i = 0; i < 20; i++) { /* queued without waiting: both streams run */
-        for (int h = 0; h < 2; h++) {
-            xp_tensor rt = xp_tensor_2d(recv[h], p.dtype, sizes.recv_capacity, p.dim);
-            EP_OK(env, xp_ep_plan_build(group, ids[h], weights[h], n, streams[h], plans[h]));
-            EP_OK(env, xp_ep_dispatch(group, plans[h], 0, &xt, &rt, streams[h]));
-        }
-    }
-    for (int h = 0; h < 2; h++)
-        EP_OK(env, xp_stream_sync(streams[h]));
-    bool same = true;
-    for (int h = 0; h < 2; h++) { /* the same, one after the other on the compute stream */
-        xp_tensor rt = xp_tensor_2d(recv[2 + h], p.dtype, sizes.recv_capacity, p.dim);
-        EP_OK(env, xp_ep_plan_build(group, ids[h], weights[h], n, env->stream, plans[h]));
-        EP_OK(env, xp_ep_dispatch(group, plans[h], 0, &xt, &rt, env->stream));
-        same = same && memcmp(recv[h], recv[2 + h], recv_bytes) == 0;
-    }
-    for (int h = 0; h < 2; h++) {
-        xp_stream_destroy(streams[h]);
-        xp_ep_plan_destroy(plans[h]);
-        free(ids[h]);
-        free(weights[h]);
-    }
-    for (int i = 0; i < 4; i++)
-        free(recv[i]);
-    free(x);
-    xp_ep_group_destroy(group);
-    EP_CHECK(env, same, "two streams at once gave other rows than one after the other");
-    return true;
-}
-
-/* The whole check on a worker stream; then that nothing was reserved between plan and combine. */
-bool ep_worker_stream(ep_env *env) {
-    ep_problem p = ep_problem_for(env, ROUTE_HOLES);
-    xp_ep_group *group = NULL;
-    xp_ep_plan *plan = NULL;
-    xp_stream *stream = NULL;
-    if (!ep_make_group(env, &p, 1, &group))
-        return false;
-    EP_OK(env, xp_ep_plan_create(group, &plan));
-    EP_OK(env, xp_stream_create(env->device, XP_STREAM_WORKER, &stream));
-    int64_t reserved = xp_device_n_allocs(env->device);
-    bool ok = ep_check_in_group(env, &p, group, plan, stream);
-    int64_t after = xp_device_n_allocs(env->device);
-    xp_stream_destroy(stream);
-    xp_ep_plan_destroy(plan);
-    xp_ep_group_destroy(group);
-    EP_CHECK(env, reserved == after, "%lld allocations inside plan, dispatch or combine",
-             (long long)(after - reserved));
-    return ok;
 }
 
 /* Once a rank for p2p, once a pick for a2a: the bytes a dispatch says it sent, and memory as
@@ -326,6 +267,7 @@ bool ep_bytes(ep_env *env) {
           xp_ep_plan_build(s.group, s.ids, s.weights, s.p.tokens[env->rank], env->stream, s.plan));
     xp_ep_reset_stats(s.group);
     EP_OK(env, xp_ep_dispatch(s.group, s.plan, 0, &s.xt, &s.rt, env->stream));
+    EP_OK(env, xp_stream_sync(env->stream));
     xp_ep_stats stats;
     xp_ep_get_stats(s.group, &stats);
     int64_t expected =
@@ -338,7 +280,9 @@ bool ep_bytes(ep_env *env) {
     EP_CHECK(env, reserved == (int64_t)(sizes.group_bytes + sizes.plan_bytes),
              "%lld bytes reserved, %lld + %lld foretold", (long long)reserved,
              (long long)sizes.group_bytes, (long long)sizes.plan_bytes);
-    free_setup(&s);
+    if (!ep_settle(env))
+        return false;
+    free_setup(env, &s);
     return true;
 }
 

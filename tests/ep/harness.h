@@ -16,7 +16,9 @@ typedef struct ep_env {
     xp_device *device;
     xp_stream *stream;
     int rank, n_ranks;
-    bool cuda; /* ranks on GPUs, all on the first */
+    bool cuda;   /* ranks on GPUs: rank r on number r % n_gpus */
+    bool phased; /* xp_ep_config.phased */
+    int n_gpus;
     xp_ep_transport transport;
     xp_dtype dtype;
     double timeout_s;
@@ -110,6 +112,19 @@ bool ep_check_all(ep_env *env, const ep_problem *p, int n_repeats);
 /** The same inside a group that the caller keeps. */
 bool ep_check_in_group(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_ep_plan *plan,
                        xp_stream *stream);
+/** Memory that both the test and the rank's device can address, poisoned; with 16 bytes behind. */
+void *ep_shared(ep_env *env, size_t n_bytes);
+void ep_release(ep_env *env, void *data);
+/** The same data in such memory; `from` is freed. */
+void *ep_share(ep_env *env, void *from, size_t n_bytes);
+/**
+ * On GPUs: wait for all ranks. Reserving or freeing memory waits for kernels, and these may wait
+ * for the rank that reserves: so after the one and before the other.
+ */
+bool ep_settle(ep_env *env);
+/** A round's view in memory that the test can read; `memory` is the caller's to free. */
+bool ep_read_view(ep_env *env, const ep_problem *p, const xp_ep_plan *plan, int64_t round,
+                  int64_t pick_rows, xp_stream *stream, xp_ep_view *view, void **memory);
 bool ep_make_group(ep_env *env, const ep_problem *p, int n_slots, xp_ep_group **group);
 /** A problem of a default shape for this number of ranks; cases change what they are about. */
 ep_problem ep_problem_for(const ep_env *env, ep_routing routing);

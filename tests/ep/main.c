@@ -1,9 +1,10 @@
 /*
  * test_ep [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype f32|bf16] [--mpi]
- *         [--device cpu|cuda]
+ *         [--device cpu|cuda] [--gpus N] [--phased]
  *
  * Without --mpi the ranks are threads, and everything that is not chosen runs in turn. With --mpi
- * this process is one rank (start it with mpirun) and the number of ranks is the launcher's.
+ * this process is one rank (start it with mpirun) and the number of ranks is the launcher's. On
+ * GPUs rank r takes number r % N (1); --phased: the host meets the other ranks, kernels do not.
  */
 #include <pthread.h>
 #include <stdarg.h>
@@ -28,15 +29,20 @@ typedef struct options {
     xp_ep_transport transport;
     int dtype; /* -1: both */
     const char *name;
-    bool mpi, cuda;
+    bool mpi, cuda, phased;
+    int n_gpus;
 } options;
 
 static bool parse(int argc, char **argv, options *o) {
-    *o = (options){.dtype = -1};
+    *o = (options){.dtype = -1, .n_gpus = 1};
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(argv[i], "--mpi") == 0) {
             o->mpi = true;
+            continue;
+        }
+        if (strcmp(argv[i], "--phased") == 0) {
+            o->phased = true;
             continue;
         }
         if (!value)
@@ -44,6 +50,8 @@ static bool parse(int argc, char **argv, options *o) {
         i++;
         if (strcmp(argv[i - 1], "--ranks") == 0) {
             o->ranks = atoi(value);
+        } else if (strcmp(argv[i - 1], "--gpus") == 0) {
+            o->n_gpus = atoi(value);
         } else if (strcmp(argv[i - 1], "--case") == 0) {
             o->name = value;
         } else if (strcmp(argv[i - 1], "--device") == 0) {
@@ -63,12 +71,13 @@ static bool parse(int argc, char **argv, options *o) {
             return false;
         }
     }
-    return o->ranks >= 0 && o->ranks <= 64;
+    return o->ranks >= 0 && o->ranks <= 64 && o->n_gpus >= 1;
 }
 
 /* One rank's part in one case; the communicator is there already. */
 static void run_body(ep_env *env, const ep_case *c) {
     xp_device_args args = {.kind = env->cuda ? XP_DEVICE_CUDA : XP_DEVICE_CPU,
+                           .index = env->cuda ? env->rank % env->n_gpus : 0,
                            .n_threads = 1 + env->rank % 2};
     env->failure[0] = '\0';
     if (xp_device_create(&args, &env->device) != XP_OK) {
@@ -115,7 +124,7 @@ static int node_of(int rank, int n_ranks) {
 
 static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_transport transport,
                         xp_dtype dtype) {
-    double timeout_s = c->breaks_world ? 0.5 : 20;
+    double timeout_s = !c->breaks_world ? 20 : o->cuda ? 1 : 0.5;
     xp_thread_world *world = NULL;
     rank_thread *threads = calloc((size_t)n_ranks, sizeof *threads);
     int nodes[64];
@@ -132,6 +141,8 @@ static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_t
         threads[r].env = (ep_env){.rank = r,
                                   .n_ranks = n_ranks,
                                   .cuda = o->cuda,
+                                  .phased = o->phased,
+                                  .n_gpus = o->n_gpus,
                                   .transport = transport,
                                   .dtype = dtype,
                                   .timeout_s = timeout_s};
@@ -157,6 +168,8 @@ static bool wanted(const options *o, const ep_case *c, int n_ranks, xp_ep_transp
                    xp_dtype dtype) {
     return (!o->name || strcmp(o->name, c->name) == 0) && n_ranks >= c->min_ranks &&
            !(o->cuda && c->host_only) &&
+           !(o->cuda && n_ranks > 1 && transport == XP_EP_HIERARCHICAL) &&
+           !(o->phased && transport != XP_EP_P2P) &&
            (o->transport == XP_EP_AUTO || o->transport == transport) &&
            (o->dtype < 0 || o->dtype == (int)dtype) &&
            !(c->any_dtype && o->dtype < 0 && dtype == XP_BF16);
@@ -177,6 +190,18 @@ static void run_all(const options *o, int n_ranks, int *n_run, int *n_failed) {
     }
 }
 
+/* A GPU's first use takes seconds, and the ranks' short timeouts are not for that. */
+static bool warm_up(int index) {
+    const xp_device_args args = {.kind = XP_DEVICE_CUDA, .index = index};
+    xp_device *device;
+    void *memory = NULL;
+    if (xp_device_create(&args, &device) != XP_OK)
+        return false;
+    xp_status status = xp_device_alloc(device, 256, "test", &memory);
+    xp_device_destroy(device);
+    return status == XP_OK;
+}
+
 /* This process is one rank of a launcher's. */
 static int run_mpi(const options *o) {
     ep_env env = {.timeout_s = 60};
@@ -185,6 +210,8 @@ static int run_mpi(const options *o) {
         return 1;
     }
     env.cuda = o->cuda;
+    env.phased = o->phased;
+    env.n_gpus = o->n_gpus;
     env.rank = xp_comm_rank(env.comm);
     env.n_ranks = xp_comm_size(env.comm);
     int n_run = 0, n_failed = 0;
@@ -221,17 +248,21 @@ int main(int argc, char **argv) {
     if (!parse(argc, argv, &o)) {
         fprintf(stderr,
                 "usage: %s [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype "
-                "f32|bf16] [--mpi] [--device cpu|cuda]\n",
+                "f32|bf16] [--mpi] [--device cpu|cuda] [--gpus N] [--phased]\n",
                 argv[0]);
         return 2;
+    }
+    for (int i = 0; i < o.n_gpus && o.cuda && !o.mpi; i++) {
+        if (!warm_up(i)) {
+            fprintf(stderr, "GPU %d: %s\n", i, xp_last_error());
+            return 1;
+        }
     }
     if (o.mpi)
         return run_mpi(&o);
     const int ranks[] = {1, 2, 3, 4, 8};
     int n_run = 0, n_failed = 0;
-    /* Kernels of several ranks are not there yet. */
-    const size_t n_ranks = o.cuda ? 1 : sizeof ranks / sizeof ranks[0];
-    for (size_t i = 0; i < n_ranks && o.ranks == 0; i++)
+    for (size_t i = 0; i < sizeof ranks / sizeof ranks[0] && o.ranks == 0; i++)
         run_all(&o, ranks[i], &n_run, &n_failed);
     if (o.ranks > 0)
         run_all(&o, o.ranks, &n_run, &n_failed);

@@ -1,9 +1,72 @@
-/** The GPU's table for expert parallelism; see ep/device_ops.h. */
+/** The GPU's table for expert parallelism (see ep/device_ops.h), and what its files share. */
 #ifndef XP_EP_CUDA_CUDA_GROUP_H
 #define XP_EP_CUDA_CUDA_GROUP_H
 
+#include "ep/cuda/ep_cuda.h"
+#include "ep/cuda/gates.h"
 #include "ep/device_ops.h"
+#include "ep/transport/transport.h"
 
 extern const xp_ep_device_ops xp_ep_cuda_ops;
+
+#define XP_EP_CUDA_MOST_AHEAD 16
+
+typedef struct xp_ep_cuda_state {
+    xp_ep_cuda_news *news, *news_on_device;
+    xp_ep_cuda_news at_reset;
+    int n_row_blocks; /* of kernels that move rows */
+    bool ready;       /* create came to its end */
+    bool phased;      /* the host meets the other ranks, kernels do not */
+    int *devices;     /* [R] each rank's GPU, as this process numbers it; threads */
+    xp_ep_gates *gates;
+    int64_t *bytes; /* [4 R] of the all-to-all being made: send, where from, receive, where to */
+    /* Ranks that share a GPU: marks of the last calls, so that no rank's host runs further ahead. A
+     * launch waits when the device's queue is full, and could keep the peer from launching that the
+     * queue waits for. */
+    cudaEvent_t ahead[XP_EP_CUDA_MOST_AHEAD];
+    bool limits_ahead;
+    int64_t n_calls;
+} xp_ep_cuda_state;
+
+static inline xp_ep_cuda_state *xp_ep_cuda_state_of(const xp_ep_step *step) {
+    return step->group->device_state;
+}
+
+/** Before anything of a call is queued; XP_ECOMM, and nothing to end, when the group has failed. */
+XP_NODISCARD xp_status xp_ep_cuda_begin(const xp_ep_step *step, cudaStream_t *stream);
+/** After a call; passes `status` on. */
+xp_status xp_ep_cuda_end(const xp_ep_step *step, cudaStream_t stream, xp_status status);
+/** An index for `phase` that kernels can carry. */
+int xp_ep_cuda_phase(const char *phase);
+/** XP_ECOMM on this rank, and soon on all, when a meeting has failed. Never waits. */
+xp_status xp_ep_cuda_check_group(const xp_ep_group *group);
+
+/** The table's entries in calls.c. */
+xp_status xp_ep_cuda_build(const xp_ep_step *step, const int32_t *topk_idx,
+                           const float *topk_weight, int64_t n_tokens);
+xp_status xp_ep_cuda_dispatch(const xp_ep_step *step, const void *x, void *recv);
+xp_status xp_ep_cuda_bring_home(const xp_ep_step *step, const xp_ep_home *home);
+xp_status xp_ep_cuda_wait(xp_ep_plan *plan, xp_ep_counts *counts);
+
+/** The kernels' view of a plan, and how rows are moved. */
+xp_ep_cuda_plan xp_ep_cuda_view(const xp_ep_step *step);
+xp_ep_cuda_rows xp_ep_cuda_rows_of(const xp_ep_step *step);
+/** Copies from the plan to page-locked memory, and a wait of the host for them. */
+typedef struct xp_ep_cuda_fetch {
+    void *to;
+    const void *from;
+    size_t n_bytes;
+} xp_ep_cuda_fetch;
+XP_NODISCARD xp_status xp_ep_cuda_fetch_all(const xp_ep_step *step, const xp_ep_cuda_fetch *all,
+                                            int n);
+
+/** One transport over several ranks. `view` has routing and tokens filled in; plan->n_rounds is
+ * max_rounds, or what `build` has found out. Between begin and end. */
+typedef struct xp_ep_cuda_exchange {
+    xp_status (*build)(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_plan *view);
+    xp_status (*dispatch)(const xp_ep_step *step, cudaStream_t stream, const void *x, void *recv);
+    xp_status (*bring_home)(const xp_ep_step *step, cudaStream_t stream, const xp_ep_home *home);
+} xp_ep_cuda_exchange;
+extern const xp_ep_cuda_exchange xp_ep_cuda_p2p, xp_ep_cuda_a2a;
 
 #endif

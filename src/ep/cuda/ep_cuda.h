@@ -1,12 +1,16 @@
 /**
  * Expert parallelism on a GPU: kernels that build plans and move rows. Counts stay on the device:
  * every launch is sized by bounds that the host knows, and reads on the device how much of that is
- * used. Nothing waits for the device and nothing spins.
+ * used.
  *
- *   route -> totals -> (exchange) -> derive -> send -> (exchange) -> rounds -> count, scan, place
+ *   route -> totals -> (exchange) -> derive -> send -> (exchange) -> find rows -> rounds
+ *         -> count, scan, place -> (exchange of where rounds start)
  *
  * Orders are those of the CPU's plan (ep/plan.h), fixed by prefix sums over tiles of tokens, so the
  * results are the same bytes.
+ *
+ * Kernels that work never wait for another rank. Between them stand meetings (meet.cu): one small
+ * block that tells every peer how far this rank has come and waits for the same of them.
  */
 #ifndef XP_EP_CUDA_EP_CUDA_H
 #define XP_EP_CUDA_EP_CUDA_H
@@ -27,16 +31,39 @@ typedef struct xp_ep_cuda_pick {
     float weight;
 } xp_ep_cuda_pick;
 
+/** The first meeting that failed. */
+typedef struct xp_ep_cuda_failure {
+    int32_t kind;              /* 0: none; 1: this rank waited in vain; 2: another rank said so */
+    int32_t reporter, missing; /* who waited, for whom */
+    int32_t n_missing, point, phase;
+    uint32_t expected, seen; /* calls: this rank's, and the last that the missing rank reached */
+    int64_t round;
+} xp_ep_cuda_failure;
+
 /** What kernels tell the host without its waiting: mapped host memory of the group. */
 typedef struct xp_ep_cuda_news {
     int32_t error[4]; /* kind, rank, token, value of the first refused routing; kind 0: none */
-    unsigned long long overflow_rows, rows_kept;
+    unsigned long long overflow_rows, rows_kept, rows_sent, wait_ns;
+    xp_ep_cuda_failure failure;
 } xp_ep_cuda_news;
+
+/**
+ * Whether a slot of a rank still works; first in its window. `failed` may be set by peers, and only
+ * meetings look at it. `dead` is set by this rank's meetings alone, so that all blocks of the
+ * kernels behind one see the same: they leave at once and touch nobody's memory.
+ */
+typedef struct xp_ep_cuda_fate {
+    uint32_t failed; /* 0, or who reported whom: see meet.cu */
+    uint32_t pad[15];
+    uint32_t dead;
+} xp_ep_cuda_fate;
 
 /** What a plan's kernels know: the shape, and device memory of the plan and of its slot. Array
  * lengths and meanings: xp_ep_plan. */
 typedef struct xp_ep_cuda_plan {
-    int n_ranks, rank, n_experts, n_local, top_k, block_ints;
+    int n_ranks, rank, n_experts, n_local, top_k, row_picks, block_ints;
+    int32_t bad_kind, bad_value; /* what the host has found wrong with this rank's routing, or 0 */
+    const uint32_t *dead;        /* xp_ep_cuda_fate, or NULL where no meeting can fail */
     bool local;
     int64_t max_rounds, pick_capacity, round_picks, recv_capacity, max_tokens;
     int64_t tile_tokens, n_tokens;
@@ -46,11 +73,14 @@ typedef struct xp_ep_cuda_plan {
     unsigned long long *refused; /* [1] smallest (token, kind, value) of a bad pick; ~0: none */
     int32_t *block;              /* [block_ints] this rank's */
     int32_t *blocks;             /* [R, block_ints] */
-    xp_ep_cuda_pick *picks_to[XP_EP_CUDA_MAX_RANKS]; /* this rank's first pick at rank d */
+    xp_ep_cuda_pick *picks_to[XP_EP_CUDA_MAX_RANKS]; /* all ranks' picks at rank d; or, packed, */
+    bool packs_picks;                                /* this rank's send picks */
     const xp_ep_cuda_pick *picks;                    /* received */
     int32_t *send_row_base, *send_pick_base, *recv_row_base, *recv_pick_base;
     int32_t *dest_row_base, *dest_pick_base, *source_row_base, *source_pick_base;
     int32_t *send_token, *send_pick, *pick_entry, *token_first, *token_row, *send_round;
+    int32_t *dest_slot;   /* first [R, max_rounds] for the sources, then as in xp_ep_plan */
+    int32_t *first_picks; /* xp_ep_plan's round_picks */
     int32_t *recv_pick, *round_row, *pick_pos, *offsets, *gather, *n_recv;
     float *weight;
     int64_t *expert_tokens;
@@ -64,6 +94,34 @@ xp_status xp_ep_cuda_route(cudaStream_t stream, const xp_ep_cuda_plan *plan);
 xp_status xp_ep_cuda_build_send(cudaStream_t stream, const xp_ep_cuda_plan *plan);
 /** With every pick for this rank: rounds and the experts' lists. */
 xp_status xp_ep_cuda_build_recv(cudaStream_t stream, const xp_ep_cuda_plan *plan);
+
+/** plan->dest_slot from `starts` [R, max_rounds], what each destination has told. */
+xp_status xp_ep_cuda_place_rounds(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                                  const int32_t *starts);
+
+/** A meeting of all ranks on their streams. Arrays are indexed by rank. */
+typedef struct xp_ep_cuda_meet {
+    int n_ranks, rank, point, phase;
+    uint32_t epoch;
+    bool waits; /* false: only what is brought is delivered; the host meets */
+    bool locks; /* memory that is not a window's is written next: see meet.cu */
+    uint64_t timeout_ns;
+    int64_t round;
+    int64_t least_rounds;  /* held only when the plan has more rounds than this; -1: always */
+    const int32_t *totals; /* of the plan */
+    uint32_t *flags[XP_EP_CUDA_MAX_RANKS]; /* of this point, a line each, in each rank's window */
+    uint32_t *busy[XP_EP_CUDA_MAX_RANKS];
+    const uint32_t *own_data; /* flags of the point that ends writing, in this rank's window */
+    xp_ep_cuda_fate *fates[XP_EP_CUDA_MAX_RANKS];
+    /* n words for each rank, at brought + rank * stride; written to `to` before the flag. */
+    const int32_t *brought;
+    int64_t n_brought, stride;
+    int32_t *to[XP_EP_CUDA_MAX_RANKS];
+    const void *shown; /* when not NULL: this address is brought to everybody instead */
+    xp_ep_cuda_news *news;
+} xp_ep_cuda_meet;
+#define XP_EP_CUDA_FLAG_WORDS 16
+xp_status xp_ep_cuda_hold_meeting(cudaStream_t stream, const xp_ep_cuda_meet *meet);
 
 /** Rows of this round that stay on this rank, in their order: recv[i] = x[send_token[..]]. */
 typedef struct xp_ep_cuda_rows {
@@ -86,6 +144,54 @@ xp_status xp_ep_cuda_sum_home(cudaStream_t stream, const xp_ep_cuda_plan *plan,
 /** d_topk_weight at (token, k) of every own pick of the round = d_weight of its pick row. */
 xp_status xp_ep_cuda_keep_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
                                   const float *d_weight, float *d_topk_weight);
+
+/** Where rows go over p2p, by rank. */
+typedef struct xp_ep_cuda_peers {
+    void *const *recv_at; /* [R] device memory: where the others want theirs; NULL: `recv` knows */
+    char *recv[XP_EP_CUDA_MAX_RANKS];
+    char *home[XP_EP_CUDA_MAX_RANKS];
+    float *weights[XP_EP_CUDA_MAX_RANKS];
+} xp_ep_cuda_peers;
+/** This round's rows to where every destination wants them, a token's row read once. */
+xp_status xp_ep_cuda_push_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                               const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
+                               const void *x);
+/** recv[i] = arrived[i] for the recv rows of this round. */
+xp_status xp_ep_cuda_take_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                               const xp_ep_cuda_rows *rows, const void *arrived, void *recv);
+/** First-level sums of this round's recv rows to their sources. Rows of this rank itself only when
+ * the plan has several rounds. */
+xp_status xp_ep_cuda_push_sums(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                               const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
+                               const void *y);
+xp_status xp_ep_cuda_push_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
+                                  const xp_ep_cuda_peers *peers, const float *d_weight);
+/** The second level over p2p: `home` as above; with one round this rank's own rows are summed from
+ * y. */
+xp_status xp_ep_cuda_sum_arrived(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                                 const xp_ep_cuda_rows *rows, const void *home, const void *y,
+                                 void *out);
+/** Both levels over a2a: `picks` holds one row a send pick. */
+xp_status xp_ep_cuda_sum_picks(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                               const xp_ep_cuda_rows *rows, const void *picks, void *out);
+/** d_topk_weight at (token, k) of every send pick i of the round = values[i]. */
+xp_status xp_ep_cuda_place_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
+                                   const float *values, float *d_topk_weight);
+
+/* a2a: pick rows between tensors and what the all-to-all sends and receives. */
+
+/** out[i] = the token row of send pick i, for picks of the round. */
+xp_status xp_ep_cuda_pack_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                               const xp_ep_cuda_rows *rows, const void *x, void *out);
+/** recv = the first pick's row of every recv row; `in` has a row for each recv pick of the round.
+ */
+xp_status xp_ep_cuda_unpack_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                                 const xp_ep_cuda_rows *rows, const void *in, void *recv);
+/** in[i] = the expert row of recv pick i of the round. */
+xp_status xp_ep_cuda_pack_picks(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                                const xp_ep_cuda_rows *rows, const void *y, void *in);
+xp_status xp_ep_cuda_pack_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
+                                  const float *d_weight, float *out);
 
 #ifdef __cplusplus
 }

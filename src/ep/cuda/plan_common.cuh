@@ -17,6 +17,20 @@ enum {
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
+/** A meeting before has failed: nothing may be read or written any more. The same for all threads.
+ */
+static __device__ __forceinline__ bool is_dead(const xp_ep_cuda_plan &p) {
+    return p.dead != nullptr && *p.dead != 0;
+}
+
+/** The rank whose part of `base` [n + 1] holds `i`. */
+static __device__ __forceinline__ int owner_of(const int32_t *base, int i) {
+    int r = 0;
+    while (i >= base[r + 1])
+        r++;
+    return r;
+}
+
 static __device__ __forceinline__ int lane_id() {
     return (int)threadIdx.x % 32;
 }

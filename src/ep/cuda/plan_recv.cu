@@ -4,6 +4,8 @@
  */
 #include "ep/cuda/plan_common.cuh"
 
+enum { ROW_WARPS = 8 };
+
 /* The first of [low, high) whose pick is not below `start`. */
 static __device__ int first_row_at(const int32_t *pick_of_row, int low, int high, int64_t start,
                                    int64_t shift) {
@@ -25,10 +27,84 @@ static __device__ int64_t round_start(const xp_ep_cuda_plan &p, int64_t n_picks,
                                       : min((long long)(round * p.round_picks), (long long)n_picks);
 }
 
+static __device__ __forceinline__ bool starts_row(const xp_ep_cuda_plan &p, int64_t pick) {
+    return pick < p.totals[TOTAL_PICKS] && (p.picks[pick].expert & (uint32_t)FIRST_PICK) != 0;
+}
+
+/* tile_counts[tile] = rows that start among the tile's picks. */
+static __global__ void count_rows_kernel(const xp_ep_cuda_plan p, int64_t tile_picks) {
+    __shared__ int n_rows;
+    if (is_dead(p))
+        return;
+    if (threadIdx.x == 0)
+        n_rows = 0;
+    __syncthreads();
+    int own = 0;
+    for (int64_t i = threadIdx.x; i < tile_picks; i += blockDim.x)
+        own += starts_row(p, blockIdx.x * tile_picks + i);
+    own = __reduce_add_sync(ALL_LANES, own);
+    if (lane_id() == 0)
+        atomicAdd(&n_rows, own);
+    __syncthreads();
+    if (threadIdx.x == 0)
+        p.tile_counts[blockIdx.x] = n_rows;
+}
+
+/* One warp: the tiles' first rows. */
+static __global__ void scan_rows_kernel(const xp_ep_cuda_plan p, int64_t n_tiles) {
+    if (is_dead(p))
+        return;
+    scan_column(p.tile_counts, 1, n_tiles);
+    if (lane_id() == 0)
+        p.recv_pick[p.totals[TOTAL_ROWS]] = p.totals[TOTAL_PICKS];
+}
+
+/* recv_pick: the first pick of each row. A block goes through its tile in steps of a thread a pick.
+ */
+static __global__ void find_rows_kernel(const xp_ep_cuda_plan p, int64_t tile_picks) {
+    __shared__ int before[ROW_WARPS];
+    if (is_dead(p))
+        return;
+    int row = p.tile_counts[blockIdx.x];
+    for (int64_t i = threadIdx.x; i - threadIdx.x < tile_picks; i += blockDim.x) {
+        const int64_t pick = blockIdx.x * tile_picks + i;
+        const bool first = i < tile_picks && starts_row(p, pick);
+        const unsigned firsts = __ballot_sync(ALL_LANES, first);
+        if (lane_id() == 0)
+            before[threadIdx.x / 32] = __popc(firsts);
+        __syncthreads();
+        int at = row + __popc(firsts & ((1u << lane_id()) - 1));
+        for (int w = 0; w < ROW_WARPS; w++) {
+            at += w < (int)threadIdx.x / 32 ? before[w] : 0;
+            row += before[w];
+        }
+        if (first)
+            p.recv_pick[at] = (int32_t)pick;
+        __syncthreads();
+    }
+}
+
+/* What other ranks must know of each round: where their rows start in it; and, where the host makes
+ * the exchange, the first pick to and from each rank. */
+static __device__ void tell_rounds(const xp_ep_cuda_plan &p) {
+    const int n = p.n_ranks;
+    for (int64_t i = threadIdx.x; i < (p.max_rounds + 1) * n; i += blockDim.x) {
+        const int64_t r = i / n;
+        const int s = (int)(i % n), low = p.recv_row_base[s], high = p.recv_row_base[s + 1];
+        const int row = min(max(p.round_row[r], low), high);
+        if (r < p.max_rounds)
+            p.dest_slot[s * p.max_rounds + r] = row - p.round_row[r];
+        p.first_picks[r * 2 * n + s] = p.send_pick[p.send_round[i]];
+        p.first_picks[r * 2 * n + n + s] = p.recv_pick[row];
+    }
+}
+
 /* One block: where each round starts, for each destination and here. Rounds that this routing does
  * not need are empty. */
 static __global__ void rounds_kernel(const xp_ep_cuda_plan p) {
     const int n = p.n_ranks, n_rounds = p.totals[TOTAL_ROUNDS], n_rows = p.totals[TOTAL_ROWS];
+    if (is_dead(p))
+        return;
     for (int64_t i = threadIdx.x; i < (p.max_rounds + 1) * n; i += blockDim.x) {
         const int64_t r = i / n;
         const int d = (int)(i % n), base = p.send_row_base[d], end = p.send_row_base[d + 1];
@@ -47,6 +123,8 @@ static __global__ void rounds_kernel(const xp_ep_cuda_plan p) {
     __syncthreads();
     for (int64_t r = threadIdx.x; r < p.max_rounds; r += blockDim.x)
         p.n_recv[r] = p.round_row[r + 1] - p.round_row[r];
+    if (n > 1)
+        tell_rounds(p);
     if (threadIdx.x == 0) {
         const int later = p.totals[TOTAL_PICKS] - p.recv_pick[p.round_row[1]];
         if (later > 0)
@@ -57,6 +135,8 @@ static __global__ void rounds_kernel(const xp_ep_cuda_plan p) {
 /* tile_counts[tile] = picks of each local expert. Counting has no order. */
 static __global__ void count_kernel(const xp_ep_cuda_plan p, int64_t round) {
     extern __shared__ int counts[];
+    if (is_dead(p))
+        return;
     const int64_t first = p.round_row[round], n_rows = p.round_row[round + 1] - first;
     for (int e = (int)threadIdx.x; e < p.n_local; e += (int)blockDim.x)
         counts[e] = 0;
@@ -74,6 +154,8 @@ static __global__ void count_kernel(const xp_ep_cuda_plan p, int64_t round) {
 /* One block: tile counts become prefixes, their sums the experts' offsets. */
 static __global__ void scan_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t n_tiles) {
     int32_t *offsets = p.offsets + round * (p.n_local + 1);
+    if (is_dead(p))
+        return;
     for (int e = (int)threadIdx.x / 32; e < p.n_local; e += (int)blockDim.x / 32) {
         const int sum = scan_column(p.tile_counts + e, p.n_local, n_tiles);
         if (lane_id() == 0)
@@ -90,6 +172,8 @@ static __global__ void scan_kernel(const xp_ep_cuda_plan p, int64_t round, int64
 /* Every pick to its place: expert-major, rows ascending. */
 static __global__ void place_kernel(const xp_ep_cuda_plan p, int64_t round) {
     extern __shared__ int shared[];
+    if (is_dead(p))
+        return;
     const int64_t first = p.round_row[round], n_rows = p.round_row[round + 1] - first;
     if ((int64_t)blockIdx.x * p.tile_tokens >= n_rows)
         return;
@@ -145,9 +229,20 @@ static __global__ void place_kernel(const xp_ep_cuda_plan p, int64_t round) {
     }
 }
 
+/* The rows of a rank among several are known by the first pick of each. */
+static void find_rows(cudaStream_t stream, const xp_ep_cuda_plan *p) {
+    const int64_t tile_picks = p->tile_tokens * p->row_picks;
+    const int64_t n_tiles = tiles_of(p->n_ranks * p->max_tokens, p->tile_tokens);
+    count_rows_kernel<<<(unsigned)n_tiles, ROW_WARPS * 32, 0, stream>>>(*p, tile_picks);
+    scan_rows_kernel<<<1, 32, 0, stream>>>(*p, n_tiles);
+    find_rows_kernel<<<(unsigned)n_tiles, ROW_WARPS * 32, 0, stream>>>(*p, tile_picks);
+}
+
 xp_status xp_ep_cuda_build_recv(cudaStream_t stream, const xp_ep_cuda_plan *p) {
     const int n_warps = warps_for(p->n_local);
     const int64_t n_tiles = tiles_of(p->recv_capacity, p->tile_tokens);
+    if (p->n_ranks > 1)
+        find_rows(stream, p);
     rounds_kernel<<<1, 256, 0, stream>>>(*p);
     for (int64_t round = 0; round < p->max_rounds; round++) {
         count_kernel<<<(unsigned)n_tiles, 256, (size_t)p->n_local * 4, stream>>>(*p, round);
@@ -156,4 +251,22 @@ xp_status xp_ep_cuda_build_recv(cudaStream_t stream, const xp_ep_cuda_plan *p) {
                        stream>>>(*p, round);
     }
     return xp_cuda_check(cudaGetLastError(), "expert parallel plan: experts' rows");
+}
+
+/* With one round a rank's rows start after those of the ranks before it, which the counts tell.
+ * With several only the receiver knows which rows of others share the round. */
+static __global__ void slots_kernel(const xp_ep_cuda_plan p, const int32_t *starts) {
+    const int n = p.n_ranks, n_rounds = p.totals[TOTAL_ROUNDS];
+    if (is_dead(p))
+        return;
+    for (int64_t i = threadIdx.x; i < n_rounds * (int64_t)n; i += blockDim.x) {
+        const int64_t r = i / n, d = i % n;
+        p.dest_slot[i] = n_rounds == 1 ? p.dest_row_base[d] : starts[d * p.max_rounds + r];
+    }
+}
+
+xp_status xp_ep_cuda_place_rounds(cudaStream_t stream, const xp_ep_cuda_plan *p,
+                                  const int32_t *starts) {
+    slots_kernel<<<1, 256, 0, stream>>>(*p, starts);
+    return xp_cuda_check(cudaGetLastError(), "expert parallel plan: rounds");
 }

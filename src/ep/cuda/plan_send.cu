@@ -52,6 +52,8 @@ static __device__ void count_token(const xp_ep_cuda_plan &p, int64_t t, int id, 
 /* tile_counts[tile] = picks of each expert, rows to each rank. */
 static __global__ void route_kernel(const xp_ep_cuda_plan p) {
     extern __shared__ int counts[];
+    if (is_dead(p))
+        return;
     const int width = p.n_experts + p.n_ranks, n_warps = (int)blockDim.x / 32;
     for (int i = (int)threadIdx.x; i < width * n_warps; i += (int)blockDim.x)
         counts[i] = 0;
@@ -81,7 +83,9 @@ static __global__ void route_kernel(const xp_ep_cuda_plan p) {
 static __global__ void totals_kernel(const xp_ep_cuda_plan p, int64_t n_tiles) {
     const int width = p.n_experts + p.n_ranks, n_warps = (int)blockDim.x / 32;
     const unsigned long long key = *p.refused;
-    const bool refused = key != ~0ull;
+    const bool refused = key != ~0ull || p.bad_kind != 0;
+    if (is_dead(p))
+        return;
     for (int i = (int)threadIdx.x / 32; i < width; i += n_warps) {
         const int sum = scan_column(p.tile_counts + i, width, n_tiles);
         if (lane_id() == 0)
@@ -89,9 +93,9 @@ static __global__ void totals_kernel(const xp_ep_cuda_plan p, int64_t n_tiles) {
     }
     if (threadIdx.x == 0) {
         int32_t *error = p.block + width;
-        error[0] = refused ? (int)(key >> 28 & 15) : 0;
-        error[1] = refused ? (int)(key >> 32) : 0;
-        error[2] = refused ? (int)((unsigned)key << 4) >> 4 : 0;
+        error[0] = !refused ? 0 : p.bad_kind != 0 ? p.bad_kind : (int)(key >> 28 & 15);
+        error[1] = refused && p.bad_kind == 0 ? (int)(key >> 32) : 0;
+        error[2] = !refused ? 0 : p.bad_kind != 0 ? p.bad_value : (int)((unsigned)key << 4) >> 4;
         error[3] = 0;
     }
 }
@@ -102,6 +106,8 @@ static __global__ void derive_kernel(const xp_ep_cuda_plan p) {
         picks[XP_EP_CUDA_MAX_RANKS][XP_EP_CUDA_MAX_RANKS];
     const int n = p.n_ranks, me = p.rank;
     int bad_rank = -1;
+    if (is_dead(p))
+        return;
     for (int r = n - 1; r >= 0; r--)
         if (p.blocks[r * p.block_ints + p.n_experts + n] != 0)
             bad_rank = r;
@@ -224,7 +230,9 @@ static __device__ int place_token(const xp_ep_cuda_plan &p, int64_t t, int id, f
     if (picked) {
         const int pick = c.pick[rank] + lower;
         p.pick_entry[pick] = (int32_t)(t * p.top_k + lane_id());
-        p.picks_to[rank][pick - p.send_pick_base[rank]] = {
+        const int to =
+            p.packs_picks ? pick : pick - p.send_pick_base[rank] + p.dest_pick_base[rank];
+        p.picks_to[rank][to] = {
             (uint32_t)(id - rank * p.n_local) | (first ? (uint32_t)FIRST_PICK : 0u), weight};
         if (first)
             start_row(p, c.row[rank], t, pick, listed + rows_before);
@@ -281,6 +289,8 @@ static __global__ void send_kernel(const xp_ep_cuda_plan p) {
     extern __shared__ int shared[];
     const int n = p.n_ranks, n_warps = (int)blockDim.x / 32;
     const xp_ep_walk walk = walk_of(0, p.n_tokens, p.tile_tokens);
+    if (is_dead(p))
+        return;
     const bool refused = p.totals[TOTAL_REFUSED] != 0;
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         p.token_first[p.n_tokens] = p.send_row_base[n];

@@ -1,6 +1,7 @@
 /*
- * Moving and adding rows. A block takes a row at a time, its threads 16 bytes (or one element,
- * where rows are not multiples of 16 bytes) each; grids are bounded and stride over the rows.
+ * Moving and adding rows of a group of one rank. A block takes a row at a time, its threads 16
+ * bytes (or one element, where rows are not multiples of 16 bytes) each; grids are bounded and
+ * stride over the rows.
  */
 #include "ep/cuda/plan_common.cuh"
 #include "ops/cuda/vector.cuh"
@@ -66,14 +67,6 @@ static __device__ __forceinline__ void row_value(float (&value)[N], const xp_ep_
     }
 }
 
-/* The destination whose rows hold `row`. */
-static __device__ __forceinline__ int dest_of(const xp_ep_cuda_plan &p, int row) {
-    int d = 0;
-    while (row >= p.send_row_base[d + 1])
-        d++;
-    return d;
-}
-
 /*
  * out[t] = sum over the token's rows that have arrived, ascending destination. In round 0 every
  * token is written, later only those with a row of this round.
@@ -86,7 +79,7 @@ static __global__ void __launch_bounds__(N_THREADS)
         const int begin = p.token_first[t], end = p.token_first[t + 1];
         bool fresh = round == 0;
         for (int i = begin; i < end && !fresh; i++) {
-            const int row = p.token_row[i], d = dest_of(p, row);
+            const int row = p.token_row[i], d = owner_of(p.send_row_base, row);
             fresh = row >= p.send_round[round * p.n_ranks + d] &&
                     row < p.send_round[(round + 1) * p.n_ranks + d];
         }
@@ -97,7 +90,7 @@ static __global__ void __launch_bounds__(N_THREADS)
             bool any = false;
             for (int i = begin; i < end; i++) {
                 const int row = p.token_row[i];
-                if (row >= p.send_round[(round + 1) * p.n_ranks + dest_of(p, row)])
+                if (row >= p.send_round[(round + 1) * p.n_ranks + owner_of(p.send_row_base, row)])
                     continue; /* of a later round */
                 float value[N];
                 row_value<T, N>(value, p, dim, row, home == nullptr ? home : home + column,

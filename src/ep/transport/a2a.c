@@ -2,21 +2,9 @@
  * a2a: one row a pick, packed, exchanged by an all-to-all, unpacked: works over every communicator,
  * and is the baseline. What arrives and how it is added up is the same as over p2p, bit for bit.
  */
+#include "ep/transport/a2a.h"
+
 #include <stdlib.h>
-#include "ep/transport/mailbox.h"
-
-typedef struct a2a_slot {
-    xp_ep_mailbox box;
-    char *
-        out; /* [max_send_picks, D] a row for each of this rank's picks, as sent and as come home */
-    char *in;            /* [P, D] a row for each pick of this rank's experts in the round */
-    int32_t *pick_token; /* [max_send_picks] */
-} a2a_slot;
-
-typedef struct a2a_state {
-    a2a_slot *slots;
-    void *memory;
-} a2a_state;
 
 static void carve(const xp_ep_shape *s, xp_ep_carver *c, a2a_slot *slot) {
     xp_ep_mailbox_carve(s, c, &slot->box);
@@ -61,28 +49,28 @@ static void destroy(xp_ep_group *group) {
     free(state);
 }
 
-static a2a_slot *slot_of(const xp_ep_step *step) {
+a2a_slot *xp_ep_a2a_slot(const xp_ep_step *step) {
     const a2a_state *state = step->group->state;
     return &state->slots[step->plan->slot];
 }
 
 static xp_status share_blocks(const xp_ep_step *step, const int32_t *block) {
-    return xp_ep_mailbox_share_blocks(step, &slot_of(step)->box, block);
+    return xp_ep_mailbox_share_blocks(step, &xp_ep_a2a_slot(step)->box, block);
 }
 
 static void aim_picks(const xp_ep_step *step, xp_ep_pick **targets) {
-    xp_ep_mailbox_aim_picks(step, &slot_of(step)->box, targets);
+    xp_ep_mailbox_aim_picks(step, &xp_ep_a2a_slot(step)->box, targets);
 }
 
 static xp_status share_picks(const xp_ep_step *step, const xp_ep_pick **picks) {
-    return xp_ep_mailbox_share_picks(step, &slot_of(step)->box, picks);
+    return xp_ep_mailbox_share_picks(step, &xp_ep_a2a_slot(step)->box, picks);
 }
 
 /* Bytes of the picks to and from each rank in this round: out at their places among all send picks,
  * in packed. */
 static void set_exchange(const xp_ep_step *step, bool home, int32_t first_recv) {
     const xp_ep_group *group = step->group;
-    const xp_ep_mailbox *box = &slot_of(step)->box;
+    const xp_ep_mailbox *box = &xp_ep_a2a_slot(step)->box;
     int64_t size = (int64_t)group->shape.row_bytes;
     for (int r = 0; r < group->shape.n_ranks; r++) {
         xp_ep_span out = xp_ep_plan_send_picks(step->plan, r, step->round);
@@ -101,7 +89,7 @@ static void set_exchange(const xp_ep_step *step, bool home, int32_t first_recv) 
 static xp_status dispatch(const xp_ep_step *step, const void *x, void *recv) {
     const xp_ep_group *group = step->group;
     const xp_ep_plan *plan = step->plan;
-    a2a_slot *slot = slot_of(step);
+    a2a_slot *slot = xp_ep_a2a_slot(step);
     size_t row_bytes = group->shape.row_bytes;
     for (int d = 0; d < group->shape.n_ranks; d++) {
         xp_ep_span picks = xp_ep_plan_send_picks(plan, d, step->round);
@@ -130,7 +118,7 @@ static xp_status dispatch(const xp_ep_step *step, const void *x, void *recv) {
 static xp_status bring_home(const xp_ep_step *step, const xp_ep_home *home) {
     const xp_ep_group *group = step->group;
     const xp_ep_plan *plan = step->plan;
-    a2a_slot *slot = slot_of(step);
+    a2a_slot *slot = xp_ep_a2a_slot(step);
     int32_t first = plan->recv_pick[plan->round_row[step->round]];
     int32_t end = plan->recv_pick[plan->round_row[step->round + 1]];
     group->kernels->copy_rows(step->stream,

@@ -49,6 +49,8 @@ typedef struct p2p_state {
                          recv_x */
 } p2p_state;
 
+/** "counts", ... */
+const char *xp_ep_p2p_point_name(p2p_point point);
 p2p_area *xp_ep_p2p_area(const xp_ep_step *step, int rank);
 /** A new call on this step's slot. */
 void xp_ep_p2p_begin(const xp_ep_step *step);

@@ -13,6 +13,10 @@ static const char *const point_names[P2P_N_POINTS] = {
     [P2P_READY] = "ready",   [P2P_DATA] = "rows",   [P2P_BUSY] = "end of writing",
 };
 
+const char *xp_ep_p2p_point_name(p2p_point point) {
+    return (unsigned)point < P2P_N_POINTS ? point_names[point] : "?";
+}
+
 static p2p_state *state_of(const xp_ep_step *step) {
     return step->group->state;
 }
@@ -80,8 +84,8 @@ xp_status xp_ep_p2p_wait(const xp_ep_step *step, int peer, p2p_point point) {
     snprintf(text, sizeof text,
              "rank %d waited %g s in %s (%s, round %lld) for rank %d (at call %u, expected %u)",
              xp_comm_world_rank(group->comm, group->rank), group->timeout_s, step->phase,
-             point_names[point], (long long)step->round, xp_comm_world_rank(group->comm, peer),
-             atomic_load(wait.flag), wait.epoch);
+             xp_ep_p2p_point_name(point), (long long)step->round,
+             xp_comm_world_rank(group->comm, peer), atomic_load(wait.flag), wait.epoch);
     return xp_comm_fail(group->comm, text);
 }
 

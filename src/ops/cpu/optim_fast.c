@@ -2,6 +2,7 @@
  * tile order. */
 #include <math.h>
 #include <string.h>
+#include "core/rng.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/row_kernels.h"
 #include "ops/ops_blocks.h"
@@ -171,13 +172,29 @@ static xp_status axpy(xp_stream *stream, const xp_axpy_args *args) {
     return XP_OK;
 }
 
+static void draw_tile(void *context, int64_t tile, int worker) {
+    (void)worker;
+    const xp_draw_args *args = context;
+    const int64_t begin = tile * XP_OPS_SUM_BLOCK, end = tile_end(tile, args->n);
+    if (args->std > 0)
+        xp_rng_fill_normal(args->seed, args->stream, args->first + (uint64_t)begin, end - begin,
+                           args->std, args->out + begin);
+    for (int64_t i = begin; i < end && args->std == 0; i++)
+        args->out[i] = 1.0F;
+}
+
+static xp_status draw(xp_stream *stream, const xp_draw_args *args) {
+    xp_draw_args job = *args;
+    xp_pool_run(xp_cpu_stream_pool(stream), draw_tile, &job, n_tiles(args->n));
+    return XP_OK;
+}
+
 void xp_cpu_optim_fast(xp_optim_ops *ops, unsigned caps) {
+    ops->draw = draw;
     if (xp_row_kernels_for(caps) == NULL)
         return;
-    *ops = (xp_optim_ops){
-        .adamw = adamw,
-        .sum_squares = sum_squares,
-        .axpy = axpy,
-        .sum = sum,
-    };
+    ops->adamw = adamw;
+    ops->sum_squares = sum_squares;
+    ops->axpy = axpy;
+    ops->sum = sum;
 }

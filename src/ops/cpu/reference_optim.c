@@ -1,5 +1,6 @@
 /** Optimizer and reductions, plain: fp64 inside, elements in ascending order. */
 #include <math.h>
+#include "core/rng.h"
 #include "ops/cpu/cpu_ops.h"
 
 static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
@@ -58,11 +59,21 @@ static xp_status sum(xp_stream *stream, const float *x, int64_t n, double *out) 
     return XP_OK;
 }
 
+static xp_status draw(xp_stream *stream, const xp_draw_args *args) {
+    (void)stream;
+    for (int64_t i = 0; i < args->n; i++)
+        args->out[i] = args->std > 0 ? args->std * xp_rng_normal(args->seed, args->stream,
+                                                                 args->first + (uint64_t)i)
+                                     : 1.0F;
+    return XP_OK;
+}
+
 void xp_cpu_optim_reference(xp_optim_ops *ops) {
     *ops = (xp_optim_ops){
         .adamw = adamw,
         .sum_squares = sum_squares,
         .axpy = axpy,
         .sum = sum,
+        .draw = draw,
     };
 }

@@ -1,38 +1,48 @@
 /*
  * bf16 products over experts on Hopper: 128 x 256 tiles of c, slices of depth 64, four in flight.
  *
- * One block an SM walks the tiles of all experts. Warpgroup 0 fills the slices: rows of tokens
- * through 16-byte copies that gather as they load, weights through TMA. Warpgroups 1 and 2 multiply
- * 64 x 256 each; their sums stay in registers. While they write a tile the copies of the next one
- * are already under way.
+ * One block an SM walks the tiles of all experts. Warpgroup 0 fills the slices: gathered rows
+ * through 16-byte copies, whatever lies in order through TMA. Warpgroups 1 and 2 multiply 64 x 256
+ * each; their sums stay in registers. While they write a tile the copies of the next one are
+ * already under way.
  *
  *   forward  a: rows, k contiguous (gathered)   b: w[e], k contiguous (TMA)
  *   dgrad    a: rows, k contiguous (gathered)   b: w[e], n contiguous (TMA)
- *   wgrad    a: rows, m contiguous (gathered)   b: rows, n contiguous (gathered); rows are the
- * depth
+ *   wgrad    a: rows, m contiguous              b: rows, n contiguous; rows are the depth, and
+ *            those of one side are not gathered (TMA, but for an expert's last slice)
  */
 #include "ops/cuda/hopper_launch.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/vector.cuh"
 #include "ops/cuda/hopper.cuh"
+#include "ops/cuda/hopper_store.cuh"
 
 enum {
     TILE_M = 128,
     TILE_N = 256,
     DEPTH = 64,
     N_STAGES = 4,
-    LAG = 2, /* slices whose copies may still be under way when the next is started */
     GROUP = 128,
-    N_THREADS = 3 * GROUP,
+    COPY_THREADS = GROUP, /* 512 threads would have too few registers each for 64 x 256 sums */
+    N_THREADS = COPY_THREADS + 2 * GROUP,
+    LINES = COPY_THREADS / 8, /* rows that all copying threads take at a time, 8 chunks each */
+    A_LINES = TILE_M / LINES, /* rows of a slice that a thread copies a chunk of */
+    DEPTH_LINES = DEPTH / LINES,
     A_BYTES = TILE_M * DEPTH * 2,
     B_BYTES = TILE_N * DEPTH * 2,
     STAGE_BYTES = A_BYTES + B_BYTES,
     BARRIERS_AT = N_STAGES * STAGE_BYTES,
     OFFSETS_AT = BARRIERS_AT + 2 * N_STAGES * 8,
     SHARED_BYTES = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4 + XP_HOPPER_ATOM_BYTES,
-    COPY_REGISTERS = 64,
+    COPY_REGISTERS = 56,
     MULTIPLY_REGISTERS = 224
 };
+
+/* setmaxnreg takes from what the block was given when it started: the file's 64 K registers over
+ * the threads, rounded down to 8 a thread. Asking for more waits for ever. */
+static_assert(COPY_THREADS * COPY_REGISTERS + 2 * GROUP * MULTIPLY_REGISTERS <=
+                  65536 / N_THREADS / 8 * 8 * N_THREADS,
+              "the warpgroups' registers fit what the block has");
 
 enum product { FORWARD, DGRAD, WGRAD };
 
@@ -65,6 +75,15 @@ static __device__ __forceinline__ bool find(walk &w, const xp_tile_args &p,
         w.start += n_tiles;
     }
     return false;
+}
+
+/* The side that TMA copies, where all 64 rows of a slice are the expert's. (Beyond them are another
+ * expert's, or nobody's, which may be NaN: zeros on the other side would not help.) */
+static __host__ __device__ __forceinline__ bool boxes_are_b(const xp_tile_args &p) {
+    return p.gather_b == nullptr;
+}
+static __host__ __device__ __forceinline__ bool has_boxes(const xp_tile_args &p) {
+    return p.gather_a == nullptr || p.gather_b == nullptr;
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -102,53 +121,40 @@ struct ring {
  * copies one chunk of every 16th row. */
 template <int N_SLABS>
 static __device__ __forceinline__ void copy_depth_rows(uint32_t to, const bf16 *data, int64_t ld,
-                                                       const int (&rows)[4], int64_t column,
-                                                       int64_t n_columns) {
+                                                       const int (&rows)[DEPTH_LINES],
+                                                       int64_t column, int64_t n_columns) {
     const int chunk = (int)threadIdx.x % 8, line = (int)threadIdx.x / 8;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < DEPTH_LINES; i++) {
         const bf16 *row = data + (int64_t)rows[i] * ld;
 #pragma unroll
         for (int s = 0; s < N_SLABS; s++) {
             const int64_t at = column + 64 * s + 8 * chunk;
             const bool valid = rows[i] >= 0 && at < n_columns;
-            copy_chunk(to + s * XP_HOPPER_SLAB_BYTES + xp_hopper_chunk(line + 16 * i, chunk),
+            copy_chunk(to + s * XP_HOPPER_SLAB_BYTES + xp_hopper_chunk(line + LINES * i, chunk),
                        valid ? row + at : data, valid);
         }
     }
 }
 
-static __device__ __forceinline__ void load_depth_rows(int (&rows)[4], const int32_t *gather,
-                                                       const walk &w, int slice) {
+static __device__ __forceinline__ void
+load_depth_rows(int (&rows)[DEPTH_LINES], const int32_t *gather, const walk &w, int slice) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int64_t row = (int64_t)slice * DEPTH + (int)threadIdx.x / 8 + 16 * i;
+    for (int i = 0; i < DEPTH_LINES; i++) {
+        const int64_t row = (int64_t)slice * DEPTH + (int)threadIdx.x / 8 + LINES * i;
         rows[i] = row < w.n_rows ? row_at(gather, w.first_row + row) : -1;
     }
 }
 
-/* After this slice's copies have been started: the slice LAG before it is complete. */
-static __device__ __forceinline__ void finish_copies(ring &done, int &n_started) {
-    copy_commit();
-    if (++n_started <= LAG)
-        return;
-    copy_wait<LAG>();
-    async_proxy_fence(); /* cp.async writes are ordinary ones, wgmma reads through the async proxy
-                          */
-    mbarrier_arrive(done.full());
-    done.next();
-}
-
 template <product P>
-static __device__ __forceinline__ void fill_rows(const xp_tile_args &p, const CUtensorMap *weights,
-                                                 const walk &w, ring &at, ring &done,
-                                                 int &n_started) {
+static __device__ __forceinline__ void fill_rows(const xp_tile_args &p, const CUtensorMap *map,
+                                                 const walk &w, ring &at) {
     const int chunk = (int)threadIdx.x % 8, line = (int)threadIdx.x / 8;
     const bf16 *a = (const bf16 *)p.a;
-    int rows[8];
+    int rows[A_LINES];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const int64_t row = w.m0 + line + 16 * i;
+    for (int i = 0; i < A_LINES; i++) {
+        const int64_t row = w.m0 + line + LINES * i;
         rows[i] = row < w.n_rows ? row_at(p.gather_a, w.first_row + row) : -1;
     }
     for (int s = 0; s < w.n_slices; s++) {
@@ -157,39 +163,52 @@ static __device__ __forceinline__ void fill_rows(const xp_tile_args &p, const CU
         if (threadIdx.x == 0) {
             mbarrier_expect(at.full(), B_BYTES);
             if (P == FORWARD)
-                copy_box(at.b(), weights, at.full(), (int)k0, (int)w.n0, w.expert);
+                copy_box(at.b(), map, at.full(), (int)k0, (int)w.n0, w.expert);
             else
                 for (int j = 0; j < TILE_N / 64; j++)
-                    copy_box(at.b() + j * XP_HOPPER_SLAB_BYTES, weights, at.full(),
-                             (int)w.n0 + 64 * j, (int)k0, w.expert);
+                    copy_box(at.b() + j * XP_HOPPER_SLAB_BYTES, map, at.full(), (int)w.n0 + 64 * j,
+                             (int)k0, w.expert);
         }
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < A_LINES; i++) {
             const bool valid = rows[i] >= 0 && k < p.k;
-            copy_chunk(at.a() + xp_hopper_chunk(line + 16 * i, chunk),
+            copy_chunk(at.a() + xp_hopper_chunk(line + LINES * i, chunk),
                        valid ? a + (int64_t)rows[i] * p.lda + k : a, valid);
         }
+        copy_arrive(at.full());
         at.next();
-        finish_copies(done, n_started);
     }
 }
 
-static __device__ __forceinline__ void fill_depth(const xp_tile_args &p, const walk &w, ring &at,
-                                                  ring &done, int &n_started) {
-    int rows_a[4], rows_b[4];
+static __device__ __forceinline__ void fill_depth(const xp_tile_args &p, const CUtensorMap *map,
+                                                  const walk &w, ring &at) {
+    int rows_a[DEPTH_LINES], rows_b[DEPTH_LINES];
     load_depth_rows(rows_a, p.gather_a, w, 0);
     load_depth_rows(rows_b, p.gather_b, w, 0);
     for (int s = 0; s < w.n_slices; s++) {
-        int next_a[4], next_b[4]; /* one slice ahead of their use */
+        int next_a[DEPTH_LINES], next_b[DEPTH_LINES]; /* one slice ahead of their use */
         load_depth_rows(next_a, p.gather_a, w, s + 1);
         load_depth_rows(next_b, p.gather_b, w, s + 1);
+        const bool boxes = has_boxes(p) && (int64_t)(s + 1) * DEPTH <= w.n_rows;
+        const bool of_b = boxes_are_b(p);
         mbarrier_wait(at.empty(), at.parity ^ 1);
-        copy_depth_rows<TILE_M / 64>(at.a(), (const bf16 *)p.a, p.lda, rows_a, w.m0, p.m);
-        copy_depth_rows<TILE_N / 64>(at.b(), (const bf16 *)p.b, p.ldb, rows_b, w.n0, p.n);
+        if (threadIdx.x == 0 && !boxes)
+            mbarrier_arrive(at.full());
+        if (threadIdx.x == 0 && boxes) {
+            mbarrier_expect(at.full(), of_b ? B_BYTES : A_BYTES);
+            const int row = (int)w.first_row + s * DEPTH;
+            for (int j = 0; j < (of_b ? TILE_N : TILE_M) / 64; j++)
+                copy_box((of_b ? at.b() : at.a()) + j * XP_HOPPER_SLAB_BYTES, map, at.full(),
+                         (int)(of_b ? w.n0 : w.m0) + 64 * j, row, 0);
+        }
+        if (!boxes || of_b)
+            copy_depth_rows<TILE_M / 64>(at.a(), (const bf16 *)p.a, p.lda, rows_a, w.m0, p.m);
+        if (!boxes || !of_b)
+            copy_depth_rows<TILE_N / 64>(at.b(), (const bf16 *)p.b, p.ldb, rows_b, w.n0, p.n);
+        copy_arrive(at.full());
         at.next();
-        finish_copies(done, n_started);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < DEPTH_LINES; i++) {
             rows_a[i] = next_a[i];
             rows_b[i] = next_b[i];
         }
@@ -197,98 +216,15 @@ static __device__ __forceinline__ void fill_depth(const xp_tile_args &p, const w
 }
 
 template <product P>
-static __device__ __forceinline__ void copy_all(const xp_tile_args &p, const CUtensorMap *weights,
+static __device__ __forceinline__ void copy_all(const xp_tile_args &p, const CUtensorMap *map,
                                                 const int32_t *offsets, uint32_t base) {
-    ring at = {base, 0, 0}, done = {base, 0, 0};
-    int n_started = 0;
+    ring at = {base, 0, 0};
     walk w = {};
     for (w.index = blockIdx.x; find<P>(w, p, offsets); w.index += gridDim.x) {
         if (P == WGRAD)
-            fill_depth(p, w, at, done, n_started);
+            fill_depth(p, map, w, at);
         else
-            fill_rows<P>(p, weights, w, at, done, n_started);
-    }
-    copy_wait<0>();
-    async_proxy_fence();
-    for (int i = n_started < LAG ? n_started : LAG; i > 0; i--) {
-        mbarrier_arrive(done.full());
-        done.next();
-    }
-}
-
-/* Word j of lane q becomes word q of lane j, in each group of four lanes. */
-static __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
-    const bool odd = (threadIdx.x & 1) != 0, high = (threadIdx.x & 2) != 0;
-    const uint32_t x = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1),
-                   y = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
-    w[0] = odd ? x : w[0];
-    w[1] = odd ? w[1] : x;
-    w[2] = odd ? y : w[2];
-    w[3] = odd ? w[3] : y;
-    const uint32_t u = __shfl_xor_sync(0xffffffffu, high ? w[0] : w[2], 2),
-                   v = __shfl_xor_sync(0xffffffffu, high ? w[1] : w[3], 2);
-    w[0] = high ? u : w[0];
-    w[1] = high ? v : w[1];
-    w[2] = high ? w[2] : u;
-    w[3] = high ? w[3] : v;
-}
-
-static __device__ __forceinline__ uint32_t pack(float low, float high) {
-    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-    return *(const uint32_t *)&both;
-}
-
-/* Rounded, 16 bytes a store: lanes of four trade words so that each holds 8 neighbouring columns.
- */
-static __device__ __forceinline__ void put_bf16(const xp_tile_args &p, const float (&d)[128],
-                                                bf16 *c, int64_t row, int64_t n_rows, int64_t n0) {
-    const int lane = (int)threadIdx.x % 4;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int64_t r = row + 8 * half;
-#pragma unroll
-        for (int g = 0; g < 8; g++) {
-            uint32_t w[4];
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const int i = 4 * (4 * g + j) + 2 * half;
-                w[j] = pack(d[i], d[i + 1]);
-            }
-            transpose_quad(w);
-            const int64_t column = n0 + 8 * (4 * g + lane);
-            if (r < n_rows && column < p.n)
-                *(uint4 *)(c + r * p.ldc + column) = make_uint4(w[0], w[1], w[2], w[3]);
-        }
-    }
-}
-
-/* fp32 results, and sums added to what is there: two neighbouring columns an access. */
-static __device__ __forceinline__ void put_pairs(const xp_tile_args &p, const float (&d)[128],
-                                                 int64_t c0, int64_t row, int64_t n_rows,
-                                                 int64_t n0) {
-#pragma unroll
-    for (int i = 0; i < 64; i++) {
-        const int64_t r = row + 8 * (i % 2), column = n0 + 8 * (i / 2) + 2 * (threadIdx.x % 4);
-        if (r >= n_rows || column >= p.n)
-            continue;
-        float2 x = make_float2(d[2 * i], d[2 * i + 1]);
-        const int64_t at = c0 + r * p.ldc + column;
-        if (p.c_f32) {
-            float2 *to = (float2 *)((float *)p.c + at);
-            if (p.acc) {
-                const float2 old = *to;
-                x = make_float2(old.x + x.x, old.y + x.y);
-            }
-            *to = x;
-        } else {
-            uint32_t *to = (uint32_t *)((bf16 *)p.c + at);
-            if (p.acc) {
-                const uint32_t bits = *to;
-                const __nv_bfloat162 old = *(const __nv_bfloat162 *)&bits;
-                x = make_float2(__low2float(old) + x.x, __high2float(old) + x.y);
-            }
-            *to = pack(x.x, x.y);
-        }
+            fill_rows<P>(p, map, w, at);
     }
 }
 
@@ -296,8 +232,8 @@ template <product P>
 static __device__ __forceinline__ void multiply_all(const xp_tile_args &p, const int32_t *offsets,
                                                     uint32_t base) {
     constexpr int MN_A = P == WGRAD, MN_B = P != FORWARD;
-    const int group = (int)threadIdx.x / GROUP - 1, warp = (int)threadIdx.x % GROUP / 32,
-              lane = (int)threadIdx.x % 32;
+    const int group = ((int)threadIdx.x - COPY_THREADS) / GROUP,
+              warp = (int)threadIdx.x % GROUP / 32, lane = (int)threadIdx.x % 32;
     const bool elected = threadIdx.x % GROUP == 0;
     /* 64 rows of 128 bytes, or one slab: the same distance. */
     const uint32_t own_a = (uint32_t)group * XP_HOPPER_SLAB_BYTES;
@@ -311,7 +247,9 @@ static __device__ __forceinline__ void multiply_all(const xp_tile_args &p, const
         uint32_t before = 0;
         for (int s = 0; s < w.n_slices; s++) {
             mbarrier_wait(at.full(), at.parity);
-            __syncwarp(); /* wgmma wants the warp together */
+            async_proxy_fence(); /* cp.async writes are ordinary ones, wgmma reads through the async
+                                    proxy */
+            __syncwarp();        /* wgmma wants the warp together */
             wgmma_fence();
 #pragma unroll
             for (int step = 0; step < DEPTH / 16; step++)
@@ -341,7 +279,7 @@ static __device__ __forceinline__ void multiply_all(const xp_tile_args &p, const
 
 template <product P>
 static __global__ void __launch_bounds__(N_THREADS, 1)
-    hopper_kernel(const xp_tile_args p, const __grid_constant__ CUtensorMap weights) {
+    hopper_kernel(const xp_tile_args p, const __grid_constant__ CUtensorMap map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ uint8_t shared[];
     uint8_t *start =
@@ -354,15 +292,15 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
     if (threadIdx.x == 0) {
         for (int s = 0; s < N_STAGES; s++) {
             const uint32_t full = base + BARRIERS_AT + (uint32_t)s * 8;
-            mbarrier_init(full, P == WGRAD ? GROUP : GROUP + 1); /* and the bytes of the weights */
-            mbarrier_init(full + N_STAGES * 8, 2);               /* a thread of each warpgroup */
+            mbarrier_init(full, COPY_THREADS + 1); /* and the bytes of TMA */
+            mbarrier_init(full + N_STAGES * 8, 2); /* a thread of each warpgroup that multiplies */
         }
         mbarrier_init_fence();
     }
     __syncthreads();
-    if (threadIdx.x < GROUP) {
+    if (threadIdx.x < COPY_THREADS) {
         registers_give<COPY_REGISTERS>();
-        copy_all<P>(p, &weights, offsets, base);
+        copy_all<P>(p, &map, offsets, base);
     } else {
         registers_take<MULTIPLY_REGISTERS>();
         multiply_all<P>(p, offsets, base);
@@ -372,12 +310,12 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
 
 template <product P>
 static xp_status launch(xp_cuda_device *device, cudaStream_t stream, const xp_tile_args *p,
-                        const CUtensorMap *weights) {
+                        const CUtensorMap *map) {
     XP_TRY(xp_cuda_check(cudaFuncSetAttribute((const void *)hopper_kernel<P>,
                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
                                               SHARED_BYTES),
                          "grouped_hopper"));
-    hopper_kernel<P><<<(unsigned)device->n_sms, N_THREADS, SHARED_BYTES, stream>>>(*p, *weights);
+    hopper_kernel<P><<<(unsigned)device->n_sms, N_THREADS, SHARED_BYTES, stream>>>(*p, *map);
     return xp_cuda_check(cudaGetLastError(), "grouped_hopper");
 }
 
@@ -391,10 +329,13 @@ bool xp_cuda_hopper_is_built(void) {
 
 xp_status xp_cuda_grouped_hopper(xp_cuda_device *device, cudaStream_t stream,
                                  const xp_tile_args *p) {
-    CUtensorMap weights = {};
-    if (!p->rows_are_m)
-        return launch<WGRAD>(device, stream, p, &weights);
-    XP_TRY(xp_cuda_hopper_weights_map(p, p->trans_b ? TILE_N : DEPTH, &weights));
-    return p->trans_b ? launch<FORWARD>(device, stream, p, &weights)
-                      : launch<DGRAD>(device, stream, p, &weights);
+    CUtensorMap map = {};
+    if (!p->rows_are_m) {
+        if (has_boxes(*p))
+            XP_TRY(xp_cuda_hopper_rows_map(p, boxes_are_b(*p), &map));
+        return launch<WGRAD>(device, stream, p, &map);
+    }
+    XP_TRY(xp_cuda_hopper_weights_map(p, p->trans_b ? TILE_N : DEPTH, &map));
+    return p->trans_b ? launch<FORWARD>(device, stream, p, &map)
+                      : launch<DGRAD>(device, stream, p, &map);
 }

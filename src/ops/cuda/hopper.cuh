@@ -59,16 +59,14 @@ static __device__ __forceinline__ void copy_chunk(uint32_t to, const void *from,
                  : "memory");
 }
 
-static __device__ __forceinline__ void copy_commit() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
+/** One arrival at the barrier, expected like any other, once all copies that this thread has
+ * started are complete. */
+static __device__ __forceinline__ void copy_arrive(uint32_t bar) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 
-/** Wait until at most N of this thread's groups are under way. */
-template <int N> static __device__ __forceinline__ void copy_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
-
-/** What this thread has written to shared memory becomes visible to wgmma and bulk copies. */
+/** What this thread has written to shared memory, or knows to be written through a barrier, becomes
+ * visible to its wgmma and bulk copies. */
 static __device__ __forceinline__ void async_proxy_fence() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

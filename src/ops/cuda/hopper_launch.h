@@ -1,4 +1,4 @@
-/** Host side of the Hopper kernels: whether they can serve, and TMA's map of the weights. */
+/** Host side of the Hopper kernels: whether they can serve, and TMA's maps. */
 #ifndef XP_OPS_CUDA_HOPPER_LAUNCH_H
 #define XP_OPS_CUDA_HOPPER_LAUNCH_H
 
@@ -18,6 +18,10 @@ bool xp_cuda_hopper_is_built(void);
  * an expert's matrix. */
 XP_NODISCARD xp_status xp_cuda_hopper_weights_map(const xp_tile_args *problem, int box_rows,
                                                   CUtensorMap *map);
+/** The rows of wgrad's operand b (or a) as boxes of 64 x 64; zeros right of them and below the last
+ * row that there can be. */
+XP_NODISCARD xp_status xp_cuda_hopper_rows_map(const xp_tile_args *problem, bool of_b,
+                                               CUtensorMap *map);
 
 #ifdef __cplusplus
 }

@@ -27,7 +27,8 @@ const xp_ops xp_cuda_ops = {
     .optim = {.adamw = xp_cuda_adamw,
               .sum_squares = xp_cuda_sum_squares,
               .axpy = xp_cuda_axpy,
-              .sum = xp_cuda_sum},
+              .sum = xp_cuda_sum,
+              .draw = xp_cuda_draw},
 };
 
 const xp_moe_ops xp_cuda_plain_activation = {

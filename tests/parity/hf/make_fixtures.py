@@ -7,9 +7,9 @@ One folder a model:
   config.json, model.safetensors   the weights, as save_pretrained() writes them
   grads.safetensors                gradient of every parameter for the first batch, under the same names
   record.safetensors               tokens [12, B, S + 1] int64, logits [B, S, V] of the first batch,
-                                   losses [12] of 12 AdamW steps (one batch each), grad_norms [12] before clipping,
-                                   bf16_loss [1] and bf16_grad_error [1]: the same model run in bf16
+                                   losses [12] of 12 AdamW steps (one batch each), grad_norms [12] before clipping
   record.json                      versions, optimizer settings
+(bf16.json comes from make_bf16.py.)
 
 The loss is the mean cross-entropy of tokens 1..S given tokens 0..S-1. AdamW: lr 1e-3, betas 0.9/0.95, eps 1e-8,
 weight decay 0.1 on every parameter, clip 1.0 by the global norm.
@@ -69,16 +69,6 @@ def loss_of(model, rows):
     return loss, logits
 
 
-def bf16_errors(model, rows, loss, grads):
-    """Loss of the model in bf16 and the largest relative gradient error over parameters (norms)."""
-    half = copy.deepcopy(model).bfloat16()
-    half_loss, _ = loss_of(half, rows)
-    half_loss.backward()
-    worst = max((p.grad.float() - grads[n]).norm().item() / max(grads[n].norm().item(), 1e-12)
-                for n, p in half.named_parameters())
-    return half_loss.item(), worst
-
-
 def record(name, m, out):
     torch.manual_seed(0)
     model = make_model(m)
@@ -97,7 +87,6 @@ def record(name, m, out):
         if step == 0:
             first_logits = logits.detach().clone()
             grads = {n: p.grad.detach().clone() for n, p in model.named_parameters()}
-            bf16_loss, bf16_error = bf16_errors(model, tokens[0], loss.item(), grads)
             carrier = copy.deepcopy(model)
             with torch.no_grad():
                 for n, p in carrier.named_parameters():
@@ -111,14 +100,11 @@ def record(name, m, out):
     save_file({
         "tokens": tokens.contiguous(), "logits": first_logits.contiguous(),
         "losses": torch.tensor(losses, dtype=torch.float64), "grad_norms": torch.tensor(norms, dtype=torch.float64),
-        "bf16_loss": torch.tensor([bf16_loss], dtype=torch.float64),
-        "bf16_grad_error": torch.tensor([bf16_error], dtype=torch.float64),
     }, folder / "record.safetensors")
     about = dict(torch=torch.__version__, transformers=transformers.__version__, lr=LR, betas=[0.9, 0.95], eps=1e-8,
                  weight_decay=0.1, max_norm=1.0, sizes=m)
     (folder / "record.json").write_text(json.dumps(about, indent=1) + "\n")
-    print(name, "losses", " ".join(f"{x:.6f}" for x in losses), "bf16", bf16_loss, bf16_error,
-          "tensors", len(load_file(folder / "model.safetensors")))
+    print(name, "losses", " ".join(f"{x:.6f}" for x in losses), "tensors", len(load_file(folder / "model.safetensors")))
 
 
 def main():

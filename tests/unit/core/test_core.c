@@ -52,6 +52,22 @@ static void test_philox_known_answers(void **state) {
     assert_memory_equal(w, ones, sizeof w);
 }
 
+/* Box-Muller with the C library's functions; both are good to a few units of fp64, so that they
+ * round to the same float but for rare ties. */
+static void test_normal_is_box_muller(void **state) {
+    (void)state;
+    int n_other = 0;
+    for (uint64_t i = 0; i < 200000; i++) {
+        uint32_t w[4];
+        xp_rng_philox(3, 4, i, w);
+        double u = ((double)w[0] + 0.5) * 0x1p-32, angle = 2 * M_PI * ((double)w[1] * 0x1p-32);
+        double want = sqrt(-2 * log(u)) * cos(angle), got = (double)xp_rng_normal(3, 4, i);
+        assert_true(fabs(got - want) <= 1e-7 * fabs(want) + 1e-14);
+        n_other += (float)want != (float)got;
+    }
+    assert_true(n_other <= 2);
+}
+
 static void test_normal_moments(void **state) {
     (void)state;
     const int n = 200000;
@@ -223,6 +239,7 @@ int main(void) {
         cmocka_unit_test(test_errors_are_one_line_and_gain_context),
         cmocka_unit_test(test_bf16_rounds_to_nearest_even),
         cmocka_unit_test(test_philox_known_answers),
+        cmocka_unit_test(test_normal_is_box_muller),
         cmocka_unit_test(test_normal_moments),
         cmocka_unit_test(test_permutation_is_one),
         cmocka_unit_test(test_text_and_numbers),

@@ -159,7 +159,7 @@ static xp_status with_mesh(const rank_args *a, const xp_mesh *mesh) {
     int64_t n = xp_param_table_n_elements(table);
     float *params = calloc((size_t)n, sizeof *params);
     float *grads = calloc((size_t)n, sizeof *grads);
-    xp_param_table_init(table, 3, 0, n, params);
+    XP_TRY(xp_param_table_draw(table, 3, 0, n, stream, params));
     xp_shard_args args = {.table = table,
                           .mesh = mesh,
                           .device = device,

@@ -1,0 +1,196 @@
+/*
+ * p2p on GPUs: the kernels of p2p_rows.cu write where rows are wanted, with a meeting before and
+ * after. The host queues and returns; in a phased group it stands in for the meetings itself: it
+ * waits for its stream, then for the other ranks.
+ */
+#include "ep/transport/p2p.h"
+
+#include "comm/provider.h"
+#include "ep/cuda/cuda_group.h"
+
+_Static_assert(sizeof(p2p_flag) == XP_EP_CUDA_FLAG_WORDS * sizeof(uint32_t), "a flag's line");
+_Static_assert(sizeof(xp_ep_cuda_fate) <= 256, "lies where the CPU's bell does");
+
+/* What a meeting is for, and what each rank brings to the others. */
+typedef struct meeting {
+    p2p_point point;
+    int64_t least_rounds; /* see xp_ep_cuda_meet */
+    bool locks;
+    const int32_t *brought;
+    int64_t n_brought, stride;
+    const void *shown;
+} meeting;
+
+/* Where `peer` finds what this rank brings to a point; NULL: nothing is brought. */
+static int32_t *mailbox_of(const xp_ep_step *step, const p2p_area *peer, p2p_point point) {
+    const xp_ep_shape *s = &step->group->shape;
+    const int64_t me = step->group->rank;
+    switch (point) {
+    case P2P_COUNTS:
+        return peer->blocks + me * s->block_ints;
+    case P2P_STARTS:
+        return peer->starts + me * s->max_rounds;
+    case P2P_READY:
+        return (int32_t *)(peer->recv_at + me);
+    default:
+        return NULL;
+    }
+}
+
+static uint32_t *flags_of(const xp_ep_step *step, const p2p_area *area, p2p_point point) {
+    return (uint32_t *)(area->flags + (int)point * step->group->shape.n_ranks);
+}
+
+static xp_ep_cuda_meet describe(const xp_ep_step *step, const meeting *what) {
+    const xp_ep_group *group = step->group;
+    const p2p_state *p2p = group->state;
+    xp_ep_cuda_meet m = {
+        .n_ranks = group->shape.n_ranks,
+        .rank = group->rank,
+        .point = (int)what->point,
+        .phase = xp_ep_cuda_phase(step->phase),
+        .epoch = p2p->epochs[step->plan->slot],
+        .waits = !xp_ep_cuda_state_of(step)->phased,
+        .locks = what->locks,
+        .timeout_ns = (uint64_t)(group->timeout_s * 1e9),
+        .round = step->round,
+        .least_rounds = what->least_rounds,
+        .totals = step->plan->totals,
+        .own_data = flags_of(step, xp_ep_p2p_area(step, group->rank), P2P_DATA),
+        .brought = what->brought,
+        .n_brought = what->n_brought,
+        .stride = what->stride,
+        .shown = what->shown,
+        .news = xp_ep_cuda_state_of(step)->news_on_device,
+    };
+    for (int r = 0; r < m.n_ranks; r++) {
+        const p2p_area *area = xp_ep_p2p_area(step, r);
+        m.flags[r] = flags_of(step, area, what->point);
+        m.busy[r] = flags_of(step, area, P2P_BUSY);
+        m.fates[r] = (xp_ep_cuda_fate *)area->bell;
+        m.to[r] = mailbox_of(step, area, what->point);
+    }
+    return m;
+}
+
+static xp_status meet(const xp_ep_step *step, cudaStream_t stream, const meeting *what) {
+    xp_ep_group *group = step->group;
+    const xp_ep_cuda_state *state = group->device_state;
+    if (!state->phased || what->n_brought > 0 || what->shown != NULL) {
+        const xp_ep_cuda_meet m = describe(step, what);
+        XP_TRY(xp_ep_cuda_hold_meeting(stream, &m));
+    }
+    if (!state->phased)
+        return XP_OK;
+    xp_ep_add(&group->totals.n_host_waits, 1);
+    XP_TRY(xp_stream_sync(step->stream));
+    xp_comm_set_phase(group->comm, step->phase);
+    return xp_comm_barrier(group->comm, NULL);
+}
+
+/* Only the receiver knows where the rows of later rounds start. */
+static xp_status exchange_starts(const xp_ep_step *step, cudaStream_t stream,
+                                 const xp_ep_cuda_plan *v) {
+    const int64_t n_rounds = step->group->shape.max_rounds;
+    if (n_rounds > 1)
+        XP_TRY(meet(step, stream,
+                    &(meeting){.point = P2P_STARTS,
+                               .least_rounds = 1,
+                               .brought = v->dest_slot,
+                               .n_brought = n_rounds,
+                               .stride = n_rounds}));
+    return xp_ep_cuda_place_rounds(stream, v, xp_ep_p2p_area(step, step->group->rank)->starts);
+}
+
+/* A phased group's host waits anyway: it tells of bad routing at once, and need not launch rounds
+ * that are empty. */
+static xp_status read_plan(const xp_ep_step *step) {
+    const xp_ep_shape *s = &step->group->shape;
+    xp_ep_plan *plan = step->plan;
+    const xp_ep_cuda_fetch all[] = {
+        {plan->host->blocks, plan->blocks,
+         (size_t)s->n_ranks * (size_t)s->block_ints * sizeof *plan->blocks},
+        {plan->host->totals, plan->totals, sizeof *plan->totals},
+    };
+    XP_TRY(xp_ep_cuda_fetch_all(step, all, 2));
+    plan->n_rounds = plan->host->totals[0];
+    return xp_ep_plan_explain(step->group, plan->host->blocks);
+}
+
+static xp_status build(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_plan *v) {
+    const xp_ep_shape *s = &step->group->shape;
+    const p2p_area *mine = xp_ep_p2p_area(step, step->group->rank);
+    xp_ep_p2p_begin(step);
+    for (int d = 0; d < s->n_ranks; d++)
+        v->picks_to[d] = (xp_ep_cuda_pick *)xp_ep_p2p_area(step, d)->picks;
+    v->picks = (const xp_ep_cuda_pick *)mine->picks;
+    XP_TRY(xp_ep_cuda_route(stream, v));
+    XP_TRY(meet(step, stream,
+                &(meeting){.point = P2P_COUNTS,
+                           .least_rounds = -1,
+                           .brought = v->block,
+                           .n_brought = s->block_ints}));
+    XP_TRY(xp_cuda_check(
+        cudaMemcpyAsync(v->blocks, mine->blocks,
+                        (size_t)s->n_ranks * (size_t)s->block_ints * sizeof *v->blocks,
+                        cudaMemcpyDeviceToDevice, stream),
+        step->phase));
+    XP_TRY(xp_ep_cuda_build_send(stream, v));
+    /* Also when routing is refused: a rank that went on to its next plan would overwrite counts
+     * that others still read. */
+    XP_TRY(meet(step, stream, &(meeting){.point = P2P_PICKS, .least_rounds = -1}));
+    XP_TRY(xp_ep_cuda_build_recv(stream, v));
+    XP_TRY(exchange_starts(step, stream, v));
+    return xp_ep_cuda_state_of(step)->phased ? read_plan(step) : XP_OK;
+}
+
+static xp_ep_cuda_peers peers_of(const xp_ep_step *step, void *recv) {
+    const p2p_state *p2p = step->group->state;
+    const int me = step->group->rank;
+    xp_ep_cuda_peers peers = {.recv_at = p2p->direct ? xp_ep_p2p_area(step, me)->recv_at : NULL};
+    for (int r = 0; r < step->group->shape.n_ranks; r++) {
+        const p2p_area *area = xp_ep_p2p_area(step, r);
+        peers.recv[r] = p2p->direct ? recv : area->recv;
+        peers.home[r] = area->home;
+        peers.weights[r] = area->weights;
+    }
+    return peers;
+}
+
+static xp_status dispatch(const xp_ep_step *step, cudaStream_t stream, const void *x, void *recv) {
+    const p2p_state *p2p = step->group->state;
+    const xp_ep_cuda_plan v = xp_ep_cuda_view(step);
+    const xp_ep_cuda_rows rows = xp_ep_cuda_rows_of(step);
+    const xp_ep_cuda_peers peers = peers_of(step, recv);
+    xp_ep_p2p_begin(step);
+    XP_TRY(meet(step, stream,
+                &(meeting){.point = P2P_READY,
+                           .least_rounds = step->round,
+                           .locks = p2p->direct,
+                           .shown = p2p->direct ? recv : NULL}));
+    XP_TRY(xp_ep_cuda_push_rows(stream, &v, &rows, &peers, x));
+    XP_TRY(meet(step, stream, &(meeting){.point = P2P_DATA, .least_rounds = step->round}));
+    return p2p->direct ? XP_OK
+                       : xp_ep_cuda_take_rows(stream, &v, &rows,
+                                              xp_ep_p2p_area(step, step->group->rank)->recv, recv);
+}
+
+static xp_status bring_home(const xp_ep_step *step, cudaStream_t stream, const xp_ep_home *home) {
+    const xp_ep_cuda_plan v = xp_ep_cuda_view(step);
+    const xp_ep_cuda_rows rows = xp_ep_cuda_rows_of(step);
+    const xp_ep_cuda_peers peers = peers_of(step, NULL);
+    const p2p_area *mine = xp_ep_p2p_area(step, step->group->rank);
+    xp_ep_p2p_begin(step);
+    XP_TRY(meet(step, stream, &(meeting){.point = P2P_READY, .least_rounds = step->round}));
+    XP_TRY(xp_ep_cuda_push_sums(stream, &v, &rows, &peers, home->y));
+    if (home->d_weight != NULL)
+        XP_TRY(xp_ep_cuda_push_weights(stream, &v, step->round, &peers, home->d_weight));
+    XP_TRY(meet(step, stream, &(meeting){.point = P2P_DATA, .least_rounds = step->round}));
+    XP_TRY(xp_ep_cuda_sum_arrived(stream, &v, &rows, mine->home, home->y, home->out));
+    if (home->d_weight == NULL || home->d_topk_weight == NULL)
+        return XP_OK;
+    return xp_ep_cuda_place_weights(stream, &v, step->round, mine->weights, home->d_topk_weight);
+}
+
+const xp_ep_cuda_exchange xp_ep_cuda_p2p = {
+    .build = build, .dispatch = dispatch, .bring_home = bring_home};

@@ -1,0 +1,85 @@
+/** How a warpgroup of wgmma writes its 64 x 256 sums: see wgmma_64x256() for which thread holds
+ * what. */
+#ifndef XP_OPS_CUDA_HOPPER_STORE_CUH
+#define XP_OPS_CUDA_HOPPER_STORE_CUH
+
+#include "ops/cuda/tile_gemm.h"
+#include "ops/cuda/vector.cuh"
+
+/* Word j of lane q becomes word q of lane j, in each group of four lanes. */
+static __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
+    const bool odd = (threadIdx.x & 1) != 0, high = (threadIdx.x & 2) != 0;
+    const uint32_t x = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1),
+                   y = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
+    w[0] = odd ? x : w[0];
+    w[1] = odd ? w[1] : x;
+    w[2] = odd ? y : w[2];
+    w[3] = odd ? w[3] : y;
+    const uint32_t u = __shfl_xor_sync(0xffffffffu, high ? w[0] : w[2], 2),
+                   v = __shfl_xor_sync(0xffffffffu, high ? w[1] : w[3], 2);
+    w[0] = high ? u : w[0];
+    w[1] = high ? v : w[1];
+    w[2] = high ? w[2] : u;
+    w[3] = high ? w[3] : v;
+}
+
+static __device__ __forceinline__ uint32_t pack(float low, float high) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *(const uint32_t *)&both;
+}
+
+/* Rounded, 16 bytes a store: lanes of four trade words so that each holds 8 neighbouring columns.
+ */
+static __device__ __forceinline__ void put_bf16(const xp_tile_args &p, const float (&d)[128],
+                                                bf16 *c, int64_t row, int64_t n_rows, int64_t n0) {
+    const int lane = (int)threadIdx.x % 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int64_t r = row + 8 * half;
+#pragma unroll
+        for (int g = 0; g < 8; g++) {
+            uint32_t w[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int i = 4 * (4 * g + j) + 2 * half;
+                w[j] = pack(d[i], d[i + 1]);
+            }
+            transpose_quad(w);
+            const int64_t column = n0 + 8 * (4 * g + lane);
+            if (r < n_rows && column < p.n)
+                *(uint4 *)(c + r * p.ldc + column) = make_uint4(w[0], w[1], w[2], w[3]);
+        }
+    }
+}
+
+/* fp32 results, and sums added to what is there: two neighbouring columns an access. */
+static __device__ __forceinline__ void put_pairs(const xp_tile_args &p, const float (&d)[128],
+                                                 int64_t c0, int64_t row, int64_t n_rows,
+                                                 int64_t n0) {
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+        const int64_t r = row + 8 * (i % 2), column = n0 + 8 * (i / 2) + 2 * (threadIdx.x % 4);
+        if (r >= n_rows || column >= p.n)
+            continue;
+        float2 x = make_float2(d[2 * i], d[2 * i + 1]);
+        const int64_t at = c0 + r * p.ldc + column;
+        if (p.c_f32) {
+            float2 *to = (float2 *)((float *)p.c + at);
+            if (p.acc) {
+                const float2 old = *to;
+                x = make_float2(old.x + x.x, old.y + x.y);
+            }
+            *to = x;
+        } else {
+            uint32_t *to = (uint32_t *)((bf16 *)p.c + at);
+            if (p.acc) {
+                const uint32_t bits = *to;
+                const __nv_bfloat162 old = *(const __nv_bfloat162 *)&bits;
+                x = make_float2(__low2float(old) + x.x, __high2float(old) + x.y);
+            }
+            *to = pack(x.x, x.y);
+        }
+    }
+}
+
+#endif
