@@ -18,6 +18,9 @@
  * itself adds fp32, fp64, and bf16 beyond XP_COMM_MAX_ORDERED ranks, in an order that depends on
  * the machine's wiring but not on the run; its bf16 sums are rounded at every hop.
  *
+ * Do not reserve or free GPU memory while another rank's collective may be waiting for this one:
+ * where ranks are threads, the driver may make one wait for the other.
+ *
  * A failure that is found while the GPU waits for a peer ends that wait: the stream goes on with
  * wrong data, and xp_comm_async_error() tells. Ask it after xp_stream_sync() and before results are
  * used; the next call on a communicator of the same world fails, too.

@@ -25,6 +25,12 @@ void *reserve(worker *r, size_t n_bytes) {
     return data;
 }
 
+/* Drivers may make cudaMalloc and cudaFree wait for what runs on other GPUs of the process: nobody
+ * is in a collective before all are done with those. */
+static void meet(worker *r) {
+    check(r, xp_comm_barrier(r->comm, NULL) == XP_OK, "meeting on the host", 0);
+}
+
 static void move(worker *r, void *to, const void *from, size_t n_bytes) {
     check(r, xp_copy(r->stream, to, from, n_bytes) == XP_OK, "copy", (int64_t)n_bytes);
     check(r, xp_stream_sync(r->stream) == XP_OK, "sync", (int64_t)n_bytes);
@@ -104,6 +110,7 @@ static void reductions(worker *r, int64_t n, xp_dtype dtype, bool scatter, xp_re
     const size_t n_send = (size_t)all * size, n_recv = (size_t)n * size;
     char *host = malloc(n_send + GUARD), *back = malloc(n_recv + GUARD);
     char *send = reserve(r, n_send), *recv = reserve(r, n_recv);
+    meet(r);
     for (int64_t i = 0; i < all; i++)
         store(dtype, host, i, element(r->me, i));
     memset(host + n_send, 42, GUARD);
@@ -138,6 +145,7 @@ static void movements(worker *r, int64_t n) {
     unsigned char *host = malloc(all + 1), *back = malloc(all + 1);
     char *send = reserve(r, all), *recv = reserve(r, all);
     bool right = true;
+    meet(r);
     for (int64_t i = 0; i < n * r->n; i++)
         host[i] = byte_of(r->me, (int)(i / n), i % n);
     move(r, send, host, all);
@@ -183,6 +191,7 @@ static void uneven(worker *r, int64_t unit) {
     unsigned char *host = malloc((size_t)n_send + 1), *back = calloc(1, (size_t)n_recv + 1);
     char *send = reserve(r, (size_t)n_send), *recv = reserve(r, (size_t)n_recv);
     bool right = true;
+    meet(r);
     for (int k = 0; k < r->n; k++)
         for (int64_t i = 0; i < counts[0][k]; i++)
             host[counts[1][k] + i] = byte_of(r->me, k, i);
@@ -208,6 +217,7 @@ static void uneven(worker *r, int64_t unit) {
 static void repeats(worker *r) {
     const int64_t n = 100000;
     char *sums = reserve(r, (size_t)n * 4), *host = malloc((size_t)n * 4), *first = NULL;
+    meet(r);
     for (int turn = 0; turn < 2; turn++) {
         for (int64_t i = 0; i < n; i++)
             store(XP_F32, host, i, element(r->me, i) / 1e3);
