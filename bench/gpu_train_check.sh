@@ -3,7 +3,8 @@
 #   bench/gpu_train_check.sh BUILD_FOLDER [OUTPUT_FOLDER]
 # BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
 # Whole output goes to OUTPUT_FOLDER (default: a new temporary one); a summary is printed last. At most six minutes.
-# GPU_OPTIONS="--training.backend cpu --debug.device_caps guard" tries the script itself on a machine without a GPU.
+# PARITY_DEVICE=cpu GPU_OPTIONS="--training.backend cpu --debug.device_caps guard" tries the script itself on a machine
+# without a GPU.
 # PARTS="parity curves repeat resume slice" chooses; exit code 0: everything that ran was right. "record" before "parity"
 # records PyTorch's bf16 anew (make_bf16.py, needs transformers), uses it, and leaves it in OUTPUT_FOLDER/bf16.
 set -u
@@ -60,7 +61,7 @@ if want record; then
     fi
 fi
 if want parity; then
-    run parity 90 "$build/bin/test_hf_parity" --device cuda --fixtures "$fixtures"
+    run parity 90 "$build/bin/test_hf_parity" --device "${PARITY_DEVICE:-cuda}" --fixtures "$fixtures"
     grep -E "PASSED|FAILED|ERROR|bf16:" "$out/parity.txt" | cut -c1-200 | tee -a "$summary"
 fi
 if want curves; then
