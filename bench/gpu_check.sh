@@ -3,53 +3,28 @@
 #   bench/gpu_check.sh BUILD_FOLDER [OUTPUT_FOLDER]
 # BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
 # Whole output goes to OUTPUT_FOLDER (default: a new temporary one); a summary is printed last. About five minutes.
-# PARTS="check sanitize bench peer" chooses; exit code 0: everything that ran was right.
+# PARTS="check full sanitize bench peer" chooses; exit code 0: everything that ran was right.
 set -u
 build=${1:?usage: gpu_check.sh BUILD_FOLDER [OUTPUT_FOLDER]}
 out=${2:-$(mktemp -d)}
-parts=${PARTS:-check sanitize bench peer}
+parts=${PARTS:-check full sanitize bench peer}
 mkdir -p "$out"
 build=$(cd "$build" && pwd)
 here=$(cd "$(dirname "$0")" && pwd)
-failed=0
 summary=$out/summary.txt
 : > "$summary"
-
-say() { printf '%s\n' "$*" | tee -a "$summary"; }
-
-# Links may not survive a transfer.
-for name in libexpar.so.0.1.0; do
-    [ -e "$build/lib/libexpar.so.0" ] || cp "$build/lib/$name" "$build/lib/libexpar.so.0"
-done
-chmod +x "$build"/bin/* 2> /dev/null
-
-# cuDNN and cuBLASLt from Python packages, where the loader does not find them by itself.
-for library in libcudnn.so.9 libcublasLt.so.13; do
-    ldconfig -p 2> /dev/null | grep -q "$library" && continue
-    found=$(find /usr/local/cuda*/lib* $(python3 -c 'import sys; print(*[p for p in sys.path if p.endswith("packages")])' \
-        2> /dev/null) -name "$library" 2> /dev/null | head -1)
-    [ -n "$found" ] && export LD_LIBRARY_PATH="$(dirname "$found")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-done
+. "$here/gpu_common.sh"
 say "LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2> /dev/null | tee -a "$summary"
-
-# run NAME SECONDS COMMAND...: output to NAME.txt, last lines to the summary
-run() {
-    local name=$1 limit=$2 rc start=$SECONDS
-    shift 2
-    timeout -k 5 "$limit" "$@" > "$out/$name.txt" 2>&1
-    rc=$?
-    [ "$rc" = 0 ] || failed=1
-    say "== $name: exit $rc, $((SECONDS - start)) s"
-    return $rc
-}
-
-want() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 
 if want check; then
     run check 170 "$build/bin/checkop" --device cuda
     grep -A1 FAIL "$out/check.txt" | cut -c1-200 | head -40 | tee -a "$summary"
     tail -1 "$out/check.txt" | tee -a "$summary"
+fi
+if want full; then
+    run full 120 "$build/bin/check_full"
+    cut -c1-190 "$out/full.txt" | tee -a "$summary"
 fi
 if want sanitize; then
     for tool in memcheck racecheck initcheck; do

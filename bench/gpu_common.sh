@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034,SC2154
 # Sourced by the scripts that check a build folder on a GPU; they set build, out and summary before.
 # say TEXT: to the screen and the summary, at once. want PART: whether PARTS asks for it. failed=1 after a failure.
 failed=0

@@ -9,7 +9,7 @@
 # BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
 # PARTS="curves peer repeat resume cost" chooses; summary in OUTPUT_FOLDER/curves_summary.txt as it grows; about five
 # minutes and 16 GB of temporary files. Exit code 0: everything that ran was right.
-# Smaller, without a GPU: FLAVOR=tiny_moe SEQ=64 BATCH=4 STEPS=20 GPU_OPTIONS="--training.backend cpu --debug.device_caps
+# Smaller, without a GPU: FLAVOR=tiny_moe SEQ=64 BATCH=2 STEPS=12 WARMUP=3 GPU_OPTIONS="--training.backend cpu --debug.device_caps
 # guard" PEER_DEVICE=cpu PARTS="curves peer repeat resume"
 set -u
 build=${1:?usage: gpu_curves.sh BUILD_FOLDER [OUTPUT_FOLDER]}
@@ -27,7 +27,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 tokens=${TOKENS:-assets/tokens/kjv.bin}
 [ -s "$tokens" ] || { echo "error: there is no $tokens; the head of this script says how to make it" >&2; exit 2; }
-steps=${STEPS:-200} half=$((${STEPS:-200} / 2)) warmup=20
+steps=${STEPS:-200} half=$((${STEPS:-200} / 2)) warmup=${WARMUP:-20}
 seq=${SEQ:-512} batch=${BATCH:-8} lr=${LR:-3e-4} flavor=${FLAVOR:-debugmodel_moe}
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2> /dev/null | tee -a "$summary"
 

@@ -3,8 +3,10 @@
 #   bench/gpu_train_check.sh BUILD_FOLDER [OUTPUT_FOLDER]
 # BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
 # Whole output goes to OUTPUT_FOLDER (default: a new temporary one); a summary is printed last. At most six minutes.
-# GPU_OPTIONS="--training.backend cpu --debug.device_caps guard" tries the script itself on a machine without a GPU.
-# PARTS="parity curves repeat resume slice" chooses; exit code 0: everything that ran was right.
+# PARITY_DEVICE=cpu GPU_OPTIONS="--training.backend cpu --debug.device_caps guard" tries the script itself on a machine
+# without a GPU.
+# PARTS="parity curves repeat resume slice" chooses; exit code 0: everything that ran was right. "record" before "parity"
+# records PyTorch's bf16 anew (make_bf16.py, needs transformers), uses it, and leaves it in OUTPUT_FOLDER/bf16.
 set -u
 build=${1:?usage: gpu_train_check.sh BUILD_FOLDER [OUTPUT_FOLDER]}
 out=${2:-$(mktemp -d)}
@@ -16,36 +18,9 @@ out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-failed=0
 summary=$out/train_summary.txt
 : > "$summary"
-
-say() { printf '%s\n' "$*" | tee -a "$summary"; }
-want() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
-
-# Links may not survive a transfer.
-[ -e "$build/lib/libexpar.so.0" ] || cp "$build"/lib/libexpar.so.0.* "$build/lib/libexpar.so.0"
-chmod +x "$build"/bin/* 2> /dev/null
-
-# cuDNN and cuBLASLt from Python packages, where the loader does not find them by itself.
-for library in libcudnn.so.9 libcublasLt.so.13; do
-    ldconfig -p 2> /dev/null | grep -q "$library" && continue
-    found=$(find /usr/local/cuda*/lib* $(python3 -c 'import sys; print(*[p for p in sys.path if p.endswith("packages")])' \
-        2> /dev/null) -name "$library" 2> /dev/null | head -1)
-    [ -n "$found" ] && export LD_LIBRARY_PATH="$(dirname "$found")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-done
-
-# run NAME SECONDS COMMAND...: output to NAME.txt
-run() {
-    local name=$1 limit=$2 rc start=$SECONDS
-    shift 2
-    timeout -k 5 "$limit" "$@" > "$out/$name.txt" 2>&1
-    rc=$?
-    [ "$rc" = 0 ] || failed=1
-    say "== $name: exit $rc, $((SECONDS - start)) s"
-    [ "$rc" = 0 ] || tail -3 "$out/$name.txt" | cut -c1-300 | tee -a "$summary"
-    return $rc
-}
+. bench/gpu_common.sh
 
 # 1 in 256 token ids as little-endian uint32: squares modulo a prime, so that there is something to learn.
 tokens=$work/tokens.bin
@@ -78,8 +53,15 @@ weights() {
     [ -e "$work/$1/checkpoint/step-20/manifest.json" ] && cat "$work/$1"/checkpoint/step-20/*.safetensors | md5sum
 }
 
+fixtures=tests/parity/hf/fixtures
+if want record; then
+    if run record 120 python3 tests/parity/hf/make_bf16.py "$fixtures" --out "$out/bf16"; then
+        grep "training" "$out/record.txt" | cut -c1-300 | tee -a "$summary"
+        cp -r "$fixtures" "$work/fixtures" && cp -r "$out"/bf16/. "$work/fixtures/" && fixtures=$work/fixtures
+    fi
+fi
 if want parity; then
-    run parity 60 "$build/bin/test_hf_parity" --device cuda --fixtures tests/parity/hf/fixtures
+    run parity 90 "$build/bin/test_hf_parity" --device "${PARITY_DEVICE:-cuda}" --fixtures "$fixtures"
     grep -E "PASSED|FAILED|ERROR|bf16:" "$out/parity.txt" | cut -c1-200 | tee -a "$summary"
 fi
 if want curves; then

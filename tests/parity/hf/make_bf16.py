@@ -49,8 +49,11 @@ def hf_tensors(named):
 
 
 def load_model(folder, device):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    model.config._experts_implementation = "eager"  # the grouped kernel wants rows of 16 bytes
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config._experts_implementation = "eager"  # the grouped kernel wants rows of 16 bytes
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager")
+    model.config._experts_implementation = "eager"
     stored = load_file(folder / "model.safetensors")
     held = hf_tensors({n: p.detach() for n, p in model.named_parameters()})
     if set(stored) != set(held) or any(not torch.equal(stored[n], held[n]) for n in stored):
