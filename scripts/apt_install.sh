@@ -12,7 +12,7 @@ if [ "$(id -u)" -ne 0 ]; then
     as_root=(sudo)
 fi
 
-echo "installing packages: $*"
+echo "installing packages (the first time this can take a few minutes): $*"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 install() {

@@ -300,15 +300,18 @@ static void summarise(xp_trainer *t, double seconds) {
     xp_format_thousands((double)t->tokens_seen, count);
     xp_format_thousands(seconds > 0 ? tokens / seconds : 0, rate);
     xp_format_duration(seconds, time);
-    const char *state = t->step >= t->config->training.steps ? "done" : "stopped";
+    bool complete = t->step >= t->config->training.steps;
     xp_trainer_say(t,
                    "%s: step %lld of %lld, %s tokens seen, loss %.4f (mean of the last %d steps); "
                    "%lld steps in %s, %s tok/s",
-                   state, (long long)t->step, (long long)t->config->training.steps, count,
-                   recent_mean(t), (int)(t->n_recent < XP_N_RECENT ? t->n_recent : XP_N_RECENT),
-                   (long long)steps, time, rate);
+                   complete ? "done" : "stopped", (long long)t->step,
+                   (long long)t->config->training.steps, count, recent_mean(t),
+                   (int)(t->n_recent < XP_N_RECENT ? t->n_recent : XP_N_RECENT), (long long)steps,
+                   time, rate);
     if (t->last_published >= 0)
-        xp_trainer_say(t, "checkpoint: %s/step-%lld", t->ckpt_folder, (long long)t->last_published);
+        xp_trainer_say(t, "checkpoint: %s/step-%lld%s", t->ckpt_folder,
+                       (long long)t->last_published,
+                       complete ? "" : "; the same command goes on from there");
     else
         xp_trainer_say(t, "nothing is saved: checkpoint.enable is off");
     xp_trainer_say(t, "metrics: %s/%s", t->dump,

@@ -120,6 +120,8 @@ int main(int argc, char **argv) {
     o.victim = atoi(argv[3]);
     if (argc > 4 && strcmp(argv[4], "a2a") == 0)
         o.transport = XP_EP_A2A;
+    if (argc > 4 && strcmp(argv[4], "hierarchical") == 0)
+        o.transport = XP_EP_HIERARCHICAL;
     sigset_t set; /* as a trainer does: a launcher's SIGTERM is no reason to leave without a word */
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);

@@ -54,7 +54,7 @@ for ((i = 1; i <= kills; i++)); do
     for r in 0 1 2 3; do
         [ $r = $victim ] || survivors+=($r)
     done
-    wait_ranks run-$i 12 "${survivors[@]}"
+    wait_ranks run-$i $((5 + 5)) "${survivors[@]}"
     took=$(($(now_ms) - began))
     wait $mpirun
     for r in "${survivors[@]}"; do

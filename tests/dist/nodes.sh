@@ -67,20 +67,22 @@ expect_ok 4 where
 grep -q "^4 ranks on 2 nodes" where/all.log || fail "the ranks do not see two nodes: $(cat where/all.log)"
 
 # A rank of the second node is lost: the first node hears of it from the other one.
-for how in kill stop; do
+for lost in "kill a2a" "stop a2a" "kill hierarchical" "stop hierarchical"; do
+    how=${lost% *} transport=${lost#* }
+    name=lost-$how-$transport
     # Once a rank is lost, mpirun over several nodes may stay after all ranks have ended: nobody waits for it.
-    LIMIT=12 on_nodes 2 2 lost-$how "$FAULT" dispatch $how 3 a2a &
+    LIMIT=12 on_nodes 2 2 $name "$FAULT" dispatch $how 3 $transport &
     mpirun=$!
     sleep 1
-    wait_ranks lost-$how 15 0 1 2
-    [ $how = stop ] && kill -KILL "$(cat lost-$how/pid.3)"
+    wait_ranks $name 15 0 1 2
+    [ $how = stop ] && kill -KILL "$(cat $name/pid.3)"
     wait $mpirun
     for r in 0 1 2; do
-        [ "$(cat lost-$how/rc.$r)" = 1 ] || fail "lost-$how: rank $r exited with $(cat lost-$how/rc.$r)"
-        grep -q "^error: .*rank 3" lost-$how/err.$r || fail "lost-$how: rank $r does not name rank 3"
+        [ "$(cat $name/rc.$r)" = 1 ] || fail "$name: rank $r exited with $(cat $name/rc.$r)"
+        grep -q "^error: .*rank 3" $name/err.$r || fail "$name: rank $r does not name rank 3"
     done
-    [ "$how" = stop ] || grep '^error: ' lost-$how/all.log | tail -n 1 | grep -q "rank 3 is gone" ||
-        fail "lost-$how: the last line is not the root cause"
-    echo "lost-$how: $(grep '^error: ' lost-$how/all.log | tail -n 1)"
+    [ "$how" = stop ] || grep '^error: ' $name/all.log | tail -n 1 | grep -q "rank 3 is gone" ||
+        fail "$name: the last line is not the root cause"
+    echo "$name: $(grep '^error: ' $name/all.log | tail -n 1)"
 done
 echo "ok: two nodes"

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -237,8 +238,18 @@ static void say(xp_mpi_world *world, bool *what) {
     pthread_mutex_unlock(&world->lock);
 }
 
+/* Open MPI writes to connections whose other end may be dead: that is an error it returns, not the
+ * end of this process. The threads that MPI starts from here block the signal as well. */
+static void block_broken_pipes(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
 static void *engine_main(void *context) {
     xp_mpi_world *world = context;
+    block_broken_pipes();
     world->start_status = xp_mpi_connect(world);
     if (world->start_status != XP_OK)
         snprintf(world->start_error, sizeof world->start_error, "%s", xp_last_error());
