@@ -57,7 +57,8 @@ static xp_attention_args attention_args(xp_model *model, int layer) {
                                .out = xp_acts_get(&model->acts, layer, XP_ACT_ATTENTION),
                                .lse = xp_acts_get(&model->acts, layer, XP_ACT_LSE),
                                .dtype = model->args.dtype,
-                               .scratch = model->work.attention_scratch};
+                               .scratch = model->work.attention_scratch,
+                               .scratch_bytes = model->work.attention_scratch_bytes};
 }
 
 /* normed -> qkv -> q, k -> attention output -> branch */

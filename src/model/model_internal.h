@@ -43,6 +43,7 @@ typedef struct xp_model_work {
     float *norm_scratch;  /* of the two norms' backward */
     int32_t *embed_scratch;
     void *attention_scratch;
+    size_t attention_scratch_bytes;
 } xp_model_work;
 
 /** Staging memory: what copies to and from the device read and write on the host. */

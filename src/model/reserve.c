@@ -26,7 +26,9 @@ static int64_t choose_chunk(const xp_model *model) {
     return rows < max_tokens(model) ? rows : max_tokens(model);
 }
 
+/* For batches of the largest size, with documents where they are attended to: others make do. */
 static size_t attention_scratch(const xp_model *model) {
+    static const int32_t some_start = 0; /* not read */
     const xp_arch *arch = &model->arch;
     const int64_t q = (int64_t)arch->n_heads * arch->head_dim;
     const int64_t kv = (int64_t)arch->n_kv_heads * arch->head_dim;
@@ -40,6 +42,8 @@ static size_t attention_scratch(const xp_model *model) {
                                     .ldk = kv,
                                     .ldv = q + 2 * kv,
                                     .ldo = q,
+                                    .doc_start =
+                                        model->args.document_attention ? &some_start : NULL,
                                     .dtype = model->args.dtype};
     size_t forward = model->ops->attention.scratch(model->device, &args, false);
     if (model->args.inference)
@@ -76,6 +80,7 @@ static void carve_forward(xp_model *model, xp_slab *slab) {
         w->all_logits = xp_slab_take(slab, tokens * vocab * f32);
     size_t scratch = attention_scratch(model);
     w->attention_scratch = scratch > 0 ? xp_slab_take(slab, scratch) : NULL;
+    w->attention_scratch_bytes = scratch;
 }
 
 static void carve_backward(xp_model *model, xp_slab *slab) {

@@ -181,7 +181,8 @@ typedef struct xp_attention_args {
     void *out;      /* [T, H*C], leading dimension ldo */
     float *lse;     /* [B, H, S] */
     xp_dtype dtype;
-    void *scratch; /* xp_ops.attention_scratch() bytes; NULL when that is 0 */
+    void *scratch;        /* 256-byte aligned; NULL when scratch_bytes is 0 */
+    size_t scratch_bytes; /* with less than xp_attention_ops.scratch() a slower kernel runs */
 } xp_attention_args;
 typedef struct xp_attention_backward_args {
     xp_attention_args forward; /* out and lse are inputs here */
@@ -193,7 +194,8 @@ typedef struct xp_attention_backward_args {
 typedef struct xp_attention_ops {
     xp_status (*forward)(xp_stream *stream, const xp_attention_args *args);
     xp_status (*backward)(xp_stream *stream, const xp_attention_backward_args *args);
-    /** Bytes of scratch that forward (backward) needs for these sizes on this device. */
+    /** Bytes of scratch that forward (backward) needs for these sizes on this device. Of the
+     * pointers only this counts: whether doc_start is NULL. */
     size_t (*scratch)(const xp_device *device, const xp_attention_args *args, bool backward);
 } xp_attention_ops;
 
@@ -407,6 +409,8 @@ int64_t xp_qknorm_scratch(int64_t n_tokens, int64_t head_dim);
 int64_t xp_sum_squares_scratch(int64_t n);
 /** Bytes of scratch that attention takes on a GPU with cuDNN: what the null device counts. */
 size_t xp_attention_scratch_gpu(const xp_attention_args *args, bool backward);
+/** Bytes of one fp32 sum for each query and head, in whole 256: what attention's backward keeps. */
+size_t xp_attention_sums_bytes(int64_t n_rows, int64_t n_heads, int64_t seq_len);
 /** Workspace of the GPU's matrix products on each of so many streams. */
 #define XP_OPS_BLAS_WORKSPACE_BYTES (32 << 20)
 #define XP_OPS_BLAS_STREAMS         2

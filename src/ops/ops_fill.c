@@ -44,23 +44,32 @@ int64_t xp_sum_squares_scratch(int64_t n) {
     return n / XP_OPS_SUM_BLOCK + 1;
 }
 
+size_t xp_attention_sums_bytes(int64_t n_rows, int64_t n_heads, int64_t seq_len) {
+    const size_t n_bytes = (size_t)(n_rows * n_heads * seq_len) * sizeof(float);
+    return (n_bytes + 255) / 256 * 256;
+}
+
 /*
- * As ops/cuda/attention.c asks cuDNN: forward none; the deterministic backward keeps one bf16
- * number for each pair of tokens and head of a piece of whole rows, at most 1 GiB where rows allow
- * it, and a sum and an fp32 gradient a query. Shapes that the plain kernel serves need none.
+ * As ops/cuda/attention.c chooses. Forward needs none. The deterministic backward of whole rows is
+ * cuDNN's, which keeps one bf16 number for each pair of tokens and head of a piece of the rows, at
+ * most 1 GiB where rows allow it, and a sum and an fp32 gradient a query. Documents and other
+ * lengths keep the sums alone. Shapes that the plain kernel serves need none.
  */
 size_t xp_attention_scratch_gpu(const xp_attention_args *args, bool backward) {
     const int64_t most = (int64_t)1 << 30;
     const int64_t pairs = 2 * args->n_heads * args->seq_len * args->seq_len;
-    if (!backward || args->dtype != XP_BF16 || args->doc_start != NULL || args->head_dim % 8 != 0 ||
-        args->head_dim > 128 || args->seq_len % 128 != 0)
+    const bool in_eights = args->head_dim % 8 == 0 && args->ldq % 8 == 0 && args->ldk % 8 == 0 &&
+                           args->ldv % 8 == 0 && args->ldo % 8 == 0;
+    if (!backward || args->dtype != XP_BF16 || !in_eights || args->head_dim > 128)
         return 0;
+    if (args->doc_start != NULL || args->seq_len % 128 != 0)
+        return xp_attention_sums_bytes(args->n_rows, args->n_heads, args->seq_len);
     int64_t rows = args->n_rows;
     while (rows > 1 && (args->n_rows % rows != 0 || rows * pairs > most))
         rows--;
     const int64_t queries = rows * args->n_heads * args->seq_len;
-    const size_t query_bytes = (size_t)(1 + args->head_dim) * sizeof(float);
-    return (size_t)(rows * pairs) + ((size_t)queries * query_bytes + 255) / 256 * 256;
+    return (size_t)(rows * pairs) + (size_t)(queries * args->head_dim) * sizeof(float) +
+           xp_attention_sums_bytes(rows, args->n_heads, args->seq_len);
 }
 
 void xp_rope_fill(float theta, int head_dim, int64_t n_positions, float *rope) {

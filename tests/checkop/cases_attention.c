@@ -12,8 +12,8 @@ typedef struct attention_shape {
     int64_t document; /* mean tokens of a document; 0: whole rows */
 } attention_shape;
 
-/* size: B, S, H, G, C, pad, dtype */
-static xp_attention_args attention_args(const ck_call *call) {
+/* size: B, S, H, G, C, pad, dtype; without scratch */
+static xp_attention_args arguments(const ck_call *call) {
     const int64_t *size = call->c->size;
     const int64_t q_width = size[2] * size[4] + size[5], kv_width = size[3] * size[4] + size[5];
     return (xp_attention_args){.n_rows = size[0],
@@ -32,15 +32,26 @@ static xp_attention_args attention_args(const ck_call *call) {
                                .doc_start = ck_at(call, "doc_start"),
                                .out = ck_at(call, "out"),
                                .lse = ck_at(call, "lse"),
-                               .dtype = (xp_dtype)size[6],
-                               .scratch = call->scratch};
+                               .dtype = (xp_dtype)size[6]};
+}
+static size_t forward_scratch(const ck_call *call) {
+    const xp_attention_args args = arguments(call);
+    return call->ops->attention.scratch(xp_stream_device(call->stream), &args, false);
+}
+static size_t backward_scratch(const ck_call *call) {
+    const xp_attention_args args = arguments(call);
+    return call->ops->attention.scratch(xp_stream_device(call->stream), &args, true);
 }
 static xp_status call_forward(const ck_call *call) {
-    const xp_attention_args args = attention_args(call);
+    xp_attention_args args = arguments(call);
+    args.scratch = call->scratch;
+    args.scratch_bytes = call->scratch == NULL ? 0 : forward_scratch(call);
     return call->ops->attention.forward(call->stream, &args);
 }
 static xp_status call_backward(const ck_call *call) {
-    const xp_attention_args forward = attention_args(call);
+    xp_attention_args forward = arguments(call);
+    forward.scratch = call->scratch;
+    forward.scratch_bytes = call->scratch == NULL ? 0 : backward_scratch(call);
     const xp_attention_backward_args args = {.forward = forward,
                                              .dout = ck_at(call, "dout"),
                                              .dq = ck_at(call, "dq"),
@@ -50,15 +61,6 @@ static xp_status call_backward(const ck_call *call) {
                                              .lddk = forward.ldk,
                                              .lddv = forward.ldv};
     return call->ops->attention.backward(call->stream, &args);
-}
-
-static size_t forward_scratch(const ck_call *call) {
-    const xp_attention_args args = attention_args(call);
-    return call->ops->attention.scratch(xp_stream_device(call->stream), &args, false);
-}
-static size_t backward_scratch(const ck_call *call) {
-    const xp_attention_args args = attention_args(call);
-    return call->ops->attention.scratch(xp_stream_device(call->stream), &args, true);
 }
 
 /* [B * S]: documents of random lengths. */
@@ -140,14 +142,39 @@ void ck_attention_cases(ck_context *ctx) {
                                             {1, 2048, 16, 8, 128, 0, 0},
                                             {2, 1024, 8, 4, 64, 512, 0}};
     static const attention_shape shapes[] = {
-        {0, 8, 2, 1, 8, 0, 0},     {1, 0, 1, 1, 8, 0, 0},     {1, 1, 1, 1, 1, 0, 0},
-        {2, 5, 3, 1, 7, 0, 0},     {1, 64, 1, 1, 16, 0, 0},   {2, 20, 4, 2, 32, 0, 0},
-        {1, 33, 2, 1, 10, 0, 6},   {1, 65, 2, 2, 33, 3, 0},   {2, 130, 4, 2, 64, 0, 0},
-        {1, 200, 6, 2, 48, 5, 40}, {2, 300, 2, 1, 20, 0, 90}, {1, 320, 2, 1, 128, 0, 0},
-        {3, 70, 2, 2, 17, 0, 1},   {1, 128, 2, 1, 64, 0, 0},  {2, 256, 4, 2, 128, 0, 0},
-        {1, 384, 4, 1, 64, 8, 0},  {2, 128, 2, 2, 128, 0, 0}, {1, 256, 4, 2, 128, 0, 60}};
+        {0, 8, 2, 1, 8, 0, 0},
+        {1, 0, 1, 1, 8, 0, 0},
+        {1, 1, 1, 1, 1, 0, 0},
+        {2, 5, 3, 1, 7, 0, 0},
+        {1, 64, 1, 1, 16, 0, 0},
+        {2, 20, 4, 2, 32, 0, 0},
+        {1, 33, 2, 1, 10, 0, 6},
+        {1, 65, 2, 2, 33, 3, 0},
+        {2, 130, 4, 2, 64, 0, 0},
+        {1, 200, 6, 2, 48, 5, 40},
+        {2, 300, 2, 1, 20, 0, 90},
+        {1, 320, 2, 1, 128, 0, 0},
+        {3, 70, 2, 2, 17, 0, 1},
+        {1, 128, 2, 1, 64, 0, 0},
+        {2, 256, 4, 2, 128, 0, 0},
+        {1, 384, 4, 1, 64, 8, 0},
+        {2, 128, 2, 2, 128, 0, 0},
+        {1, 256, 4, 2, 128, 0, 60},
+        /* documents of one token; a document as long as the row; longer and shorter than tiles */
+        {2, 384, 8, 2, 128, 0, 1},
+        {1, 512, 4, 1, 128, 0, 1 << 20},
+        {2, 640, 8, 2, 64, 8, 250},
+        {1, 300, 4, 2, 40, 0, 50},
+        {1, 1024, 4, 4, 128, 0, 400},
+        {2, 77, 3, 3, 8, 0, 9},
+        {1, 129, 6, 1, 96, 16, 5},
+        {1, 161, 4, 2, 128, 0, 0},
+        {1, 257, 5, 5, 64, 0, 1 << 20},
+        {3, 192, 2, 1, 128, 8, 33}};
     static const attention_shape on_gpu[] = {{4, 4096, 32, 4, 128, 0, 0},
-                                             {4, 4096, 32, 4, 128, 0, 512}};
+                                             {4, 4096, 32, 4, 128, 0, 512},
+                                             {4, 4096, 32, 4, 128, 0, 2048},
+                                             {4, 4096, 32, 4, 128, 0, 64}};
     if (ctx->bench && ctx->gpu) {
         for (size_t i = 0; i < sizeof on_gpu / sizeof *on_gpu; i++)
             attention(ctx, &on_gpu[i], XP_BF16);

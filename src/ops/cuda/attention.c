@@ -1,10 +1,15 @@
 /*
  * Which attention runs: cuDNN where it can (bf16, whole rows, lengths that fill its tiles), else
- * the plain kernels. The choice depends on the arguments and the device only, never on the moment,
- * so that a run repeats itself.
+ * our tensor-core kernels (bf16; documents, any length), else the plain ones. The choice depends on
+ * the arguments and the device only, never on the moment, so that a run repeats itself.
+ *
+ * Documents are not cuDNN's: before 9.25 its deterministic backward on Hopper keeps a number for
+ * each pair of positions of every sequence it may be given, and a plan for any layout would have to
+ * expect many sequences of the length of a row: tens of GiB.
  */
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/cudnn_sdpa.h"
+#include "ops/cuda/launch.h"
 
 /* Rows of a call that share the memory of a deterministic backward. */
 #define MOST_PAIR_BYTES ((int64_t)1 << 30)
@@ -13,12 +18,42 @@ static bool is_16_byte(int64_t ld) {
     return ld * 2 % 16 == 0;
 }
 
-/* cuDNN wants padding masks for other lengths; documents and odd heads are the plain kernel's. */
+/* cuDNN wants padding masks for other lengths. */
 static bool suits_cudnn(const xp_cuda_device *device, const xp_attention_args *a) {
     return !device->without_cudnn && a->dtype == XP_BF16 && a->doc_start == NULL &&
            a->head_dim % 8 == 0 && a->head_dim <= 128 && a->seq_len % 128 == 0 && a->seq_len > 0 &&
            a->n_rows > 0 && is_16_byte(a->ldq) && is_16_byte(a->ldk) && is_16_byte(a->ldv) &&
            is_16_byte(a->ldo);
+}
+
+static bool suits_mma(const xp_attention_args *a) {
+    return a->dtype == XP_BF16 && a->head_dim % 8 == 0 && a->head_dim <= 128 && a->seq_len > 0 &&
+           a->seq_len <= INT32_MAX / 2 && a->n_rows > 0 && a->n_rows <= UINT16_MAX &&
+           a->n_heads <= UINT16_MAX && is_16_byte(a->ldq) && is_16_byte(a->ldk) &&
+           is_16_byte(a->ldv) && is_16_byte(a->ldo);
+}
+
+static size_t sums_bytes(const xp_attention_args *a) {
+    return xp_attention_sums_bytes(a->n_rows, a->n_heads, a->seq_len);
+}
+
+static bool all_aligned(const void *const *data, int n) {
+    bool aligned = true;
+    for (int i = 0; i < n; i++)
+        aligned = aligned && xp_is_aligned(data[i]);
+    return aligned;
+}
+
+static bool forward_suits_mma(const xp_attention_args *a) {
+    const void *const data[] = {a->q, a->k, a->v, a->out};
+    return suits_mma(a) && all_aligned(data, 4);
+}
+
+static bool backward_suits_mma(const xp_attention_backward_args *args) {
+    const void *const data[] = {args->dout, args->dq, args->dk, args->dv};
+    return forward_suits_mma(&args->forward) && all_aligned(data, 4) &&
+           args->forward.scratch_bytes >= sums_bytes(&args->forward) && is_16_byte(args->lddq) &&
+           is_16_byte(args->lddk) && is_16_byte(args->lddv);
 }
 
 static xp_sdpa_shape shape_of(const xp_attention_args *a) {
@@ -62,9 +97,10 @@ xp_status xp_cuda_attention_forward(xp_stream *stream, const xp_attention_args *
     const char *why;
     const xp_sdpa_shape shape = shape_of(a);
     xp_sdpa_plan *plan = suits_cudnn(device, a) ? xp_sdpa_plan_get(device, &shape, &why) : NULL;
-    if (plan != NULL && (a->scratch != NULL || xp_sdpa_plan_scratch(plan) == 0))
+    if (plan != NULL && a->scratch_bytes >= xp_sdpa_plan_scratch(plan))
         return xp_sdpa_plan_forward(plan, s, a);
-    return xp_cuda_attention_plain_forward(stream, a);
+    return forward_suits_mma(a) ? xp_cuda_attention_mma_forward(stream, a)
+                                : xp_cuda_attention_plain_forward(stream, a);
 }
 
 static void *advance(const void *data, int64_t n_elements) {
@@ -95,11 +131,12 @@ xp_status xp_cuda_attention_backward(xp_stream *stream, const xp_attention_backw
     XP_TRY(xp_cuda_enter(stream, &s));
     const char *why;
     const xp_sdpa_shape shape = backward_shape(device, a, args->lddq, args->lddk, args->lddv);
-    const bool suits = suits_cudnn(device, a) && a->scratch != NULL && is_16_byte(args->lddq) &&
+    const bool suits = suits_cudnn(device, a) && a->scratch_bytes > 0 && is_16_byte(args->lddq) &&
                        is_16_byte(args->lddk) && is_16_byte(args->lddv);
     xp_sdpa_plan *plan = suits ? xp_sdpa_plan_get(device, &shape, &why) : NULL;
-    if (plan == NULL)
-        return xp_cuda_attention_plain_backward(stream, args);
+    if (plan == NULL || a->scratch_bytes < xp_sdpa_plan_scratch(plan))
+        return backward_suits_mma(args) ? xp_cuda_attention_mma_backward(stream, args)
+                                        : xp_cuda_attention_plain_backward(stream, args);
     for (int64_t first = 0; first < a->n_rows; first += shape.n_rows) {
         const xp_attention_backward_args piece = piece_of(args, first);
         XP_TRY(xp_sdpa_plan_backward(plan, s, &piece));
@@ -111,14 +148,15 @@ size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_arg
                                  bool backward) {
     xp_cuda_device *cuda = (xp_cuda_device *)device;
     const char *why;
+    const size_t own = backward && suits_mma(a) ? sums_bytes(a) : 0;
     if (!suits_cudnn(cuda, a) || cudaSetDevice(cuda->index) != cudaSuccess)
-        return 0;
+        return own;
     /* gradients usually lie as what they are gradients of: that plan will be the one in use */
     const xp_sdpa_shape shape =
         backward ? backward_shape(cuda, a, a->ldq, a->ldk, a->ldv) : shape_of(a);
     const xp_sdpa_plan *plan = xp_sdpa_plan_get(cuda, &shape, &why);
     if (plan == NULL)
-        return 0;
+        return own;
     /* what a machine without a GPU predicts, unless the library's version wants more */
     const size_t predicted = xp_attention_scratch_gpu(a, backward),
                  needed = xp_sdpa_plan_scratch(plan);

@@ -41,11 +41,15 @@ xp_status xp_cuda_rmsnorm_backward(xp_stream *stream, const xp_rmsnorm_backward_
 xp_status xp_cuda_qknorm_rope_forward(xp_stream *stream, const xp_qknorm_rope_args *args);
 xp_status xp_cuda_qknorm_rope_backward(xp_stream *stream, const xp_qknorm_rope_backward_args *args);
 
-/* attention.c chooses between attention_plain.cu and cudnn_sdpa.c */
+/* attention.c chooses between cudnn_sdpa.c, attention_mma.cu and attention_plain.cu */
 xp_status xp_cuda_attention_forward(xp_stream *stream, const xp_attention_args *args);
 xp_status xp_cuda_attention_backward(xp_stream *stream, const xp_attention_backward_args *args);
 size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_args *args,
                                  bool backward);
+/** bf16, 1 to 65535 rows and heads, heads of 8 to 128 elements in eights, pointers and leading
+ * dimensions of 16 bytes. Backward takes xp_attention_sums_bytes() of scratch. */
+xp_status xp_cuda_attention_mma_forward(xp_stream *stream, const xp_attention_args *args);
+xp_status xp_cuda_attention_mma_backward(xp_stream *stream, const xp_attention_backward_args *args);
 xp_status xp_cuda_attention_plain_forward(xp_stream *stream, const xp_attention_args *args);
 xp_status xp_cuda_attention_plain_backward(xp_stream *stream,
                                            const xp_attention_backward_args *args);

@@ -5,6 +5,7 @@
  * not k are transposed on the way to registers (ldmatrix.trans).
  */
 #include "ops/cuda/launch.h"
+#include "ops/cuda/mma.cuh"
 #include "ops/cuda/tile_groups.cuh"
 
 enum {
@@ -18,26 +19,6 @@ enum {
     SHARED_BYTES = 2 * N_STAGES * SLICE * (int)sizeof(bf16)
 };
 static_assert(DEPTH * (TILE + PAD) <= SLICE, "both layouts must fit");
-
-static __device__ __forceinline__ uint32_t shared_address(const void *at) {
-    return (uint32_t)__cvta_generic_to_shared(at);
-}
-
-/* 16 bytes, or zeros when not `valid`; `from` is then not read. */
-static __device__ __forceinline__ void copy_async(bf16 *to, const bf16 *from, bool valid) {
-    const int n_bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(n_bytes)
-                 : "memory");
-}
-
-static __device__ __forceinline__ void commit() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int N> static __device__ __forceinline__ void wait_groups() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
 
 /* One operand of the block's tile, as it is stored: rows `outer`, contiguous `inner`. */
 struct operand {
@@ -72,28 +53,6 @@ static __device__ __forceinline__ void load_slice(bf16 *slice, const operand &x,
                 to[k] = in_rows && i0 + i + k < x.n_inner ? from[k] : from_float<bf16>(0.0f);
         }
     }
-}
-
-template <bool TRANS>
-static __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const bf16 *at) {
-    if (TRANS)
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                     : "r"(shared_address(at))
-                     : "memory");
-    else
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                     : "r"(shared_address(at))
-                     : "memory");
-}
-
-static __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /* One slice into the warp's 64 x 32 of c. */

@@ -247,6 +247,31 @@ static void a_worker_stream_runs_ops_in_order(void **state) {
     close_device(&f);
 }
 
+/* What a machine without a GPU predicts of one with it. */
+static void documents_take_no_memory_for_pairs(void **state) {
+    (void)state;
+    const int32_t start = 0;
+    xp_attention_args args = {.n_rows = 4,
+                              .seq_len = 4096,
+                              .n_heads = 32,
+                              .n_kv_heads = 4,
+                              .head_dim = 128,
+                              .ldq = 4096,
+                              .ldk = 512,
+                              .ldv = 5120,
+                              .ldo = 4096,
+                              .dtype = XP_BF16};
+    const size_t sums = 4 * 32 * 4096 * sizeof(float);
+    assert_true(xp_attention_scratch_gpu(&args, true) > (size_t)1 << 30);
+    args.doc_start = &start;
+    assert_int_equal(xp_attention_scratch_gpu(&args, true), sums);
+    assert_int_equal(xp_attention_scratch_gpu(&args, false), 0);
+    args.doc_start = NULL, args.seq_len = 4095;
+    assert_int_equal(xp_attention_scratch_gpu(&args, true), 4 * 32 * 4095 * sizeof(float));
+    args.ldq = 4099;
+    assert_int_equal(xp_attention_scratch_gpu(&args, true), 0);
+}
+
 /* Every mode: the load is uniform, a token's picks differ; spread puts them on as many ranks as
  * there can be. */
 static void forced_balance_is_uniform(void **state) {
@@ -302,6 +327,7 @@ int main(void) {
         cmocka_unit_test(capabilities_choose_the_table),
         cmocka_unit_test(the_null_device_runs_nothing),
         cmocka_unit_test(a_worker_stream_runs_ops_in_order),
+        cmocka_unit_test(documents_take_no_memory_for_pairs),
         cmocka_unit_test(forced_balance_is_uniform),
         cmocka_unit_test(rope_is_made_of_angles),
     };
