@@ -262,3 +262,8 @@ xp_status xp_ep_cuda_bring_home(const xp_ep_step *step, const xp_ep_home *home) 
                      : exchange_of(step->group)->bring_home(step, stream, home);
     return xp_ep_cuda_end(step, stream, status);
 }
+
+void xp_ep_cuda_miss(const xp_ep_step *step) {
+    if (step->group->shape.n_ranks > 1 && step->group->transport == XP_EP_P2P)
+        xp_ep_p2p_begin(step);
+}
