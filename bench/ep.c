@@ -4,69 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/file.h"
-#include "core/rng.h"
-#include "ops/ops.h"
+#include "device/plugin.h"
 #include "samples.h"
 #include "train/trainer.h"
 
 #define COPY_BYTES  ((size_t)32 << 20) /* of each rank: more than its share of any cache */
+#define GPU_COPY    ((size_t)256 << 20)
 #define MIN_SAMPLES 5
 #define INNER_S     2e-3 /* calls of a sample go on this long, so that short calls are timed well */
-
-const char *xp_bench_routing_name(xp_bench_routing routing) {
-    static const char *const names[XP_BENCH_N_ROUTINGS] = {"random", "skewed", "modulo", "spread"};
-    return names[routing];
-}
-
-/* ---- routing ----------------------------------------------------------------------------- */
-
-static bool holds(const int32_t *picks, int n, int32_t id) {
-    for (int i = 0; i < n; i++)
-        if (picks[i] == id)
-            return true;
-    return false;
-}
-
-/* An expert by its share of the total weight. */
-static int32_t draw(const double *cumulative, int n, double u) {
-    int low = 0, high = n - 1;
-    while (low < high) {
-        const int middle = (low + high) / 2;
-        if (cumulative[middle] > u * cumulative[n - 1])
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low;
-}
-
-static xp_status fill_drawn(const xp_bench_ep_case *c, int rank, int32_t *ids) {
-    double *cumulative = malloc((size_t)c->n_experts * sizeof *cumulative);
-    if (!cumulative)
-        return xp_error(XP_ENOMEM, "no memory for the routing");
-    double sum = 0;
-    for (int e = 0; e < c->n_experts; e++)
-        cumulative[e] = sum += c->routing == XP_BENCH_SKEWED ? 1.0 / (e + 1) : 1.0;
-    uint64_t n_drawn = 0;
-    for (int64_t t = 0; t < c->n_tokens; t++) {
-        int32_t *picks = ids + t * c->top_k;
-        for (int k = 0; k < c->top_k;) {
-            const double u = xp_rng_uniform(7, (uint64_t)rank, n_drawn++);
-            picks[k] = draw(cumulative, c->n_experts, u);
-            k += !holds(picks, k, picks[k]);
-        }
-    }
-    free(cumulative);
-    return XP_OK;
-}
-
-static xp_status fill_routing(const xp_bench_ep_case *c, int rank, int32_t *ids) {
-    if (c->routing == XP_BENCH_RANDOM || c->routing == XP_BENCH_SKEWED)
-        return fill_drawn(c, rank, ids);
-    xp_forced_balance_fill(c->routing == XP_BENCH_MODULO ? XP_FORCED_MODULO : XP_FORCED_SPREAD,
-                           c->n_tokens, c->top_k, c->n_experts, c->n_ranks, ids);
-    return XP_OK;
-}
 
 /* ---- one rank ---------------------------------------------------------------------------- */
 
@@ -84,6 +29,7 @@ typedef struct bench_rank {
     xp_bench_rank *rank;
     xp_device *device;
     xp_stream *stream;
+    const xp_cuda_backend *backend; /* NULL on the CPU */
     int32_t *ids;
     float *weights;
     void *x, *recv, *y, *out;
@@ -93,10 +39,10 @@ typedef struct bench_rank {
     lane lanes[XP_BENCH_EP_MAX_TRANSPORTS];
 } bench_rank;
 
-typedef struct context {
+typedef struct shared_case {
     const xp_bench_ep_case *c;
     xp_bench_ep_row *rows;
-} context;
+} shared_case;
 
 static size_t row_bytes(const xp_bench_ep_case *c) {
     return (size_t)c->dim * xp_dtype_bytes(c->dtype);
@@ -127,31 +73,52 @@ static xp_status open_lane(bench_rank *r, int i) {
                                  .n_experts = c->n_experts,
                                  .dtype = c->dtype,
                                  .capacity_factor = c->capacity_factor,
-                                 .transport = c->transports[i]};
+                                 .transport = c->transports[i],
+                                 .phased = c->phased,
+                                 .num_sms = c->num_sms};
     XP_TRY(xp_ep_group_create(r->rank->world, r->device, &config, &l->group));
     XP_TRY(xp_ep_plan_create(l->group, &l->plan));
-    XP_TRY(xp_ep_plan_build(l->group, r->ids, r->weights, c->n_tokens, r->stream, l->plan));
-    xp_ep_counts counts;
-    XP_TRY(xp_ep_plan_wait(l->plan, &counts));
     const xp_ep_sizes sizes = xp_ep_group_sizes(l->group);
-    l->n_rounds = counts.n_rounds;
-    l->n_recv = counts.n_recv;
-    l->n_picks = counts.n_picks;
     r->recv_rows = sizes.recv_capacity > r->recv_rows ? sizes.recv_capacity : r->recv_rows;
     r->pick_rows = sizes.pick_capacity > r->pick_rows ? sizes.pick_capacity : r->pick_rows;
     return XP_OK;
+}
+
+/* After all memory has been reserved, which on a GPU may wait for kernels that wait for this rank.
+ */
+static xp_status plan_lane(bench_rank *r, lane *l) {
+    xp_ep_counts counts;
+    XP_TRY(xp_ep_plan_build(l->group, r->ids, r->weights, r->c->n_tokens, r->stream, l->plan));
+    XP_TRY(xp_ep_plan_wait(l->plan, &counts));
+    l->n_rounds = counts.n_rounds;
+    l->n_recv = counts.n_recv;
+    l->n_picks = counts.n_picks;
+    return XP_OK;
+}
+
+/* Host memory to what the device can address; `data` lies in it already on the CPU. */
+static xp_status upload(bench_rank *r, void *to, const void *data, size_t n_bytes) {
+    if (to == data)
+        return XP_OK;
+    XP_TRY(xp_copy(r->stream, to, data, n_bytes));
+    return xp_stream_sync(r->stream);
 }
 
 static xp_status take_rows(bench_rank *r, int64_t n_rows, uint64_t seed, void **rows) {
     const size_t n_bytes = (size_t)n_rows * row_bytes(r->c);
     XP_TRY(xp_device_alloc(r->device, n_bytes, "rows", rows));
     /* Random bits, but small numbers in both types: exponents stay below 1. */
-    uint32_t *words = *rows;
+    uint32_t *words = r->backend ? malloc(n_bytes + 1) : *rows;
+    if (!words)
+        return xp_error(XP_ENOMEM, "no memory for rows");
     for (size_t i = 0; i < n_bytes / sizeof *words; i++) {
         seed = seed * 6364136223846793005U + 1442695040888963407U;
         words[i] = (uint32_t)(seed >> 32) & 0xBF7FBF7FU;
     }
-    return XP_OK;
+    const xp_status status = upload(r, *rows, words, n_bytes);
+    if (r->backend)
+        free(words);
+    return status;
 }
 
 static xp_status take_memory(bench_rank *r) {
@@ -161,8 +128,13 @@ static xp_status take_memory(bench_rank *r) {
     XP_TRY(take_rows(r, c->n_tokens, seed + 1, &r->out));
     XP_TRY(take_rows(r, r->recv_rows, seed + 2, &r->recv));
     XP_TRY(take_rows(r, r->pick_rows, seed + 3, &r->y));
-    XP_TRY(xp_device_alloc(r->device, COPY_BYTES, "copy", (void **)&r->copy_from));
-    XP_TRY(xp_device_alloc(r->device, COPY_BYTES, "copy", (void **)&r->copy_to));
+    if (r->backend && r->rank->rank > 0)
+        return XP_OK; /* one rank's copy takes the whole GPU */
+    const size_t n_bytes = r->backend ? GPU_COPY : COPY_BYTES;
+    XP_TRY(xp_device_alloc(r->device, n_bytes, "copy", (void **)&r->copy_from));
+    XP_TRY(xp_device_alloc(r->device, n_bytes, "copy", (void **)&r->copy_to));
+    if (r->backend)
+        return XP_OK;
     memset(r->copy_from, 1, COPY_BYTES);
     memset(r->copy_to, 2, COPY_BYTES);
     return XP_OK;
@@ -187,10 +159,43 @@ static xp_status move_once(bench_rank *r, const lane *l, double *dispatch_s, dou
     return XP_OK;
 }
 
+/* What a GPU is timed with: n_inner times one direction, all rounds, queued without waiting. */
+typedef struct gpu_calls {
+    bench_rank *rank;
+    const lane *lane;
+    bool combine;
+} gpu_calls;
+
+static xp_status queue_calls(void *context) {
+    const gpu_calls *calls = context;
+    bench_rank *r = calls->rank;
+    const lane *l = calls->lane;
+    xp_tensor x = xp_tensor_2d(r->x, r->c->dtype, r->c->n_tokens, r->c->dim);
+    xp_tensor recv = xp_tensor_2d(r->recv, r->c->dtype, r->recv_rows, r->c->dim);
+    xp_tensor y = xp_tensor_2d(r->y, r->c->dtype, r->pick_rows, r->c->dim);
+    xp_tensor out = xp_tensor_2d(r->out, r->c->dtype, r->c->n_tokens, r->c->dim);
+    for (int i = 0; i < l->n_inner; i++)
+        for (int64_t round = 0; round < l->n_rounds; round++)
+            XP_TRY(calls->combine ? xp_ep_combine(l->group, l->plan, round, &y, &out, r->stream)
+                                  : xp_ep_dispatch(l->group, l->plan, round, &x, &recv, r->stream));
+    return XP_OK;
+}
+
+static xp_status move_on_gpu(bench_rank *r, const lane *l, double *dispatch_s, double *combine_s) {
+    gpu_calls calls = {.rank = r, .lane = l};
+    XP_TRY(r->backend->time_call(r->stream, queue_calls, &calls, dispatch_s));
+    calls.combine = true;
+    XP_TRY(barrier(r));
+    XP_TRY(r->backend->time_call(r->stream, queue_calls, &calls, combine_s));
+    return xp_ep_async_error(l->group);
+}
+
 static xp_status sample_lane(bench_rank *r, lane *l) {
     double dispatch_s = 0, combine_s = 0;
     XP_TRY(barrier(r));
-    for (int i = 0; i < l->n_inner; i++)
+    if (r->backend)
+        XP_TRY(move_on_gpu(r, l, &dispatch_s, &combine_s));
+    for (int i = 0; i < l->n_inner && !r->backend; i++)
         XP_TRY(move_once(r, l, &dispatch_s, &combine_s));
     dispatch_s /= l->n_inner;
     combine_s /= l->n_inner;
@@ -213,8 +218,25 @@ static xp_status warm_up(bench_rank *r, lane *l) {
     return XP_OK;
 }
 
+static xp_status queue_copy(void *context) {
+    bench_rank *r = context;
+    return xp_copy(r->stream, r->copy_to, r->copy_from, GPU_COPY);
+}
+
+/* The GPU's own rate, by one rank while the others wait. */
+static xp_status sample_gpu_copy(bench_rank *r) {
+    double seconds = 0;
+    if (r->rank->rank == 0)
+        XP_TRY(r->backend->time_call(r->stream, queue_copy, r, &seconds));
+    XP_TRY(largest(r, &seconds));
+    xp_bench_samples_add(&r->copy_rate, 2.0 * (double)GPU_COPY / seconds);
+    return XP_OK;
+}
+
 static xp_status sample_copy(bench_rank *r) {
     XP_TRY(barrier(r));
+    if (r->backend)
+        return sample_gpu_copy(r);
     const double began = xp_time_s();
     XP_TRY(xp_copy(r->stream, r->copy_to, r->copy_from, COPY_BYTES));
     XP_TRY(xp_stream_sync(r->stream));
@@ -259,24 +281,41 @@ static xp_status fill_row(bench_rank *r, int i) {
     return XP_OK;
 }
 
-static xp_status measure(bench_rank *r) {
+static xp_status open_device(bench_rank *r) {
+    const int n_threads = xp_train_n_cores() / r->rank->n_local;
+    const xp_device_args args = {.kind = r->c->cuda ? XP_DEVICE_CUDA : XP_DEVICE_CPU,
+                                 .n_threads = n_threads > 0 ? n_threads : 1};
+    if (r->c->cuda)
+        XP_TRY(xp_cuda_backend_get(&r->backend));
+    XP_TRY(xp_device_create(&args, &r->device));
+    return xp_stream_create(r->device, XP_STREAM_COMPUTE, &r->stream);
+}
+
+/* Routing in memory that the host fills and the device reads. */
+static xp_status take_routing(bench_rank *r) {
     const xp_bench_ep_case *c = r->c;
     const size_t n_picks = (size_t)c->n_tokens * (size_t)c->top_k;
-    const xp_device_args args = {.kind = XP_DEVICE_CPU,
-                                 .n_threads = xp_train_n_cores() / r->rank->n_local > 0
-                                                  ? xp_train_n_cores() / r->rank->n_local
-                                                  : 1};
-    XP_TRY(xp_device_create(&args, &r->device));
-    XP_TRY(xp_stream_create(r->device, XP_STREAM_COMPUTE, &r->stream));
-    XP_TRY(xp_device_alloc(r->device, n_picks * sizeof *r->ids, "routing", (void **)&r->ids));
-    XP_TRY(
-        xp_device_alloc(r->device, n_picks * sizeof *r->weights, "routing", (void **)&r->weights));
-    XP_TRY(fill_routing(c, r->rank->rank, r->ids));
+    void *ids, *weights;
+    XP_TRY(xp_host_alloc(r->device, n_picks * sizeof *r->ids, "routing", &ids));
+    r->ids = ids;
+    XP_TRY(xp_host_alloc(r->device, n_picks * sizeof *r->weights, "routing", &weights));
+    r->weights = weights;
+    XP_TRY(xp_bench_fill_routing(c, r->rank->rank, r->ids));
     for (size_t i = 0; i < n_picks; i++)
         r->weights[i] = 1.0F / (float)c->top_k;
+    return XP_OK;
+}
+
+static xp_status measure(bench_rank *r) {
+    const xp_bench_ep_case *c = r->c;
+    XP_TRY(open_device(r));
+    XP_TRY(take_routing(r));
     for (int i = 0; i < c->n_transports; i++)
         XP_TRY(open_lane(r, i));
     XP_TRY(take_memory(r));
+    XP_TRY(barrier(r));
+    for (int i = 0; i < c->n_transports; i++)
+        XP_TRY(plan_lane(r, &r->lanes[i]));
     for (int i = 0; i < c->n_transports; i++)
         XP_TRY(warm_up(r, &r->lanes[i]));
     double spent = 0;
@@ -295,7 +334,7 @@ static xp_status measure(bench_rank *r) {
 }
 
 static xp_status run_rank(xp_bench_rank *rank, void *data) {
-    const context *shared = data;
+    const shared_case *shared = data;
     bench_rank *r = calloc(1, sizeof *r);
     if (!r)
         return xp_error(XP_ENOMEM, "no memory for a rank");
@@ -316,7 +355,7 @@ static xp_status run_rank(xp_bench_rank *rank, void *data) {
 }
 
 xp_status xp_bench_ep(const xp_bench_host *host, const xp_bench_ep_case *c, xp_bench_ep_row *rows) {
-    context shared = {.c = c, .rows = rows};
+    shared_case shared = {.c = c, .rows = rows};
     memset(rows, 0, (size_t)c->n_transports * sizeof *rows);
     const xp_status status = xp_bench_run_ranks(host, c->n_ranks, run_rank, &shared);
     for (int i = 0; status != XP_OK && i < c->n_transports; i++) {

@@ -1,4 +1,4 @@
-/** Dispatch and combine beside memcpy with the same threads in the same run. */
+/** Dispatch and combine beside a copy on the same threads or GPU in the same run. */
 #ifndef XP_BENCH_EP_H
 #define XP_BENCH_EP_H
 
@@ -28,7 +28,13 @@ typedef struct xp_bench_ep_case {
     int n_transports;
     xp_ep_transport transports[XP_BENCH_EP_MAX_TRANSPORTS];
     double seconds; /* how long each transport is repeated, at least */
+    bool cuda;      /* ranks share GPU 0, and times are the device's; else the CPU */
+    bool phased;    /* xp_ep_config.phased */
+    int num_sms;    /* xp_ep_config.num_sms */
 } xp_bench_ep_case;
+
+/** [T, K] ids of a rank, the same in every run. */
+XP_NODISCARD xp_status xp_bench_fill_routing(const xp_bench_ep_case *c, int rank, int32_t *ids);
 
 /** Sums over all ranks; times of the slowest rank, medians. */
 typedef struct xp_bench_ep_row {

@@ -14,9 +14,10 @@
 #define MIB (1024.0 * 1024.0)
 
 typedef struct ep_options {
-    const char *tokens, *dims, *top_k, *experts, *ranks, *transports, *routings, *dtype;
+    const char *tokens, *dims, *top_k, *experts, *ranks, *transports, *routings, *dtype, *device;
     double seconds, capacity_factor;
-    bool json;
+    int64_t num_sms;
+    bool json, phased;
 } ep_options;
 
 typedef struct ep_lists {
@@ -143,6 +144,9 @@ static xp_bench_ep_case case_at(const run_state *s, const int at[6]) {
                           .routing = (xp_bench_routing)l->routings.values[at[5]],
                           .dtype = l->dtype,
                           .capacity_factor = s->o->capacity_factor,
+                          .cuda = strcmp(s->o->device, "cuda") == 0,
+                          .phased = s->o->phased,
+                          .num_sms = (int)s->o->num_sms,
                           .seconds = s->o->seconds};
     c.n_transports = c.n_ranks == 1 ? 1 : l->transports.n;
     for (int i = 0; i < c.n_transports; i++)
@@ -188,6 +192,10 @@ static int parse_lists(const ep_options *o, ep_lists *l) {
         l->dtype = XP_BF16;
     else
         code = XP_EXIT_USAGE;
+    if (strcmp(o->device, "cpu") != 0 && strcmp(o->device, "cuda") != 0) {
+        fprintf(stderr, "error: --device: \"%s\" is neither cpu nor cuda\n", o->device);
+        code = XP_EXIT_USAGE;
+    }
     if (code == 0)
         return 0;
     if (l->dtype == XP_F32 && strcmp(o->dtype, "f32") != 0)
@@ -199,7 +207,7 @@ static void print_notes(void) {
     printf("\nmoved: rows that dispatch delivers and rows that combine brings home, each once; row "
            "GB/s: those\nover the time of both. mem: bytes read plus bytes written that the "
            "contract asks for, on all ranks;\nmemcpy: the same of a copy by all ranks at once, "
-           "between the samples; share: mem of memcpy.\n");
+           "between the samples (on a GPU: of its own copy, alone); share: mem of memcpy.\n");
 }
 
 static int run(const ep_options *o) {
@@ -237,6 +245,7 @@ int bench_ep(int argc, char **argv) {
                     .transports = "p2p,a2a",
                     .routings = "random,skewed,modulo,spread",
                     .dtype = "f32",
+                    .device = "cpu",
                     .seconds = 0.5,
                     .capacity_factor = 2};
     bool done;
@@ -251,6 +260,12 @@ int bench_ep(int argc, char **argv) {
         {"--routing", CLI_STRING, &o.routings, "LIST", "random, skewed, modulo, spread (all)", 0,
          0},
         {"--dtype", CLI_STRING, &o.dtype, "TYPE", "f32 or bf16 rows (f32)", 0, 0},
+        {"--device", CLI_STRING, &o.device, "KIND",
+         "cpu, or cuda: rank threads share one GPU, which takes the times (cpu)", 0, 0},
+        {"--sms", CLI_INT, &o.num_sms, "N",
+         "on a GPU: blocks of each rank, an SM each (0: half of the GPU for all)", 0, 4096},
+        {"--phased", CLI_FLAG, &o.phased, NULL,
+         "on a GPU, p2p: the host meets the other ranks, kernels do not", 0, 0},
         {"--capacity-factor", CLI_FLOAT, &o.capacity_factor, "F",
          "rows reserved over the balanced load (2); more goes in rounds", 0.01, 1e6},
         {"--seconds", CLI_FLOAT, &o.seconds, "S", "how long each row is repeated (0.5)", 0.001,
@@ -266,6 +281,7 @@ int bench_ep(int argc, char **argv) {
         .examples =
             "  expar bench ep\n"
             "  expar bench ep --ranks 2 --tokens 4096 --dim 2048,7168 --routing random --json\n"
+            "  expar bench ep --device cuda --dtype bf16 --ranks 8 --tokens 4096 --sms 16\n"
             "  mpirun -n 2 expar bench ep --tokens 4096\n",
         .options = options,
         .n_options = sizeof options / sizeof options[0]};

@@ -24,6 +24,8 @@ typedef struct xp_ep_device_ops {
                        int64_t n_tokens);
     xp_status (*dispatch)(const xp_ep_step *step, const void *x, void *recv);
     xp_status (*bring_home)(const xp_ep_step *step, const xp_ep_home *home);
+    /** This rank refuses a call that others may make: counts it, so that the next ones match. */
+    void (*miss)(const xp_ep_step *step);
     /** xp_ep_plan_wait(): waits for the plan's stream. */
     xp_status (*wait)(xp_ep_plan *plan, xp_ep_counts *counts);
     /** What the device has reported so far; never waits. */

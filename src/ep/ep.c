@@ -75,18 +75,29 @@ static xp_status check_order(const xp_ep_step *step) {
     return XP_OK;
 }
 
+/* The plan is not fit for the call on this rank; on others it may be. */
+static xp_status check_plan(const move_job *job) {
+    const xp_ep_step *step = &job->step;
+    const xp_ep_plan *plan = step->plan;
+    xp_status status = XP_OK;
+    if (!plan->valid)
+        status = xp_error(XP_EINVAL, "%s: the plan was never built, or its last build failed",
+                          step->phase);
+    else if (job->n_tokens != plan->n_tokens)
+        status = xp_error(XP_EINVAL, "%s: a tensor of %lld tokens, but the plan was built for %lld",
+                          step->phase, (long long)job->n_tokens, (long long)plan->n_tokens);
+    if (status != XP_OK && step->group->device_ops && step->round < plan->n_rounds)
+        step->group->device_ops->miss(step);
+    return status;
+}
+
 static xp_status run_move(xp_stream *stream, void *args) {
     move_job *job = args;
     xp_ep_step *step = &job->step;
     xp_ep_group *group = step->group;
     const xp_ep_plan *plan = step->plan;
     step->stream = stream;
-    if (!plan->valid)
-        return xp_error(XP_EINVAL, "%s: the plan was never built, or its last build failed",
-                        step->phase);
-    if (job->n_tokens != plan->n_tokens)
-        return xp_error(XP_EINVAL, "%s: a tensor of %lld tokens, but the plan was built for %lld",
-                        step->phase, (long long)job->n_tokens, (long long)plan->n_tokens);
+    XP_TRY(check_plan(job));
     if (step->round >= plan->n_rounds)
         return XP_OK; /* empty on every rank: nobody waits for anybody */
     if (!job->home) {

@@ -16,6 +16,7 @@ static xp_status limit_ahead(const xp_ep_step *step) {
     if (!state->limits_ahead || state->n_calls < XP_EP_CUDA_MOST_AHEAD ||
         cudaEventQuery(mark) == cudaSuccess)
         return XP_OK;
+    cudaGetLastError(); /* "not ready" is no error */
     xp_ep_add(&step->group->totals.n_host_waits, 1);
     return xp_cuda_check(cudaEventSynchronize(mark), step->phase);
 }
@@ -261,4 +262,9 @@ xp_status xp_ep_cuda_bring_home(const xp_ep_step *step, const xp_ep_home *home) 
                      ? bring_home_alone(step, stream, home)
                      : exchange_of(step->group)->bring_home(step, stream, home);
     return xp_ep_cuda_end(step, stream, status);
+}
+
+void xp_ep_cuda_miss(const xp_ep_step *step) {
+    if (step->group->shape.n_ranks > 1 && step->group->transport == XP_EP_P2P)
+        xp_ep_p2p_begin(step);
 }

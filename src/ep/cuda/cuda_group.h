@@ -46,6 +46,7 @@ xp_status xp_ep_cuda_build(const xp_ep_step *step, const int32_t *topk_idx,
                            const float *topk_weight, int64_t n_tokens);
 xp_status xp_ep_cuda_dispatch(const xp_ep_step *step, const void *x, void *recv);
 xp_status xp_ep_cuda_bring_home(const xp_ep_step *step, const xp_ep_home *home);
+void xp_ep_cuda_miss(const xp_ep_step *step);
 xp_status xp_ep_cuda_wait(xp_ep_plan *plan, xp_ep_counts *counts);
 
 /** The kernels' view of a plan, and how rows are moved. */

@@ -251,6 +251,7 @@ const xp_ep_device_ops xp_ep_cuda_ops = {
     .build = xp_ep_cuda_build,
     .dispatch = xp_ep_cuda_dispatch,
     .bring_home = xp_ep_cuda_bring_home,
+    .miss = xp_ep_cuda_miss,
     .wait = xp_ep_cuda_wait,
     .async_error = async_error,
     .add_stats = add_stats,
