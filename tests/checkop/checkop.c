@@ -20,7 +20,7 @@ static const char usage[] =
     "  --seed N      of the random inputs (1)\n"
     "  --caps LIST   only the table without these capabilities: avx512, or avx2 (leaves out "
     "both);\n"
-    "                'none' leaves out nothing. Without it: all tables. On a GPU: cudnn (plain\n"
+    "                'none' leaves out nothing. Without it: all tables. On a GPU: cudnn (our own\n"
     "                attention), deterministic (faster sums without a fixed order)\n"
     "  --threads N   only this many threads (check: 1 to 4; bench: the machine's cores)\n"
     "  --bench       time the ops; every line has the machine's limit of the same run beside it\n"
