@@ -1,15 +1,17 @@
 /*
  * test_ep [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype f32|bf16] [--mpi]
- *         [--device cpu|cuda] [--gpus N] [--phased]
+ *         [--device cpu|cuda] [--gpus N] [--phased] [--verbose]
  *
  * Without --mpi the ranks are threads, and everything that is not chosen runs in turn. With --mpi
  * this process is one rank (start it with mpirun) and the number of ranks is the launcher's. On
  * GPUs rank r takes number r % N (1); --phased: the host meets the other ranks, kernels do not.
+ * --verbose: a line and the seconds for each case as it ends.
  */
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include "harness.h"
 
 bool ep_fail(ep_env *env, const char *format, ...) {
@@ -29,7 +31,7 @@ typedef struct options {
     xp_ep_transport transport;
     int dtype; /* -1: both */
     const char *name;
-    bool mpi, cuda, phased;
+    bool mpi, cuda, phased, verbose;
     int n_gpus;
 } options;
 
@@ -43,6 +45,10 @@ static bool parse(int argc, char **argv, options *o) {
         }
         if (strcmp(argv[i], "--phased") == 0) {
             o->phased = true;
+            continue;
+        }
+        if (strcmp(argv[i], "--verbose") == 0) {
+            o->verbose = true;
             continue;
         }
         if (!value)
@@ -175,6 +181,12 @@ static bool wanted(const options *o, const ep_case *c, int n_ranks, xp_ep_transp
            !(c->any_dtype && o->dtype < 0 && dtype == XP_BF16);
 }
 
+static double now_s(void) {
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 /* All chosen cases at one number of ranks. */
 static void run_all(const options *o, int n_ranks, int *n_run, int *n_failed) {
     for (int i = 0; i < n_ep_cases; i++) {
@@ -184,7 +196,14 @@ static void run_all(const options *o, int n_ranks, int *n_run, int *n_failed) {
                 if (!wanted(o, &ep_cases[i], n_ranks, (xp_ep_transport)t, dtype))
                     continue;
                 ++*n_run;
-                *n_failed += !run_threads(o, &ep_cases[i], n_ranks, (xp_ep_transport)t, dtype);
+                const double began = now_s();
+                const bool ok = run_threads(o, &ep_cases[i], n_ranks, (xp_ep_transport)t, dtype);
+                *n_failed += !ok;
+                if (o->verbose)
+                    printf("%s %s, %d ranks, %s, %s: %.2f s\n", ok ? "ok" : "not ok",
+                           ep_cases[i].name, n_ranks, transports[t], xp_dtype_name(dtype),
+                           now_s() - began);
+                fflush(stdout);
             }
         }
     }
@@ -248,7 +267,7 @@ int main(int argc, char **argv) {
     if (!parse(argc, argv, &o)) {
         fprintf(stderr,
                 "usage: %s [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype "
-                "f32|bf16] [--mpi] [--device cpu|cuda] [--gpus N] [--phased]\n",
+                "f32|bf16] [--mpi] [--device cpu|cuda] [--gpus N] [--phased] [--verbose]\n",
                 argv[0]);
         return 2;
     }

@@ -208,17 +208,10 @@ xp_ep_cuda_rows xp_ep_cuda_rows_of(const xp_ep_step *step) {
 static xp_status dispatch_alone(const xp_ep_step *step, cudaStream_t stream, const void *x,
                                 void *recv) {
     const xp_ep_shape *s = &step->group->shape;
-    /* A local group's recv rows are the token rows, and may be the same memory. */
+    /* A local group's recv rows are the token rows, and may be the same memory. If not, the device
+     * decides: it alone knows whether the plan was refused. */
     if (s->local && recv == x)
         return XP_OK;
-    if (s->local) {
-        const int64_t n_bytes = step->plan->n_tokens * (int64_t)s->row_bytes;
-        xp_ep_add(&step->group->totals.bytes_kept, n_bytes);
-        return n_bytes == 0 ? XP_OK
-                            : xp_cuda_check(cudaMemcpyAsync(recv, x, (size_t)n_bytes,
-                                                            cudaMemcpyDeviceToDevice, stream),
-                                            step->phase);
-    }
     const xp_ep_cuda_plan v = xp_ep_cuda_view(step);
     const xp_ep_cuda_rows rows = xp_ep_cuda_rows_of(step);
     return xp_ep_cuda_keep_rows(stream, &v, &rows, x, recv);
