@@ -110,9 +110,6 @@ static void attention(ck_context *ctx, const attention_shape *s, xp_dtype dtype)
     inputs(&forward, s, dtype, starts);
     /* in and out: the space between rows must stay */
     ck_inout(&forward, "out", dtype, t * (s->n_heads * dim + s->pad), CK_CHAIN)->no_nan = true;
-    /* The first queries of a document average few values of rms 1, with weights rounded to bf16:
-     * the rms over all queries is no measure of their error. */
-    forward.buffers[forward.n_buffers - 1].typical = dtype == XP_BF16 ? 0.5 : 0.0;
     ck_out(&forward, "lse", XP_F32, t * s->n_heads, CK_SUM);
     forward.scratch_bytes = forward_scratch;
     forward.flops = 4.0 * seen_pairs(s, starts) * s->n_heads * (double)dim;

@@ -331,7 +331,8 @@ xp_status xp_cuda_grouped_hopper(xp_cuda_device *device, cudaStream_t stream,
                                  const xp_tile_args *p) {
     CUtensorMap map = {};
     if (!p->rows_are_m) {
-        if (has_boxes(*p))
+        if (has_boxes(*p) && p->k > 0) /* without rows there are no slices, and TMA takes no empty
+                                          tensor */
             XP_TRY(xp_cuda_hopper_rows_map(p, boxes_are_b(*p), &map));
         return launch<WGRAD>(device, stream, p, &map);
     }
