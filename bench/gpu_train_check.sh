@@ -1,16 +1,17 @@
 #!/bin/bash
-# Check training on a GPU: parity with transformers, CPU against GPU, the same bits twice, resuming, the rank slice.
+# Check training on a GPU: parity with transformers, CPU against GPU, the same bits twice, resuming, expert parallelism
+# over rank threads, the rank slice.
 #   bench/gpu_train_check.sh BUILD_FOLDER [OUTPUT_FOLDER]
 # BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
 # Whole output goes to OUTPUT_FOLDER (default: a new temporary one); a summary is printed last. At most six minutes.
 # PARITY_DEVICE=cpu GPU_OPTIONS="--training.backend cpu --debug.device_caps guard" tries the script itself on a machine
 # without a GPU.
-# PARTS="parity curves repeat resume slice" chooses; exit code 0: everything that ran was right. "record" before "parity"
+# PARTS="parity curves repeat resume ranks slice" chooses; exit code 0: everything that ran was right. "record" before "parity"
 # records PyTorch's bf16 anew (make_bf16.py, needs transformers), uses it, and leaves it in OUTPUT_FOLDER/bf16.
 set -u
 build=${1:?usage: gpu_train_check.sh BUILD_FOLDER [OUTPUT_FOLDER]}
 out=${2:-$(mktemp -d)}
-parts=${PARTS:-parity curves repeat resume slice}
+parts=${PARTS:-parity curves repeat resume ranks slice}
 read -r -a gpu <<< "${GPU_OPTIONS:---training.backend cuda}"
 mkdir -p "$out"
 build=$(cd "$build" && pwd)
@@ -34,11 +35,12 @@ for i in range(n):
 ids.tofile(open(sys.argv[1], "wb"))
 EOF
 
-# train NAME SECONDS OPTIONS...: a run of its own folder, work/NAME
+# train NAME SECONDS OPTIONS...: a run of its own folder, work/NAME; over $ranks ranks
+ranks=1
 train() {
     local name=$1 limit=$2
     shift 2
-    NGPU=1 run "$name" "$limit" "$build/bin/expar" train --training.dataset tokens --training.dataset_path "$tokens" \
+    NGPU=$ranks run "$name" "$limit" "$build/bin/expar" train --training.dataset tokens --training.dataset_path "$tokens" \
         --job.dump_folder "$work/$name" --metrics.log_freq 1 "$@"
 }
 tiny=(--model.flavor tiny_moe --training.seq_len 256 --training.local_batch_size 8 --lr_scheduler.warmup_steps 5)
@@ -93,6 +95,43 @@ if want resume; then
     grep -m1 resume "$out/again.txt" | cut -c1-160 | tee -a "$summary"
     [ -n "$once" ] && [ "$once" = "$(weights again)" ] && say "resume: the same bits" ||
         { failed=1; say "FAILED: resuming gives other bits"; }
+fi
+# The same 16 rows a step over 1, 2, 4 and 8 rank threads; then both transports.
+if want ranks; then
+    spread=(--model.flavor tiny_moe --training.seq_len 256 --lr_scheduler.warmup_steps 5 "${gpu[@]}")
+    for dtype in float32 bfloat16; do
+        losses=()
+        for ranks in 1 2 4 8; do
+            train "ep${ranks}_$dtype" 40 "${spread[@]}" --training.dtype $dtype --training.steps 3 \
+                --training.local_batch_size $((16 / ranks)) --parallelism.expert_parallel_degree $ranks \
+                --parallelism.expert_parallel_comm_backend deepep
+            losses+=("$(value "ep${ranks}_$dtype" 1 loss)")
+        done
+        say "$dtype, loss of step 1 at EP 1, 2, 4, 8: ${losses[*]}"
+        python3 -c '
+import sys
+bound, losses = float(sys.argv[1]), [float(x) for x in sys.argv[2:]]
+gap = max(abs(x / losses[0] - 1) for x in losses)
+print(f"furthest apart: {gap:.2e}, allowed {bound:g}")
+sys.exit(not (len(losses) == 4 and gap <= bound))' "$([ $dtype = float32 ] && echo 1e-5 || echo 1e-3)" "${losses[@]}" |
+            tee -a "$summary"
+        [ "${PIPESTATUS[0]}" = 0 ] || fail "$dtype: the EP degrees differ"
+    done
+    ranks=4
+    for backend in deepep standard; do
+        train "by_$backend" 60 "${spread[@]}" --training.steps 20 --training.local_batch_size 4 --checkpoint.enable \
+            --checkpoint.interval 20 --parallelism.expert_parallel_degree 4 \
+            --parallelism.expert_parallel_comm_backend $backend
+        grep -o '^{"step": [0-9]*, "loss": [^,]*, "grad_norm": [^,]*' "$work/by_$backend/metrics.jsonl" \
+            > "$out/by_$backend.figures"
+    done
+    ranks=1
+    same=$([ "$(wc -l < "$out/by_deepep.figures")" = 20 ] && [ -e "$work/by_deepep/checkpoint/step-20" ] && echo yes)
+    for file in "$work"/by_deepep/checkpoint/step-20/*.safetensors; do
+        cmp "$file" "$work/by_standard/checkpoint/step-20/${file##*/}" || same=no
+    done
+    [ $same = yes ] && cmp "$out/by_deepep.figures" "$out/by_standard.figures" &&
+        say "deepep and standard: the same bits, 20 steps over 4 ranks" || fail "deepep and standard give other bits"
 fi
 if want slice; then
     nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -l 1 > "$out/memory_used.txt" 2> /dev/null &

@@ -78,7 +78,8 @@ XP_API int64_t xp_device_bytes(const xp_device *device, const char *tag);
 XP_API int64_t xp_device_peak_bytes(const xp_device *device);
 /** How many xp_device_alloc() and xp_host_alloc() calls there have been. */
 XP_API int64_t xp_device_n_allocs(const xp_device *device);
-/** How many times a thread has waited for the device: xp_stream_sync() calls. */
+/** How many times a thread has waited for the device: xp_stream_sync() and xp_event_sync() calls.
+ */
 XP_API int64_t xp_device_n_syncs(const xp_device *device);
 /** The i-th tag in order of first use, NULL past the last. */
 XP_API const char *xp_device_tag(const xp_device *device, int i);
@@ -110,6 +111,10 @@ XP_API void xp_event_destroy(xp_event *event);
 XP_API XP_NODISCARD xp_status xp_event_record(xp_event *event, xp_stream *stream);
 /** Later work of `stream` starts after the event's last recorded point. */
 XP_API XP_NODISCARD xp_status xp_event_wait(xp_event *event, xp_stream *stream);
+
+/** Wait until `stream`, on which the event was last recorded, has come past that point; what was
+ * queued later is not waited for. @return as xp_stream_sync(), of the work before the point */
+XP_API XP_NODISCARD xp_status xp_event_sync(xp_event *event, xp_stream *stream);
 
 /** Copy between any two memories (host or device). Host memory must stay valid until the stream has
  * passed the copy. */

@@ -65,6 +65,7 @@ typedef struct xp_ep_config {
     int n_nodes; /* of a hierarchical group; 0 = 1 */
     /* p2p between processes keeps recv slots of its own: n_slots * recv_capacity rows more. */
     bool separate_processes;
+    bool on_gpu; /* of these, on a GPU: what peers open is reserved in blocks of 2 MiB */
     /* GPU, p2p; the same on every rank: the host meets the other ranks between kernels, and no
      * kernel waits. Same bits, more time; for tools that run kernels one by one. Groups of
      * processes that share a GPU are so without being asked. */
@@ -190,6 +191,15 @@ XP_API XP_NODISCARD xp_status xp_ep_dispatch_backward(xp_ep_group *group, const 
 XP_API XP_NODISCARD xp_status xp_ep_combine_backward(xp_ep_group *group, const xp_ep_plan *plan,
                                                      int64_t round, const xp_tensor *d_out,
                                                      xp_tensor *d_recv, xp_stream *stream);
+
+/**
+ * Collective, between passes: no plan waits for its combine, nothing is queued. A program's first
+ * pass where ranks of one process share a GPU and its kernels meet. What libraries load when they
+ * are first used waits for all kernels that run, and so for those that wait for this rank: while
+ * `on`, the host meets the other ranks as in a phased group. Same bits. Turn it off when every
+ * kernel has been used. Does nothing for other groups, NULL included.
+ */
+XP_API XP_NODISCARD xp_status xp_ep_group_rehearse(xp_ep_group *group, bool on);
 
 /** The sticky failure of the group, XP_OK while there is none. Never waits. */
 XP_API xp_status xp_ep_async_error(const xp_ep_group *group);

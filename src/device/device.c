@@ -283,6 +283,11 @@ xp_status xp_event_wait(xp_event *event, xp_stream *stream) {
     return event->device->vtable->event_wait(event, stream);
 }
 
+xp_status xp_event_sync(xp_event *event, xp_stream *stream) {
+    __atomic_fetch_add(&stream->device->n_syncs, 1, __ATOMIC_RELAXED);
+    return event->device->vtable->event_sync(event, stream);
+}
+
 xp_status xp_event_query(xp_event *event, bool *passed) {
     return event->device->vtable->event_query(event, passed);
 }

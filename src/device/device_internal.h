@@ -27,6 +27,7 @@ typedef struct xp_device_vtable {
     void (*event_destroy)(xp_event *event);
     xp_status (*event_record)(xp_event *event, xp_stream *stream);
     xp_status (*event_wait)(xp_event *event, xp_stream *stream);
+    xp_status (*event_sync)(xp_event *event, xp_stream *stream);
     xp_status (*event_query)(xp_event *event, bool *passed);
     xp_status (*copy)(xp_stream *stream, void *dst, const void *src, size_t n_bytes);
     xp_status (*zero)(xp_stream *stream, void *dst, size_t n_bytes);

@@ -9,10 +9,13 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 6
+#define XP_CUDA_ABI_VERSION 7
 
 #define XP_GPU_ID_BYTES     16
 #define XP_IPC_HANDLE_BYTES 64
+/** Memory that other processes open is reserved in whole multiples: the driver cuts smaller pieces
+ * out of blocks of this size, and a handle opens a whole block. */
+#define XP_GPU_SHARED_BLOCK_BYTES ((size_t)2 << 20)
 
 /** GPUs that know of each other: how memory of one rank becomes addressable to another. */
 typedef struct xp_gpu_sharing {

@@ -70,6 +70,7 @@ static xp_status choose_transport(xp_ep_group *g) {
                         "choose a smaller expert parallel degree, or transport a2a or hierarchical",
                         xp_comm_n_nodes(comm));
     g->config.transport = g->transport;
+    g->config.on_gpu = xp_device_like(g->device) == XP_DEVICE_CUDA;
     g->config.n_nodes = comm ? xp_comm_n_nodes(comm) : xp_ep_config_nodes(&g->config);
     if (comm)
         g->config.separate_processes = !xp_comm_shares_addresses(comm) && shares;
@@ -171,6 +172,10 @@ xp_ep_transport xp_ep_group_transport(const xp_ep_group *group) {
 
 bool xp_ep_group_is_local(const xp_ep_group *group) {
     return group->shape.local;
+}
+
+xp_status xp_ep_group_rehearse(xp_ep_group *group, bool on) {
+    return group && group->device_ops ? group->device_ops->rehearse(group, on) : XP_OK;
 }
 
 xp_status xp_ep_async_error(const xp_ep_group *group) {

@@ -7,6 +7,9 @@
 
 #define XP_EP_MAX_TOP_K  64
 #define XP_EP_MAX_ROUNDS 1024
+/** What an a2a group asks of its communicators on GPUs, one a slot (xp_comm_prepare): larger
+ * exchanges go in pieces of this size where they are staged. */
+#define XP_EP_A2A_PIECE_BYTES ((size_t)16 << 20)
 
 typedef struct xp_ep_shape {
     int n_ranks;            /* R */

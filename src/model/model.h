@@ -42,6 +42,7 @@ typedef struct xp_model_args {
     xp_comm *ep_comm; /* the EP group's ranks; NULL = 1. Borrowed */
     int ep_size, ep_rank; /* null device only, with ep_comm NULL: reserve as rank ep_rank of
                              ep_size; ep_size 0 = as ep_comm says */
+    bool shares_gpus;     /* null device: ranks share GPUs */
     xp_device *device;    /* borrowed */
 } xp_model_args;
 

@@ -2,6 +2,8 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include "comm/provider.h"
+#include "ep/shape.h"
 
 /* How much more than a balanced load the rows saved for backward may be, over a whole step (1 rank:
  * exact). */
@@ -133,6 +135,12 @@ static xp_status create_group(xp_moe_core *core) {
     args->ep.n_slots = core->n_parts;
     XP_TRY(xp_ep_query_sizes(&args->ep, args->n_ranks, &core->sizes));
     if (core->is_null) {
+        if (args->ep.transport == XP_EP_A2A && args->ep.on_gpu && args->n_ranks > 1 &&
+            !args->shares_gpus)
+            XP_TRY(xp_device_alloc(args->device,
+                                   (size_t)core->n_slots *
+                                       xp_comm_device_bytes(args->n_ranks, XP_EP_A2A_PIECE_BYTES),
+                                   "communication", &core->comm_bytes));
         /* No communicator and no peers: what a group and its plans would hold is counted only. */
         size_t plans = (size_t)(core->n_parts * (args->inference ? 1 : args->n_layers));
         return xp_device_alloc(args->device,
@@ -217,6 +225,7 @@ void xp_moe_core_destroy(xp_moe_core *core) {
         xp_event_destroy(core->slots[i].sent);
     }
     xp_ep_group_destroy(core->group);
+    xp_device_free(core->args.device, core->comm_bytes);
     xp_device_free(core->args.device, core->plan_bytes);
     xp_device_free(core->args.device, core->activations);
     xp_device_free(core->args.device, core->workspace);

@@ -38,9 +38,10 @@ typedef struct xp_moe_core_args {
     bool overlap;
     double overlap_split;
     double aux_coeff, z_coeff;
-    xp_ep_config ep; /* transport, capacity_factor, num_sms, timeout_s */
-    xp_comm *comm;   /* NULL: one rank. Borrowed */
-    int n_ranks;     /* of the EP group; on the null device there need be no communicator */
+    xp_ep_config ep;  /* transport, capacity_factor, num_sms, timeout_s */
+    xp_comm *comm;    /* NULL: one rank. Borrowed */
+    int n_ranks;      /* of the EP group; on the null device there need be no communicator */
+    bool shares_gpus; /* null device: ranks share GPUs, their collectives take no memory there */
     xp_device *device;
 } xp_moe_core_args;
 

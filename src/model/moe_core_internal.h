@@ -33,6 +33,7 @@ struct xp_moe_core {
     xp_stream *comm_stream; /* NULL: the compute stream */
     xp_event *routed;
     void *plan_bytes; /* null device: what plans would hold */
+    void *comm_bytes; /* null device: what an a2a group's communicators would */
     void *activations, *workspace;
     xp_moe_slot slots[2];
     xp_moe_arena gate_up_arena, recv_arena;

@@ -235,6 +235,7 @@ static xp_status create_core(xp_model *model, int n_ranks) {
                              .ep = args->ep,
                              .comm = args->ep_comm,
                              .n_ranks = n_ranks,
+                             .shares_gpus = args->shares_gpus,
                              .device = model->device};
     return xp_moe_core_create(&core, &model->core);
 }

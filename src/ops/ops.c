@@ -283,6 +283,14 @@ static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
     return issue(stream, "adamw", run_adamw, args, sizeof *args);
 }
 
+static xp_status run_clip_scale(xp_stream *stream, void *args) {
+    return own_table(stream)->optim.clip_scale(stream, args);
+}
+static xp_status clip_scale(xp_stream *stream, const xp_clip_scale_args *args) {
+    XP_TRY(xp_ops_check_clip_scale(args));
+    return issue(stream, "clip_scale", run_clip_scale, args, sizeof *args);
+}
+
 static xp_status run_sum_squares(xp_stream *stream, void *args) {
     return own_table(stream)->optim.sum_squares(stream, args);
 }
@@ -332,7 +340,7 @@ static xp_status draw(xp_stream *stream, const xp_draw_args *args) {
     .attention = {.forward = attention_forward, .backward = attention_backward, .scratch = attention_scratch}, \
     .moe = {.router_forward = router_forward, .router_backward = router_backward, .router_losses = router_losses, .histogram = histogram, .silu_gate_prob_forward = silu_gate_prob_forward, .silu_gate_prob_backward = silu_gate_prob_backward}, \
     .loss = {.cross_entropy = cross_entropy}, \
-    .optim = {.adamw = adamw, .sum_squares = sum_squares, .axpy = axpy, .sum = sum, .draw = draw},
+    .optim = {.adamw = adamw, .clip_scale = clip_scale, .sum_squares = sum_squares, .axpy = axpy, .sum = sum, .draw = draw},
 /* clang-format on */
 
 static const xp_ops checked_cpu[N_CPU_LEVELS] = {

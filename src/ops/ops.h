@@ -323,7 +323,7 @@ typedef struct xp_loss_ops {
  * ------------------------------------------------------------------------------------- */
 
 /** AdamW (Loshchilov and Hutter, 2019) over n elements, decoupled weight decay, gradient scaled by
- * *grad_scale first. */
+ * *grad_scale first. Nothing is written when *grad_scale is NaN. */
 typedef struct xp_adamw_args {
     int64_t n;
     float *master; /* [n] fp32, updated */
@@ -336,6 +336,18 @@ typedef struct xp_adamw_args {
     int64_t step;            /* 1-based, for the bias correction */
     const float *grad_scale; /* [1] device memory: the clip factor */
 } xp_adamw_args;
+
+/**
+ * What a gradient is multiplied by, from the sums of squares of its parts: norm = sqrt(sum of the n
+ * squares in order); *scale = min(1, max_norm / (norm + 1e-6)) (torch.nn.utils.clip_grad_norm_), 1
+ * when max_norm is 0, and NaN when the norm is not finite: no update.
+ */
+typedef struct xp_clip_scale_args {
+    int64_t n;             /* >= 1 */
+    const double *squares; /* [n] */
+    double max_norm;
+    float *scale; /* [1] */
+} xp_clip_scale_args;
 
 /** out[0] (+)= sum of squares of n elements in fp64, fixed order. */
 typedef struct xp_sum_squares_args {
@@ -368,6 +380,7 @@ typedef struct xp_draw_args {
 
 typedef struct xp_optim_ops {
     xp_status (*adamw)(xp_stream *stream, const xp_adamw_args *args);
+    xp_status (*clip_scale)(xp_stream *stream, const xp_clip_scale_args *args);
     xp_status (*sum_squares)(xp_stream *stream, const xp_sum_squares_args *args);
     xp_status (*axpy)(xp_stream *stream, const xp_axpy_args *args);
     /** out[0] = sum of n fp32 values in fp64, fixed order. */

@@ -334,6 +334,14 @@ xp_status xp_ops_check_adamw(const xp_adamw_args *args) {
     return need_pointer(args->grad_scale, any, op, "grad_scale");
 }
 
+xp_status xp_ops_check_clip_scale(const xp_clip_scale_args *args) {
+    const char *op = "clip_scale";
+    XP_TRY(need_size(args->n, 1, op, "n"));
+    XP_TRY(need(args->max_norm >= 0, op, "max_norm must not be negative"));
+    XP_TRY(need_pointer(args->squares, true, op, "squares"));
+    return need_pointer(args->scale, true, op, "scale");
+}
+
 xp_status xp_ops_check_sum_squares(const xp_sum_squares_args *args) {
     const char *op = "sum_squares";
     XP_TRY(need_size(args->n, 0, op, "n"));

@@ -32,6 +32,7 @@ xp_status xp_ops_check_silu_backward(const xp_silu_gate_prob_backward_args *args
 
 xp_status xp_ops_check_cross_entropy(const xp_cross_entropy_args *args);
 xp_status xp_ops_check_adamw(const xp_adamw_args *args);
+xp_status xp_ops_check_clip_scale(const xp_clip_scale_args *args);
 xp_status xp_ops_check_sum_squares(const xp_sum_squares_args *args);
 xp_status xp_ops_check_axpy(const xp_axpy_args *args);
 xp_status xp_ops_check_draw(const xp_draw_args *args);

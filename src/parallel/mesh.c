@@ -1,4 +1,5 @@
 #include "parallel/mesh.h"
+#include "comm/provider.h"
 
 #include <string.h>
 
@@ -61,6 +62,7 @@ xp_status xp_mesh_create(xp_comm *world, const xp_config *config, xp_mesh *mesh)
     int n_ranks = world ? xp_comm_size(world) : 1;
     xp_mesh m;
     XP_TRY(xp_mesh_layout(config, n_ranks, world ? xp_comm_rank(world) : 0, &m));
+    m.separate_processes = world && !xp_comm_shares_addresses(world);
     m.world = world;
     xp_status status = XP_OK;
     int ep_group = m.replica * m.n_expert_shard + m.expert_shard_rank;

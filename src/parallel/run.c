@@ -142,13 +142,16 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
         .save_dispatched = choose_saved(config->moe.save_dispatched),
         .ep = {.transport = choose_transport(config, &run->arch),
                .capacity_factor = config->moe.capacity_factor,
-               .num_sms = (int)config->deepep.num_sms},
+               .num_sms = (int)config->deepep.num_sms,
+               .separate_processes = run->mesh.separate_processes,
+               .on_gpu = xp_device_like(run->device) == XP_DEVICE_CUDA},
         .ep_comm = run->mesh.ep,
         .device = run->device,
     };
     if (xp_device_get_kind(run->device) == XP_DEVICE_NULL) {
         args.ep_size = run->mesh.ep_size;
         args.ep_rank = run->mesh.ep_rank;
+        args.shares_gpus = run->mesh.shares_gpus;
     }
     batch_bounds(config, run, &args);
     XP_TRY(choose_dtype(config, run->device, &args.dtype));

@@ -54,7 +54,8 @@ static xp_status prepare(xp_shard *shard, xp_comm *comm, int n_ranks, size_t max
                          void **counted) {
     if (xp_device_get_kind(shard->args.device) != XP_DEVICE_NULL)
         return comm ? xp_comm_prepare(comm, shard->args.device, max_bytes) : XP_OK;
-    if (xp_device_like(shard->args.device) != XP_DEVICE_CUDA || n_ranks == 1)
+    if (xp_device_like(shard->args.device) != XP_DEVICE_CUDA || n_ranks == 1 ||
+        shard->mesh.shares_gpus)
         return XP_OK;
     return xp_device_alloc(shard->args.device, xp_comm_device_bytes(n_ranks, max_bytes),
                            "communication", counted);
@@ -115,8 +116,6 @@ static xp_status reserve_staging(xp_shard *shard) {
     shard->grad_scale = data;
     XP_TRY(xp_host_alloc(device, sums_bytes, "staging", &data));
     shard->host_sums = data;
-    XP_TRY(xp_host_alloc(device, sizeof(float), "staging", &data));
-    shard->host_scale = data;
     shard->n_waiting = calloc((size_t)shard->plan.n_buckets + 1, sizeof(int));
     if (!shard->n_waiting)
         return xp_error(XP_ENOMEM, "no memory for the optimizer's tables");
@@ -177,7 +176,6 @@ void xp_shard_destroy(xp_shard *shard) {
     xp_device_free(device, shard->v);
     xp_device_free(device, shard->m);
     xp_device_free(device, shard->master);
-    xp_host_free(device, shard->host_scale);
     xp_host_free(device, shard->host_sums);
     free(shard->n_waiting);
     xp_shard_plan_destroy(&shard->plan);
@@ -244,8 +242,11 @@ static xp_status for_each_bucket(xp_shard *shard, piece_fn fn, const xp_adam_ste
 }
 
 xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step, xp_stream *stream) {
-    *shard->host_scale = (float)step->grad_scale;
-    XP_TRY(xp_copy(stream, shard->grad_scale, shard->host_scale, sizeof(float)));
+    const xp_clip_scale_args clip = {.n = shard->plan.n_groups,
+                                     .squares = shard->sums,
+                                     .max_norm = step->max_norm,
+                                     .scale = shard->grad_scale};
+    XP_TRY(shard->ops->optim.clip_scale(stream, &clip));
     return for_each_bucket(shard, update_piece, step, stream);
 }
 

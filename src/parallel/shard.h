@@ -45,7 +45,8 @@ XP_NODISCARD xp_status xp_shard_finish_reduce(xp_shard *shard, xp_stream *stream
  *         gradient is not finite; XP_ECOMM
  */
 XP_NODISCARD xp_status xp_shard_grad_norm(xp_shard *shard, xp_stream *stream, double *norm);
-/** The same in two halves: queue it; read it once the stream has been waited for. */
+/** The same in two halves: queue it; read it once the stream has been waited for, or an event
+ * recorded right behind it. */
 XP_NODISCARD xp_status xp_shard_queue_norm(xp_shard *shard, xp_stream *stream);
 XP_NODISCARD xp_status xp_shard_read_norm(xp_shard *shard, xp_stream *stream, double *norm);
 /**
@@ -57,10 +58,14 @@ XP_NODISCARD xp_status xp_shard_find_bad_param(xp_shard *shard, xp_stream *strea
 
 typedef struct xp_adam_step {
     float lr, beta1, beta2, eps, weight_decay;
-    int64_t step;      /* 1-based */
-    double grad_scale; /* the clip factor */
+    int64_t step;    /* 1-based */
+    double max_norm; /* gradients with a larger norm are scaled down to it; 0: never */
 } xp_adam_step;
-/** Update this rank's chunks, then gather the parameters of every rank. */
+/**
+ * Update this rank's chunks, then gather the parameters of every rank. After
+ * xp_shard_queue_norm(), whose result only the device looks at: nothing changes when the norm is
+ * not finite.
+ */
 XP_NODISCARD xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step,
                                        xp_stream *stream);
 

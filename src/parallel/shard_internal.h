@@ -23,9 +23,8 @@ struct xp_shard {
     float *master, *m, *v; /* [state_elements]; master NULL when parameters are fp32 */
     double *sums;          /* [n_sums] device: squares of each group, or of each parameter */
     double *sums_scratch;  /* device */
-    float *grad_scale;     /* [1] device */
+    float *grad_scale;     /* [1] device; NaN: no update */
     double *host_sums;     /* [n_sums] staging memory */
-    float *host_scale;     /* [1] staging memory */
     int n_sums;
     void *counted[5]; /* null device: what the communicators of a GPU run reserve */
 };

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "comm/provider.h"
 #include "core/file.h"
 #include "expar/version.h"
 #include "train/run_state.h"
@@ -100,12 +101,30 @@ static void describe_tags(xp_trainer *t, xp_memory_prediction *p) {
     xp_trainer_say(t, "memory: of it %s", tags);
 }
 
+/* Known before anything is reserved; what the driver and its libraries take comes on top. */
+static xp_status check_memory(const xp_trainer *t, const xp_memory_prediction *p) {
+    const double has = (double)xp_device_total_bytes(t->device);
+    const double wants = (double)p->device_bytes * t->n_on_device;
+    char sharers[48] = "";
+    if (has <= 0 || wants <= has)
+        return XP_OK;
+    if (t->n_on_device > 1)
+        snprintf(sharers, sizeof sharers, " (%d ranks share it)", t->n_on_device);
+    return xp_error(XP_ENOMEM,
+                    "this run needs %.2f GiB of memory on %s%s, which has %.2f GiB. A smaller "
+                    "training.local_batch_size or training.seq_len, activation_checkpoint.mode = "
+                    "\"full\", or more ranks need less",
+                    wants / GIB, xp_device_name(t->device), sharers, has / GIB);
+}
+
 xp_status xp_trainer_announce_memory(xp_trainer *t) {
     xp_mesh layout;
     xp_memory_prediction p;
     if (!t->log)
         return XP_OK;
     XP_TRY(xp_mesh_layout(t->config, t->n_ranks, t->rank, &layout));
+    layout.separate_processes = t->world && !xp_comm_shares_addresses(t->world);
+    layout.shares_gpus = t->shares_gpus;
     /* A guarded CPU stands for a GPU. */
     bool on_host = xp_device_shares_host(t->device);
     XP_TRY(xp_predict_memory_on(on_host ? XP_DEVICE_CPU : XP_DEVICE_CUDA, t->config, &layout, &p));
@@ -116,7 +135,7 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
     xp_trainer_say(t, "memory: predicted %.2f GiB per rank; %.2f GiB for this process",
                    (double)(p.device_bytes + p.host_bytes) / GIB, (double)process / GIB);
     describe_tags(t, &p);
-    return XP_OK;
+    return check_memory(t, &p);
 }
 
 void xp_trainer_compare_memory(xp_trainer *t) {

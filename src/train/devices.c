@@ -93,6 +93,7 @@ static xp_status check_kinds(const seat *seats, int n_ranks) {
 }
 
 xp_status xp_trainer_announce_devices(xp_trainer *t) {
+    t->n_on_device = 1;
     if (!t->world)
         return XP_OK;
     seat mine, *seats = calloc((size_t)t->n_ranks, sizeof *seats);
@@ -105,6 +106,11 @@ xp_status xp_trainer_announce_devices(xp_trainer *t) {
     if (status == XP_OK)
         status = check_kinds(seats, t->n_ranks);
     xp_text line = {0};
+    for (int r = 0; r < t->n_ranks && status == XP_OK; r++)
+        t->n_on_device += r != t->rank && same_gpu(&seats[r], &seats[t->rank]);
+    for (int r = 1; r < t->n_ranks && status == XP_OK; r++)
+        for (int q = 0; q < r; q++)
+            t->shares_gpus |= same_gpu(&seats[r], &seats[q]);
     for (int r = 0; r < t->n_ranks && status == XP_OK; r++)
         put_sharers(seats, t->n_ranks, r, xp_comm_n_nodes(t->world) > 1, &line);
     if (line.length > 0 && !line.failed)

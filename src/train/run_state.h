@@ -31,14 +31,17 @@ struct xp_trainer {
     xp_train_shared *shared;
     xp_comm *world; /* NULL: one rank */
     int rank, n_ranks, n_local_ranks, n_threads;
-    xp_log *log; /* NULL on silent ranks */
-    bool leads;  /* rank 0: writes files and messages */
+    int n_on_device;  /* ranks that share this one's GPU, itself included; 1 elsewhere */
+    bool shares_gpus; /* some ranks share one */
+    xp_log *log;      /* NULL on silent ranks */
+    bool leads;       /* rank 0: writes files and messages */
     const char *dump;
     char *ckpt_folder;
 
     xp_device *device;
     xp_memory_prediction predicted; /* on the speaking rank */
     xp_run run;
+    xp_event *results; /* behind what the host reads of a step, before the update */
     xp_schedule schedule;
     xp_loader *loader;
     xp_step_batches batches;

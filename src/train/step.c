@@ -81,14 +81,6 @@ static xp_status queue_gradients(xp_trainer *t, int64_t n_valid) {
     return xp_shard_finish_reduce(t->run.shard, t->run.stream);
 }
 
-/* The one wait of a step: the norm decides whether and how far the weights move. What is queued
- * after it, the update, is not waited for. */
-static xp_status wait_for_gradients(xp_trainer *t) {
-    XP_TRY(xp_shard_queue_norm(t->run.shard, t->run.stream));
-    XP_TRY(xp_stream_sync(t->run.stream));
-    return t->world ? xp_comm_async_error(t->world) : XP_OK;
-}
-
 static xp_status sum_losses(xp_trainer *t, double sums[N_SUMS]) {
     memset(sums, 0, N_SUMS * sizeof *sums);
     for (int64_t m = 0; m < t->batches.n; m++) {
@@ -108,7 +100,9 @@ static xp_status sum_losses(xp_trainer *t, double sums[N_SUMS]) {
 
 /* ---- checks and updates ------------------------------------------------------------------ */
 
-/* The loss is not finite: say which tensor is to blame. Nothing has been updated. */
+/* The loss is not finite: say which tensor is to blame. A loss like that comes from logits that are
+ * not finite, and so do gradients, but for logits near the end of fp32: nothing has been updated,
+ * but for those. */
 static xp_status blame(xp_trainer *t, double loss) {
     const char *what = isnan(loss) ? "NaN" : "infinite";
     const char *name = NULL;
@@ -157,9 +151,12 @@ static xp_status balance(xp_trainer *t) {
     return xp_copy(t->run.stream, xp_model_expert_bias(t->run.model), t->bias, n * sizeof(float));
 }
 
-static xp_status update(xp_trainer *t, double norm, double lr) {
-    double max_norm = t->config->training.max_norm;
-    double clip = max_norm > 0 ? max_norm / (norm + 1e-6) : 1;
+/* The device itself looks at the norm, for whether and how far the weights move: the host need not
+ * wait between gradients and update. Later, results are read behind the event: what comes after it,
+ * the update, is not waited for. */
+static xp_status queue_update(xp_trainer *t, double lr) {
+    XP_TRY(xp_shard_queue_norm(t->run.shard, t->run.stream));
+    XP_TRY(xp_event_record(t->results, t->run.stream));
     xp_adam_step args = {
         .lr = (float)lr,
         .beta1 = (float)t->config->optimizer.beta1,
@@ -167,9 +164,14 @@ static xp_status update(xp_trainer *t, double norm, double lr) {
         .eps = (float)t->config->optimizer.eps,
         .weight_decay = (float)t->config->optimizer.weight_decay,
         .step = ++t->optimizer_steps,
-        .grad_scale = clip < 1 ? clip : 1,
+        .max_norm = t->config->training.max_norm,
     };
     return xp_shard_update(t->run.shard, &args, t->run.stream);
+}
+
+static xp_status wait_for_results(xp_trainer *t) {
+    XP_TRY(xp_event_sync(t->results, t->run.stream));
+    return t->world ? xp_comm_async_error(t->world) : XP_OK;
 }
 
 /* ---- the step ---------------------------------------------------------------------------- */
@@ -203,16 +205,18 @@ xp_status xp_trainer_step(xp_trainer *t, xp_step_record *record) {
     double have_data = xp_time_s();
     XP_TRY(queue_gradients(t, n_valid));
     double have_gradients = xp_time_s();
-    XP_TRY(wait_for_gradients(t));
+    record->lr =
+        t->config->optimizer.lr * xp_schedule_factor(&t->schedule, t->step - t->schedule_from);
+    XP_TRY(queue_update(t, record->lr));
+    /* All is queued: what the host waits for from here on, the device does not. */
+    record->n_host_syncs = xp_device_n_syncs(t->device) - n_syncs;
+    XP_TRY(wait_for_results(t));
     if (!xp_device_shares_host(t->device))
         have_gradients = xp_time_s();
     XP_TRY(sum_losses(t, sums));
     record->loss = sums[SUM_LOSS] / (double)n_valid;
     XP_TRY(check_and_norm(t, step, record->loss, &record->grad_norm));
     XP_TRY(balance(t));
-    record->lr =
-        t->config->optimizer.lr * xp_schedule_factor(&t->schedule, t->step - t->schedule_from);
-    XP_TRY(update(t, record->grad_norm, record->lr));
     double done = xp_time_s();
     t->step = step;
     t->rows_seen += t->run.global_batch;
@@ -222,7 +226,6 @@ xp_status xp_trainer_step(xp_trainer *t, xp_step_record *record) {
     record->data_time_s = have_data - began;
     record->forward_backward_s = have_gradients - have_data;
     record->optimizer_s = done - have_gradients;
-    record->n_host_syncs = xp_device_n_syncs(t->device) - n_syncs;
     record->n_allocs = xp_device_n_allocs(t->device) - n_allocs;
     return XP_OK;
 }

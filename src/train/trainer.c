@@ -112,6 +112,7 @@ static xp_status create_parts(xp_trainer *t) {
     XP_TRY(xp_trainer_announce_memory(t));
     XP_TRY(xp_run_reserve(t->config, t->device, t->world, NULL, &t->run));
     t->n_moe_layers = t->run.arch.n_experts > 0 ? (int)t->run.arch.n_layers : 0;
+    XP_TRY(xp_event_create(t->device, &t->results));
     XP_TRY(create_tables(t));
     XP_TRY(create_loader(t));
     XP_TRY(xp_snapshot_create(&t->run, t->staging, t->bias, &t->snapshot));
@@ -140,6 +141,7 @@ static void destroy_parts(xp_trainer *t) {
     free(t->load_max);
     free(t->ckpt_folder);
     free(t->config_toml);
+    xp_event_destroy(t->results);
     xp_run_release(&t->run);
     xp_trace_destroy(t->trace);
     xp_device_destroy(t->device);

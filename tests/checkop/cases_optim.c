@@ -1,4 +1,6 @@
 /* AdamW and the reductions. */
+#include <math.h>
+#include <string.h>
 #include "checkop.h"
 
 enum { OPTIM_N, OPTIM_X, OPTIM_Y, OPTIM_ACC };
@@ -21,6 +23,14 @@ static xp_status call_adamw(const ck_call *call) {
                                 .step = 3,
                                 .grad_scale = ck_at(call, "scale")};
     return call->ops->optim.adamw(call->stream, &args);
+}
+
+static xp_status call_clip_scale(const ck_call *call) {
+    const xp_clip_scale_args args = {.n = call->c->size[OPTIM_N],
+                                     .squares = ck_at(call, "squares"),
+                                     .max_norm = (double)call->c->value[0],
+                                     .scale = ck_at(call, "scale")};
+    return call->ops->optim.clip_scale(call->stream, &args);
 }
 
 static xp_status call_sum_squares(const ck_call *call) {
@@ -71,18 +81,30 @@ static void begin(ck_case *c, const char *op, xp_status (*call)(const ck_call *)
 }
 
 /* param: XP_N_DTYPES for none. */
-static void adamw_case(ck_context *ctx, int64_t n, xp_dtype grad, xp_dtype param) {
-    static const float scale = 0.5F;
+static void adamw_case(ck_context *ctx, int64_t n, xp_dtype grad, xp_dtype param, float scale) {
     ck_case c;
     begin(&c, "adamw", call_adamw, n, grad, param == XP_N_DTYPES ? XP_F32 : param, false);
+    if (isnan(scale))
+        snprintf(c.shape + strlen(c.shape), sizeof c.shape - strlen(c.shape), " skipped");
     c.bytes = (double)n * (24.0 + (double)xp_dtype_bytes(grad));
     ck_in(&c, "grad", grad, n);
     ck_given(&c, "scale", XP_F32, 1, &scale);
     ck_inout(&c, "master", XP_F32, n, CK_CHAIN);
     ck_inout(&c, "m", XP_F32, n, CK_ROUNDED);
     ck_inout(&c, "v", XP_F32, n, CK_ROUNDED)->fill = CK_POSITIVE;
-    if (param != XP_N_DTYPES)
-        ck_out(&c, "param", param, n, CK_CHAIN);
+    if (param != XP_N_DTYPES) /* in and out: a skipped update must leave it alone */
+        ck_inout(&c, "param", param, n, isnan(scale) ? CK_EXACT : CK_CHAIN);
+    ck_run(ctx, &c);
+}
+
+/* Sums of squares of a norm well below and above max_norm; 0: not clipped. */
+static void clip_case(ck_context *ctx, int64_t n, float max_norm) {
+    ck_case c;
+    begin(&c, "clip_scale", call_clip_scale, n, XP_F64, XP_F32, false);
+    snprintf(c.shape, sizeof c.shape, "%lld parts, max_norm %g", (long long)n, (double)max_norm);
+    c.value[0] = max_norm;
+    ck_in(&c, "squares", XP_F64, n)->fill = CK_POSITIVE;
+    ck_out(&c, "scale", XP_F32, 1, CK_EXACT);
     ck_run(ctx, &c);
 }
 
@@ -135,8 +157,8 @@ static void draw_case(ck_context *ctx, int64_t n, int64_t first, bool ones) {
 void ck_optim_cases(ck_context *ctx) {
     if (ctx->bench && ctx->gpu) {
         const int64_t n = 64 << 20;
-        adamw_case(ctx, n, XP_BF16, XP_BF16);
-        adamw_case(ctx, n, XP_F32, XP_BF16);
+        adamw_case(ctx, n, XP_BF16, XP_BF16, 0.5F);
+        adamw_case(ctx, n, XP_F32, XP_BF16, 0.5F);
         sum_cases(ctx, n, XP_BF16);
         sum_cases(ctx, n, XP_F32);
         axpy_case(ctx, n, XP_F32, XP_BF16, false, false);
@@ -146,8 +168,8 @@ void ck_optim_cases(ck_context *ctx) {
     }
     if (ctx->bench) {
         const int64_t n = 16 << 20;
-        adamw_case(ctx, n, XP_F32, XP_N_DTYPES);
-        adamw_case(ctx, n, XP_F32, XP_BF16);
+        adamw_case(ctx, n, XP_F32, XP_N_DTYPES, 0.5F);
+        adamw_case(ctx, n, XP_F32, XP_BF16, 0.5F);
         sum_cases(ctx, n, XP_F32);
         axpy_case(ctx, n, XP_F32, XP_F32, true, false);
         draw_case(ctx, n, 0, false);
@@ -158,18 +180,23 @@ void ck_optim_cases(ck_context *ctx) {
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         for (int t = 0; t < 4; t++) {
             const xp_dtype x = types[t & 1], y = types[t >> 1];
-            adamw_case(ctx, sizes[i], x, y);
+            adamw_case(ctx, sizes[i], x, y, 0.5F);
             axpy_case(ctx, sizes[i], x, y, true, false);
             axpy_case(ctx, sizes[i], x, y, false, false);
             if (x == y)
                 axpy_case(ctx, sizes[i], x, y, false, true);
         }
-        adamw_case(ctx, sizes[i], XP_F32, XP_N_DTYPES);
+        adamw_case(ctx, sizes[i], XP_F32, XP_N_DTYPES, 0.5F);
         sum_cases(ctx, sizes[i], XP_F32);
         sum_cases(ctx, sizes[i], XP_BF16);
+        adamw_case(ctx, sizes[i], XP_BF16, XP_BF16, NAN);
+        adamw_case(ctx, sizes[i], XP_F32, XP_N_DTYPES, NAN);
         draw_case(ctx, sizes[i], 0, false);
         draw_case(ctx, sizes[i], (int64_t)1 << 33, false);
         draw_case(ctx, sizes[i], 5, true);
     }
+    for (int64_t n = 1; n <= 300; n += 23)
+        for (int i = 0; i < 3; i++)
+            clip_case(ctx, n, (float[]){0, 0.5F, 1000}[i]);
     draw_case(ctx, 4000000, 1, false); /* many draws: also the rare ones of the tails */
 }

@@ -40,7 +40,6 @@ typedef enum ck_tolerance {
     CK_ROUNDED,
     CK_SUM,
     CK_CHAIN,
-    CK_HEADS,
     CK_F64_SUM,
     CK_N_TOLERANCES
 } ck_tolerance;
@@ -57,6 +56,8 @@ typedef struct ck_buffer {
     ck_tolerance tolerance;
     double typical; /* size of the terms of a result that may cancel; tolerances of the rms use it
                        when it is larger */
+    int64_t row;    /* elements of a row; > 0: rows differ much in size, and a tolerance of the rms
+                       means the row's own where that is larger. 0: the whole buffer's */
     bool no_nan;    /* not given a NaN in the NaN run */
 } ck_buffer;
 
@@ -180,7 +181,7 @@ void ck_store(void *data, xp_dtype dtype, int64_t i, double value);
 /** tolerance.c */
 typedef struct ck_tolerance_row {
     double relative_f32, relative_bf16; /* of the element */
-    double rms_f32, rms_bf16;           /* of the root mean square of the buffer */
+    double rms_f32, rms_bf16;           /* of the root mean square of the buffer, or of a row */
     const char *reason;
 } ck_tolerance_row;
 const ck_tolerance_row *ck_tolerance_get(ck_tolerance tolerance);

@@ -10,10 +10,6 @@ static const ck_tolerance_row rows[CK_N_TOLERANCES] = {
                 "fp32 sums of up to some thousand terms in another order than the plain fp64 sum"},
     [CK_CHAIN] = {5e-5, 0x1p-6, 5e-5, 0x1p-7,
                   "sums of products of sums and exponentials: rounding of each link adds up"},
-    [CK_HEADS] =
-        {5e-5, 0x1p-6, 5e-5, 0x1p-6,
-         "as above, and in bf16 each query head's share may be rounded before the heads of "
-         "a group are added: shares of a few rms, half a unit each"},
     [CK_F64_SUM] = {1e-12, 1e-12, 1e-14, 1e-14, "fp64 sums in another order"},
 };
 

@@ -90,6 +90,7 @@ static const xp_device_vtable cpu_vtable = {
     .event_destroy = xp_cpu_event_destroy,
     .event_record = xp_cpu_event_record,
     .event_wait = xp_cpu_event_wait,
+    .event_sync = xp_cpu_event_sync,
     .event_query = xp_cpu_event_query,
     .copy = xp_cpu_copy,
     .zero = xp_cpu_zero,

@@ -318,6 +318,22 @@ xp_status xp_cpu_event_wait(xp_event *event, xp_stream *stream) {
     return xp_cpu_submit(stream, event_wait_for, &j, sizeof j);
 }
 
+/* Late work runs when somebody waits for anything. */
+xp_status xp_cpu_event_sync(xp_event *event, xp_stream *stream) {
+    cpu_event *e = (cpu_event *)event;
+    cpu_stream *s = (cpu_stream *)stream;
+    if (s->is_inline)
+        return xp_cpu_stream_sync(stream);
+    pthread_mutex_lock(&e->lock);
+    while (e->n_reached < e->n_recorded)
+        pthread_cond_wait(&e->changed, &e->lock);
+    pthread_mutex_unlock(&e->lock);
+    pthread_mutex_lock(&s->lock);
+    const xp_status status = s->status == XP_OK ? XP_OK : xp_error(s->status, "%s", s->error);
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
 xp_status xp_cpu_event_query(xp_event *event, bool *passed) {
     cpu_event *e = (cpu_event *)event;
     pthread_mutex_lock(&e->lock);

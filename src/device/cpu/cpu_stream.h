@@ -23,6 +23,7 @@ xp_status xp_cpu_event_create(xp_device *device, xp_event **event);
 void xp_cpu_event_destroy(xp_event *event);
 xp_status xp_cpu_event_record(xp_event *event, xp_stream *stream);
 xp_status xp_cpu_event_wait(xp_event *event, xp_stream *stream);
+xp_status xp_cpu_event_sync(xp_event *event, xp_stream *stream);
 xp_status xp_cpu_event_query(xp_event *event, bool *passed);
 xp_status xp_cpu_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes);
 xp_status xp_cpu_zero(xp_stream *stream, void *dst, size_t n_bytes);

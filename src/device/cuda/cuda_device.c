@@ -140,6 +140,13 @@ static xp_status cuda_event_wait(xp_event *event, xp_stream *stream) {
                          "cudaStreamWaitEvent");
 }
 
+static xp_status cuda_event_sync(xp_event *event, xp_stream *stream) {
+    (void)stream;
+    XP_TRY(select_device(event->device));
+    return xp_cuda_check(cudaEventSynchronize(((xp_cuda_event *)event)->event),
+                         "waiting for the GPU");
+}
+
 /* Also asked by threads that do nothing else: without a choice they would wake up GPU 0. */
 static xp_status cuda_event_query(xp_event *event, bool *passed) {
     XP_TRY(select_device(event->device));
@@ -177,6 +184,7 @@ static const xp_device_vtable cuda_vtable = {
     .event_destroy = cuda_event_destroy,
     .event_record = cuda_event_record,
     .event_wait = cuda_event_wait,
+    .event_sync = cuda_event_sync,
     .event_query = cuda_event_query,
     .copy = cuda_copy,
     .zero = cuda_zero,

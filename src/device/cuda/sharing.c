@@ -4,10 +4,6 @@
 #include <string.h>
 #include "device/cuda/cuda_device.h"
 
-/* The driver cuts small allocations out of blocks of this size, and a handle opens a whole block.
- */
-#define BLOCK_BYTES ((size_t)2 << 20)
-
 _Static_assert(sizeof(cudaIpcMemHandle_t) <= XP_IPC_HANDLE_BYTES, "room for CUDA's handle");
 _Static_assert(sizeof(cudaUUID_t) <= XP_GPU_ID_BYTES, "room for CUDA's identity");
 
@@ -96,5 +92,5 @@ const xp_gpu_sharing xp_cuda_sharing = {
     .export_memory = export_memory,
     .open_memory = open_memory,
     .close_memory = close_memory,
-    .granularity = BLOCK_BYTES,
+    .granularity = XP_GPU_SHARED_BLOCK_BYTES,
 };

@@ -102,6 +102,7 @@ static const xp_device_vtable null_vtable = {
     .event_destroy = null_event_destroy,
     .event_record = null_event,
     .event_wait = null_event,
+    .event_sync = null_event,
     .event_query = null_event_query,
     .copy = null_copy,
     .zero = null_zero,

@@ -16,7 +16,7 @@ typedef struct xp_ep_cuda_state {
     xp_ep_cuda_news at_reset;
     int n_row_blocks; /* of kernels that move rows */
     bool ready;       /* create came to its end */
-    bool phased;      /* the host meets the other ranks, kernels do not */
+    bool phased;      /* the host meets the other ranks, kernels do not; or does so for now */
     int *devices;     /* [R] each rank's GPU, as this process numbers it; threads */
     xp_ep_gates *gates;
     int64_t *bytes; /* [4 R] of the all-to-all being made: send, where from, receive, where to */

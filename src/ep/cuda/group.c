@@ -224,6 +224,18 @@ static xp_status async_error(const xp_ep_group *group) {
     return xp_ep_plan_explain_rank(group, error[1], refused);
 }
 
+/* Nobody's kernels may wait for peers before all have used what they need: hence the barrier. */
+static xp_status rehearse(xp_ep_group *group, bool on) {
+    xp_ep_cuda_state *state = group->device_state;
+    if (!state->limits_ahead)
+        return XP_OK;
+    XP_TRY(xp_cuda_check(cudaSetDevice(device_of(group)->index), "rehearsal"));
+    XP_TRY(xp_cuda_check(cudaDeviceSynchronize(), "rehearsal"));
+    xp_comm_set_phase(group->comm, "first pass");
+    state->phased = on;
+    return xp_comm_barrier(group->comm, NULL);
+}
+
 static void add_stats(const xp_ep_group *group, xp_ep_stats *stats) {
     const xp_ep_cuda_state *state = group->device_state;
     const volatile xp_ep_cuda_news *now = state->news;
@@ -253,6 +265,7 @@ const xp_ep_device_ops xp_ep_cuda_ops = {
     .bring_home = xp_ep_cuda_bring_home,
     .miss = xp_ep_cuda_miss,
     .wait = xp_ep_cuda_wait,
+    .rehearse = rehearse,
     .async_error = async_error,
     .add_stats = add_stats,
     .reset_stats = reset_stats,

@@ -16,7 +16,8 @@ void xp_ep_mailbox_carve(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_mailbox *b
 }
 
 xp_status xp_ep_mailbox_open(xp_ep_group *group, xp_ep_mailbox *box) {
-    return xp_comm_split(group->comm, 0, &box->comm);
+    XP_TRY(xp_comm_split(group->comm, 0, &box->comm));
+    return xp_comm_prepare(box->comm, group->device, XP_EP_A2A_PIECE_BYTES);
 }
 
 void xp_ep_mailbox_close(xp_ep_mailbox *box) {

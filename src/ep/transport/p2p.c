@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "comm/provider.h"
+#include "device/plugin.h"
 
 static size_t carve(const xp_ep_shape *s, bool direct, char *base, p2p_area *area) {
     xp_ep_carver c = {.base = base};
@@ -28,7 +29,11 @@ static size_t carve(const xp_ep_shape *s, bool direct, char *base, p2p_area *are
 }
 
 static size_t measure(const xp_ep_shape *shape, const xp_ep_config *config) {
-    return carve(shape, !config->separate_processes, NULL, NULL) * (size_t)shape->n_slots;
+    const size_t step =
+        config->separate_processes && config->on_gpu ? XP_GPU_SHARED_BLOCK_BYTES : 1;
+    const size_t n_bytes =
+        carve(shape, !config->separate_processes, NULL, NULL) * (size_t)shape->n_slots;
+    return (n_bytes + step - 1) / step * step;
 }
 
 static xp_status create(xp_ep_group *group) {

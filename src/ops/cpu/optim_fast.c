@@ -49,7 +49,7 @@ static void adamw_tile(void *context, int64_t tile, int worker) {
 }
 
 static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
-    if (args->n == 0)
+    if (args->n == 0 || isnan(*args->grad_scale))
         return XP_OK;
     double beta1 = (double)args->beta1;
     double beta2 = (double)args->beta2;

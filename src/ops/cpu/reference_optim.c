@@ -4,7 +4,7 @@
 #include "ops/cpu/cpu_ops.h"
 
 static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
-    if (args->n == 0)
+    if (args->n == 0 || isnan(*args->grad_scale))
         return XP_OK;
     (void)stream;
     double beta1 = (double)args->beta1;
@@ -26,6 +26,19 @@ static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
         if (args->param)
             xp_cpu_store(args->param, args->param_dtype, i, (float)master);
     }
+    return XP_OK;
+}
+
+static xp_status clip_scale(xp_stream *stream, const xp_clip_scale_args *args) {
+    (void)stream;
+    double total = 0;
+    for (int64_t i = 0; i < args->n; i++)
+        total += args->squares[i];
+    double scale = args->max_norm > 0 ? args->max_norm / (sqrt(total) + 1e-6) : 1;
+    if (!isfinite(total))
+        *args->scale = NAN;
+    else
+        *args->scale = scale < 1 ? (float)scale : 1.0F;
     return XP_OK;
 }
 
@@ -71,6 +84,7 @@ static xp_status draw(xp_stream *stream, const xp_draw_args *args) {
 void xp_cpu_optim_reference(xp_optim_ops *ops) {
     *ops = (xp_optim_ops){
         .adamw = adamw,
+        .clip_scale = clip_scale,
         .sum_squares = sum_squares,
         .axpy = axpy,
         .sum = sum,

@@ -71,6 +71,7 @@ xp_status xp_cuda_silu_gate_prob_plain_backward(xp_stream *stream,
 xp_status xp_cuda_cross_entropy(xp_stream *stream, const xp_cross_entropy_args *args);
 xp_status xp_cuda_adamw(xp_stream *stream, const xp_adamw_args *args);
 xp_status xp_cuda_axpy(xp_stream *stream, const xp_axpy_args *args);
+xp_status xp_cuda_clip_scale(xp_stream *stream, const xp_clip_scale_args *args);
 xp_status xp_cuda_sum_squares(xp_stream *stream, const xp_sum_squares_args *args);
 xp_status xp_cuda_draw(xp_stream *stream, const xp_draw_args *args);
 xp_status xp_cuda_sum(xp_stream *stream, const float *x, int64_t n, double *out);

@@ -45,6 +45,8 @@ template <typename G, typename P>
 __global__ void __launch_bounds__(THREADS) adamw(adamw_args args, const G *grad, P *p, bool wide) {
     const int64_t first = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * EACH;
     const float scale = *args.grad_scale;
+    if (isnan(scale))
+        return;
     if (wide && first + EACH <= args.n) {
         adamw_step<G, P, EACH>(args, scale, first, grad, p);
         return;

@@ -49,6 +49,16 @@ __global__ void __launch_bounds__(LAST_THREADS)
         *out = acc ? *out + sum : sum;
 }
 
+/* One thread: some hundred numbers in the order that the host would take. */
+__global__ void clip(int64_t n, const double *squares, double max_norm, float *scale) {
+    double total = 0;
+#pragma unroll 16
+    for (int64_t i = 0; i < n; i++)
+        total += squares[i];
+    const double factor = max_norm > 0 ? max_norm / (sqrt(total) + 1e-6) : 1;
+    *scale = !isfinite(total) ? NAN : factor < 1 ? (float)factor : 1.0f;
+}
+
 template <typename T, int N>
 xp_status launch_squares(const xp_sum_squares_args *args, int64_t n_blocks, cudaStream_t s) {
     square_blocks<T, N>
@@ -75,6 +85,13 @@ extern "C" xp_status xp_cuda_sum_squares(xp_stream *stream, const xp_sum_squares
         XP_TRY(square_all(args, n_blocks, s));
     add_all<double><<<1, LAST_THREADS, 0, s>>>(n_blocks, args->scratch, args->out, args->acc);
     return xp_cuda_check(cudaGetLastError(), "sum_squares");
+}
+
+extern "C" xp_status xp_cuda_clip_scale(xp_stream *stream, const xp_clip_scale_args *args) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    clip<<<1, 1, 0, s>>>(args->n, args->squares, args->max_norm, args->scale);
+    return xp_cuda_check(cudaGetLastError(), "clip_scale");
 }
 
 extern "C" xp_status xp_cuda_sum(xp_stream *stream, const float *x, int64_t n, double *out) {

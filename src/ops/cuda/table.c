@@ -25,6 +25,7 @@ const xp_ops xp_cuda_ops = {
             .silu_gate_prob_backward = xp_cuda_silu_gate_prob_backward},
     .loss = {.cross_entropy = xp_cuda_cross_entropy},
     .optim = {.adamw = xp_cuda_adamw,
+              .clip_scale = xp_cuda_clip_scale,
               .sum_squares = xp_cuda_sum_squares,
               .axpy = xp_cuda_axpy,
               .sum = xp_cuda_sum,

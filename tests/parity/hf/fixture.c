@@ -170,14 +170,16 @@ double update_run(const parity *p, parity_run *run, int step) {
         must(xp_shard_group_ready(run->shard, group, p->stream));
     must(xp_shard_finish_reduce(run->shard, p->stream));
     double norm;
-    must(xp_shard_grad_norm(run->shard, p->stream, &norm));
+    must(xp_shard_queue_norm(run->shard, p->stream));
     xp_adam_step adam = {.lr = 1e-3F,
                          .beta1 = 0.9F,
                          .beta2 = 0.95F,
                          .eps = 1e-8F,
                          .weight_decay = 0.1F,
                          .step = step + 1,
-                         .grad_scale = norm > 1.0 ? 1.0 / (norm + 1e-6) : 1.0};
+                         .max_norm = 1.0};
     must(xp_shard_update(run->shard, &adam, p->stream));
+    must(xp_stream_sync(p->stream));
+    must(xp_shard_read_norm(run->shard, p->stream, &norm));
     return norm;
 }
