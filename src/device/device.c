@@ -308,6 +308,8 @@ static xp_status move(xp_device *device, void *dst, const void *src, size_t n_by
     xp_stream *stream = NULL;
     if (device->kind == XP_DEVICE_NULL)
         return XP_OK;
+    if (device->vtable->move != NULL)
+        return n_bytes == 0 ? XP_OK : device->vtable->move(device, dst, src, n_bytes);
     XP_TRY(xp_stream_create(device, XP_STREAM_COMPUTE, &stream));
     xp_status status =
         src == NULL ? xp_zero(stream, dst, n_bytes) : xp_copy(stream, dst, src, n_bytes);

@@ -31,6 +31,8 @@ typedef struct xp_device_vtable {
     xp_status (*event_query)(xp_event *event, bool *passed);
     xp_status (*copy)(xp_stream *stream, void *dst, const void *src, size_t n_bytes);
     xp_status (*zero)(xp_stream *stream, void *dst, size_t n_bytes);
+    /** Copy (src NULL: zeros) and wait, beside all streams; NULL: a stream does it. */
+    xp_status (*move)(xp_device *device, void *dst, const void *src, size_t n_bytes);
 } xp_device_vtable;
 
 /** What is reserved of one kind of memory. */

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include "comm/provider.h"
+#include "device/device_internal.h"
 #include "ep/shape.h"
 
 /* How much more than a balanced load the rows saved for backward may be, over a whole step (1 rank:
@@ -177,13 +178,7 @@ static xp_status fill_forced(xp_moe_core *core) {
         return xp_error(XP_ENOMEM, "forced balance: out of memory");
     xp_forced_balance_fill(args->forced, args->max_tokens, args->top_k, args->n_experts,
                            args->n_ranks, ids);
-    xp_stream *stream = NULL;
-    xp_status status = xp_stream_create(args->device, XP_STREAM_COMPUTE, &stream);
-    if (status == XP_OK)
-        status = xp_copy(stream, core->forced, ids, bytes);
-    if (status == XP_OK)
-        status = xp_stream_sync(stream);
-    xp_stream_destroy(stream);
+    xp_status status = xp_device_move(args->device, core->forced, ids, bytes);
     free(ids);
     return status;
 }

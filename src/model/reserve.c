@@ -2,7 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
+#include "device/device_internal.h"
 #include "model/model_internal.h"
 
 /* A chunk of logits: on the CPU it should stay in the last cache, on a GPU it should fill the chip.
@@ -252,25 +252,18 @@ static xp_status fill(xp_model *model) {
     if (!rope)
         return xp_error(XP_ENOMEM, "RoPE table: out of memory");
     xp_rope_fill((float)arch->rope_theta, arch->head_dim, args->seq_len, rope);
-    xp_stream *stream = NULL;
-    xp_status status = XP_OK;
-    XP_TRY_GOTO(status, xp_stream_create(model->device, XP_STREAM_COMPUTE, &stream), done);
-    XP_TRY_GOTO(status, xp_zero(stream, model->params, n * xp_dtype_bytes(args->dtype)), done);
-    if (model->grads)
-        XP_TRY_GOTO(status, xp_zero(stream, model->grads, n * xp_dtype_bytes(args->grad_dtype)),
-                    done);
-    if (model->balance) {
-        size_t entries = (size_t)(arch->n_layers * arch->n_experts);
-        XP_TRY_GOTO(status,
-                    xp_zero(stream, model->balance, entries * (sizeof(float) + sizeof(int64_t))),
-                    done);
-    }
-    XP_TRY_GOTO(status, xp_copy(stream, model->work.rope, rope, n_rope * sizeof(float)), done);
-    status = xp_stream_sync(stream);
-done:
-    xp_stream_destroy(stream);
+    xp_status status =
+        xp_device_move(model->device, model->work.rope, rope, n_rope * sizeof(float));
     free(rope);
-    return status;
+    XP_TRY(status);
+    XP_TRY(xp_device_clear(model->device, model->params, n * xp_dtype_bytes(args->dtype)));
+    if (model->grads)
+        XP_TRY(xp_device_clear(model->device, model->grads, n * xp_dtype_bytes(args->grad_dtype)));
+    if (!model->balance)
+        return XP_OK;
+    size_t entries = (size_t)(arch->n_layers * arch->n_experts);
+    return xp_device_clear(model->device, model->balance,
+                           entries * (sizeof(float) + sizeof(int64_t)));
 }
 
 static xp_status check_args(const xp_model_args *args) {

@@ -1,10 +1,11 @@
 /*
  * test_ep [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype f32|bf16] [--mpi]
- *         [--device cpu|cuda] [--gpus N] [--phased] [--verbose]
+ *         [--device cpu|cuda] [--gpus N] [--phased] [--quick] [--verbose]
  *
  * Without --mpi the ranks are threads, and everything that is not chosen runs in turn. With --mpi
  * this process is one rank (start it with mpirun) and the number of ranks is the launcher's. On
  * GPUs rank r takes number r % N (1); --phased: the host meets the other ranks, kernels do not.
+ * --quick: no case of many iterations and none about time, for tools that make everything slow.
  * --verbose: a line and the seconds for each case as it ends.
  */
 #include <pthread.h>
@@ -31,7 +32,7 @@ typedef struct options {
     xp_ep_transport transport;
     int dtype; /* -1: both */
     const char *name;
-    bool mpi, cuda, phased, verbose;
+    bool mpi, cuda, phased, quick, verbose;
     int n_gpus;
 } options;
 
@@ -45,6 +46,10 @@ static bool parse(int argc, char **argv, options *o) {
         }
         if (strcmp(argv[i], "--phased") == 0) {
             o->phased = true;
+            continue;
+        }
+        if (strcmp(argv[i], "--quick") == 0) {
+            o->quick = true;
             continue;
         }
         if (strcmp(argv[i], "--verbose") == 0) {
@@ -176,6 +181,7 @@ static bool wanted(const options *o, const ep_case *c, int n_ranks, xp_ep_transp
            !(o->cuda && c->host_only) &&
            !(o->cuda && n_ranks > 1 && transport == XP_EP_HIERARCHICAL) &&
            !(o->phased && transport != XP_EP_P2P) &&
+           !(o->quick && (c->breaks_world || strcmp(c->name, "thousand-iterations") == 0)) &&
            (o->transport == XP_EP_AUTO || o->transport == transport) &&
            (o->dtype < 0 || o->dtype == (int)dtype) &&
            !(c->any_dtype && o->dtype < 0 && dtype == XP_BF16);
@@ -265,10 +271,11 @@ static int run_mpi(const options *o) {
 int main(int argc, char **argv) {
     options o;
     if (!parse(argc, argv, &o)) {
-        fprintf(stderr,
-                "usage: %s [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype "
-                "f32|bf16] [--mpi] [--device cpu|cuda] [--gpus N] [--phased] [--verbose]\n",
-                argv[0]);
+        fprintf(
+            stderr,
+            "usage: %s [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype "
+            "f32|bf16] [--mpi] [--device cpu|cuda] [--gpus N] [--phased] [--quick] [--verbose]\n",
+            argv[0]);
         return 2;
     }
     for (int i = 0; i < o.n_gpus && o.cuda && !o.mpi; i++) {

@@ -15,7 +15,7 @@
  */
 #include "ep/cuda/plan_common.cuh"
 
-enum { LOOK_EVERY_NS = 100, WAITED = 1, HEARD = 2 };
+enum { LOOK_EVERY_NS = 100, LONGEST_LOOK_NS = 10000000, WAITED = 1, HEARD = 2 };
 
 static __device__ __forceinline__ void post(uint32_t *word, uint32_t value) {
     asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
@@ -48,6 +48,22 @@ struct outcome {
     unsigned heard;   /* another rank's failure, encoded */
 };
 
+/* How long a thread has waited. The device's timer is set by the driver now and then, back too: a
+ * look counts for what it can have taken. */
+struct patience {
+    uint64_t last, waited;
+
+    __device__ patience() : last(now_ns()), waited(0) {
+    }
+    __device__ bool is_over(uint64_t limit_ns) {
+        const uint64_t now = now_ns();
+        const int64_t passed = (int64_t)(now - last);
+        last = now;
+        waited += passed < 0 ? 0 : passed < LONGEST_LOOK_NS ? passed : LONGEST_LOOK_NS;
+        return waited > limit_ns;
+    }
+};
+
 static __device__ void bring(const xp_ep_cuda_meet &m, int peer) {
     if (m.shown != nullptr && lane_id() == 0)
         *(const void **)m.to[peer] = m.shown;
@@ -55,7 +71,8 @@ static __device__ void bring(const xp_ep_cuda_meet &m, int peer) {
         m.to[peer][i] = m.brought[peer * m.stride + i];
 }
 
-static __device__ void wait_for(const xp_ep_cuda_meet &m, int peer, uint64_t began, outcome *o) {
+static __device__ void wait_for(const xp_ep_cuda_meet &m, int peer, outcome *o) {
+    patience left;
     const uint32_t *flag = m.flags[m.rank] + peer * XP_EP_CUDA_FLAG_WORDS;
     while (is_behind(look(flag), m.epoch)) {
         const uint32_t told = look(&m.fates[m.rank]->failed);
@@ -63,7 +80,7 @@ static __device__ void wait_for(const xp_ep_cuda_meet &m, int peer, uint64_t beg
             atomicExch(&o->heard, told);
             return;
         }
-        if (now_ns() - began > m.timeout_ns) {
+        if (left.is_over(m.timeout_ns)) {
             atomicOr(&o->missing, 1u << peer);
             return;
         }
@@ -116,11 +133,11 @@ static __device__ void fail(const xp_ep_cuda_meet &m, int peer, const outcome &o
     if (look(&m.fates[peer]->failed) == 0)
         post(&m.fates[peer]->failed, code);
     __threadfence_system();
-    const uint64_t began = now_ns();
+    patience left;
     for (;;) {
         const uint32_t busy = look(m.busy[m.rank] + peer * XP_EP_CUDA_FLAG_WORDS);
         const uint32_t done = look(m.own_data + peer * XP_EP_CUDA_FLAG_WORDS);
-        if (busy == 0 || !is_behind(done, busy) || now_ns() - began > m.timeout_ns)
+        if (busy == 0 || !is_behind(done, busy) || left.is_over(m.timeout_ns))
             return;
         __nanosleep(LOOK_EVERY_NS);
     }
@@ -147,7 +164,7 @@ static __global__ void meet_kernel(const xp_ep_cuda_meet m) {
     const uint64_t began = now_ns();
     if (lane_id() == 0) {
         post(m.flags[peer] + m.rank * XP_EP_CUDA_FLAG_WORDS, m.epoch);
-        wait_for(m, peer, began, &o);
+        wait_for(m, peer, &o);
     }
     __syncthreads();
     bool failed = o.missing != 0 || o.heard != 0;
@@ -160,7 +177,7 @@ static __global__ void meet_kernel(const xp_ep_cuda_meet m) {
             post(m.busy[peer] + m.rank * XP_EP_CUDA_FLAG_WORDS, 0);
     }
     if (threadIdx.x == 0)
-        atomicAdd(&m.news->wait_ns, (unsigned long long)(now_ns() - began));
+        atomicAdd(&m.news->wait_ns, (unsigned long long)max((long long)(now_ns() - began), 0LL));
     if (failed)
         fail(m, peer, o);
 }

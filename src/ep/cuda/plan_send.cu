@@ -303,6 +303,8 @@ static __global__ void send_kernel(const xp_ep_cuda_plan p) {
             p.token_first[t] = 0;
         return;
     }
+    if (p.n_tokens == 0) /* and no tile has been counted */
+        return;
     for (int i = (int)threadIdx.x; i < 2 * n * n_warps; i += (int)blockDim.x)
         shared[i] = 0;
     __syncthreads();
