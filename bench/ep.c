@@ -259,6 +259,13 @@ static int64_t count_own(const bench_rank *r) {
     return n;
 }
 
+/* Threads of a CPU read each other's expert rows where they are, while there is one round of them:
+ * no sum has to be stored for another rank. */
+static bool stores_sums(const bench_rank *r, const lane *l) {
+    const bool threads = r->rank->team != NULL;
+    return !threads || r->backend || l->n_rounds > 1;
+}
+
 static xp_status fill_row(bench_rank *r, int i) {
     const lane *l = &r->lanes[i];
     const double row = (double)row_bytes(r->c);
@@ -270,13 +277,14 @@ static xp_status fill_row(bench_rank *r, int i) {
     XP_TRY(total(r, &own));
     if (r->rank->rank != 0)
         return XP_OK;
+    const double stored = stores_sums(r, l) ? recv - own : 0;
     r->rows[i] = (xp_bench_ep_row){.n_rounds = l->n_rounds,
                                    .dispatch_s = xp_bench_samples_median(&l->dispatch_s),
                                    .combine_s = xp_bench_samples_median(&l->combine_s),
                                    .memcpy_bytes_per_s = xp_bench_samples_median(&r->copy_rate),
                                    .moved_bytes = 2 * recv * row,
                                    .dispatch_bytes = 2 * recv * row,
-                                   .combine_bytes = (picks + 2 * (recv - own) + tokens) * row,
+                                   .combine_bytes = (picks + 2 * stored + tokens) * row,
                                    .n_samples = l->dispatch_s.n};
     return XP_OK;
 }

@@ -45,8 +45,9 @@ typedef struct xp_bench_ep_row {
     double
         moved_bytes; /* rows that dispatch delivers plus rows that combine brings home, each once */
     /* Bytes read plus bytes written that the contract asks for: dispatch reads and writes each
-     * delivered row once; combine reads the expert rows, writes and reads one sum for each row that
-     * comes from another rank, and writes the tokens. */
+     * delivered row once; combine reads the expert rows and writes the tokens. Where a rank cannot
+     * read another's expert rows (processes, GPUs, several rounds) it also writes and reads one sum
+     * for each row that comes from another rank. */
     double dispatch_bytes, combine_bytes;
     int n_samples;
 } xp_bench_ep_row;

@@ -205,7 +205,7 @@ XP_API XP_NODISCARD xp_status xp_ep_group_rehearse(xp_ep_group *group, bool on);
 XP_API xp_status xp_ep_async_error(const xp_ep_group *group);
 
 typedef struct xp_ep_stats {
-    int64_t bytes_sent_remote; /* row bytes that left this rank */
+    int64_t bytes_sent_remote; /* row bytes that left this rank, or that others read here */
     int64_t bytes_kept;        /* row bytes that stayed on this rank */
     int64_t n_dispatches, n_combines, n_host_waits;
     int64_t overflow_rows; /* pick rows beyond round 0 */

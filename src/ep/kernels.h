@@ -88,12 +88,19 @@ typedef struct xp_ep_reduce_args {
     void *dst;
 } xp_ep_reduce_args;
 
+/** Expert rows of one destination, and which of them belong to this rank's rows there. */
+typedef struct xp_ep_expert_rows {
+    const void *y;        /* [P, D] */
+    const int32_t *first; /* first pick of each of this rank's rows there, and one more */
+    const int32_t *pos;   /* row of y of each pick */
+} xp_ep_expert_rows;
+
 /**
  * The second level: out[t] = cast(sum over the token's rows, ascending list order), for tokens that
  * have a row in [fresh_from, fresh_to) of any destination; zero_others writes zeros for those
  * without any row so far. A row counts when it is below its destination's `seen` bound. A row's
- * value is rows[row], or, for rows of this rank's own experts when `own` is given, the first-level
- * sum made on the fly.
+ * value is rows[row], or, where the expert rows of its destination can be read, their first-level
+ * sum made on the fly: the same bits.
  */
 typedef struct xp_ep_sum_args {
     int64_t n_tokens, dim;
@@ -108,9 +115,8 @@ typedef struct xp_ep_sum_args {
     const void *rows; /* one row a send row; NULL with row_picks given */
     const int32_t
         *row_picks; /* rows holds one row a send pick instead: [rows + 1] first pick of each row */
-    const xp_ep_reduce_args *own; /* or NULL; own->first is indexed by row - row_base[own_dest] */
-    int own_dest;
-    void *out; /* [T, D] */
+    const xp_ep_expert_rows *near; /* [n_dests] or NULL; without a y, values are in `rows` */
+    void *out;                     /* [T, D] */
 } xp_ep_sum_args;
 
 /** dst[dst_index ? dst_index[i] : i] = src[src_index ? src_index[i] : i]. */

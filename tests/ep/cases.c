@@ -321,5 +321,6 @@ const ep_case ep_cases[] = {
     {"late-for-dispatch", ep_late_for_dispatch, true, true, 2, false},
     {"late-for-combine", ep_late_for_combine, true, true, 2, false},
     {"gives-up", ep_gives_up, true, true, 2, false},
+    {"abort-while-reading", ep_abort_while_reading, true, true, 2, true},
 };
 const int n_ep_cases = sizeof ep_cases / sizeof ep_cases[0];

@@ -1,4 +1,5 @@
 /* What must happen when a rank gives wrong routing, is late, is gone, or gives up. */
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -14,8 +15,8 @@ typedef struct setup {
     xp_tensor xt, rt, yt;
 } setup;
 
-static bool make_setup(ep_env *env, setup *s, ep_routing routing) {
-    *s = (setup){.p = ep_problem_for(env, routing)};
+static bool make_setup_for(ep_env *env, setup *s, const ep_problem *p) {
+    *s = (setup){.p = *p};
     if (!ep_make_group(env, &s->p, 1, &s->group))
         return false;
     EP_OK(env, xp_ep_plan_create(s->group, &s->plan));
@@ -33,6 +34,11 @@ static bool make_setup(ep_env *env, setup *s, ep_routing routing) {
     s->rt = xp_tensor_2d(s->recv, s->p.dtype, sizes.recv_capacity, s->p.dim);
     s->yt = xp_tensor_2d(s->y, s->p.dtype, sizes.pick_capacity, s->p.dim);
     return ep_settle(env);
+}
+
+static bool make_setup(ep_env *env, setup *s, ep_routing routing) {
+    const ep_problem p = ep_problem_for(env, routing);
+    return make_setup_for(env, s, &p);
 }
 
 static void free_setup(ep_env *env, setup *s) {
@@ -243,6 +249,65 @@ bool ep_late_for_combine(ep_env *env) {
 
 bool ep_gives_up(ep_env *env) {
     return missing_at(env, BEFORE_DISPATCH, true);
+}
+
+typedef struct abort_soon {
+    xp_comm *comm;
+    pthread_t thread;
+} abort_soon;
+
+static void *abort_main(void *context) {
+    usleep(1000);
+    xp_comm_abort(((abort_soon *)context)->comm, "out of memory on purpose");
+    return NULL;
+}
+
+/* y of ones, and one combine that another thread of the last rank ends. Afterwards y means nothing.
+ */
+static bool combine_and_abort(ep_env *env, setup *s) {
+    int64_t n = s->p.tokens[env->rank];
+    for (int64_t i = 0; i < s->yt.shape[0] * s->p.dim; i++)
+        ref_store(s->p.dtype, s->y, i, 1);
+    EP_OK(env, xp_ep_plan_build(s->group, s->ids, s->weights, n, env->stream, s->plan));
+    const bool ends = env->rank == env->n_ranks - 1;
+    abort_soon soon = {.comm = env->comm};
+    EP_OK(env, xp_comm_barrier(env->comm, NULL));
+    if (ends && pthread_create(&soon.thread, NULL, abort_main, &soon) != 0)
+        return ep_fail(env, "no thread");
+    xp_status status = xp_ep_combine(s->group, s->plan, 0, &s->yt, &s->xt, env->stream);
+    memset(s->y, 0x41, (size_t)(s->yt.shape[0] * s->p.dim) * xp_dtype_bytes(s->p.dtype));
+    if (ends)
+        pthread_join(soon.thread, NULL);
+    EP_CHECK(env, status == XP_OK || status == XP_ECOMM, "status %s", xp_status_name(status));
+    return true;
+}
+
+/* A rank that has nothing to add returns as soon as the group fails; what a peer is still reading
+ * there is its caller's again only when the peer has stopped. */
+bool ep_abort_while_reading(ep_env *env) {
+    setup s;
+    if (env->n_ranks > 3)
+        return true; /* memory; three say what there is to say */
+    ep_problem p = ep_problem_for(env, ROUTE_RANDOM);
+    /* Rank 0 reads for longer than it takes the others to notice. */
+    p.capacity_factor = 1.5;
+    p.max_tokens = 2048;
+    p.dim = 2048;
+    p.top_k = 8;
+    for (int r = 0; r < p.n_ranks; r++)
+        p.tokens[r] = r == 0 ? p.max_tokens : 0;
+    env->timeout_s = 10; /* nothing here waits that long unless sanitizers slow the reading down */
+    if (!make_setup_for(env, &s, &p))
+        return false;
+    bool ok = combine_and_abort(env, &s);
+    const float poison = ref_load(p.dtype, s.recv, 0), sum = (float)p.top_k;
+    for (int64_t i = 0; i < p.tokens[env->rank] * p.dim && ok; i++) {
+        float value = ref_load(p.dtype, s.x, i);
+        ok = value == sum || value == poison ||
+             ep_fail(env, "element %lld is %g, neither the sum nor untouched", (long long)i, value);
+    }
+    free_setup(env, &s);
+    return ok;
 }
 
 /* Once a rank for p2p, once a pick for a2a: the bytes a dispatch says it sent, and memory as

@@ -137,14 +137,22 @@ void xp_ep_cpu_reduce_rows(xp_stream *stream, const xp_ep_reduce_args *args) {
     run_tiles(stream, reduce_tile, &job, args->n_rows, tile_rows((size_t)args->dim * job.size));
 }
 
-/* The rows whose sum is the value of one send row. */
-static row_set value_of(const xp_ep_sum_args *a, int32_t row, size_t row_bytes) {
+/* The destination of a row, at `dest` or after it: a token's rows come in that order. */
+static int dest_of(const xp_ep_sum_args *a, int dest, int32_t row) {
+    while (row >= a->row_base[dest + 1])
+        dest++;
+    return dest;
+}
+
+/* The rows whose sum is the value of one send row to `dest`. */
+static row_set value_of(const xp_ep_sum_args *a, int dest, int32_t row, size_t row_bytes) {
     row_set set = {.base = a->rows, .first = row, .n = 1, .row_bytes = row_bytes};
+    const xp_ep_expert_rows *near = a->near ? &a->near[dest] : NULL;
     const int32_t *first = NULL;
-    if (a->own && row >= a->row_base[a->own_dest] && row < a->row_base[a->own_dest + 1]) {
-        set.base = a->own->y;
-        set.index = a->own->pos;
-        first = a->own->first + (row - a->row_base[a->own_dest]);
+    if (near && near->y) {
+        set.base = near->y;
+        set.index = near->pos;
+        first = near->first + (row - a->row_base[dest]);
     } else if (a->row_picks) {
         first = a->row_picks + row;
     }
@@ -164,14 +172,13 @@ static bool list_rows(const xp_ep_sum_args *a, int64_t token, size_t row_bytes, 
     *n_sets = 0;
     for (int32_t i = a->token_first[token]; i < a->token_first[token + 1]; i++) {
         int32_t row = a->token_row[i];
+        dest = dest_of(a, dest, row);
         if (a->seen) {
-            while (row >= a->row_base[dest + 1])
-                dest++;
             if (row >= a->seen[dest])
                 continue;
             fresh |= row >= a->fresh[dest];
         }
-        sets[(*n_sets)++] = value_of(a, row, row_bytes);
+        sets[(*n_sets)++] = value_of(a, dest, row, row_bytes);
     }
     return fresh;
 }
@@ -208,8 +215,10 @@ static void sum_token(const sum_job *job, int64_t token) {
 }
 
 static void prefetch_token(const xp_ep_sum_args *a, int64_t token, size_t row_bytes) {
+    int dest = 0;
     for (int32_t i = a->token_first[token]; i < a->token_first[token + 1]; i++) {
-        const row_set set = value_of(a, a->token_row[i], row_bytes);
+        dest = dest_of(a, dest, a->token_row[i]);
+        const row_set set = value_of(a, dest, a->token_row[i], row_bytes);
         prefetch_set(&set);
     }
 }

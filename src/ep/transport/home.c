@@ -2,17 +2,12 @@
 #include "ep/transport/transport.h"
 
 void xp_ep_sum_home(const xp_ep_step *step, const void *rows, const int32_t *row_picks,
-                    const void *own_y, void *out) {
+                    const xp_ep_expert_rows *near, void *out) {
     const xp_ep_group *group = step->group;
     const xp_ep_plan *plan = step->plan;
     const xp_ep_shape *s = &group->shape;
     const int32_t *round = plan->send_round + step->round * s->n_ranks;
     bool rounds = plan->n_rounds > 1;
-    xp_ep_reduce_args own = {.dim = s->dim,
-                             .dtype = s->dtype,
-                             .y = own_y,
-                             .pos = plan->pick_pos,
-                             .first = plan->recv_pick + plan->recv_row_base[group->rank]};
     group->kernels->sum_rows(step->stream,
                              &(xp_ep_sum_args){.n_tokens = plan->n_tokens,
                                                .dim = s->dim,
@@ -26,9 +21,14 @@ void xp_ep_sum_home(const xp_ep_step *step, const void *rows, const int32_t *row
                                                .write_all = step->round == 0,
                                                .rows = rows,
                                                .row_picks = row_picks,
-                                               .own = own_y ? &own : NULL,
-                                               .own_dest = group->rank,
+                                               .near = near,
                                                .out = out});
+}
+
+xp_ep_expert_rows xp_ep_expert_rows_for(const xp_ep_step *step, int source, const void *y) {
+    const xp_ep_plan *plan = step->plan;
+    return (xp_ep_expert_rows){
+        .y = y, .first = plan->recv_pick + plan->recv_row_base[source], .pos = plan->pick_pos};
 }
 
 void xp_ep_place_weights(const xp_ep_step *step, xp_ep_span picks, const float *values,

@@ -82,10 +82,11 @@ static xp_status bring_home(const xp_ep_step *step, const xp_ep_home *home) {
     const xp_ep_group *group = step->group;
     xp_ep_plan *plan = step->plan;
     xp_ep_reduce_args own = xp_ep_partial_rows(step, 0, home->y, home->out);
+    const xp_ep_expert_rows near = xp_ep_expert_rows_for(step, 0, home->y);
     if (group->shape.local)
         group->kernels->reduce_rows(step->stream, &own);
     else
-        xp_ep_sum_home(step, NULL, NULL, home->y, home->out);
+        xp_ep_sum_home(step, NULL, NULL, &near, home->out);
     xp_ep_add(&step->group->totals.bytes_kept, own.n_rows * (int64_t)group->shape.row_bytes);
     if (home->d_topk_weight && home->d_weight) {
         xp_ep_span picks = xp_ep_plan_recv_picks(plan, 0, step->round);

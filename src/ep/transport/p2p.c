@@ -1,6 +1,7 @@
 /*
- * p2p: whoever has rows writes them where they are wanted. Counts are exchanged first, so every
- * place is known before a row moves and there are no rings and no credits.
+ * p2p: whoever has rows writes them where they are wanted, or, on their way home between threads,
+ * leaves them where they can be read. Counts are exchanged first, so every place is known before a
+ * row moves and there are no rings and no credits.
  */
 #include "ep/transport/p2p.h"
 
@@ -16,6 +17,7 @@ static size_t carve(const xp_ep_shape *s, bool direct, char *base, p2p_area *are
         .bell = xp_ep_carve(&c, sizeof(xp_bell)),
         .flags = xp_ep_carve(&c, P2P_N_POINTS * n_ranks * sizeof(p2p_flag)),
         .recv_at = xp_ep_carve(&c, n_ranks * sizeof(void *)),
+        .near = xp_ep_carve(&c, n_ranks * sizeof(xp_ep_expert_rows)),
         .blocks = xp_ep_carve(&c, n_ranks * (size_t)s->block_ints * sizeof(int32_t)),
         .starts = xp_ep_carve(&c, n_ranks * (size_t)s->max_rounds * sizeof(int32_t)),
         .picks = xp_ep_carve(&c, (size_t)s->max_recv_picks * sizeof(xp_ep_pick)),
@@ -233,30 +235,97 @@ static void push_weights(const xp_ep_step *step, int source, const xp_ep_home *h
                                              .dst = xp_ep_p2p_area(step, source)->weights + first,
                                              .src = home->d_weight,
                                              .src_index = plan->pick_pos + picks.first});
-    xp_ep_span rows = xp_ep_plan_recv_rows(plan, source, step->round);
-    count_bytes(step, source, rows.n * (int64_t)step->group->shape.row_bytes);
+}
+
+/* All that this rank's experts have for the other ranks, and what its own window needs. */
+static xp_status push_home(const xp_ep_step *step, const xp_ep_home *home, bool own_in_window) {
+    const xp_ep_group *group = step->group;
+    post_all(step, P2P_READY);
+    for (int i = 0; i < group->shape.n_ranks; i++) {
+        int peer = peer_at(group, i); /* this rank comes last */
+        XP_TRY(xp_ep_p2p_wait(step, peer, P2P_READY));
+        if (peer != group->rank || own_in_window)
+            push_sums(step, peer, home);
+        push_weights(step, peer, home);
+        xp_ep_span rows = xp_ep_plan_recv_rows(step->plan, peer, step->round);
+        count_bytes(step, peer, rows.n * (int64_t)group->shape.row_bytes);
+        xp_ep_p2p_post(step, peer, P2P_DATA);
+    }
+    return wait_all(step, P2P_DATA);
+}
+
+static xp_status add_pushed(const xp_ep_step *step, const xp_ep_home *home) {
+    const xp_ep_group *group = step->group;
+    p2p_area *mine = xp_ep_p2p_area(step, group->rank);
+    /* One round: this rank's own rows are added straight from y. More: they must outlast y. */
+    bool own_in_window = step->plan->n_rounds > 1;
+    XP_TRY(push_home(step, home, own_in_window));
+    mine->near[group->rank] = xp_ep_expert_rows_for(step, group->rank, home->y);
+    xp_ep_sum_home(step, mine->home, NULL, own_in_window ? NULL : mine->near, home->out);
+    return XP_OK;
+}
+
+static void unlock_peers(const xp_ep_step *step, int n) {
+    for (int i = 0; i < n; i++)
+        xp_ep_p2p_unlock(step, peer_at(step->group, i));
+}
+
+static xp_status lock_peers(const xp_ep_step *step) {
+    for (int i = 0; i < step->group->shape.n_ranks - 1; i++) {
+        xp_status status = xp_ep_p2p_lock(step, peer_at(step->group, i));
+        if (status != XP_OK) {
+            unlock_peers(step, i);
+            return status;
+        }
+    }
+    return XP_OK;
+}
+
+static xp_status read_in_place(const xp_ep_step *step, const xp_ep_home *home) {
+    const xp_ep_group *group = step->group;
+    int n_ranks = group->shape.n_ranks, me = group->rank;
+    for (int i = 0; i < n_ranks; i++) {
+        int peer = peer_at(group, i);
+        xp_ep_p2p_area(step, peer)->near[me] = xp_ep_expert_rows_for(step, peer, home->y);
+        xp_ep_p2p_post(step, peer, P2P_READY);
+    }
+    for (int i = 0; i < n_ranks; i++) {
+        int peer = peer_at(group, i);
+        XP_TRY(xp_ep_p2p_wait(step, peer, P2P_READY));
+        push_weights(step, peer, home);
+        xp_ep_span picks = xp_ep_plan_recv_picks(step->plan, peer, step->round);
+        count_bytes(step, peer, picks.n * (int64_t)group->shape.row_bytes); /* that it reads */
+    }
+    XP_TRY(lock_peers(step));
+    xp_ep_sum_home(step, NULL, NULL, xp_ep_p2p_area(step, me)->near, home->out);
+    unlock_peers(step, n_ranks - 1);
+    post_all(step, P2P_DATA);
+    return wait_all(step, P2P_DATA);
+}
+
+/*
+ * Every rank adds up its own tokens' rows where the experts left them, so the work goes by tokens
+ * and not by picks: with sums made by the experts' ranks, the rank whose experts everybody picks
+ * would do nearly all of the adding while the others wait.
+ */
+static xp_status add_in_place(const xp_ep_step *step, const xp_ep_home *home) {
+    if (read_in_place(step, home) == XP_OK)
+        return XP_OK;
+    /* A peer may still be reading the expert rows that the caller is about to free. */
+    xp_ep_p2p_quiesce(step);
+    return xp_comm_async_error(step->group->comm);
 }
 
 static xp_status bring_home(const xp_ep_step *step, const xp_ep_home *home) {
-    xp_ep_group *group = step->group;
+    const xp_ep_group *group = step->group;
+    const p2p_state *state = group->state;
     const xp_ep_plan *plan = step->plan;
-    int n_ranks = group->shape.n_ranks, me = group->rank;
-    /* One round: this rank's own rows are added straight from y. More: they must outlast y. */
-    bool own_in_window = plan->n_rounds > 1;
+    /* Of several rounds, what has come home must outlast the expert rows of its round. */
+    bool in_place = state->direct && plan->n_rounds == 1;
     xp_ep_p2p_begin(step);
-    post_all(step, P2P_READY);
-    for (int i = 0; i < n_ranks; i++) {
-        int peer = peer_at(group, i); /* this rank comes last */
-        XP_TRY(xp_ep_p2p_wait(step, peer, P2P_READY));
-        if (peer != me || own_in_window)
-            push_sums(step, peer, home);
-        push_weights(step, peer, home);
-        xp_ep_p2p_post(step, peer, P2P_DATA);
-    }
-    XP_TRY(wait_all(step, P2P_DATA));
-    const p2p_area *mine = xp_ep_p2p_area(step, me);
-    xp_ep_sum_home(step, mine->home, NULL, own_in_window ? NULL : home->y, home->out);
-    for (int d = 0; d < n_ranks && home->d_topk_weight; d++) {
+    XP_TRY(in_place ? add_in_place(step, home) : add_pushed(step, home));
+    const p2p_area *mine = xp_ep_p2p_area(step, group->rank);
+    for (int d = 0; d < group->shape.n_ranks && home->d_topk_weight; d++) {
         xp_ep_span picks = xp_ep_plan_send_picks(plan, d, step->round);
         xp_ep_place_weights(step, picks, mine->weights + picks.first, home->d_topk_weight);
     }

@@ -18,9 +18,9 @@ typedef enum p2p_point {
     P2P_COUNTS = 0, /* the peer's block is in my window */
     P2P_PICKS,      /* its picks are */
     P2P_STARTS,     /* where its rounds start is */
-    P2P_READY,      /* the peer's rows may be written now */
-    P2P_DATA,       /* the peer has written mine */
-    P2P_BUSY,       /* not an epoch: 1 while the peer writes into memory that is not the window's */
+    P2P_READY,      /* the peer's rows may be written, or its expert rows read, now */
+    P2P_DATA,       /* the peer has written mine, and read mine */
+    P2P_BUSY, /* not an epoch: 1 while the peer uses memory of mine that is not the window's */
     P2P_N_POINTS
 } p2p_point;
 
@@ -31,22 +31,23 @@ typedef struct p2p_flag {
 /** One slot of one rank's window, as this process addresses it. */
 typedef struct p2p_area {
     xp_bell *bell;
-    p2p_flag *flags;   /* [P2P_N_POINTS, R] */
-    void **recv_at;    /* [R] threads: where rank d wants its rows, written by d */
-    int32_t *blocks;   /* [R, block_ints] */
-    int32_t *starts;   /* [R, max_rounds] */
-    xp_ep_pick *picks; /* [max_recv_picks] */
-    float *weights;    /* [max_send_picks] gradients of weights on their way home */
-    char *home;        /* [max_send_rows, D] first-level sums on their way home */
-    char *recv;        /* [recv_capacity, D]; processes only */
+    p2p_flag *flags;         /* [P2P_N_POINTS, R] */
+    void **recv_at;          /* [R] threads: where rank d wants its rows, written by d */
+    xp_ep_expert_rows *near; /* [R] threads: rank d's expert rows for me, written by d */
+    int32_t *blocks;         /* [R, block_ints] */
+    int32_t *starts;         /* [R, max_rounds] */
+    xp_ep_pick *picks;       /* [max_recv_picks] */
+    float *weights;          /* [max_send_picks] gradients of weights on their way home */
+    char *home;              /* [max_send_rows, D] first-level sums on their way home */
+    char *recv;              /* [recv_capacity, D]; processes only */
 } p2p_area;
 
 typedef struct p2p_state {
     xp_window *window;
     p2p_area *areas;  /* [n_slots, R] */
     uint32_t *epochs; /* [n_slots] */
-    bool direct;      /* peers can write to any address of mine: rows go straight into the caller's
-                         recv_x */
+    bool direct;      /* peers can use any address of mine: rows go straight into the caller's
+                         recv_x, and sums read the callers' expert rows */
 } p2p_state;
 
 /** "counts", ... */
@@ -60,11 +61,11 @@ void xp_ep_p2p_post(const xp_ep_step *step, int peer, p2p_point point);
 /** Wait until `peer` has. @return XP_ECOMM, sticky, naming the peer when it does not come, or
  * another rank's failure */
 XP_NODISCARD xp_status xp_ep_p2p_wait(const xp_ep_step *step, int peer, p2p_point point);
-/** Before writing into a peer's own memory; XP_ECOMM when the group has failed and the memory may
+/** Before using a peer's own memory; XP_ECOMM when the group has failed and the memory may
  * be gone. */
 XP_NODISCARD xp_status xp_ep_p2p_lock(const xp_ep_step *step, int peer);
 void xp_ep_p2p_unlock(const xp_ep_step *step, int peer);
-/** After a failure: return when no peer writes into this rank's memory any more. */
+/** After a failure: return when no peer uses this rank's memory any more. */
 void xp_ep_p2p_quiesce(const xp_ep_step *step);
 
 #endif

@@ -10,7 +10,7 @@
 
 static const char *const point_names[P2P_N_POINTS] = {
     [P2P_COUNTS] = "counts", [P2P_PICKS] = "picks", [P2P_STARTS] = "starts of rounds",
-    [P2P_READY] = "ready",   [P2P_DATA] = "rows",   [P2P_BUSY] = "end of writing",
+    [P2P_READY] = "ready",   [P2P_DATA] = "rows",   [P2P_BUSY] = "end of use",
 };
 
 const char *xp_ep_p2p_point_name(p2p_point point) {

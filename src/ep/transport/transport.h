@@ -40,12 +40,14 @@ extern const xp_ep_transport_ops xp_ep_local_ops, xp_ep_p2p_ops, xp_ep_a2a_ops,
 /**
  * The second level of the sum, for the tokens of this step's round.
  * @param rows       one row a send row, or with `row_picks` one a send pick, of all rounds so far
- * @param own_y      expert rows of this round: the values of this rank's own rows are summed from
- * them on the fly. Only when a token's own row cannot be of an earlier round: one round, or one
- * rank. NULL: they are in `rows`
+ * @param near       [R] expert rows of this round that this rank can read: the values of its rows
+ * there are summed from them on the fly. Only when a row cannot be of an earlier round: one round,
+ * or one rank. NULL, or without a y: they are in `rows`
  */
 void xp_ep_sum_home(const xp_ep_step *step, const void *rows, const int32_t *row_picks,
-                    const void *own_y, void *out);
+                    const xp_ep_expert_rows *near, void *out);
+/** This rank's expert rows as rank `source` reads them in its sum. */
+xp_ep_expert_rows xp_ep_expert_rows_for(const xp_ep_step *step, int source, const void *y);
 /** Write values[i] for the send picks of `span` into d_topk_weight. */
 void xp_ep_place_weights(const xp_ep_step *step, xp_ep_span picks, const float *values,
                          float *d_topk_weight);
