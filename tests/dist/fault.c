@@ -2,20 +2,25 @@
  * fault PHASE HOW VICTIM [TRANSPORT]: ranks that work until one of them is lost in a phase.
  *   PHASE  init, plan, dispatch, combine, all-reduce
  *   HOW    kill (SIGKILL), stop (SIGSTOP), memory (it says that its memory is out)
+ * FAULT_TIMEOUT: seconds (2). FAULT_LAGGARD: a rank that comes out of the phase before it late.
  * The end of a rank is the one of `expar train`: one line, the root cause last.
  */
+#include <dirent.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include "expar/ep.h"
 
-#define TOKENS 64
-#define DIM    16
-#define TOP_K  2
-#define ROUNDS 3 /* layers that go well before the fault */
+#define TOKENS  64
+#define DIM     16
+#define TOP_K   2
+#define ROUNDS  3 /* layers that go well before the fault */
+#define N_GRADS 4096
+#define N_SMALL 16 /* so few that a rank leaves the all-reduce without the receivers' help */
 
 typedef struct options {
     const char *phase, *how;
@@ -29,7 +34,7 @@ typedef struct layer {
     xp_ep_group *group;
     xp_ep_plan *plan;
     int32_t ids[TOKENS * TOP_K];
-    float x[TOKENS * DIM], grads[4096];
+    float x[TOKENS * DIM], grads[N_GRADS];
     float *recv, *y;
 } layer;
 
@@ -56,35 +61,81 @@ static xp_status make_layer(xp_comm *comm, const options *o, layer *l) {
     return l->recv && l->y ? XP_OK : xp_error(XP_ENOMEM, "no memory");
 }
 
-/* The fault, when this is the victim and the phase is the chosen one. */
-static xp_status maybe(const options *o, int rank, const char *phase) {
-    if (rank != o->victim || strcmp(phase, o->phase) != 0)
-        return XP_OK;
+/* The fault, when the chosen phase has come. */
+static xp_status fall(const options *o) {
     if (strcmp(o->how, "memory") == 0)
         return xp_error(XP_ENOMEM, "out of memory: cannot reserve 3 GiB for activations");
     raise(strcmp(o->how, "stop") == 0 ? SIGSTOP : SIGKILL);
     return XP_OK;
 }
 
-static xp_status run_layer(xp_comm *comm, const options *o, layer *l, bool fault) {
-    int rank = xp_comm_rank(comm);
+/* The victim shows the phase first, as every call does: others may still be in the one before, and
+ * all that they can say of the phase is what the victim showed. */
+static xp_status maybe(const options *o, xp_comm *comm, const char *phase) {
+    if (xp_comm_rank(comm) != o->victim || strcmp(phase, o->phase) != 0)
+        return XP_OK;
+    xp_comm_set_phase(comm, phase);
+    return fall(o);
+}
+
+static void sleep_in_handler(int number) {
+    (void)number; /* there is one */
+    usleep(800000);
+}
+
+/* Every thread but the main one: whichever serves MPI is among them. */
+static void *hold_up_threads(void *context) {
+    (void)context;  /* needs none */
+    usleep(100000); /* its messages of the all-reduce are on their way */
+    DIR *folder = opendir("/proc/self/task");
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
+        const int id = atoi(entry->d_name);
+        if (id > 0 && id != getpid() && id != gettid())
+            syscall(SYS_tgkill, getpid(), id, SIGUSR1);
+    }
+    if (folder)
+        closedir(folder);
+    return NULL;
+}
+
+/* The rank that FAULT_LAGGARD names is still in the all-reduce when the victim has left it and is
+ * lost. */
+static xp_status lag(const xp_comm *comm) {
+    pthread_t thread;
+    if (xp_comm_rank(comm) != atoi(getenv("FAULT_LAGGARD"))) {
+        usleep(300000);
+        return XP_OK;
+    }
+    signal(SIGUSR1, sleep_in_handler);
+    if (pthread_create(&thread, NULL, hold_up_threads, NULL) != 0)
+        return xp_error(XP_ENOMEM, "cannot start a thread");
+    pthread_detach(thread);
+    return XP_OK;
+}
+
+static xp_status run_layer(xp_comm *comm, const options *o, layer *l, int round) {
+    const bool fault = round == ROUNDS;
     xp_ep_sizes sizes = xp_ep_group_sizes(l->group);
     xp_tensor x = xp_tensor_2d(l->x, XP_F32, TOKENS, DIM);
     xp_tensor recv = xp_tensor_2d(l->recv, XP_F32, sizes.recv_capacity, DIM);
     xp_tensor y = xp_tensor_2d(l->y, XP_F32, sizes.pick_capacity, DIM);
     if (fault)
-        XP_TRY(maybe(o, rank, "plan"));
+        XP_TRY(maybe(o, comm, "plan"));
     XP_TRY(xp_ep_plan_build(l->group, l->ids, NULL, TOKENS, l->stream, l->plan));
     if (fault)
-        XP_TRY(maybe(o, rank, "dispatch"));
+        XP_TRY(maybe(o, comm, "dispatch"));
     XP_TRY(xp_ep_dispatch(l->group, l->plan, 0, &x, &recv, l->stream));
     if (fault)
-        XP_TRY(maybe(o, rank, "combine"));
+        XP_TRY(maybe(o, comm, "combine"));
     XP_TRY(xp_ep_combine(l->group, l->plan, 0, &y, &x, l->stream));
     if (fault)
-        XP_TRY(maybe(o, rank, "all-reduce"));
+        XP_TRY(maybe(o, comm, "all-reduce"));
+    const bool lags = round == ROUNDS - 1 && getenv("FAULT_LAGGARD");
+    if (lags)
+        XP_TRY(lag(comm));
     xp_comm_set_phase(comm, "all-reduce");
-    return xp_comm_all_reduce(comm, l->grads, l->grads, 4096, XP_F32, XP_SUM, NULL);
+    return xp_comm_all_reduce(comm, l->grads, l->grads, lags ? N_SMALL : N_GRADS, XP_F32, XP_SUM,
+                              NULL);
 }
 
 static xp_status run(xp_comm *comm, const options *o) {
@@ -92,14 +143,15 @@ static xp_status run(xp_comm *comm, const options *o) {
     if (!l)
         return xp_error(XP_ENOMEM, "no memory");
     XP_TRY(make_layer(comm, o, l));
-    for (int i = 0; i < ROUNDS; i++)
-        XP_TRY(run_layer(comm, o, l, false));
-    return run_layer(comm, o, l, true);
+    for (int round = 0; round < ROUNDS; round++)
+        XP_TRY(run_layer(comm, o, l, round));
+    return run_layer(comm, o, l, ROUNDS);
 }
 
 static void *fall_in_init(void *context) {
+    const options *o = context;
     usleep(60000); /* its mark is there, and MPI_Init has begun */
-    if (maybe(context, ((options *)context)->victim, "init") != XP_OK)
+    if (strcmp(o->phase, "init") == 0 && fall(o) != XP_OK)
         _exit(1);
     return NULL;
 }
