@@ -120,7 +120,8 @@ XP_API XP_NODISCARD xp_status xp_comm_prepare(xp_comm *comm, xp_device *device, 
  * errors. Static string. */
 XP_API void xp_comm_set_phase(xp_comm *comm, const char *phase);
 /** Tell all ranks that this one cannot go on; waiting peers return XP_ECOMM with `reason` at once.
- * Any thread. */
+ * With xp_last_error() as the reason, a failure that all ranks agreed on (a checkpoint's) stays
+ * that of the rank where it happened. Any thread. */
 XP_API void xp_comm_abort(xp_comm *comm, const char *reason);
 /** XP_OK, or the sticky failure of this communicator (the last error says which rank, phase, why).
  */

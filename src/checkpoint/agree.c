@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "comm/provider.h"
+#include "core/error.h"
 
 #define ERROR_BYTES 1024
 
@@ -51,7 +53,10 @@ xp_status xp_agree(xp_comm *comm, xp_status status) {
     if (exchanged != XP_OK || first_failed == xp_comm_size(comm))
         return exchanged;
     cause.text[sizeof cause.text - 1] = '\0';
-    return xp_error((xp_status)cause.status, "rank %lld: %s", (long long)first_failed, cause.text);
+    const int rank = xp_comm_world_rank(comm, (int)first_failed);
+    xp_error((xp_status)cause.status, "rank %d: %s", rank, cause.text);
+    xp_error_set_rank(rank);
+    return (xp_status)cause.status;
 }
 
 /** Room for all texts, the same step on every rank so that a failed allocation is everyone's

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "core/error.h"
 #include "core/file.h"
 #include "core/text.h"
 
@@ -54,10 +55,14 @@ xp_status xp_folder_publish(const char *temp, const char *target, const char *as
 
 xp_status xp_folder_discard(const char *temp, xp_status cause) {
     char text[1024];
+    const int rank = xp_last_error_rank();
     snprintf(text, sizeof text, "%s", xp_last_error());
     if (xp_folder_remove(temp) == XP_OK)
-        return xp_error(cause, "%s", text);
-    return xp_error(cause, "%s (and %s stays behind)", text, temp);
+        xp_error(cause, "%s", text);
+    else
+        xp_error(cause, "%s (and %s stays behind)", text, temp);
+    xp_error_set_rank(rank);
+    return cause;
 }
 
 xp_status xp_step_paths_create(const char *folder, int64_t step, xp_step_paths *paths) {

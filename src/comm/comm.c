@@ -2,10 +2,12 @@
 #include "expar/comm.h"
 
 #include <stdio.h>
+#include <string.h>
 #include "comm/device/engine.h"
 #include "comm/device/window.h"
 #include "comm/provider.h"
 #include "comm/reduce.h"
+#include "core/error.h"
 #include "device/cpu/cpu_device.h"
 #include "device/plugin.h"
 
@@ -121,16 +123,27 @@ bool xp_comm_is_waiting(const xp_comm *comm, int rank) {
 }
 
 xp_status xp_comm_fail(xp_comm *comm, const char *text) {
-    comm->provider->fail(comm, text);
+    comm->provider->fail(comm, -1, text);
     return comm->provider->async_error(comm);
+}
+
+/* The text behind the name of its rank, which the sentence around it says already. */
+static const char *without_rank(const char *text, int rank) {
+    char name[32];
+    const int n = snprintf(name, sizeof name, "rank %d: ", rank);
+    return strncmp(text, name, (size_t)n) == 0 ? text + n : text;
 }
 
 void xp_comm_abort(xp_comm *comm, const char *reason) {
     char text[512];
     const char *phase = atomic_load(&comm->phase);
-    snprintf(text, sizeof text, "rank %d gave up in %s: %s", comm->world_ranks[comm->rank],
-             phase ? phase : "the run", reason ? reason : "no reason given");
-    comm->provider->fail(comm, text);
+    /* A failure that all ranks have agreed on is its rank's, whoever comes here first. */
+    int rank = reason == xp_last_error() ? xp_last_error_rank() : -1;
+    if (rank < 0)
+        rank = comm->world_ranks[comm->rank];
+    snprintf(text, sizeof text, "rank %d gave up in %s: %s", rank, phase ? phase : "the run",
+             reason ? without_rank(reason, rank) : "no reason given");
+    comm->provider->fail(comm, rank, text);
 }
 
 xp_status xp_comm_async_error(const xp_comm *comm) {

@@ -55,8 +55,9 @@ typedef struct xp_comm_provider {
     xp_status (*split)(xp_comm *comm, int color, xp_comm **sub);
     void (*destroy)(xp_comm *comm);
     /** Make `text` the communicator's sticky failure on every rank unless it has one, and wake
-     * whoever waits. Any thread. */
-    void (*fail)(xp_comm *comm, const char *text);
+     * whoever waits. `culprit`: the rank of the world that gave up; -1: `text` tells of a wait. Any
+     * thread. */
+    void (*fail)(xp_comm *comm, int culprit, const char *text);
     /** XP_OK or the sticky failure, its text in the last error. Never waits. */
     xp_status (*async_error)(const xp_comm *comm);
     /** This rank starts (+1) or ends (-1) a wait of its own, outside requests: others that wait for

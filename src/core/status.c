@@ -1,4 +1,4 @@
-#include "expar/status.h"
+#include "core/error.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -6,8 +6,9 @@
 
 #define MAX_ERROR 1024
 
-/* The one thread-local of the library. */
+/* The last error, the one thread-local of the library. */
 static _Thread_local char last_error[MAX_ERROR];
+static _Thread_local int last_error_rank = -1;
 
 #define STATUS_NAME(name, value, text)                                                             \
     case name:                                                                                     \
@@ -29,8 +30,17 @@ const char *xp_last_error(void) {
     return last_error;
 }
 
+void xp_error_set_rank(int rank) {
+    last_error_rank = rank;
+}
+
+int xp_last_error_rank(void) {
+    return last_error_rank;
+}
+
 void xp_error_clear(void) {
     last_error[0] = '\0';
+    last_error_rank = -1;
 }
 
 /* One line, valid UTF-8 or not: control characters become spaces. */
@@ -48,6 +58,7 @@ xp_status xp_error(xp_status code, const char *format, ...) {
     va_end(args);
     make_one_line(text);
     memcpy(last_error, text, strlen(text) + 1);
+    last_error_rank = -1;
     return code;
 }
 

@@ -65,9 +65,9 @@ lose() {
     for r in "${survivors[@]}"; do
         [ "$(cat "$name/rc.$r")" = 1 ] || fail "$name: rank $r exited with $(cat "$name/rc.$r")"
         [ "$(grep -c '^error: ' "$name/err.$r")" = 1 ] || fail "$name: rank $r has not one line to say"
-        # All ranks hear of a full disk together, and whoever ends first is named by the others.
-        [ "$LOSE_HOW" = full ] || grep -q "^error: .*rank $LOSE_RANK" "$name/err.$r" ||
-            fail "$name: rank $r does not name rank $LOSE_RANK"
+        # All ranks hear of a full disk together: whoever ends first, it is that rank's failure.
+        grep -qE "^error: (.*: )?rank $LOSE_RANK (failed|gave up|is gone|died)|^error: .*(wait|waited) .*rank $LOSE_RANK" \
+            "$name/err.$r" || fail "$name: rank $r does not name rank $LOSE_RANK"
         # A save beside the training is noticed in whatever the others do at that moment.
         [ "$mode" = async ] || grep -q '^error: .*checkpoint' "$name/err.$r" || fail "$name: rank $r does not name the phase"
     done

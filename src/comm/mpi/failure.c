@@ -143,7 +143,9 @@ xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
     if (failure->finder == world->rank && !atomic_load(&world->outdone)) {
         /* Ranks that compute learn of it when they come to their next call. */
         bool soon = failure->late || world->timeout_s < OTHERS_S;
-        xp_board_outlast(&world->board, failure->culprit, soon ? OTHERS_S : world->timeout_s);
+        /* Who is late may stay away; who gave up has its line to print as well. */
+        int except = failure->late ? failure->culprit : -1;
+        xp_board_outlast(&world->board, except, soon ? OTHERS_S : world->timeout_s);
         double more = OUTPUT_S * (world->n_nodes > 1 ? 5 : 1);
         nanosleep(&(struct timespec){.tv_sec = (time_t)more,
                                      .tv_nsec = (long)((more - (double)(time_t)more) * 1e9)},
@@ -152,7 +154,7 @@ xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
     }
     char mine[XP_BOARD_ACTIVITY];
     xp_board_get_activity(world->board.mine, mine);
-    if (failure->culprit < 0)
+    if (failure->culprit < 0 || failure->culprit == world->rank)
         return xp_error(status, "rank %d ends: %s", world->rank, failure->text);
     return xp_error(status, "rank %d ends in %s: rank %d failed in %s", world->rank,
                     mine[0] ? mine : "start", failure->culprit,

@@ -118,16 +118,8 @@ static void mpi_destroy(xp_comm *base) {
         close_world(world, all);
 }
 
-/* Who gives up speaks of itself; who waited in shared memory says for whom, and the board knows
- * more about that one. */
-static void mpi_fail(xp_comm *base, const char *text) {
-    xp_mpi_world *world = ((xp_mpi_comm *)base)->world;
-    const char *direct = strstr(text, " for rank ");
-    int rank = world->rank;
-    if (!direct || sscanf(direct, " for rank %d", &rank) != 1) {
-        xp_mpi_fail(world, world->rank, text);
-        return;
-    }
+/* Who waited in shared memory says for whom, and the board knows more about that one. */
+static void fail_waiting(xp_mpi_world *world, int rank, const char *text) {
     int culprit = xp_board_find_culprit(&world->board, rank);
     const xp_board_slot *slot = xp_board_find(&world->board, culprit);
     char whole[XP_BOARD_TEXT], end[64] = "", state[64] = "";
@@ -137,6 +129,18 @@ static void mpi_fail(xp_comm *base, const char *text) {
         snprintf(state, sizeof state, "; its process %d is stopped", atomic_load(&slot->pid));
     snprintf(whole, sizeof whole, "%s%s%s", text, end, state);
     xp_mpi_fail_late(world, culprit, whole);
+}
+
+static void mpi_fail(xp_comm *base, int culprit, const char *text) {
+    xp_mpi_world *world = ((xp_mpi_comm *)base)->world;
+    const char *direct = strstr(text, " for rank ");
+    int rank = world->rank;
+    if (culprit >= 0)
+        xp_mpi_fail(world, culprit, text);
+    else if (direct && sscanf(direct, " for rank %d", &rank) == 1)
+        fail_waiting(world, rank, text);
+    else
+        xp_mpi_fail(world, world->rank, text);
 }
 
 static xp_status mpi_async_error(const xp_comm *base) {

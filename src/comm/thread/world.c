@@ -114,7 +114,8 @@ static void thread_destroy(xp_comm *base) {
     free(comm);
 }
 
-static void thread_fail(xp_comm *base, const char *text) {
+static void thread_fail(xp_comm *base, int culprit, const char *text) {
+    (void)culprit; /* the text names it */
     xp_world_fail(((xp_thread_comm *)base)->team->world, text);
 }
 

@@ -22,6 +22,7 @@ typedef struct run {
     int64_t published[MAX_RANKS];
     xp_status statuses[MAX_RANKS];
     char errors[MAX_RANKS][1024];
+    char told[MAX_RANKS][1024]; /* why the run ended */
 } run;
 
 static xp_ckpt_save_args save_args(const run *r, int rank, int64_t step) {
@@ -124,6 +125,11 @@ static void failing_body(void *context, xp_comm *comm, int rank) {
         xp_ckpt_saver_destroy(saver);
     }
     keep_outcome(r, rank, status);
+    /* The others end the run with what they heard: it stays rank 2's failure. */
+    if (xp_comm_barrier(comm, NULL) == XP_OK && rank != 2)
+        xp_comm_abort(comm, xp_last_error());
+    if (rank != 2 && xp_comm_async_error(comm) != XP_OK)
+        snprintf(r->told[rank], sizeof r->told[rank], "%s", xp_last_error());
 }
 
 static void test_failure_of_one_rank(void **state) {
@@ -143,6 +149,8 @@ static void test_failure_of_one_rank(void **state) {
             assert_int_equal(r.statuses[rank], XP_EINVAL);
             if (rank != 2 && strstr(r.errors[rank], "rank 2: ") == NULL)
                 fail_msg("rank %d says: %s", rank, r.errors[rank]);
+            if (rank != 2 && strstr(r.told[rank], "rank 2 gave up in checkpoint: ") != r.told[rank])
+                fail_msg("rank %d was told: %s", rank, r.told[rank]);
         }
         assert_int_equal(xp_scratch_count(*state), 0);
     }
