@@ -192,15 +192,6 @@ XP_API XP_NODISCARD xp_status xp_ep_combine_backward(xp_ep_group *group, const x
                                                      int64_t round, const xp_tensor *d_out,
                                                      xp_tensor *d_recv, xp_stream *stream);
 
-/**
- * Collective, between passes: no plan waits for its combine, nothing is queued. A program's first
- * pass where ranks of one process share a GPU and its kernels meet. What libraries load when they
- * are first used waits for all kernels that run, and so for those that wait for this rank: while
- * `on`, the host meets the other ranks as in a phased group. Same bits. Turn it off when every
- * kernel has been used. Does nothing for other groups, NULL included.
- */
-XP_API XP_NODISCARD xp_status xp_ep_group_rehearse(xp_ep_group *group, bool on);
-
 /** The sticky failure of the group, XP_OK while there is none. Never waits. */
 XP_API xp_status xp_ep_async_error(const xp_ep_group *group);
 

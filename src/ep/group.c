@@ -174,10 +174,6 @@ bool xp_ep_group_is_local(const xp_ep_group *group) {
     return group->shape.local;
 }
 
-xp_status xp_ep_group_rehearse(xp_ep_group *group, bool on) {
-    return group && group->device_ops ? group->device_ops->rehearse(group, on) : XP_OK;
-}
-
 xp_status xp_ep_async_error(const xp_ep_group *group) {
     if (group->device_ops)
         XP_TRY(group->device_ops->async_error(group));

@@ -75,7 +75,6 @@ struct xp_model {
     float loss_scale;
     bool training, accumulate, has_doc_start, has_logits;
     int64_t n_valid;
-    bool rehearsed[2]; /* a first pass has run: for a loss alone, in training */
 };
 
 /** What a layer's forward does where attention's keys are: in the batch (NULL) or in a decoder's

@@ -19,12 +19,11 @@ struct xp_moe {
     xp_tensor weights[XP_MOE_N_WEIGHTS], gradients[XP_MOE_N_WEIGHTS];
     xp_moe_weights bound;
     xp_moe_saved saved;
-    int64_t *counts;   /* [E] */
-    double *losses;    /* [2] */
-    float *bias;       /* [E] */
-    int32_t *targets;  /* [T] zeros: every token counts in the extra losses */
-    int64_t n_tokens;  /* of the last forward; -1: none */
-    bool rehearsed[2]; /* a first pass has run: forward alone, in training */
+    int64_t *counts;  /* [E] */
+    double *losses;   /* [2] */
+    float *bias;      /* [E] */
+    int32_t *targets; /* [T] zeros: every token counts in the extra losses */
+    int64_t n_tokens; /* of the last forward; -1: none */
 };
 
 static xp_status read_choices(const xp_moe_args *args, xp_moe_core_args *core) {
@@ -275,14 +274,6 @@ static xp_moe_pass pass_of(xp_moe *moe, const xp_tensor *x) {
                          .loss_scale = n > 0 ? 1.0F / (float)n : 0.0F};
 }
 
-/* Around the first pass: see xp_ep_group_rehearse(). */
-static xp_status rehearse(xp_moe *moe, bool training, bool begins) {
-    if (moe->rehearsed[training])
-        return XP_OK;
-    moe->rehearsed[training] = !begins;
-    return xp_ep_group_rehearse(xp_moe_core_group(moe->core), begins);
-}
-
 xp_status xp_moe_forward(xp_moe *moe, const xp_tensor *x, xp_tensor *out, bool training,
                          xp_stream *stream) {
     int64_t n = x->shape[0];
@@ -299,12 +290,9 @@ xp_status xp_moe_forward(xp_moe *moe, const xp_tensor *x, xp_tensor *out, bool t
     pass.losses = moe->losses;
     pass.counts = training ? moe->counts : NULL;
     moe->n_tokens = n;
-    training = training && !moe->args.inference;
-    XP_TRY(rehearse(moe, training, true));
     xp_moe_core_begin(moe->core);
     XP_TRY(xp_zero(stream, moe->losses, 2 * sizeof(double)));
-    XP_TRY(xp_moe_core_forward(moe->core, &pass, stream));
-    return training ? XP_OK : rehearse(moe, false, false);
+    return xp_moe_core_forward(moe->core, &pass, stream);
 }
 
 xp_status xp_moe_backward(xp_moe *moe, const xp_tensor *x, const xp_tensor *d_out, xp_tensor *dx,
@@ -320,8 +308,7 @@ xp_status xp_moe_backward(xp_moe *moe, const xp_tensor *x, const xp_tensor *d_ou
     pass.dx = dx->data;
     pass.accumulate = accumulate;
     moe->n_tokens = -1; /* the saved rows are spent */
-    XP_TRY(xp_moe_core_backward(moe->core, &pass, stream));
-    return rehearse(moe, true, false);
+    return xp_moe_core_backward(moe->core, &pass, stream);
 }
 
 xp_status xp_moe_read_losses(xp_moe *moe, xp_stream *stream, double *aux_loss, double *z_loss) {

@@ -59,14 +59,6 @@ static xp_status begin(xp_model *model, const xp_model_batch *batch, bool traini
     return xp_zero(stream, work->losses, XP_MODEL_N_LOSSES * sizeof(double));
 }
 
-/* Around the first pass of a kind: see xp_ep_group_rehearse(). */
-static xp_status rehearse(xp_model *model, bool training, bool begins) {
-    if (model->rehearsed[training] || !model->core)
-        return XP_OK;
-    model->rehearsed[training] = !begins;
-    return xp_ep_group_rehearse(xp_moe_core_group(model->core), begins);
-}
-
 static xp_embed_args embed_args(xp_model *model) {
     return (xp_embed_args){.n_tokens = model->n_tokens,
                            .dim = model->arch.dim,
@@ -115,7 +107,6 @@ xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch
         return xp_error(XP_EINVAL, "model: made for inference, it has no backward");
     if (!hooks)
         hooks = &none;
-    XP_TRY(rehearse(model, true, true));
     XP_TRY(begin(model, batch, true, stream));
     XP_TRY(layers_forward(model, hooks, stream));
     XP_TRY(xp_head_pass(model, stream));
@@ -126,19 +117,17 @@ xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch
         XP_TRY(layer_hook(hooks->after_layer, hooks, i, true));
     }
     XP_TRY(embed_backward(model, stream));
-    XP_TRY(group_ready(hooks, model->embed_group));
-    return rehearse(model, true, false);
+    return group_ready(hooks, model->embed_group);
 }
 
 xp_status xp_model_forward(xp_model *model, const xp_model_batch *batch, xp_stream *stream) {
     static const xp_model_hooks none = {0};
-    XP_TRY(rehearse(model, false, true));
     XP_TRY(begin(model, batch, false, stream));
     XP_TRY(layers_forward(model, &none, stream));
     XP_TRY(xp_head_pass(model, stream));
-    if (model->has_logits)
-        XP_TRY(xp_head_logits(model, 0, model->n_tokens, model->work.all_logits, stream));
-    return rehearse(model, false, false);
+    if (!model->has_logits)
+        return XP_OK;
+    return xp_head_logits(model, 0, model->n_tokens, model->work.all_logits, stream);
 }
 
 xp_status xp_model_queue_loss(xp_model *model, xp_stream *stream, double sums[XP_MODEL_N_LOSSES]) {

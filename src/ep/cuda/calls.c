@@ -10,24 +10,12 @@ static const xp_ep_cuda_exchange *exchange_of(const xp_ep_group *group) {
 
 /* ---- around a call ----------------------------------------------------------------------- */
 
-static xp_status limit_ahead(const xp_ep_step *step) {
-    const xp_ep_cuda_state *state = xp_ep_cuda_state_of(step);
-    cudaEvent_t mark = state->ahead[state->n_calls % XP_EP_CUDA_MOST_AHEAD];
-    if (!state->limits_ahead || state->n_calls < XP_EP_CUDA_MOST_AHEAD ||
-        cudaEventQuery(mark) == cudaSuccess)
-        return XP_OK;
-    cudaGetLastError(); /* "not ready" is no error */
-    xp_ep_add(&step->group->totals.n_host_waits, 1);
-    return xp_cuda_check(cudaEventSynchronize(mark), step->phase);
-}
-
 xp_status xp_ep_cuda_begin(const xp_ep_step *step, cudaStream_t *stream) {
     const xp_ep_group *group = step->group;
     const xp_ep_cuda_state *state = group->device_state;
     XP_TRY(xp_cuda_enter(step->stream, stream));
     if (group->shape.n_ranks == 1)
         return XP_OK;
-    XP_TRY(limit_ahead(step));
     xp_ep_gates_enter(state->gates, group->rank);
     xp_status status = xp_ep_cuda_check_group(group);
     if (status == XP_OK)
@@ -37,15 +25,16 @@ xp_status xp_ep_cuda_begin(const xp_ep_step *step, cudaStream_t *stream) {
     return status;
 }
 
-xp_status xp_ep_cuda_end(const xp_ep_step *step, cudaStream_t stream, xp_status status) {
-    xp_ep_cuda_state *state = xp_ep_cuda_state_of(step);
+xp_status xp_ep_cuda_end(const xp_ep_step *step, xp_status status) {
+    const xp_ep_cuda_state *state = xp_ep_cuda_state_of(step);
     if (step->group->shape.n_ranks == 1)
         return status;
-    if (state->limits_ahead && status == XP_OK)
-        status = xp_cuda_check(
-            cudaEventRecord(state->ahead[state->n_calls++ % XP_EP_CUDA_MOST_AHEAD], stream),
-            step->phase);
     xp_ep_gates_leave(state->gates, step->group->rank);
+    /* Kernels of peers that were not kept waiting may be writing into the caller's rows. */
+    if (status == XP_ECOMM && state->meets != XP_EP_MEET_ON_GPU) {
+        xp_ep_cuda_wait_out(step->group);
+        return xp_comm_async_error(step->group->comm);
+    }
     return status;
 }
 
@@ -55,7 +44,7 @@ xp_status xp_ep_cuda_end(const xp_ep_step *step, cudaStream_t stream, xp_status 
 static const uint32_t *dead_word(const xp_ep_step *step) {
     const xp_ep_group *group = step->group;
     if (group->shape.n_ranks == 1 || group->transport != XP_EP_P2P ||
-        xp_ep_cuda_state_of(step)->phased)
+        xp_ep_cuda_state_of(step)->meets != XP_EP_MEET_ON_GPU)
         return NULL;
     return &((const xp_ep_cuda_fate *)xp_ep_p2p_area(step, group->rank)->bell)->dead;
 }
@@ -158,9 +147,8 @@ xp_status xp_ep_cuda_build(const xp_ep_step *step, const int32_t *topk_idx,
     v.topk_weight = topk_weight;
     v.bad_kind = error[0];
     v.bad_value = error[2];
-    XP_TRY(xp_ep_cuda_end(step, stream,
-                          s->n_ranks == 1 ? build_alone(step, stream, &v)
-                                          : exchange_of(group)->build(step, stream, &v)));
+    XP_TRY(xp_ep_cuda_end(step, s->n_ranks == 1 ? build_alone(step, stream, &v)
+                                                : exchange_of(group)->build(step, stream, &v)));
     XP_TRY(xp_ep_plan_explain_rank(group, group->rank, error));
     plan->valid = true;
     return XP_OK;
@@ -221,9 +209,8 @@ xp_status xp_ep_cuda_dispatch(const xp_ep_step *step, const void *x, void *recv)
     cudaStream_t stream;
     XP_TRY(xp_ep_cuda_begin(step, &stream));
     const bool alone = step->group->shape.n_ranks == 1;
-    return xp_ep_cuda_end(step, stream,
-                          alone ? dispatch_alone(step, stream, x, recv)
-                                : exchange_of(step->group)->dispatch(step, stream, x, recv));
+    return xp_ep_cuda_end(step, alone ? dispatch_alone(step, stream, x, recv)
+                                      : exchange_of(step->group)->dispatch(step, stream, x, recv));
 }
 
 static xp_status bring_home_alone(const xp_ep_step *step, cudaStream_t stream,
@@ -254,7 +241,7 @@ xp_status xp_ep_cuda_bring_home(const xp_ep_step *step, const xp_ep_home *home) 
         status = step->group->shape.n_ranks == 1
                      ? bring_home_alone(step, stream, home)
                      : exchange_of(step->group)->bring_home(step, stream, home);
-    return xp_ep_cuda_end(step, stream, status);
+    return xp_ep_cuda_end(step, status);
 }
 
 void xp_ep_cuda_miss(const xp_ep_step *step) {

@@ -9,23 +9,32 @@
 
 extern const xp_ep_device_ops xp_ep_cuda_ops;
 
-#define XP_EP_CUDA_MOST_AHEAD 16
+/** How ranks meet over p2p. */
+typedef enum xp_ep_cuda_meeting {
+    /* A kernel waits for the peers' flags: each rank on a GPU of its own. The host is not needed.
+     */
+    XP_EP_MEET_ON_GPU = 0,
+    /* Streams wait for marks on the peers' streams, which the hosts show each other: threads that
+     * share a GPU. Kernels that wait for each other there may never run side by side: CUDA does not
+     * promise that streams do. Marks are waited for only when what they wait for is queued. */
+    XP_EP_MEET_BY_MARKS,
+    /* The host waits for its stream and then for the other hosts: processes that share a GPU, and
+     * tools that run one kernel at a time. */
+    XP_EP_MEET_ON_HOST,
+} xp_ep_cuda_meeting;
 
 typedef struct xp_ep_cuda_state {
     xp_ep_cuda_news *news, *news_on_device;
     xp_ep_cuda_news at_reset;
     int n_row_blocks; /* of kernels that move rows */
     bool ready;       /* create came to its end */
-    bool phased;      /* the host meets the other ranks, kernels do not; or does so for now */
-    int *devices;     /* [R] each rank's GPU, as this process numbers it; threads */
+    xp_ep_cuda_meeting meets;
+    int *devices; /* [R] each rank's GPU, as this process numbers it; threads */
     xp_ep_gates *gates;
     int64_t *bytes; /* [4 R] of the all-to-all being made: send, where from, receive, where to */
-    /* Ranks that share a GPU: marks of the last calls, so that no rank's host runs further ahead. A
-     * launch waits when the device's queue is full, and could keep the peer from launching that the
-     * queue waits for. */
-    cudaEvent_t ahead[XP_EP_CUDA_MOST_AHEAD];
-    bool limits_ahead;
-    int64_t n_calls;
+    /* Two marks in turn: when a rank sets one again, all have met since and queued their waits. */
+    cudaEvent_t marks[2], *all_marks; /* [R, 2]; meetings by marks */
+    int64_t n_meetings;
 } xp_ep_cuda_state;
 
 static inline xp_ep_cuda_state *xp_ep_cuda_state_of(const xp_ep_step *step) {
@@ -35,7 +44,10 @@ static inline xp_ep_cuda_state *xp_ep_cuda_state_of(const xp_ep_step *step) {
 /** Before anything of a call is queued; XP_ECOMM, and nothing to end, when the group has failed. */
 XP_NODISCARD xp_status xp_ep_cuda_begin(const xp_ep_step *step, cudaStream_t *stream);
 /** After a call; passes `status` on. */
-xp_status xp_ep_cuda_end(const xp_ep_step *step, cudaStream_t stream, xp_status status);
+xp_status xp_ep_cuda_end(const xp_ep_step *step, xp_status status);
+/** After a failure, between threads: until no rank's kernels can use this one's memory any more.
+ * Not inside a call. */
+void xp_ep_cuda_wait_out(const xp_ep_group *group);
 /** An index for `phase` that kernels can carry. */
 int xp_ep_cuda_phase(const char *phase);
 /** XP_ECOMM on this rank, and soon on all, when a meeting has failed. Never waits. */

@@ -84,21 +84,27 @@ static xp_status use_seats(xp_ep_group *group, const seat *seats) {
         if (p2p && threads)
             XP_TRY(let_address(device->index, state->devices[r]));
     }
-    /* Processes take turns on a GPU that they share: one that waits in a kernel keeps the other
-     * out for a time slice. */
-    state->phased = p2p && (group->config.phased || (any_shared && !threads));
-    state->limits_ahead = p2p && n_here > 1 && !state->phased;
+    if (group->config.phased || (any_shared && !threads))
+        state->meets = XP_EP_MEET_ON_HOST; /* processes take turns on a GPU that they share */
+    else if (any_shared)
+        state->meets = XP_EP_MEET_BY_MARKS;
     const int half = device->n_sms / 2 / n_here;
     state->n_row_blocks = group->config.num_sms > 0 ? group->config.num_sms : half > 1 ? half : 1;
     return XP_OK;
 }
 
-static xp_status open_ahead(xp_ep_cuda_state *state) {
-    for (int i = 0; i < XP_EP_CUDA_MOST_AHEAD && state->limits_ahead; i++)
-        XP_TRY(xp_cuda_check(cudaEventCreateWithFlags(&state->ahead[i], cudaEventDisableTiming |
-                                                                            cudaEventBlockingSync),
+static xp_status open_marks(xp_ep_group *group) {
+    xp_ep_cuda_state *state = group->device_state;
+    if (group->transport != XP_EP_P2P || state->meets != XP_EP_MEET_BY_MARKS)
+        return XP_OK;
+    for (int i = 0; i < 2; i++)
+        XP_TRY(xp_cuda_check(cudaEventCreateWithFlags(&state->marks[i], cudaEventDisableTiming),
                              "expert parallel group"));
-    return XP_OK;
+    state->all_marks = calloc(2 * (size_t)group->shape.n_ranks, sizeof *state->all_marks);
+    if (state->all_marks == NULL)
+        return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
+    return xp_comm_all_gather(group->comm, state->marks, state->all_marks, sizeof state->marks,
+                              XP_U8, NULL);
 }
 
 static xp_status open_ranks(xp_ep_group *group) {
@@ -120,7 +126,7 @@ static xp_status open_ranks(xp_ep_group *group) {
     free(seats);
     if (status == XP_OK && group->transport == XP_EP_P2P && xp_comm_shares_addresses(group->comm))
         status = xp_ep_gates_open(group->comm, &state->gates);
-    return status == XP_OK ? open_ahead(state) : status;
+    return status == XP_OK ? open_marks(group) : status;
 }
 
 static xp_status create(xp_ep_group *group) {
@@ -148,9 +154,9 @@ static xp_status create(xp_ep_group *group) {
 
 /* ---- destroy ----------------------------------------------------------------------------- */
 
-/* After a failure: until no rank's kernels can write here any more. Who queues from now on sees
- * the failure, and what is queued ends, for every wait of a kernel has a timeout. */
-static void wait_out(const xp_ep_group *group) {
+/* Who queues from now on sees the failure, and what is queued ends, for every wait of a kernel has
+ * a timeout. */
+void xp_ep_cuda_wait_out(const xp_ep_group *group) {
     const xp_ep_cuda_state *state = group->device_state;
     if (state->gates == NULL)
         return;
@@ -158,6 +164,7 @@ static void wait_out(const xp_ep_group *group) {
     for (int r = 0; r < group->shape.n_ranks; r++)
         if (cudaSetDevice(state->devices[r]) == cudaSuccess)
             cudaDeviceSynchronize();
+    cudaSetDevice(device_of(group)->index);
 }
 
 static void stop(xp_ep_group *group) {
@@ -172,7 +179,7 @@ static void stop(xp_ep_group *group) {
     if (status == XP_OK)
         status = xp_comm_barrier(group->comm, NULL);
     if (status != XP_OK)
-        wait_out(group);
+        xp_ep_cuda_wait_out(group);
     cudaSetDevice(device_of(group)->index);
     cudaGetLastError(); /* whatever went wrong is nobody's error any more */
 }
@@ -181,9 +188,10 @@ static void destroy(xp_ep_group *group) {
     xp_ep_cuda_state *state = group->device_state;
     if (state == NULL)
         return;
-    for (int i = 0; i < XP_EP_CUDA_MOST_AHEAD; i++)
-        if (state->ahead[i] != NULL)
-            cudaEventDestroy(state->ahead[i]);
+    for (int i = 0; i < 2; i++)
+        if (state->marks[i] != NULL)
+            cudaEventDestroy(state->marks[i]);
+    free(state->all_marks);
     if (state->news != NULL)
         cudaFreeHost(state->news);
     xp_ep_gates_close(state->gates);
@@ -224,18 +232,6 @@ static xp_status async_error(const xp_ep_group *group) {
     return xp_ep_plan_explain_rank(group, error[1], refused);
 }
 
-/* Nobody's kernels may wait for peers before all have used what they need: hence the barrier. */
-static xp_status rehearse(xp_ep_group *group, bool on) {
-    xp_ep_cuda_state *state = group->device_state;
-    if (!state->limits_ahead)
-        return XP_OK;
-    XP_TRY(xp_cuda_check(cudaSetDevice(device_of(group)->index), "rehearsal"));
-    XP_TRY(xp_cuda_check(cudaDeviceSynchronize(), "rehearsal"));
-    xp_comm_set_phase(group->comm, "first pass");
-    state->phased = on;
-    return xp_comm_barrier(group->comm, NULL);
-}
-
 static void add_stats(const xp_ep_group *group, xp_ep_stats *stats) {
     const xp_ep_cuda_state *state = group->device_state;
     const volatile xp_ep_cuda_news *now = state->news;
@@ -265,7 +261,6 @@ const xp_ep_device_ops xp_ep_cuda_ops = {
     .bring_home = xp_ep_cuda_bring_home,
     .miss = xp_ep_cuda_miss,
     .wait = xp_ep_cuda_wait,
-    .rehearse = rehearse,
     .async_error = async_error,
     .add_stats = add_stats,
     .reset_stats = reset_stats,

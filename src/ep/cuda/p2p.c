@@ -1,11 +1,12 @@
 /*
  * p2p on GPUs: the kernels of p2p_rows.cu write where rows are wanted, with a meeting before and
- * after. The host queues and returns; in a phased group it stands in for the meetings itself: it
- * waits for its stream, then for the other ranks.
+ * after. How ranks meet is the group's (xp_ep_cuda_meeting): inside a kernel, or the hosts stand in
+ * for it and show each other how far their streams have come.
  */
 #include "ep/transport/p2p.h"
 
 #include "comm/provider.h"
+#include "core/file.h"
 #include "ep/cuda/cuda_group.h"
 
 _Static_assert(sizeof(p2p_flag) == XP_EP_CUDA_FLAG_WORDS * sizeof(uint32_t), "a flag's line");
@@ -50,7 +51,7 @@ static xp_ep_cuda_meet describe(const xp_ep_step *step, const meeting *what) {
         .point = (int)what->point,
         .phase = xp_ep_cuda_phase(step->phase),
         .epoch = p2p->epochs[step->plan->slot],
-        .waits = !xp_ep_cuda_state_of(step)->phased,
+        .waits = xp_ep_cuda_state_of(step)->meets == XP_EP_MEET_ON_GPU,
         .locks = what->locks,
         .timeout_ns = (uint64_t)(group->timeout_s * 1e9),
         .round = step->round,
@@ -73,19 +74,42 @@ static xp_ep_cuda_meet describe(const xp_ep_step *step, const meeting *what) {
     return m;
 }
 
+static xp_status meet_hosts(const xp_ep_step *step) {
+    xp_ep_group *group = step->group;
+    const double began = xp_time_s();
+    xp_comm_set_phase(group->comm, step->phase);
+    const xp_status status = xp_comm_barrier(group->comm, NULL);
+    xp_ep_add(&group->totals.wait_ns, (int64_t)((xp_time_s() - began) * 1e9));
+    return status;
+}
+
+static xp_status meet_by_marks(const xp_ep_step *step, cudaStream_t stream) {
+    const xp_ep_group *group = step->group;
+    xp_ep_cuda_state *state = group->device_state;
+    const int turn = (int)(state->n_meetings++ % 2);
+    XP_TRY(xp_cuda_check(cudaEventRecord(state->marks[turn], stream), step->phase));
+    XP_TRY(meet_hosts(step));
+    for (int r = 0; r < group->shape.n_ranks; r++)
+        if (r != group->rank)
+            XP_TRY(xp_cuda_check(cudaStreamWaitEvent(stream, state->all_marks[2 * r + turn], 0),
+                                 step->phase));
+    return XP_OK;
+}
+
 static xp_status meet(const xp_ep_step *step, cudaStream_t stream, const meeting *what) {
     xp_ep_group *group = step->group;
     const xp_ep_cuda_state *state = group->device_state;
-    if (!state->phased || what->n_brought > 0 || what->shown != NULL) {
+    if (state->meets == XP_EP_MEET_ON_GPU || what->n_brought > 0 || what->shown != NULL) {
         const xp_ep_cuda_meet m = describe(step, what);
         XP_TRY(xp_ep_cuda_hold_meeting(stream, &m));
     }
-    if (!state->phased)
+    if (state->meets == XP_EP_MEET_ON_GPU)
         return XP_OK;
+    if (state->meets == XP_EP_MEET_BY_MARKS)
+        return meet_by_marks(step, stream);
     xp_ep_add(&group->totals.n_host_waits, 1);
     XP_TRY(xp_stream_sync(step->stream));
-    xp_comm_set_phase(group->comm, step->phase);
-    return xp_comm_barrier(group->comm, NULL);
+    return meet_hosts(step);
 }
 
 /* Only the receiver knows where the rows of later rounds start. */
@@ -102,7 +126,7 @@ static xp_status exchange_starts(const xp_ep_step *step, cudaStream_t stream,
     return xp_ep_cuda_place_rounds(stream, v, xp_ep_p2p_area(step, step->group->rank)->starts);
 }
 
-/* A phased group's host waits anyway: it tells of bad routing at once, and need not launch rounds
+/* Where the host waits anyway, it tells of bad routing at once, and need not launch rounds
  * that are empty. */
 static xp_status read_plan(const xp_ep_step *step) {
     const xp_ep_shape *s = &step->group->shape;
@@ -141,7 +165,7 @@ static xp_status build(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_p
     XP_TRY(meet(step, stream, &(meeting){.point = P2P_PICKS, .least_rounds = -1}));
     XP_TRY(xp_ep_cuda_build_recv(stream, v));
     XP_TRY(exchange_starts(step, stream, v));
-    return xp_ep_cuda_state_of(step)->phased ? read_plan(step) : XP_OK;
+    return xp_ep_cuda_state_of(step)->meets == XP_EP_MEET_ON_HOST ? read_plan(step) : XP_OK;
 }
 
 static xp_ep_cuda_peers peers_of(const xp_ep_step *step, void *recv) {
