@@ -55,10 +55,14 @@ static void describe_ranks(xp_trainer *t) {
     char ep[64] = "no experts";
     if (t->n_moe_layers > 0)
         snprintf(ep, sizeof ep, "expert parallel %d (%s)", mesh->ep_size, transport_name(t));
+    char devices[48];
+    if (t->n_gpus > 1)
+        snprintf(devices, sizeof devices, "%d GPUs", t->n_gpus);
+    else
+        snprintf(devices, sizeof devices, "%s", xp_device_name(t->device));
     xp_trainer_say(t, "ranks: %d (replicate %d x shard %d, %s) on %s, %d thread%s each; %s weights",
-                   mesh->n_ranks, mesh->n_replicate, mesh->n_shard, ep, xp_device_name(t->device),
-                   t->n_threads, t->n_threads == 1 ? "" : "s",
-                   t->run.dtype == XP_BF16 ? "bfloat16" : "float32");
+                   mesh->n_ranks, mesh->n_replicate, mesh->n_shard, ep, devices, t->n_threads,
+                   t->n_threads == 1 ? "" : "s", t->run.dtype == XP_BF16 ? "bfloat16" : "float32");
 }
 
 static void describe_data(xp_trainer *t) {

@@ -108,9 +108,13 @@ xp_status xp_trainer_announce_devices(xp_trainer *t) {
     xp_text line = {0};
     for (int r = 0; r < t->n_ranks && status == XP_OK; r++)
         t->n_on_device += r != t->rank && same_gpu(&seats[r], &seats[t->rank]);
-    for (int r = 1; r < t->n_ranks && status == XP_OK; r++)
+    for (int r = 0; r < t->n_ranks && status == XP_OK && seats[r].kind == XP_DEVICE_CUDA; r++) {
+        bool has_own = true;
         for (int q = 0; q < r; q++)
-            t->shares_gpus |= same_gpu(&seats[r], &seats[q]);
+            has_own &= !same_gpu(&seats[r], &seats[q]);
+        t->n_gpus += has_own;
+        t->shares_gpus |= !has_own;
+    }
     for (int r = 0; r < t->n_ranks && status == XP_OK; r++)
         put_sharers(seats, t->n_ranks, r, xp_comm_n_nodes(t->world) > 1, &line);
     if (line.length > 0 && !line.failed)

@@ -244,7 +244,16 @@ xp_status xp_ep_cuda_bring_home(const xp_ep_step *step, const xp_ep_home *home) 
     return xp_ep_cuda_end(step, status);
 }
 
+/* A plan that this rank's host has refused is empty on the others, who learn of that on the device:
+ * their kernels do not meet, but their hosts do. */
 void xp_ep_cuda_miss(const xp_ep_step *step) {
-    if (step->group->shape.n_ranks > 1 && step->group->transport == XP_EP_P2P)
-        xp_ep_p2p_begin(step);
+    cudaStream_t stream;
+    if (step->group->shape.n_ranks == 1 || step->group->transport != XP_EP_P2P)
+        return;
+    xp_ep_p2p_begin(step);
+    if (step->plan->valid || xp_ep_cuda_state_of(step)->meets != XP_EP_MEET_BY_MARKS ||
+        xp_ep_cuda_begin(step, &stream) != XP_OK)
+        return;
+    /* Failures are the communicator's, and told by the next call. */
+    (void)!xp_ep_cuda_end(step, xp_ep_cuda_attend(step, stream));
 }

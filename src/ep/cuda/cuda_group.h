@@ -81,5 +81,7 @@ typedef struct xp_ep_cuda_exchange {
     xp_status (*bring_home)(const xp_ep_step *step, cudaStream_t stream, const xp_ep_home *home);
 } xp_ep_cuda_exchange;
 extern const xp_ep_cuda_exchange xp_ep_cuda_p2p, xp_ep_cuda_a2a;
+/** The meetings by marks of a dispatch or combine over p2p, and nothing else. */
+XP_NODISCARD xp_status xp_ep_cuda_attend(const xp_ep_step *step, cudaStream_t stream);
 
 #endif

@@ -96,6 +96,11 @@ static xp_status meet_by_marks(const xp_ep_step *step, cudaStream_t stream) {
     return XP_OK;
 }
 
+xp_status xp_ep_cuda_attend(const xp_ep_step *step, cudaStream_t stream) {
+    XP_TRY(meet_by_marks(step, stream)); /* P2P_READY */
+    return meet_by_marks(step, stream);  /* P2P_DATA */
+}
+
 static xp_status meet(const xp_ep_step *step, cudaStream_t stream, const meeting *what) {
     xp_ep_group *group = step->group;
     const xp_ep_cuda_state *state = group->device_state;
