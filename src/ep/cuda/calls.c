@@ -255,5 +255,5 @@ void xp_ep_cuda_miss(const xp_ep_step *step) {
         xp_ep_cuda_begin(step, &stream) != XP_OK)
         return;
     /* Failures are the communicator's, and told by the next call. */
-    (void)!xp_ep_cuda_end(step, xp_ep_cuda_attend(step, stream));
+    (void)xp_ep_cuda_end(step, xp_ep_cuda_attend(step, stream));
 }
