@@ -17,7 +17,7 @@ typedef struct xp_ep_device_ops {
     /** Before the transport's memory goes: returns when no rank's work can touch it any more. */
     void (*stop)(xp_ep_group *group);
     void (*destroy)(xp_ep_group *group); /* both also of a half-made state, NULL included */
-    /** Queued, like all below but the last four. Bad routing found on the device: the plan is
+    /** Queued, like all below but the last five. Bad routing found on the device: the plan is
      * empty on every rank, wait and async_error tell; where the host reads the counts anyway, build
      * does too. */
     xp_status (*build)(const xp_ep_step *step, const int32_t *topk_idx, const float *topk_weight,
@@ -28,6 +28,9 @@ typedef struct xp_ep_device_ops {
     void (*miss)(const xp_ep_step *step);
     /** xp_ep_plan_wait(): waits for the plan's stream. */
     xp_status (*wait)(xp_ep_plan *plan, xp_ep_counts *counts);
+    /** Words that the device can read, not 0 once it has refused a routing or a meeting has failed:
+     * what was computed since is wrong. */
+    void (*stop_words)(const xp_ep_group *group, const int32_t *words[2]);
     /** What the device has reported so far; never waits. */
     xp_status (*async_error)(const xp_ep_group *group);
     void (*add_stats)(const xp_ep_group *group, xp_ep_stats *stats);
@@ -36,5 +39,8 @@ typedef struct xp_ep_device_ops {
 
 /** The device's table; NULL for devices whose work the host does itself. */
 XP_NODISCARD xp_status xp_ep_device_ops_get(const xp_device *device, const xp_ep_device_ops **ops);
+
+/** The table's stop_words(); NULLs for groups whose host knows at once. */
+void xp_ep_group_stop_words(const xp_ep_group *group, const int32_t *words[2]);
 
 #endif

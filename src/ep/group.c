@@ -174,6 +174,12 @@ bool xp_ep_group_is_local(const xp_ep_group *group) {
     return group->shape.local;
 }
 
+void xp_ep_group_stop_words(const xp_ep_group *group, const int32_t *words[2]) {
+    words[0] = words[1] = NULL;
+    if (group->device_ops)
+        group->device_ops->stop_words(group, words);
+}
+
 xp_status xp_ep_async_error(const xp_ep_group *group) {
     if (group->device_ops)
         XP_TRY(group->device_ops->async_error(group));

@@ -340,13 +340,14 @@ typedef struct xp_adamw_args {
 /**
  * What a gradient is multiplied by, from the sums of squares of its parts: norm = sqrt(sum of the n
  * squares in order); *scale = min(1, max_norm / (norm + 1e-6)) (torch.nn.utils.clip_grad_norm_), 1
- * when max_norm is 0, and NaN when the norm is not finite: no update.
+ * when max_norm is 0, and NaN when the norm is not finite or a stop word is not 0: no update.
  */
 typedef struct xp_clip_scale_args {
     int64_t n;             /* >= 1 */
     const double *squares; /* [n] */
     double max_norm;
-    float *scale; /* [1] */
+    const int32_t *stop[2]; /* words that the device can read, set by work queued before; or NULL */
+    float *scale;           /* [1] */
 } xp_clip_scale_args;
 
 /** out[0] (+)= sum of squares of n elements in fp64, fixed order. */

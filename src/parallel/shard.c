@@ -245,6 +245,7 @@ xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step, xp_stream *
     const xp_clip_scale_args clip = {.n = shard->plan.n_groups,
                                      .squares = shard->sums,
                                      .max_norm = step->max_norm,
+                                     .stop = {step->stop[0], step->stop[1]},
                                      .scale = shard->grad_scale};
     XP_TRY(shard->ops->optim.clip_scale(stream, &clip));
     return for_each_bucket(shard, update_piece, step, stream);

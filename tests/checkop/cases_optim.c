@@ -29,6 +29,7 @@ static xp_status call_clip_scale(const ck_call *call) {
     const xp_clip_scale_args args = {.n = call->c->size[OPTIM_N],
                                      .squares = ck_at(call, "squares"),
                                      .max_norm = (double)call->c->value[0],
+                                     .stop = {ck_at(call, "first"), ck_at(call, "second")},
                                      .scale = ck_at(call, "scale")};
     return call->ops->optim.clip_scale(call->stream, &args);
 }
@@ -98,12 +99,17 @@ static void adamw_case(ck_context *ctx, int64_t n, xp_dtype grad, xp_dtype param
 }
 
 /* Sums of squares of a norm well below and above max_norm; 0: not clipped. */
-static void clip_case(ck_context *ctx, int64_t n, float max_norm) {
+static void clip_case(ck_context *ctx, int64_t n, float max_norm, int32_t second) {
+    static const int32_t first = 0;
     ck_case c;
     begin(&c, "clip_scale", call_clip_scale, n, XP_F64, XP_F32, false);
     snprintf(c.shape, sizeof c.shape, "%lld parts, max_norm %g", (long long)n, (double)max_norm);
     c.value[0] = max_norm;
     ck_in(&c, "squares", XP_F64, n)->fill = CK_POSITIVE;
+    if (n > 1) { /* else none */
+        ck_given(&c, "first", XP_I32, 1, &first);
+        ck_given(&c, "second", XP_I32, 1, &second);
+    }
     ck_out(&c, "scale", XP_F32, 1, CK_EXACT);
     ck_run(ctx, &c);
 }
@@ -197,6 +203,7 @@ void ck_optim_cases(ck_context *ctx) {
     }
     for (int64_t n = 1; n <= 300; n += 23)
         for (int i = 0; i < 3; i++)
-            clip_case(ctx, n, (float[]){0, 0.5F, 1000}[i]);
+            clip_case(ctx, n, (float[]){0, 0.5F, 1000}[i], 0);
+    clip_case(ctx, 24, 1, 3);          /* stopped */
     draw_case(ctx, 4000000, 1, false); /* many draws: also the rare ones of the tails */
 }

@@ -232,6 +232,12 @@ static xp_status async_error(const xp_ep_group *group) {
     return xp_ep_plan_explain_rank(group, error[1], refused);
 }
 
+static void stop_words(const xp_ep_group *group, const int32_t *words[2]) {
+    const xp_ep_cuda_news *news = ((const xp_ep_cuda_state *)group->device_state)->news_on_device;
+    words[0] = &news->error[0];
+    words[1] = &news->failure.kind;
+}
+
 static void add_stats(const xp_ep_group *group, xp_ep_stats *stats) {
     const xp_ep_cuda_state *state = group->device_state;
     const volatile xp_ep_cuda_news *now = state->news;
@@ -261,6 +267,7 @@ const xp_ep_device_ops xp_ep_cuda_ops = {
     .bring_home = xp_ep_cuda_bring_home,
     .miss = xp_ep_cuda_miss,
     .wait = xp_ep_cuda_wait,
+    .stop_words = stop_words,
     .async_error = async_error,
     .add_stats = add_stats,
     .reset_stats = reset_stats,

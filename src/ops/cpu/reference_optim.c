@@ -35,7 +35,10 @@ static xp_status clip_scale(xp_stream *stream, const xp_clip_scale_args *args) {
     for (int64_t i = 0; i < args->n; i++)
         total += args->squares[i];
     double scale = args->max_norm > 0 ? args->max_norm / (sqrt(total) + 1e-6) : 1;
-    if (!isfinite(total))
+    bool stop = false;
+    for (int i = 0; i < 2; i++)
+        stop |= args->stop[i] && *args->stop[i] != 0;
+    if (stop || !isfinite(total))
         *args->scale = NAN;
     else
         *args->scale = scale < 1 ? (float)scale : 1.0F;

@@ -50,13 +50,16 @@ __global__ void __launch_bounds__(LAST_THREADS)
 }
 
 /* One thread: some hundred numbers in the order that the host would take. */
-__global__ void clip(int64_t n, const double *squares, double max_norm, float *scale) {
+__global__ void clip(const xp_clip_scale_args a) {
     double total = 0;
+    bool stop = false;
 #pragma unroll 16
-    for (int64_t i = 0; i < n; i++)
-        total += squares[i];
-    const double factor = max_norm > 0 ? max_norm / (sqrt(total) + 1e-6) : 1;
-    *scale = !isfinite(total) ? NAN : factor < 1 ? (float)factor : 1.0f;
+    for (int64_t i = 0; i < a.n; i++)
+        total += a.squares[i];
+    for (int i = 0; i < 2; i++)
+        stop |= a.stop[i] != nullptr && *(const volatile int32_t *)a.stop[i] != 0;
+    const double factor = a.max_norm > 0 ? a.max_norm / (sqrt(total) + 1e-6) : 1;
+    *a.scale = stop || !isfinite(total) ? NAN : factor < 1 ? (float)factor : 1.0f;
 }
 
 template <typename T, int N>
@@ -90,7 +93,7 @@ extern "C" xp_status xp_cuda_sum_squares(xp_stream *stream, const xp_sum_squares
 extern "C" xp_status xp_cuda_clip_scale(xp_stream *stream, const xp_clip_scale_args *args) {
     cudaStream_t s;
     XP_TRY(xp_cuda_enter(stream, &s));
-    clip<<<1, 1, 0, s>>>(args->n, args->squares, args->max_norm, args->scale);
+    clip<<<1, 1, 0, s>>>(*args);
     return xp_cuda_check(cudaGetLastError(), "clip_scale");
 }
 
