@@ -48,6 +48,7 @@ if want sanitize; then
         summed=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.txt" | tail -n 1)
         say "$name: $(grep -E 'cases, ' "$out/$name.txt" | tail -n 1 | cut -c1-100); $summed"
         # run's own verdict was given in another process
+        grep -q ', 0 failed' "$out/$name.txt" || fail "$name: cases"
         case $summed in
         *": 0 errors" | *": 0 hazards displayed (0 errors, 0 warnings)") ;;
         *) fail "$name" ;;

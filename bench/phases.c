@@ -52,6 +52,7 @@ static const struct {
     {"cross_entropy", XP_BENCH_LOSS},
     {"sum_squares", XP_BENCH_OPTIMIZER},
     {"sum", XP_BENCH_LOSS},
+    {"clip_scale", XP_BENCH_OPTIMIZER},
     {"adamw", XP_BENCH_OPTIMIZER},
     {"axpy", XP_BENCH_OPTIMIZER},
     {"copy", XP_BENCH_COPIES},

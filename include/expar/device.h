@@ -36,8 +36,8 @@ typedef struct xp_device_args {
     const char *caps;    /* comma-separated capabilities to leave out ("avx512,avx2"), or NULL: use
                             all. Borrowed during the call. For tests of what must also run on a GPU
                             the CPU knows two more words: "guard", its memory can be touched by queued
-                            work only; "late", with guard: a compute stream runs its work at the next
-                            xp_stream_sync() and not before */
+                            work only; "late", with guard: a compute stream runs its work when somebody
+                            waits for it and not before */
     xp_device_kind like; /* null device: whose rules it counts by (XP_DEVICE_CPU, XP_DEVICE_CUDA) */
 } xp_device_args;
 

@@ -55,7 +55,9 @@ typedef struct xp_ep_config {
     /* GPU, several ranks: blocks (of an SM each) for dispatch and combine; 0: the ranks of a GPU
      * share half of its SMs. */
     int num_sms;
-    double timeout_s; /* of every wait inside dispatch and combine; 0 = the communicator's */
+    /* Of every wait inside dispatch and combine; 0 = the communicator's. Where the hosts meet
+     * (ranks that share a GPU, phased groups) it is always the communicator's. */
+    double timeout_s;
     /* Microbatch parts in flight at once, each on a stream of its own; 0 = 1.
      * See xp_ep_plan_set_slot(). */
     int n_slots;
@@ -66,6 +68,10 @@ typedef struct xp_ep_config {
     /* p2p between processes keeps recv slots of its own: n_slots * recv_capacity rows more. */
     bool separate_processes;
     bool on_gpu; /* of these, on a GPU: what peers open is reserved in blocks of 2 MiB */
+    /* GPU; the same on every rank: ranks that are not of this group use its GPUs as well. Kernels
+     * of the group then do not wait for each other (see docs/expert-parallelism.md); the group
+     * finds out by itself when its own ranks share. */
+    bool shares_gpus;
     /* GPU, p2p; the same on every rank: the host meets the other ranks between kernels, and no
      * kernel waits. Same bits, more time; for tools that run kernels one by one. Groups of
      * processes that share a GPU are so without being asked. */
@@ -114,7 +120,8 @@ XP_API void xp_ep_plan_destroy(xp_ep_plan *plan);
 /**
  * Which of the group's n_slots the calls with this plan use; 0 after create. Calls of one slot run
  * in the same order on every rank; calls of different slots may run at the same time on different
- * streams. Every rank gives the same plan the same slot.
+ * streams. Where the hosts of GPU ranks meet (ranks that share a GPU, phased groups), the calls of
+ * all slots come from one thread in one order. Every rank gives the same plan the same slot.
  */
 XP_API XP_NODISCARD xp_status xp_ep_plan_set_slot(xp_ep_plan *plan, int slot);
 

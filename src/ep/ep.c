@@ -79,16 +79,15 @@ static xp_status check_order(const xp_ep_step *step) {
 static xp_status check_plan(const move_job *job) {
     const xp_ep_step *step = &job->step;
     const xp_ep_plan *plan = step->plan;
-    xp_status status = XP_OK;
-    if (!plan->valid)
-        status = xp_error(XP_EINVAL, "%s: the plan was never built, or its last build failed",
-                          step->phase);
-    else if (job->n_tokens != plan->n_tokens)
-        status = xp_error(XP_EINVAL, "%s: a tensor of %lld tokens, but the plan was built for %lld",
-                          step->phase, (long long)job->n_tokens, (long long)plan->n_tokens);
-    if (status != XP_OK && step->group->device_ops && step->round < plan->n_rounds)
+    if (plan->valid && job->n_tokens == plan->n_tokens)
+        return XP_OK;
+    if (step->group->device_ops && step->round < plan->n_rounds)
         step->group->device_ops->miss(step);
-    return status;
+    if (!plan->valid)
+        return xp_error(XP_EINVAL, "%s: the plan was never built, or its last build failed",
+                        step->phase);
+    return xp_error(XP_EINVAL, "%s: a tensor of %lld tokens, but the plan was built for %lld",
+                    step->phase, (long long)job->n_tokens, (long long)plan->n_tokens);
 }
 
 static xp_status run_move(xp_stream *stream, void *args) {
@@ -97,19 +96,24 @@ static xp_status run_move(xp_stream *stream, void *args) {
     xp_ep_group *group = step->group;
     const xp_ep_plan *plan = step->plan;
     step->stream = stream;
+    const bool needed = step->round < plan->n_rounds;
+    /* On a device the ranks' hosts do not know of each other's refusals: what all refuse alike
+     * comes first. */
+    if (job->home && needed && group->device_ops)
+        XP_TRY(check_order(step));
     XP_TRY(check_plan(job));
-    if (step->round >= plan->n_rounds)
+    if (!needed)
         return XP_OK; /* empty on every rank: nobody waits for anybody */
     if (!job->home) {
         xp_ep_add(&group->totals.n_dispatches, 1);
         return group->device_ops ? group->device_ops->dispatch(step, job->in, job->out)
                                  : group->ops->dispatch(step, job->in, job->out);
     }
-    XP_TRY(check_order(step));
     if (group->device_ops) {
         xp_ep_add(&group->totals.n_combines, 1);
         return group->device_ops->bring_home(step, &job->bring);
     }
+    XP_TRY(check_order(step));
     if (job->bring.d_topk_weight && step->round == 0 && plan->n_tokens > 0)
         memset(job->bring.d_topk_weight, 0,
                (size_t)(plan->n_tokens * group->shape.top_k) * sizeof *job->bring.d_topk_weight);

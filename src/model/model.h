@@ -112,10 +112,10 @@ const float *xp_model_token_loss(const xp_model *model);
 /** [T, V] fp32, after a pass with want_logits; NULL otherwise. */
 const float *xp_model_logits(const xp_model *model);
 
-/** EP numbers of the last step for the metrics. */
 /** Words that the device can read, not 0 when expert parallelism went wrong in work queued before;
  * NULL where the host knows at once. */
 void xp_model_stop_words(const xp_model *model, const int32_t *words[2]);
+/** EP numbers of the last step for the metrics. */
 XP_NODISCARD xp_status xp_model_ep_stats(const xp_model *model, xp_ep_stats *stats);
 void xp_model_reset_stats(xp_model *model);
 

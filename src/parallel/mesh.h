@@ -24,9 +24,8 @@ typedef struct xp_mesh {
     int n_replicate, n_shard, ep_size, n_expert_shard;
     int n_ranks, rank; /* of the world */
     int replica, shard_rank, ep_rank, expert_shard_rank;
-    /* For predictions; xp_mesh_layout() says false. */
-    bool separate_processes; /* ranks of a node are processes */
-    bool shares_gpus;        /* not every rank has a GPU of its own */
+    bool separate_processes; /* ranks of a node are processes; xp_mesh_layout() says false */
+    bool shares_gpus;        /* not every rank has a GPU of its own: for the caller to say */
 } xp_mesh;
 
 /**

@@ -144,6 +144,7 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
                .capacity_factor = config->moe.capacity_factor,
                .num_sms = (int)config->deepep.num_sms,
                .separate_processes = run->mesh.separate_processes,
+               .shares_gpus = run->mesh.shares_gpus,
                .on_gpu = xp_device_like(run->device) == XP_DEVICE_CUDA},
         .ep_comm = run->mesh.ep,
         .device = run->device,
@@ -182,12 +183,13 @@ static xp_status reserve_libraries(xp_run *run) {
 }
 
 static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp_mesh *layout,
-                               xp_run *run) {
+                               bool shares_gpus, xp_run *run) {
     XP_TRY(xp_arch_from_config(config, &run->arch));
     if (layout)
         run->mesh = *layout;
     else
         XP_TRY(xp_mesh_create(world, config, &run->mesh));
+    run->mesh.shares_gpus |= shares_gpus;
     XP_TRY(check_experts(&run->arch, run->mesh.ep_size));
     XP_TRY(reserve_libraries(run));
     run->n_data_ranks = run->mesh.n_ranks;
@@ -199,10 +201,10 @@ static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp
 }
 
 xp_status xp_run_reserve(const xp_config *config, xp_device *device, xp_comm *world,
-                         const xp_mesh *layout, xp_run *run) {
+                         const xp_mesh *layout, bool shares_gpus, xp_run *run) {
     memset(run, 0, sizeof *run);
     run->device = device;
-    xp_status status = reserve_parts(config, world, layout, run);
+    xp_status status = reserve_parts(config, world, layout, shares_gpus, run);
     if (status != XP_OK)
         xp_run_release(run);
     return status;

@@ -124,8 +124,11 @@ static xp_status check_memory(const xp_trainer *t, const xp_memory_prediction *p
 xp_status xp_trainer_announce_memory(xp_trainer *t) {
     xp_mesh layout;
     xp_memory_prediction p;
-    if (!t->log)
+    /* Ranks that do not speak still look whether they fit. */
+    if (!t->log && xp_device_total_bytes(t->device) == 0)
         return XP_OK;
+    if (t->world)
+        xp_comm_set_phase(t->world, "looking at the memory");
     XP_TRY(xp_mesh_layout(t->config, t->n_ranks, t->rank, &layout));
     layout.separate_processes = t->world && !xp_comm_shares_addresses(t->world);
     layout.shares_gpus = t->shares_gpus;
@@ -142,21 +145,33 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
     return check_memory(t, &p);
 }
 
+/* How far what is reserved under a tag is from what was foretold; the whole of it where nothing
+ * was.
+ */
+static void look_at_tag(const xp_trainer *t, const char *name, double *worst, const char **tag) {
+    double was = 0, is = (double)xp_device_bytes(t->device, name);
+    for (int i = 0; i < t->predicted.n_tags; i++)
+        if (strcmp(t->predicted.tags[i].tag, name) == 0)
+            was = (double)t->predicted.tags[i].n_bytes;
+    if (was == 0 && is == 0)
+        return;
+    const double percent = was > 0 ? 100 * (is - was) / was : 100;
+    if (percent * percent > *worst * *worst) {
+        *worst = percent;
+        *tag = name;
+    }
+}
+
 void xp_trainer_compare_memory(xp_trainer *t) {
     const xp_memory_prediction *p = &t->predicted;
     double worst = 0;
-    const char *tag = "";
+    const char *tag = "", *next;
     if (!t->log || xp_device_shares_host(t->device))
         return;
-    for (int i = 0; i < p->n_tags; i++) {
-        double was = (double)p->tags[i].n_bytes;
-        double off = (double)xp_device_bytes(t->device, p->tags[i].tag) - was;
-        double percent = was > 0 ? 100 * off / was : 0;
-        if (percent * percent > worst * worst) {
-            worst = percent;
-            tag = p->tags[i].tag;
-        }
-    }
+    for (int i = 0; i < p->n_tags; i++)
+        look_at_tag(t, p->tags[i].tag, &worst, &tag);
+    for (int i = 0; (next = xp_device_tag(t->device, i)) != NULL; i++)
+        look_at_tag(t, next, &worst, &tag);
     char taken[32] = "";
     put_size(taken, sizeof taken, xp_device_bytes(t->device, NULL));
     if (worst == 0)

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <ucontext.h>
 #include <unistd.h>
+#include "core/error.h"
 #include "core/file.h"
 
 #define SECOND_SIGNAL_S 1.0 /* a launcher may pass one key press on twice */
@@ -101,6 +102,7 @@ typedef struct rank_thread {
     xp_status status;
     double ended; /* when it failed */
     char error[1024];
+    int error_rank; /* whose failure all have agreed on; -1: its own */
     xp_train_result result;
 } rank_thread;
 
@@ -119,6 +121,7 @@ static void *rank_main(void *context) {
     r->ended = xp_time_s();
     if (r->status != XP_OK)
         snprintf(r->error, sizeof r->error, "%s", xp_last_error());
+    r->error_rank = xp_last_error_rank();
     return NULL;
 }
 
@@ -154,7 +157,8 @@ static xp_status join_ranks(rank_thread *ranks, int n_started, int n, xp_train_r
     const rank_thread *cause = root_cause(ranks, n);
     if (!cause)
         return XP_OK;
-    if (n == 1 || all_failed_alike(ranks, n, cause))
+    /* What all have agreed on names its rank. */
+    if (n == 1 || cause->error_rank >= 0 || all_failed_alike(ranks, n, cause))
         return xp_error(cause->status, "%s", cause->error);
     return xp_error(cause->status, "rank %d: %s", cause->rank, cause->error);
 }

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include "core/file.h"
 #include "model/balance.h"
@@ -100,34 +101,39 @@ static xp_status sum_losses(xp_trainer *t, double sums[N_SUMS]) {
 
 /* ---- checks and updates ------------------------------------------------------------------ */
 
-/* The loss is not finite: say which tensor is to blame. A loss like that comes from logits that are
- * not finite, and so do gradients, but for logits near the end of fp32: nothing has been updated,
- * but for those. */
-static xp_status blame(xp_trainer *t, double loss) {
+/* Who is to blame for a loss that is not finite. Its logits are not finite then, nor are gradients,
+ * and the device has changed nothing: but near the end of fp32 a loss can overflow alone. */
+static xp_status blame(xp_trainer *t, double loss, bool *updated) {
     const char *what = isnan(loss) ? "NaN" : "infinite";
     const char *name = NULL;
+    double norm = 0;
+    xp_status status = xp_shard_grad_norm(t->run.shard, t->run.stream, &norm);
+    if (status == XP_OK) {
+        *updated = true;
+        return xp_error(XP_ENUMERIC, "the loss is %s, though all gradients are finite", what);
+    }
+    if (status != XP_ENUMERIC)
+        return status;
+    char gradient[256];
+    snprintf(gradient, sizeof gradient, "%s", xp_last_error());
     XP_TRY(xp_shard_find_bad_param(t->run.shard, t->run.stream, &name));
     if (name)
         return xp_error(XP_ENUMERIC, "the loss is %s: parameter %s is not finite", what, name);
-    double norm = 0;
-    xp_status status = xp_shard_grad_norm(t->run.shard, t->run.stream, &norm);
-    if (status == XP_ENUMERIC)
-        return xp_error_context(status, "the loss is %s", what);
-    XP_TRY(status);
-    return xp_error(XP_ENUMERIC, "the loss is %s, though parameters and gradients are finite",
-                    what);
+    return xp_error(XP_ENUMERIC, "the loss is %s: %s", what, gradient);
 }
 
 static xp_status check_and_norm(xp_trainer *t, int64_t step, double loss, double *norm) {
-    xp_status status =
-        isfinite(loss) ? xp_shard_read_norm(t->run.shard, t->run.stream, norm) : blame(t, loss);
+    bool updated = false;
+    xp_status status = isfinite(loss) ? xp_shard_read_norm(t->run.shard, t->run.stream, norm)
+                                      : blame(t, loss, &updated);
     if (status != XP_ENUMERIC)
         return status;
     xp_error_context(status, "step %lld", (long long)step);
     return xp_error(status,
-                    "%s; stopped before the update. A lower optimizer.lr, a longer warm-up or a "
+                    "%s; stopped %s. A lower optimizer.lr, a longer warm-up or a "
                     "lower training.max_norm may help",
-                    xp_last_error());
+                    xp_last_error(),
+                    updated ? "before anything of this step was saved" : "before the update");
 }
 
 /* Counts of all ranks; bias update; load figures. */

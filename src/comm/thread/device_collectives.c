@@ -116,8 +116,12 @@ static xp_status run_marked(xp_thread_comm *comm, const xp_comm_call *call, xp_s
         return status != XP_OK ? status : left;
     XP_TRY(wait_for(comm, stream, true));
     /* Once more: marks are gone after this call. */
-    XP_TRY(xp_team_enter(comm, call->kind, call->phase));
-    return xp_team_leave(comm);
+    status = xp_team_enter(comm, call->kind, call->phase);
+    if (status == XP_OK)
+        return xp_team_leave(comm);
+    /* After a failure somebody may still be waiting for them. */
+    xp_team_farewell(comm);
+    return status;
 }
 
 xp_status xp_thread_run_on_device(xp_comm *base, const xp_comm_call *call, xp_stream *stream) {

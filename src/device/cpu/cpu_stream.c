@@ -43,7 +43,13 @@ typedef struct cpu_event {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     uint64_t n_recorded, n_reached; /* record() calls made, and passed by their stream */
+    cpu_stream *late;               /* the stream of the last record(), if it is a late one */
 } cpu_event;
+
+typedef struct event_job {
+    cpu_event *event;
+    uint64_t count;
+} event_job;
 
 static xp_status observe(cpu_stream *s, const char *name, xp_cpu_fn fn, void *args) {
     const xp_cpu_observer *observer = &((xp_cpu_device *)s->base.device)->observer;
@@ -88,13 +94,27 @@ static xp_status keep_work(cpu_stream *s, const job *work, size_t n_bytes) {
     return XP_OK;
 }
 
-static xp_status run_kept(cpu_stream *s) {
+static bool is_reached(cpu_event *e) {
+    pthread_mutex_lock(&e->lock);
+    const bool reached = e->n_reached == e->n_recorded;
+    pthread_mutex_unlock(&e->lock);
+    return reached;
+}
+
+/* All kept work, or (`until` not NULL) what lies before the event's last point. */
+static xp_status run_kept(cpu_stream *s, cpu_event *until) {
     xp_status status = XP_OK;
+    int n = 0;
     s->running_kept = true;
-    for (int i = 0; i < s->n_kept && status == XP_OK; i++)
-        status = run_work(s, s->kept[i].name, s->kept[i].fn, s->kept[i].args);
+    while (n < s->n_kept && status == XP_OK && !(until && is_reached(until))) {
+        job *j = &s->kept[n++];
+        status = run_work(s, j->name, j->fn, j->args);
+    }
     s->running_kept = false;
-    s->n_kept = 0;
+    if (status != XP_OK)
+        n = s->n_kept;
+    memmove(s->kept, s->kept + n, (size_t)(s->n_kept - n) * sizeof *s->kept);
+    s->n_kept -= n;
     return status;
 }
 
@@ -185,7 +205,7 @@ void xp_cpu_stream_destroy(xp_stream *stream) {
 xp_status xp_cpu_stream_sync(xp_stream *stream) {
     cpu_stream *s = (cpu_stream *)stream;
     if (s->is_inline)
-        return is_late(s) ? run_kept(s) : XP_OK;
+        return is_late(s) ? run_kept(s, NULL) : XP_OK;
     pthread_mutex_lock(&s->lock);
     while (s->n_done < s->n_submitted)
         pthread_cond_wait(&s->changed, &s->lock);
@@ -272,11 +292,6 @@ void xp_cpu_event_destroy(xp_event *event) {
     free(e);
 }
 
-typedef struct event_job {
-    cpu_event *event;
-    uint64_t count;
-} event_job;
-
 static xp_status event_reached(xp_stream *stream, void *args) {
     (void)stream;
     event_job *j = args;
@@ -301,9 +316,7 @@ static xp_status event_wait_for(xp_stream *stream, void *args) {
 xp_status xp_cpu_event_record(xp_event *event, xp_stream *stream) {
     cpu_event *e = (cpu_event *)event;
     cpu_stream *s = (cpu_stream *)stream;
-    /* Whoever waits for the event may be all that makes this stream's owner wait. */
-    if (is_late(s))
-        XP_TRY(run_kept(s));
+    e->late = is_late(s) ? s : NULL;
     pthread_mutex_lock(&e->lock);
     event_job j = {.event = e, .count = ++e->n_recorded};
     pthread_mutex_unlock(&e->lock);
@@ -312,18 +325,20 @@ xp_status xp_cpu_event_record(xp_event *event, xp_stream *stream) {
 
 xp_status xp_cpu_event_wait(xp_event *event, xp_stream *stream) {
     cpu_event *e = (cpu_event *)event;
+    /* Whoever waits for the event may be all that makes its stream's owner wait. */
+    if (e->late && !e->late->running_kept)
+        XP_TRY(run_kept(e->late, e));
     pthread_mutex_lock(&e->lock);
     event_job j = {.event = e, .count = e->n_recorded};
     pthread_mutex_unlock(&e->lock);
     return xp_cpu_submit(stream, event_wait_for, &j, sizeof j);
 }
 
-/* Late work runs when somebody waits for anything. */
 xp_status xp_cpu_event_sync(xp_event *event, xp_stream *stream) {
     cpu_event *e = (cpu_event *)event;
     cpu_stream *s = (cpu_stream *)stream;
     if (s->is_inline)
-        return xp_cpu_stream_sync(stream);
+        return is_late(s) ? run_kept(s, e) : XP_OK;
     pthread_mutex_lock(&e->lock);
     while (e->n_reached < e->n_recorded)
         pthread_cond_wait(&e->changed, &e->lock);

@@ -1,4 +1,5 @@
 /* Calls on a GPU: the host's half launches and returns. */
+#include <stdio.h>
 #include <string.h>
 #include "comm/provider.h"
 #include "ep/cuda/cuda_group.h"
@@ -30,12 +31,17 @@ xp_status xp_ep_cuda_end(const xp_ep_step *step, xp_status status) {
     if (step->group->shape.n_ranks == 1)
         return status;
     xp_ep_gates_leave(state->gates, step->group->rank);
+    /* Routing is refused alike on all ranks; else the others must hear that this one is out. */
+    const bool fails = status != XP_OK && status != XP_EINVAL;
+    if (!fails || step->group->transport != XP_EP_P2P || state->meets == XP_EP_MEET_ON_GPU)
+        return status;
+    char why[1024];
+    snprintf(why, sizeof why, "%s", xp_last_error());
+    if (status != XP_ECOMM)
+        xp_comm_abort(step->group->comm, why);
     /* Kernels of peers that were not kept waiting may be writing into the caller's rows. */
-    if (status == XP_ECOMM && state->meets != XP_EP_MEET_ON_GPU) {
-        xp_ep_cuda_wait_out(step->group);
-        return xp_comm_async_error(step->group->comm);
-    }
-    return status;
+    xp_ep_cuda_wait_out(step->group);
+    return xp_error(status, "%s", why);
 }
 
 /* ---- plans ------------------------------------------------------------------------------- */

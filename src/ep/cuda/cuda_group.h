@@ -23,6 +23,13 @@ typedef enum xp_ep_cuda_meeting {
     XP_EP_MEET_ON_HOST,
 } xp_ep_cuda_meeting;
 
+/** Which meeting a host has come to: all must have come to the same. */
+typedef struct xp_ep_cuda_note {
+    int32_t slot, point;
+    uint32_t epoch;
+    int64_t round;
+} xp_ep_cuda_note;
+
 typedef struct xp_ep_cuda_state {
     xp_ep_cuda_news *news, *news_on_device;
     xp_ep_cuda_news at_reset;
@@ -32,6 +39,9 @@ typedef struct xp_ep_cuda_state {
     int *devices; /* [R] each rank's GPU, as this process numbers it; threads */
     xp_ep_gates *gates;
     int64_t *bytes; /* [4 R] of the all-to-all being made: send, where from, receive, where to */
+    /* Where hosts meet: a communicator that nobody else uses, and what each says of its meeting. */
+    xp_comm *hosts;
+    xp_ep_cuda_note *notes; /* [R] */
     /* Two marks in turn: when a rank sets one again, all have met since and queued their waits. */
     cudaEvent_t marks[2], *all_marks; /* [R, 2]; meetings by marks */
     int64_t n_meetings;

@@ -75,7 +75,7 @@ static xp_status use_seats(xp_ep_group *group, const seat *seats) {
     const bool p2p = group->transport == XP_EP_P2P;
     const bool threads = xp_comm_shares_addresses(group->comm);
     int n_here = 0;
-    bool any_shared = false;
+    bool any_shared = group->config.shares_gpus;
     for (int r = 0; r < n; r++) {
         state->devices[r] = (int)seats[r].index;
         n_here += memcmp(seats[r].uuid, seats[me].uuid, sizeof seats[r].uuid) == 0;
@@ -91,6 +91,16 @@ static xp_status use_seats(xp_ep_group *group, const seat *seats) {
     const int half = device->n_sms / 2 / n_here;
     state->n_row_blocks = group->config.num_sms > 0 ? group->config.num_sms : half > 1 ? half : 1;
     return XP_OK;
+}
+
+static xp_status open_hosts(xp_ep_group *group) {
+    xp_ep_cuda_state *state = group->device_state;
+    if (group->transport != XP_EP_P2P || state->meets == XP_EP_MEET_ON_GPU)
+        return XP_OK;
+    state->notes = calloc((size_t)group->shape.n_ranks, sizeof *state->notes);
+    if (state->notes == NULL)
+        return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
+    return xp_comm_split(group->comm, 0, &state->hosts);
 }
 
 static xp_status open_marks(xp_ep_group *group) {
@@ -126,7 +136,13 @@ static xp_status open_ranks(xp_ep_group *group) {
     free(seats);
     if (status == XP_OK && group->transport == XP_EP_P2P && xp_comm_shares_addresses(group->comm))
         status = xp_ep_gates_open(group->comm, &state->gates);
-    return status == XP_OK ? open_marks(group) : status;
+    if (status == XP_OK)
+        status = open_hosts(group);
+    if (status == XP_OK)
+        status = open_marks(group);
+    if (status != XP_OK) /* the others may not have met it */
+        xp_comm_abort(group->comm, xp_last_error());
+    return status;
 }
 
 static xp_status create(xp_ep_group *group) {
@@ -192,6 +208,8 @@ static void destroy(xp_ep_group *group) {
         if (state->marks[i] != NULL)
             cudaEventDestroy(state->marks[i]);
     free(state->all_marks);
+    free(state->notes);
+    xp_comm_destroy(state->hosts);
     if (state->news != NULL)
         cudaFreeHost(state->news);
     xp_ep_gates_close(state->gates);

@@ -5,6 +5,8 @@
  */
 #include "ep/transport/p2p.h"
 
+#include <stdio.h>
+#include <string.h>
 #include "comm/provider.h"
 #include "core/file.h"
 #include "ep/cuda/cuda_group.h"
@@ -74,21 +76,49 @@ static xp_ep_cuda_meet describe(const xp_ep_step *step, const meeting *what) {
     return m;
 }
 
-static xp_status meet_hosts(const xp_ep_step *step) {
-    xp_ep_group *group = step->group;
-    const double began = xp_time_s();
-    xp_comm_set_phase(group->comm, step->phase);
-    const xp_status status = xp_comm_barrier(group->comm, NULL);
-    xp_ep_add(&group->totals.wait_ns, (int64_t)((xp_time_s() - began) * 1e9));
-    return status;
+/* Rows would be written where nobody wants them. */
+static xp_status refuse_meeting(const xp_ep_step *step, int rank, const xp_ep_cuda_note *mine,
+                                const xp_ep_cuda_note *theirs) {
+    const xp_comm *comm = step->group->comm;
+    char text[320];
+    snprintf(
+        text, sizeof text,
+        "rank %d is in %s (%s, call %u of slot %d, round %lld), rank %d in another call (%s, "
+        "call %u of slot %d, round %lld): all ranks must make the same calls in the same order",
+        xp_comm_world_rank(comm, step->group->rank), step->phase,
+        xp_ep_p2p_point_name((p2p_point)mine->point), mine->epoch, mine->slot,
+        (long long)mine->round, xp_comm_world_rank(comm, rank),
+        xp_ep_p2p_point_name((p2p_point)theirs->point), theirs->epoch, theirs->slot,
+        (long long)theirs->round);
+    return xp_comm_fail(step->group->comm, text);
 }
 
-static xp_status meet_by_marks(const xp_ep_step *step, cudaStream_t stream) {
+static xp_status meet_hosts(const xp_ep_step *step, p2p_point point) {
+    xp_ep_group *group = step->group;
+    const xp_ep_cuda_state *state = group->device_state;
+    const p2p_state *p2p = group->state;
+    xp_ep_cuda_note mine;
+    memset(&mine, 0, sizeof mine);
+    mine.slot = step->plan->slot;
+    mine.point = (int32_t)point;
+    mine.epoch = p2p->epochs[step->plan->slot];
+    mine.round = step->round;
+    const double began = xp_time_s();
+    xp_comm_set_phase(state->hosts, step->phase);
+    XP_TRY(xp_comm_all_gather(state->hosts, &mine, state->notes, sizeof mine, XP_U8, NULL));
+    xp_ep_add(&group->totals.wait_ns, (int64_t)((xp_time_s() - began) * 1e9));
+    for (int r = 0; r < group->shape.n_ranks; r++)
+        if (memcmp(&state->notes[r], &mine, sizeof mine) != 0)
+            return refuse_meeting(step, r, &mine, &state->notes[r]);
+    return XP_OK;
+}
+
+static xp_status meet_by_marks(const xp_ep_step *step, cudaStream_t stream, p2p_point point) {
     const xp_ep_group *group = step->group;
     xp_ep_cuda_state *state = group->device_state;
     const int turn = (int)(state->n_meetings++ % 2);
     XP_TRY(xp_cuda_check(cudaEventRecord(state->marks[turn], stream), step->phase));
-    XP_TRY(meet_hosts(step));
+    XP_TRY(meet_hosts(step, point));
     for (int r = 0; r < group->shape.n_ranks; r++)
         if (r != group->rank)
             XP_TRY(xp_cuda_check(cudaStreamWaitEvent(stream, state->all_marks[2 * r + turn], 0),
@@ -97,8 +127,8 @@ static xp_status meet_by_marks(const xp_ep_step *step, cudaStream_t stream) {
 }
 
 xp_status xp_ep_cuda_attend(const xp_ep_step *step, cudaStream_t stream) {
-    XP_TRY(meet_by_marks(step, stream)); /* P2P_READY */
-    return meet_by_marks(step, stream);  /* P2P_DATA */
+    XP_TRY(meet_by_marks(step, stream, P2P_READY));
+    return meet_by_marks(step, stream, P2P_DATA);
 }
 
 static xp_status meet(const xp_ep_step *step, cudaStream_t stream, const meeting *what) {
@@ -111,10 +141,10 @@ static xp_status meet(const xp_ep_step *step, cudaStream_t stream, const meeting
     if (state->meets == XP_EP_MEET_ON_GPU)
         return XP_OK;
     if (state->meets == XP_EP_MEET_BY_MARKS)
-        return meet_by_marks(step, stream);
+        return meet_by_marks(step, stream, what->point);
     xp_ep_add(&group->totals.n_host_waits, 1);
     XP_TRY(xp_stream_sync(step->stream));
-    return meet_hosts(step);
+    return meet_hosts(step, what->point);
 }
 
 /* Only the receiver knows where the rows of later rounds start. */

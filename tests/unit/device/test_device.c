@@ -268,6 +268,50 @@ static void test_late_work_runs_when_somebody_waits(void **state) {
     assert_int_equal(xp_device_create(&args, &device), XP_EINVAL);
 }
 
+/* What is queued behind the event stays queued. */
+static void test_an_event_is_waited_for_alone(void **state) {
+    (void)state;
+    xp_device *device = make(XP_DEVICE_CPU, 1, "guard,late");
+    xp_stream *stream, *worker;
+    xp_event *event;
+    assert_int_equal(xp_stream_create(device, XP_STREAM_COMPUTE, &stream), XP_OK);
+    assert_int_equal(xp_stream_create(device, XP_STREAM_WORKER, &worker), XP_OK);
+    assert_int_equal(xp_event_create(device, &event), XP_OK);
+    int log[8], n = 0;
+    for (int turn = 0; turn < 2; turn++) {
+        step s = {.log = log, .n = &n, .value = 2 * turn};
+        assert_int_equal(xp_cpu_submit(stream, run_step, &s, sizeof s), XP_OK);
+        assert_int_equal(xp_event_record(event, stream), XP_OK);
+        s.value++;
+        assert_int_equal(xp_cpu_submit(stream, run_step, &s, sizeof s), XP_OK);
+        assert_int_equal(n, 2 * turn);
+        int64_t n_syncs = xp_device_n_syncs(device);
+        assert_int_equal(xp_event_sync(event, stream), XP_OK);
+        assert_int_equal(xp_device_n_syncs(device), n_syncs + 1);
+        assert_int_equal(n, 2 * turn + 1);
+        assert_int_equal(xp_event_sync(event, stream), XP_OK); /* again: nothing to do */
+        assert_int_equal(n, 2 * turn + 1);
+        assert_int_equal(xp_stream_sync(stream), XP_OK);
+        assert_int_equal(n, 2 * turn + 2);
+    }
+    /* A worker that waits makes late work run as far as it needs. */
+    step s = {.log = log, .n = &n, .value = 4};
+    assert_int_equal(xp_cpu_submit(stream, run_step, &s, sizeof s), XP_OK);
+    assert_int_equal(xp_event_record(event, stream), XP_OK);
+    assert_int_equal(xp_event_wait(event, worker), XP_OK);
+    assert_int_equal(n, 5);
+    step bad = {.log = log, .n = &n, .value = 5, .fail = 1};
+    assert_int_equal(xp_cpu_submit(worker, run_step, &bad, sizeof bad), XP_OK);
+    assert_int_equal(xp_event_record(event, worker), XP_OK);
+    assert_int_equal(xp_event_sync(event, worker), XP_ENUMERIC);
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(log[i], i);
+    xp_event_destroy(event);
+    xp_stream_destroy(worker);
+    xp_stream_destroy(stream);
+    xp_device_destroy(device);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes_are_accounted_by_tag_alike_on_every_device),
@@ -280,6 +324,7 @@ int main(void) {
         cmocka_unit_test(test_staging_memory_has_its_own_account),
         cmocka_unit_test(test_guarded_memory_is_for_queued_work_only),
         cmocka_unit_test(test_late_work_runs_when_somebody_waits),
+        cmocka_unit_test(test_an_event_is_waited_for_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
