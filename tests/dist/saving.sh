@@ -99,4 +99,15 @@ lose full 0 async fsync .step-4.tmp/manifest.json.tmp before 2
 lose kill 0 disabled rename checkpoint/.step-4.tmp before 2
 lose kill 0 disabled rename checkpoint/.step-4.tmp after 4
 lose stop 0 disabled fsync checkpoint before 4
+# Ranks as threads: the line of the whole process names that rank, whichever thread ends first.
+for rank in 1 2 3; do
+    cp -r good-d "threads-$rank-d"
+    NGPU=4 LD_PRELOAD=$LOSE LOSE_HOW=full LOSE_CALL=fsync LOSE_PATH=$(shard $rank) LOSE_WHEN=before "${train[@]}" \
+        --job.dump_folder "$WORK/threads-$rank-d" --checkpoint.async_mode disabled > "threads-$rank.log" 2>&1 &&
+        fail "threads-$rank: a full disk was not noticed"
+    last=$(grep '^error: ' "threads-$rank.log" | tail -n 1)
+    [[ $last =~ ^"error: rank $rank"[:\ ] && $last =~ "No space left on device" ]] ||
+        fail "threads-$rank: rank $rank is not the first that is named: $last"
+    echo "threads-$rank: $last"
+done
 echo "ok: saving"
