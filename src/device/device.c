@@ -319,6 +319,14 @@ static xp_status move(xp_device *device, void *dst, const void *src, size_t n_by
     return status;
 }
 
+void xp_device_set_shared(xp_device *device, bool shared) {
+    device->shared = shared;
+}
+
+bool xp_device_is_shared(const xp_device *device) {
+    return device->shared;
+}
+
 xp_status xp_device_clear(xp_device *device, void *data, size_t n_bytes) {
     return move(device, data, NULL, n_bytes);
 }

@@ -53,6 +53,7 @@ struct xp_device {
     pthread_mutex_t lock; /* accounts: windows may be made from a communication thread */
     xp_memory_account memory, host;
     int64_t n_allocs, n_syncs;
+    bool shared;
     struct xp_allocation *allocations; /* what free() needs to know, newest first */
 };
 
@@ -69,6 +70,12 @@ struct xp_event {
  * processes), or gave back (n_bytes < 0): accounted under `tag` as if they came from
  * xp_device_alloc(). */
 XP_NODISCARD xp_status xp_device_account(xp_device *device, const char *tag, int64_t n_bytes);
+
+/** Ranks of the world share GPUs, this one or others, whichever communicators they are in: kernels
+ * that wait for a peer's are then no way to meet. Said once, before communicators are prepared, and
+ * the same on every rank. */
+void xp_device_set_shared(xp_device *device, bool shared);
+bool xp_device_is_shared(const xp_device *device);
 
 /** Zero memory and wait for it: while things are made, not in a step. Does nothing on the null
  * device. */

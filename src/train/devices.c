@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/text.h"
+#include "device/device_internal.h"
 #include "device/plugin.h"
 #include "train/run_state.h"
 
@@ -117,6 +118,7 @@ xp_status xp_trainer_announce_devices(xp_trainer *t) {
     }
     for (int r = 0; r < t->n_ranks && status == XP_OK; r++)
         put_sharers(seats, t->n_ranks, r, xp_comm_n_nodes(t->world) > 1, &line);
+    xp_device_set_shared(t->device, t->shares_gpus);
     if (line.length > 0 && !line.failed)
         xp_trainer_say(t, "GPUs: %s", line.data);
     xp_text_free(&line);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "comm/nccl/engine.h"
+#include "device/device_internal.h"
 
 static const char phase[] = "preparing collectives of GPUs";
 
@@ -12,12 +13,14 @@ static bool same_gpu(const xp_comm_seat *a, const xp_comm_seat *b) {
 
 xp_comm_seating xp_comm_find_seating(const xp_comm_seat *seats, int n_ranks) {
     bool one = true, own = true;
-    for (int i = 0; i < n_ranks; i++)
+    for (int i = 0; i < n_ranks; i++) {
+        own = own && !seats[i].shared;
         for (int k = 0; k < i; k++) {
             const bool same = same_gpu(&seats[i], &seats[k]);
             one = one && same;
             own = own && !same;
         }
+    }
     return one ? XP_SEATS_ONE_GPU : own ? XP_SEATS_OWN_GPUS : XP_SEATS_MIXED;
 }
 
@@ -65,7 +68,8 @@ static xp_status choose(xp_comm *comm, xp_device *device, size_t max_bytes,
                         const xp_cuda_backend *cuda, xp_comm_seat *seats, xp_comm_engine **engine) {
     char why[512] = "";
     const xp_nccl_calls *nccl = cuda->nccl(why, sizeof why);
-    xp_comm_seat mine = {.has_nccl = nccl != NULL};
+    /* Kernels of two NCCL communicators on the same GPUs can wait for each other in a circle. */
+    xp_comm_seat mine = {.has_nccl = nccl != NULL, .shared = xp_device_is_shared(device)};
     XP_TRY(cuda->sharing->identity(device, mine.gpu));
     XP_TRY(xp_comm_share(comm, phase, &mine, seats, sizeof mine));
     switch (xp_comm_find_seating(seats, comm->size)) {

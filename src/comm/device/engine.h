@@ -36,11 +36,12 @@ void xp_comm_engine_destroy(xp_comm_engine *engine);
 typedef struct xp_comm_seat {
     char gpu[XP_GPU_ID_BYTES];
     int32_t has_nccl;
+    int32_t shared; /* ranks outside the communicator use the GPU, too (xp_device_set_shared) */
 } xp_comm_seat;
 
 typedef enum xp_comm_seating {
     XP_SEATS_ONE_GPU = 0, /* all ranks on one */
-    XP_SEATS_OWN_GPUS,    /* each rank on one of its own */
+    XP_SEATS_OWN_GPUS,    /* each rank on one of its own, which nobody else uses */
     XP_SEATS_MIXED
 } xp_comm_seating;
 xp_comm_seating xp_comm_find_seating(const xp_comm_seat *seats, int n_ranks);

@@ -280,11 +280,15 @@ static void test_seating(void **state) {
     const xp_comm_seating expected[] = {XP_SEATS_ONE_GPU, XP_SEATS_OWN_GPUS, XP_SEATS_MIXED,
                                         XP_SEATS_MIXED, XP_SEATS_ONE_GPU};
     for (int i = 0; i < 5; i++) {
-        xp_comm_seat seats[4] = {{{0}, 0}};
+        xp_comm_seat seats[4] = {{{0}, 0, 0}};
         const int n = (int)strlen(layouts[i]);
         for (int r = 0; r < n; r++)
             seats[r].gpu[15] = layouts[i][r];
         assert_int_equal(xp_comm_find_seating(seats, n), expected[i]);
+        /* Others on these GPUs: a GPU each is not enough for NCCL. */
+        seats[0].shared = 1;
+        assert_int_equal(xp_comm_find_seating(seats, n),
+                         expected[i] == XP_SEATS_OWN_GPUS ? XP_SEATS_MIXED : expected[i]);
     }
 }
 
