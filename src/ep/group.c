@@ -30,8 +30,7 @@ static size_t scratch_bytes(const xp_ep_shape *s) {
 
 xp_ep_sizes xp_ep_group_measure(const xp_ep_shape *s, const xp_ep_config *config) {
     const xp_ep_transport_ops *ops = ops_of(config->transport, s->n_ranks);
-    size_t relay =
-        ops == &xp_ep_hierarchical_ops ? xp_ep_relay_measure(s, xp_ep_config_nodes(config)) : 0;
+    size_t relay = ops == &xp_ep_hierarchical_ops ? xp_ep_relay_measure(s, config) : 0;
     return (xp_ep_sizes){
         .recv_capacity = s->recv_capacity,
         .pick_capacity = s->pick_capacity,

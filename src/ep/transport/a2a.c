@@ -70,16 +70,16 @@ static xp_status share_picks(const xp_ep_step *step, const xp_ep_pick **picks) {
  * in packed. */
 static void set_exchange(const xp_ep_step *step, bool home, int32_t first_recv) {
     const xp_ep_group *group = step->group;
-    const xp_ep_mailbox *box = &xp_ep_a2a_slot(step)->box;
+    const xp_ep_exchange *exchange = &xp_ep_a2a_slot(step)->box.exchange;
     int64_t size = (int64_t)group->shape.row_bytes;
     for (int r = 0; r < group->shape.n_ranks; r++) {
         xp_ep_span out = xp_ep_plan_send_picks(step->plan, r, step->round);
         xp_ep_span in = xp_ep_plan_recv_picks(step->plan, r, step->round);
         int64_t out_at = out.first * size, in_at = (in.first - first_recv) * size;
         if (home)
-            xp_ep_mailbox_set(box, r, in.n * size, in_at, out.n * size, out_at);
+            xp_ep_exchange_set(exchange, r, in.n * size, in_at, out.n * size, out_at);
         else
-            xp_ep_mailbox_set(box, r, out.n * size, out_at, in.n * size, in_at);
+            xp_ep_exchange_set(exchange, r, out.n * size, out_at, in.n * size, in_at);
         xp_ep_totals *totals = &step->group->totals;
         xp_ep_add(r == group->rank ? &totals->bytes_kept : &totals->bytes_sent_remote,
                   (home ? in.n : out.n) * size);
@@ -104,7 +104,8 @@ static xp_status dispatch(const xp_ep_step *step, const void *x, void *recv) {
     }
     int32_t first_row = plan->round_row[step->round], first = plan->recv_pick[first_row];
     set_exchange(step, false, first);
-    XP_TRY(xp_ep_mailbox_exchange(step, &slot->box, slot->box.comm, slot->out, slot->in));
+    XP_TRY(
+        xp_ep_exchange_run(step, &slot->box.exchange, slot->box.comm, slot->out, slot->in, NULL));
     group->kernels->copy_rows(step->stream,
                               &(xp_ep_copy_args){.n_rows = plan->n_recv[step->round],
                                                  .row_bytes = row_bytes,
@@ -129,7 +130,8 @@ static xp_status bring_home(const xp_ep_step *step, const xp_ep_home *home) {
                                                  .src_index = plan->pick_pos + first});
     set_exchange(step, true, first);
     /* Rows of earlier rounds lie at other places of `out` and are still there for the sum. */
-    XP_TRY(xp_ep_mailbox_exchange(step, &slot->box, slot->box.comm, slot->in, slot->out));
+    XP_TRY(
+        xp_ep_exchange_run(step, &slot->box.exchange, slot->box.comm, slot->in, slot->out, NULL));
     xp_ep_sum_home(step, slot->out, plan->send_pick, NULL, home->out);
     return xp_ep_mailbox_weights(step, &slot->box, home);
 }

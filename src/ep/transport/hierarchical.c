@@ -4,28 +4,37 @@
 #include <string.h>
 #include "comm/provider.h"
 
-static void carve(const xp_ep_shape *s, int n_nodes, xp_ep_carver *c, hier_slot *slot) {
+/* `host` is the same carver where the device's memory is the host's. */
+static void carve(const xp_ep_shape *s, int n_nodes, xp_ep_carver *c, xp_ep_carver *host,
+                  hier_slot *slot) {
     size_t transit = (size_t)n_nodes * (size_t)s->max_tokens,
-           in = (size_t)xp_ep_hier_max_in(s, n_nodes);
+           in = (size_t)xp_ep_relay_max_in(s, n_nodes);
     size_t counts = (size_t)n_nodes * (size_t)s->max_rounds * sizeof(int32_t);
     xp_ep_mailbox_carve(s, c, &slot->box);
     slot->out = xp_ep_carve(c, (size_t)s->max_send_rows * s->row_bytes);
     slot->transit = xp_ep_carve(c, transit * s->row_bytes);
     slot->fan = xp_ep_carve(c, in * s->row_bytes);
     slot->rows = xp_ep_carve(c, (size_t)s->recv_capacity * s->row_bytes);
-    slot->first = xp_ep_carve(c, (transit + 1) * sizeof(int32_t));
-    slot->index = xp_ep_carve(c, in * sizeof(int32_t));
-    slot->token_mask = xp_ep_carve(c, (size_t)s->max_tokens * sizeof(uint64_t));
-    slot->cursor = xp_ep_carve(c, (size_t)s->max_tokens * sizeof(int32_t));
-    slot->counts_out = xp_ep_carve(c, counts);
-    slot->counts_in = xp_ep_carve(c, counts);
+    slot->token_mask = xp_ep_carve(host, (size_t)s->max_tokens * sizeof(uint64_t));
+    slot->cursor = xp_ep_carve(host, (size_t)s->max_tokens * sizeof(int32_t));
+    slot->counts_out = xp_ep_carve(host, counts);
+    slot->counts_in = xp_ep_carve(host, counts);
+    xp_ep_exchange_carve(host, s->n_ranks, &slot->exchange);
+}
+
+/* Device bytes of all slots. @param[out] host_bytes  page-locked ones, on a GPU */
+static size_t measure_both(const xp_ep_shape *shape, const xp_ep_config *config,
+                           size_t *host_bytes) {
+    hier_slot slot = {0};
+    xp_ep_carver carver = {0}, host = {0};
+    carve(shape, xp_ep_config_nodes(config), &carver, config->on_gpu ? &host : &carver, &slot);
+    *host_bytes = host.used * (size_t)shape->n_slots;
+    return carver.used * (size_t)shape->n_slots;
 }
 
 static size_t measure(const xp_ep_shape *shape, const xp_ep_config *config) {
-    hier_slot slot = {0};
-    xp_ep_carver carver = {0};
-    carve(shape, xp_ep_config_nodes(config), &carver, &slot);
-    return carver.used * (size_t)shape->n_slots;
+    size_t host_bytes;
+    return measure_both(shape, config, &host_bytes);
 }
 
 hier_slot *xp_ep_hier_slot(const xp_ep_step *step) {
@@ -34,44 +43,64 @@ hier_slot *xp_ep_hier_slot(const xp_ep_step *step) {
 }
 
 /* Give every rank its (node, place); XP_ENOTSUP when the nodes do not have equally many ranks. */
-static xp_status find_places(xp_ep_group *group, hier_state *state) {
+static xp_status find_places(xp_ep_group *group, xp_ep_relay_grid *grid) {
     int n_ranks = group->shape.n_ranks, n_nodes = xp_comm_n_nodes(group->comm);
-    state->n_nodes = n_nodes;
-    state->n_places = n_ranks / n_nodes;
-    state->rank_at = calloc((size_t)n_ranks, sizeof *state->rank_at);
-    state->cross_node = calloc((size_t)n_nodes, sizeof *state->cross_node);
+    grid->n_nodes = n_nodes;
+    grid->n_places = n_ranks / n_nodes;
+    grid->rank_at = calloc((size_t)n_ranks, sizeof *grid->rank_at);
+    grid->cross_node = calloc((size_t)n_nodes, sizeof *grid->cross_node);
     int *found = calloc((size_t)n_nodes, sizeof *found);
-    if (!state->rank_at || !state->cross_node || !found) {
+    if (!grid->rank_at || !grid->cross_node || !found) {
         free(found);
         return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
     }
-    bool equal = n_nodes * state->n_places == n_ranks && state->n_places <= 64;
+    bool equal = n_nodes * grid->n_places == n_ranks && grid->n_places <= XP_EP_MAX_PLACES;
     for (int r = 0; r < n_ranks && equal; r++) {
         int node = xp_comm_node(group->comm, r), place = found[node]++;
-        equal = place < state->n_places;
+        equal = place < grid->n_places;
         if (!equal)
             break;
-        state->rank_at[node * state->n_places + place] = r;
+        grid->rank_at[node * grid->n_places + place] = r;
         if (r == group->rank) {
-            state->my_node = node;
-            state->my_place = place;
+            grid->my_node = node;
+            grid->my_place = place;
         }
     }
     free(found);
     if (!equal)
         return xp_error(XP_ENOTSUP,
-                        "the hierarchical transport needs equally many ranks (at most 64) on each "
-                        "node, and this group "
-                        "has %d ranks on %d nodes; use transport a2a",
-                        n_ranks, n_nodes);
+                        "the hierarchical transport needs equally many ranks (at most %d) on each "
+                        "node, and this group has %d ranks on %d nodes; use transport a2a",
+                        XP_EP_MAX_PLACES, n_ranks, n_nodes);
     /* `cross` orders its ranks as the group does, which need not be by node. */
     int n = 0;
     for (int r = 0; r < n_ranks; r++) {
         int node = xp_comm_node(group->comm, r);
-        if (state->rank_at[node * state->n_places + state->my_place] == r)
-            state->cross_node[n++] = node;
+        if (grid->rank_at[node * grid->n_places + grid->my_place] == r)
+            grid->cross_node[n++] = node;
     }
     return XP_OK;
+}
+
+static xp_status reserve(xp_ep_group *group, hier_state *state) {
+    const xp_ep_shape *s = &group->shape;
+    size_t host_bytes, n_bytes = measure_both(s, &group->config, &host_bytes);
+    XP_TRY(xp_device_alloc(group->device, n_bytes, "ep", &state->memory));
+    if (group->config.on_gpu)
+        XP_TRY(xp_host_alloc(group->device, host_bytes, "ep", &state->host_memory));
+    xp_ep_carver carver = {.base = state->memory}, host = {.base = state->host_memory};
+    for (int i = 0; i < s->n_slots; i++) {
+        hier_slot *slot = &state->slots[i];
+        carve(s, state->grid.n_nodes, &carver, group->config.on_gpu ? &host : &carver, slot);
+        memset(slot->token_mask, 0, (size_t)s->max_tokens * sizeof *slot->token_mask);
+    }
+    return XP_OK;
+}
+
+/* A communicator of the ranks with equal `color`, ready for rows. */
+static xp_status open_comm(xp_ep_group *group, int color, xp_comm **comm) {
+    XP_TRY(xp_comm_split(group->comm, color, comm));
+    return xp_comm_prepare(*comm, group->device, XP_EP_A2A_PIECE_BYTES);
 }
 
 static xp_status create(xp_ep_group *group) {
@@ -82,16 +111,13 @@ static xp_status create(xp_ep_group *group) {
         state->slots = calloc((size_t)s->n_slots, sizeof *state->slots);
     if (!state || !state->slots)
         return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
-    XP_TRY(find_places(group, state));
-    XP_TRY(xp_device_alloc(group->device, measure(s, &group->config), "ep", &state->memory));
-    xp_ep_carver carver = {.base = state->memory};
+    XP_TRY(find_places(group, &state->grid));
+    XP_TRY(reserve(group, state));
     for (int i = 0; i < s->n_slots; i++) {
         hier_slot *slot = &state->slots[i];
-        carve(s, state->n_nodes, &carver, slot);
-        memset(slot->token_mask, 0, (size_t)s->max_tokens * sizeof *slot->token_mask);
         XP_TRY(xp_ep_mailbox_open(group, &slot->box));
-        XP_TRY(xp_comm_split(group->comm, state->my_node, &slot->node));
-        XP_TRY(xp_comm_split(group->comm, state->my_place, &slot->cross));
+        XP_TRY(open_comm(group, state->grid.my_node, &slot->node));
+        XP_TRY(open_comm(group, state->grid.my_place, &slot->cross));
     }
     return XP_OK;
 }
@@ -106,8 +132,9 @@ static void destroy(xp_ep_group *group) {
         xp_comm_destroy(state->slots[i].cross);
     }
     xp_device_free(group->device, state->memory);
-    free(state->rank_at);
-    free(state->cross_node);
+    xp_host_free(group->device, state->host_memory);
+    free(state->grid.rank_at);
+    free(state->grid.cross_node);
     free(state->slots);
     free(state);
 }
@@ -124,200 +151,217 @@ static xp_status share_picks(const xp_ep_step *step, const xp_ep_pick **picks) {
     return xp_ep_mailbox_share_picks(step, &xp_ep_hier_slot(step)->box, picks);
 }
 
+/* The host's plan is all there: the lists follow from it. */
+static xp_status finish_plan(const xp_ep_step *step) {
+    const xp_ep_plan *plan = step->plan;
+    plan->relay->plan = (xp_ep_relay_plan){.n_tokens = plan->n_tokens,
+                                           .n_rounds = plan->n_rounds,
+                                           .send_token = plan->send_token,
+                                           .send_round = plan->send_round,
+                                           .recv_row_base = plan->recv_row_base,
+                                           .round_row = plan->round_row};
+    return xp_ep_relay_build(step);
+}
+
+/* ---- rows -------------------------------------------------------------------------------- */
+
 static void count_bytes(const xp_ep_step *step, bool stays, int64_t n_bytes) {
     xp_ep_totals *totals = &step->group->totals;
     xp_ep_add(stays ? &totals->bytes_kept : &totals->bytes_sent_remote, n_bytes);
 }
 
-static xp_ep_span relay_span(const int32_t *by_round, int n_nodes, int node, int64_t round) {
-    const int32_t *at = by_round + round * n_nodes + node;
-    return (xp_ep_span){.first = at[0], .n = at[n_nodes] - at[0]};
+static xp_stream *exchange_stream(const xp_ep_step *step, const xp_ep_hier_moves *moves) {
+    return moves->on_stream ? step->stream : NULL;
 }
 
 /* Relay rows of this round between this rank's `out` and the `transit` of the ranks with its place.
  */
-static xp_status cross_nodes(const xp_ep_step *step, bool home) {
-    const hier_state *state = step->group->state;
-    const xp_ep_relay *relay = step->plan->relay;
+static xp_status cross_nodes(const xp_ep_step *step, const xp_ep_hier_moves *moves, bool home) {
+    const xp_ep_relay_grid *grid = &((const hier_state *)step->group->state)->grid;
     hier_slot *slot = xp_ep_hier_slot(step);
-    int64_t size = (int64_t)step->group->shape.row_bytes;
-    for (int c = 0; c < state->n_nodes; c++) {
-        int node = state->cross_node[c];
-        xp_ep_span out = relay_span(relay->round, state->n_nodes, node, step->round);
-        xp_ep_span in = relay_span(relay->in_round, state->n_nodes, node, step->round);
-        int64_t in_at = 0; /* transit holds one round, by node */
-        for (int before = 0; before < node; before++)
-            in_at += relay_span(relay->in_round, state->n_nodes, before, step->round).n;
-        if (home)
-            xp_ep_mailbox_set(&slot->box, c, in.n * size, in_at * size, out.n * size,
-                              out.first * size);
-        else
-            xp_ep_mailbox_set(&slot->box, c, out.n * size, out.first * size, in.n * size,
-                              in_at * size);
-        count_bytes(step, node == state->my_node, (home ? in.n : out.n) * size);
-    }
-    return home ? xp_ep_mailbox_exchange(step, &slot->box, slot->cross, slot->transit, slot->out)
-                : xp_ep_mailbox_exchange(step, &slot->box, slot->cross, slot->out, slot->transit);
-}
-
-/* How many transit rows of this round place `place` needs. */
-static int32_t fan_count(const xp_ep_step *step, int place) {
-    const hier_state *state = step->group->state;
-    const xp_ep_relay *relay = step->plan->relay;
-    int32_t n = 0;
-    for (int node = 0; node < state->n_nodes; node++) {
-        xp_ep_span rows = relay_span(relay->in_round, state->n_nodes, node, step->round);
-        for (int32_t i = rows.first; i < rows.first + rows.n; i++)
-            n += (int32_t)(relay->in_mask[i] >> place & 1U);
-    }
-    return n;
-}
-
-/* Recv rows of this round whose sources have `place`. */
-static int32_t rows_from_place(const xp_ep_step *step, int place) {
-    const hier_state *state = step->group->state;
-    int32_t n = 0;
-    for (int node = 0; node < state->n_nodes; node++)
-        n += xp_ep_plan_recv_rows(step->plan, state->rank_at[node * state->n_places + place],
-                                  step->round)
-                 .n;
-    return n;
+    const xp_ep_exchange *exchange = &slot->exchange;
+    xp_ep_relay_node_exchange(grid, &step->plan->relay->lists, step->round, home,
+                              (int64_t)step->group->shape.row_bytes, exchange);
+    for (int c = 0; c < grid->n_nodes; c++)
+        count_bytes(step, grid->cross_node[c] == grid->my_node, exchange->send_bytes[c]);
+    return xp_ep_exchange_run(step, exchange, slot->cross, home ? slot->transit : slot->out,
+                              home ? slot->out : slot->transit, exchange_stream(step, moves));
 }
 
 /* Between the `fan` of the ranks of this node and their `rows`. */
-static xp_status cross_places(const xp_ep_step *step, bool home) {
-    const hier_state *state = step->group->state;
+static xp_status cross_places(const xp_ep_step *step, const xp_ep_hier_moves *moves, bool home) {
+    const xp_ep_relay_grid *grid = &((const hier_state *)step->group->state)->grid;
     hier_slot *slot = xp_ep_hier_slot(step);
-    int64_t size = (int64_t)step->group->shape.row_bytes, fan_at = 0, rows_at = 0;
-    for (int place = 0; place < state->n_places; place++) {
-        int64_t fan = fan_count(step, place) * size, rows = rows_from_place(step, place) * size;
-        if (home)
-            xp_ep_mailbox_set(&slot->box, place, rows, rows_at, fan, fan_at);
-        else
-            xp_ep_mailbox_set(&slot->box, place, fan, fan_at, rows, rows_at);
-        count_bytes(step, place == state->my_place, home ? rows : fan);
-        fan_at += fan;
-        rows_at += rows;
-    }
-    return home ? xp_ep_mailbox_exchange(step, &slot->box, slot->node, slot->rows, slot->fan)
-                : xp_ep_mailbox_exchange(step, &slot->box, slot->node, slot->fan, slot->rows);
+    const xp_ep_exchange *exchange = &slot->exchange;
+    xp_ep_relay_place_exchange(grid, &step->plan->relay->lists, step->round, home,
+                               (int64_t)step->group->shape.row_bytes, exchange);
+    for (int place = 0; place < grid->n_places; place++)
+        count_bytes(step, place == grid->my_place, exchange->send_bytes[place]);
+    return xp_ep_exchange_run(step, exchange, slot->node, home ? slot->rows : slot->fan,
+                              home ? slot->fan : slot->rows, exchange_stream(step, moves));
 }
 
-static xp_status dispatch(const xp_ep_step *step, const void *x, void *recv) {
-    const xp_ep_group *group = step->group;
-    const hier_state *state = group->state;
-    const xp_ep_plan *plan = step->plan;
-    const xp_ep_relay *relay = plan->relay;
-    hier_slot *slot = xp_ep_hier_slot(step);
-    size_t row_bytes = group->shape.row_bytes;
-    for (int node = 0; node < state->n_nodes; node++) {
-        xp_ep_span rows = relay_span(relay->round, state->n_nodes, node, step->round);
-        group->kernels->copy_rows(
-            step->stream, &(xp_ep_copy_args){.n_rows = rows.n,
-                                             .row_bytes = row_bytes,
-                                             .src = x,
-                                             .dst = slot->out + (size_t)rows.first * row_bytes,
-                                             .src_index = relay->token + rows.first});
+/* Token rows into `out`, one for each node that wants them in this round. */
+static xp_status pack(const xp_ep_step *step, const xp_ep_hier_moves *moves, const void *x) {
+    const xp_ep_relay_grid *grid = &((const hier_state *)step->group->state)->grid;
+    const xp_ep_relay *relay = step->plan->relay;
+    const size_t row_bytes = step->group->shape.row_bytes;
+    for (int node = 0; node < grid->n_nodes; node++) {
+        const xp_ep_span rows = xp_ep_relay_out(grid, &relay->lists, node, step->round);
+        XP_TRY(moves->copy_rows(
+            step,
+            &(xp_ep_copy_args){.n_rows = rows.n,
+                               .row_bytes = row_bytes,
+                               .src = x,
+                               .dst = xp_ep_hier_slot(step)->out + (size_t)rows.first * row_bytes,
+                               .src_index = relay->on_device.token + rows.first}));
     }
-    XP_TRY(cross_nodes(step, false));
-    int32_t n_fan = 0;
-    for (int place = 0; place < state->n_places; place++) {
-        int32_t at = 0;
-        for (int node = 0; node < state->n_nodes; node++) {
-            xp_ep_span rows = relay_span(relay->in_round, state->n_nodes, node, step->round);
-            for (int32_t i = rows.first; i < rows.first + rows.n; i++, at++) {
-                if (relay->in_mask[i] >> place & 1U)
-                    slot->index[n_fan++] = at;
-            }
-        }
-    }
-    group->kernels->copy_rows(step->stream, &(xp_ep_copy_args){.n_rows = n_fan,
-                                                               .row_bytes = row_bytes,
-                                                               .dst = slot->fan,
-                                                               .src = slot->transit,
-                                                               .src_index = slot->index});
-    XP_TRY(cross_places(step, false));
-    const char *from = slot->rows;
-    for (int place = 0; place < state->n_places; place++) {
-        for (int node = 0; node < state->n_nodes; node++) {
-            int source = state->rank_at[node * state->n_places + place];
-            xp_ep_span rows = xp_ep_plan_recv_rows(plan, source, step->round);
-            size_t to = (size_t)(rows.first - plan->round_row[step->round]) * row_bytes;
-            group->kernels->copy_rows(step->stream, &(xp_ep_copy_args){.n_rows = rows.n,
-                                                                       .row_bytes = row_bytes,
-                                                                       .dst = (char *)recv + to,
-                                                                       .src = from});
+    return XP_OK;
+}
+
+/* Transit rows into `fan`. */
+static xp_status fan_out(const xp_ep_step *step, const xp_ep_hier_moves *moves) {
+    const xp_ep_relay_grid *grid = &((const hier_state *)step->group->state)->grid;
+    const xp_ep_relay *relay = step->plan->relay;
+    const hier_slot *slot = xp_ep_hier_slot(step);
+    const int32_t *at = relay->lists.fan_at + step->round * (grid->n_places + 1);
+    return moves->copy_rows(step, &(xp_ep_copy_args){.n_rows = at[grid->n_places] - at[0],
+                                                     .row_bytes = step->group->shape.row_bytes,
+                                                     .dst = slot->fan,
+                                                     .src = slot->transit,
+                                                     .src_index = relay->on_device.fan + at[0]});
+}
+
+/* `rows` into the order of the plan. */
+static xp_status unpack(const xp_ep_step *step, const xp_ep_hier_moves *moves, void *recv) {
+    const xp_ep_relay_grid *grid = &((const hier_state *)step->group->state)->grid;
+    const xp_ep_relay_plan *plan = &step->plan->relay->plan;
+    const size_t row_bytes = step->group->shape.row_bytes;
+    const char *from = xp_ep_hier_slot(step)->rows;
+    for (int place = 0; place < grid->n_places; place++) {
+        for (int node = 0; node < grid->n_nodes; node++) {
+            const int source = grid->rank_at[node * grid->n_places + place];
+            const xp_ep_span rows = xp_ep_relay_recv(plan, source, step->round);
+            const size_t to = (size_t)(rows.first - plan->round_row[step->round]) * row_bytes;
+            XP_TRY(moves->copy_rows(step, &(xp_ep_copy_args){.n_rows = rows.n,
+                                                             .row_bytes = row_bytes,
+                                                             .dst = (char *)recv + to,
+                                                             .src = from}));
             from += (size_t)rows.n * row_bytes;
         }
     }
     return XP_OK;
 }
 
-/* Add what the ranks of this node answered for each transit row, ascending place; the rows of a
- * place lie together in fan. */
-static void sum_node(const xp_ep_step *step) {
-    const xp_ep_group *group = step->group;
-    const hier_state *state = group->state;
-    const xp_ep_relay *relay = step->plan->relay;
-    hier_slot *slot = xp_ep_hier_slot(step);
-    int32_t cursor[64], n_transit = 0, n = 0;
-    cursor[0] = 0;
-    for (int place = 0; place + 1 < state->n_places; place++)
-        cursor[place + 1] = cursor[place] + fan_count(step, place);
-    for (int node = 0; node < state->n_nodes; node++) {
-        xp_ep_span rows = relay_span(relay->in_round, state->n_nodes, node, step->round);
-        for (int32_t i = rows.first; i < rows.first + rows.n; i++) {
-            slot->first[n_transit++] = n;
-            for (int place = 0; place < state->n_places; place++) {
-                if (relay->in_mask[i] >> place & 1U)
-                    slot->index[n++] = cursor[place]++;
-            }
+xp_status xp_ep_hier_dispatch(const xp_ep_step *step, const xp_ep_hier_moves *moves, const void *x,
+                              void *recv) {
+    XP_TRY(pack(step, moves, x));
+    XP_TRY(cross_nodes(step, moves, false));
+    XP_TRY(fan_out(step, moves));
+    XP_TRY(cross_places(step, moves, false));
+    return unpack(step, moves, recv);
+}
+
+/* First-level sums of this rank's recv rows into `rows`. */
+static xp_status sum_picks(const xp_ep_step *step, const xp_ep_hier_moves *moves, const void *y) {
+    const xp_ep_relay_grid *grid = &((const hier_state *)step->group->state)->grid;
+    const xp_ep_plan *plan = step->plan;
+    const xp_ep_shape *s = &step->group->shape;
+    char *to = xp_ep_hier_slot(step)->rows;
+    for (int place = 0; place < grid->n_places; place++) {
+        for (int node = 0; node < grid->n_nodes; node++) {
+            const int source = grid->rank_at[node * grid->n_places + place];
+            const xp_ep_span rows = xp_ep_relay_recv(&plan->relay->plan, source, step->round);
+            XP_TRY(
+                moves->reduce_rows(step, &(xp_ep_reduce_args){.n_rows = rows.n,
+                                                              .dim = s->dim,
+                                                              .dtype = s->dtype,
+                                                              .y = y,
+                                                              .first = plan->recv_pick + rows.first,
+                                                              .pos = plan->pick_pos,
+                                                              .dst = to}));
+            to += (size_t)rows.n * s->row_bytes;
         }
     }
-    slot->first[n_transit] = n;
-    group->kernels->reduce_rows(step->stream, &(xp_ep_reduce_args){.n_rows = n_transit,
-                                                                   .dim = group->shape.dim,
-                                                                   .dtype = group->shape.dtype,
-                                                                   .y = slot->fan,
-                                                                   .first = slot->first,
-                                                                   .pos = slot->index,
-                                                                   .dst = slot->transit});
+    return XP_OK;
+}
+
+/* Add what the ranks of this node answered for each transit row, ascending place. */
+static xp_status sum_node(const xp_ep_step *step, const xp_ep_hier_moves *moves) {
+    const xp_ep_relay *relay = step->plan->relay;
+    const xp_ep_shape *s = &step->group->shape;
+    const hier_slot *slot = xp_ep_hier_slot(step);
+    const int32_t *at = relay->lists.transit_at + step->round;
+    return moves->reduce_rows(step,
+                              &(xp_ep_reduce_args){.n_rows = at[1] - at[0],
+                                                   .dim = s->dim,
+                                                   .dtype = s->dtype,
+                                                   .y = slot->fan,
+                                                   .first = relay->on_device.sum_first + at[0],
+                                                   .pos = relay->on_device.sum_row,
+                                                   .dst = slot->transit});
+}
+
+/* Add the nodes' rows of each token. */
+static xp_status sum_nodes(const xp_ep_step *step, const xp_ep_hier_moves *moves, void *out) {
+    const xp_ep_relay_lists *lists = &step->plan->relay->on_device;
+    const xp_ep_shape *s = &step->group->shape;
+    const int n_nodes = ((const hier_state *)step->group->state)->grid.n_nodes;
+    const int32_t *round = lists->round + step->round * n_nodes;
+    const bool rounds = step->plan->n_rounds > 1;
+    return moves->sum_rows(step, &(xp_ep_sum_args){.n_tokens = step->plan->n_tokens,
+                                                   .dim = s->dim,
+                                                   .dtype = s->dtype,
+                                                   .token_first = lists->token_first,
+                                                   .token_row = lists->token_row,
+                                                   .row_base = lists->row_base,
+                                                   .fresh = rounds ? round : NULL,
+                                                   .seen = rounds ? round + n_nodes : NULL,
+                                                   .n_dests = n_nodes,
+                                                   .write_all = step->round == 0,
+                                                   .rows = xp_ep_hier_slot(step)->out,
+                                                   .out = out});
+}
+
+xp_status xp_ep_hier_bring_home(const xp_ep_step *step, const xp_ep_hier_moves *moves,
+                                const xp_ep_home *home) {
+    XP_TRY(sum_picks(step, moves, home->y));
+    XP_TRY(cross_places(step, moves, true));
+    XP_TRY(sum_node(step, moves));
+    /* Rows of earlier rounds lie at other places of `out` and are still there for the sum. */
+    XP_TRY(cross_nodes(step, moves, true));
+    XP_TRY(sum_nodes(step, moves, home->out));
+    return moves->weights(step, &xp_ep_hier_slot(step)->box, home);
+}
+
+/* ---- on a CPU ---------------------------------------------------------------------------- */
+
+static xp_status copy_rows(const xp_ep_step *step, const xp_ep_copy_args *args) {
+    step->group->kernels->copy_rows(step->stream, args);
+    return XP_OK;
+}
+
+static xp_status reduce_rows(const xp_ep_step *step, const xp_ep_reduce_args *args) {
+    step->group->kernels->reduce_rows(step->stream, args);
+    return XP_OK;
+}
+
+static xp_status sum_rows(const xp_ep_step *step, const xp_ep_sum_args *args) {
+    step->group->kernels->sum_rows(step->stream, args);
+    return XP_OK;
+}
+
+static const xp_ep_hier_moves host_moves = {.copy_rows = copy_rows,
+                                            .reduce_rows = reduce_rows,
+                                            .sum_rows = sum_rows,
+                                            .weights = xp_ep_mailbox_weights};
+
+static xp_status dispatch(const xp_ep_step *step, const void *x, void *recv) {
+    return xp_ep_hier_dispatch(step, &host_moves, x, recv);
 }
 
 static xp_status bring_home(const xp_ep_step *step, const xp_ep_home *home) {
-    const xp_ep_group *group = step->group;
-    const hier_state *state = group->state;
-    const xp_ep_plan *plan = step->plan;
-    const xp_ep_relay *relay = plan->relay;
-    hier_slot *slot = xp_ep_hier_slot(step);
-    char *to = slot->rows;
-    for (int place = 0; place < state->n_places; place++) {
-        for (int node = 0; node < state->n_nodes; node++) {
-            xp_ep_reduce_args part = xp_ep_partial_rows(
-                step, state->rank_at[node * state->n_places + place], home->y, to);
-            group->kernels->reduce_rows(step->stream, &part);
-            to += (size_t)part.n_rows * group->shape.row_bytes;
-        }
-    }
-    XP_TRY(cross_places(step, true));
-    sum_node(step);
-    XP_TRY(cross_nodes(step, true));
-    const int32_t *round = relay->round + step->round * state->n_nodes;
-    bool rounds = plan->n_rounds > 1;
-    group->kernels->sum_rows(step->stream,
-                             &(xp_ep_sum_args){.n_tokens = plan->n_tokens,
-                                               .dim = group->shape.dim,
-                                               .dtype = group->shape.dtype,
-                                               .token_first = relay->token_first,
-                                               .token_row = relay->token_row,
-                                               .row_base = relay->row_base,
-                                               .fresh = rounds ? round : NULL,
-                                               .seen = rounds ? round + state->n_nodes : NULL,
-                                               .n_dests = state->n_nodes,
-                                               .write_all = step->round == 0,
-                                               .rows = slot->out,
-                                               .out = home->out});
-    return xp_ep_mailbox_weights(step, &slot->box, home);
+    return xp_ep_hier_bring_home(step, &host_moves, home);
 }
 
 const xp_ep_transport_ops xp_ep_hierarchical_ops = {
@@ -328,7 +372,7 @@ const xp_ep_transport_ops xp_ep_hierarchical_ops = {
     .share_blocks = share_blocks,
     .aim_picks = aim_picks,
     .share_picks = share_picks,
-    .finish_plan = xp_ep_relay_build,
+    .finish_plan = finish_plan,
     .dispatch = dispatch,
     .bring_home = bring_home,
 };

@@ -4,15 +4,11 @@
 #include "core/file.h"
 
 void xp_ep_mailbox_carve(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_mailbox *box) {
-    size_t n_ranks = (size_t)s->n_ranks;
     box->picks_out = xp_ep_carve(c, (size_t)s->max_send_picks * sizeof(xp_ep_pick));
     box->picks_in = xp_ep_carve(c, (size_t)s->max_recv_picks * sizeof(xp_ep_pick));
     box->weights_out = xp_ep_carve(c, (size_t)s->pick_capacity * sizeof(float));
     box->weights_in = xp_ep_carve(c, (size_t)s->max_send_picks * sizeof(float));
-    box->send_bytes = xp_ep_carve(c, n_ranks * sizeof(int64_t));
-    box->send_offsets = xp_ep_carve(c, n_ranks * sizeof(int64_t));
-    box->recv_bytes = xp_ep_carve(c, n_ranks * sizeof(int64_t));
-    box->recv_offsets = xp_ep_carve(c, n_ranks * sizeof(int64_t));
+    xp_ep_exchange_carve(c, s->n_ranks, &box->exchange);
 }
 
 xp_status xp_ep_mailbox_open(xp_ep_group *group, xp_ep_mailbox *box) {
@@ -27,29 +23,6 @@ void xp_ep_mailbox_close(xp_ep_mailbox *box) {
 
 static void count_wait(const xp_ep_step *step, double started) {
     xp_ep_add(&step->group->totals.wait_ns, (int64_t)((xp_time_s() - started) * 1e9));
-}
-
-void xp_ep_mailbox_set(const xp_ep_mailbox *box, int i, int64_t out, int64_t out_at, int64_t in,
-                       int64_t in_at) {
-    box->send_bytes[i] = out;
-    box->send_offsets[i] = out_at;
-    box->recv_bytes[i] = in;
-    box->recv_offsets[i] = in_at;
-}
-
-xp_status xp_ep_mailbox_exchange(const xp_ep_step *step, const xp_ep_mailbox *box, xp_comm *comm,
-                                 const void *send, void *recv) {
-    xp_alltoallv_args args = {.send = send,
-                              .send_bytes = box->send_bytes,
-                              .send_offsets = box->send_offsets,
-                              .recv = recv,
-                              .recv_bytes = box->recv_bytes,
-                              .recv_offsets = box->recv_offsets};
-    double started = xp_time_s();
-    xp_comm_set_phase(comm, step->phase);
-    xp_status status = xp_comm_all_to_allv(comm, &args, NULL);
-    count_wait(step, started);
-    return status;
 }
 
 xp_status xp_ep_mailbox_share_blocks(const xp_ep_step *step, const xp_ep_mailbox *box,
@@ -74,11 +47,11 @@ xp_status xp_ep_mailbox_share_picks(const xp_ep_step *step, const xp_ep_mailbox 
     const int64_t size = sizeof(xp_ep_pick);
     for (int r = 0; r < step->group->shape.n_ranks; r++) {
         const int32_t *out = plan->send_pick_base + r, *in = plan->recv_pick_base + r;
-        xp_ep_mailbox_set(box, r, (out[1] - out[0]) * size, out[0] * size, (in[1] - in[0]) * size,
-                          in[0] * size);
+        xp_ep_exchange_set(&box->exchange, r, (out[1] - out[0]) * size, out[0] * size,
+                           (in[1] - in[0]) * size, in[0] * size);
     }
     *picks = box->picks_in;
-    return xp_ep_mailbox_exchange(step, box, box->comm, box->picks_out, box->picks_in);
+    return xp_ep_exchange_run(step, &box->exchange, box->comm, box->picks_out, box->picks_in, NULL);
 }
 
 xp_status xp_ep_mailbox_weights(const xp_ep_step *step, const xp_ep_mailbox *box,
@@ -97,10 +70,11 @@ xp_status xp_ep_mailbox_weights(const xp_ep_step *step, const xp_ep_mailbox *box
     for (int r = 0; r < group->shape.n_ranks; r++) {
         xp_ep_span out = xp_ep_plan_recv_picks(plan, r, step->round),
                    in = xp_ep_plan_send_picks(plan, r, step->round);
-        xp_ep_mailbox_set(box, r, out.n * size, (out.first - first) * size, in.n * size,
-                          in.first * size);
+        xp_ep_exchange_set(&box->exchange, r, out.n * size, (out.first - first) * size, in.n * size,
+                           in.first * size);
     }
-    XP_TRY(xp_ep_mailbox_exchange(step, box, box->comm, box->weights_out, box->weights_in));
+    XP_TRY(xp_ep_exchange_run(step, &box->exchange, box->comm, box->weights_out, box->weights_in,
+                              NULL));
     for (int d = 0; d < group->shape.n_ranks && home->d_topk_weight; d++) {
         xp_ep_span picks = xp_ep_plan_send_picks(plan, d, step->round);
         xp_ep_place_weights(step, picks, box->weights_in + picks.first, home->d_topk_weight);

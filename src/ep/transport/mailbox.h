@@ -3,32 +3,24 @@
 #ifndef XP_EP_TRANSPORT_MAILBOX_H
 #define XP_EP_TRANSPORT_MAILBOX_H
 
+#include "ep/transport/exchange.h"
 #include "ep/transport/transport.h"
 
 /** One slot. The communicator is the slot's own, so that two slots can be in a collective at the
  * same time. */
 typedef struct xp_ep_mailbox {
     xp_comm *comm;
-    xp_ep_pick *picks_out; /* [max_send_picks] */
-    xp_ep_pick *picks_in;  /* [max_recv_picks] */
-    float *weights_out;    /* [P] */
-    float *weights_in;     /* [max_send_picks] */
-    int64_t *send_bytes, *send_offsets, *recv_bytes,
-        *recv_offsets; /* [R] of the exchange being made */
+    xp_ep_pick *picks_out;   /* [max_send_picks] */
+    xp_ep_pick *picks_in;    /* [max_recv_picks] */
+    float *weights_out;      /* [P] */
+    float *weights_in;       /* [max_send_picks] */
+    xp_ep_exchange exchange; /* [R] the one being made; on GPUs the device's state has it */
 } xp_ep_mailbox;
 
 void xp_ep_mailbox_carve(const xp_ep_shape *shape, xp_ep_carver *carver, xp_ep_mailbox *box);
 /** Collective. */
 xp_status xp_ep_mailbox_open(xp_ep_group *group, xp_ep_mailbox *box);
 void xp_ep_mailbox_close(xp_ep_mailbox *box);
-
-/** Exchange with the four arrays as they stand, waiting time counted. `comm`: box->comm or one with
- * as many or fewer ranks. */
-xp_status xp_ep_mailbox_exchange(const xp_ep_step *step, const xp_ep_mailbox *box, xp_comm *comm,
-                                 const void *send, void *recv);
-/** The arrays say: `out` bytes at `out_at` to peer i, `in` bytes at `in_at` from it. */
-void xp_ep_mailbox_set(const xp_ep_mailbox *box, int i, int64_t out, int64_t out_at, int64_t in,
-                       int64_t in_at);
 
 /** The transport functions of the same names. */
 xp_status xp_ep_mailbox_share_blocks(const xp_ep_step *step, const xp_ep_mailbox *box,

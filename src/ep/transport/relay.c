@@ -1,45 +1,92 @@
-/* Relay rows of a plan: which token goes to which node in which round, and who there needs it. */
+/* Relay rows of a plan: their memory, and what the ranks with a place tell each other of them. */
 #include <stdlib.h>
 #include "comm/provider.h"
 #include "ep/transport/hierarchical.h"
 
-int64_t xp_ep_hier_max_in(const xp_ep_shape *s, int n_nodes) {
-    int n_places = s->n_ranks / n_nodes;
-    return n_nodes * s->max_tokens * (s->top_k < n_places ? s->top_k : n_places);
+static int32_t *carve_ints(xp_ep_carver *carver, int64_t n) {
+    return xp_ep_carve(carver, (size_t)n * sizeof(int32_t));
 }
 
-static size_t carve(const xp_ep_shape *s, int n_nodes, char *base, xp_ep_relay *relay) {
+/* What kernels read. */
+static void carve_read(const xp_ep_shape *s, int n_nodes, xp_ep_carver *c, xp_ep_relay_lists *l) {
+    const int64_t max_in = xp_ep_relay_max_in(s, n_nodes);
+    l->row_base = carve_ints(c, n_nodes + 1);
+    l->round = carve_ints(c, (s->max_rounds + 1) * n_nodes);
+    l->token = carve_ints(c, s->max_send_rows);
+    l->token_first = carve_ints(c, s->max_tokens + 1);
+    l->token_row = carve_ints(c, s->max_send_rows);
+    l->fan = carve_ints(c, max_in);
+    l->sum_first = carve_ints(c, max_in + 1);
+    l->sum_row = carve_ints(c, max_in);
+}
+
+static void carve_rest(const xp_ep_shape *s, int n_nodes, xp_ep_carver *c, xp_ep_relay_lists *l) {
+    const int n_places = s->n_ranks / n_nodes;
+    const size_t max_in = (size_t)xp_ep_relay_max_in(s, n_nodes);
+    l->mask = xp_ep_carve(c, (size_t)s->max_send_rows * sizeof *l->mask);
+    l->in_round = carve_ints(c, (s->max_rounds + 1) * n_nodes);
+    l->in_mask = xp_ep_carve(c, max_in * sizeof *l->in_mask);
+    l->transit_at = carve_ints(c, s->max_rounds + 1);
+    l->fan_at = carve_ints(c, s->max_rounds * (n_places + 1));
+    l->rows_at = carve_ints(c, s->max_rounds * (s->n_ranks + 1));
+}
+
+static void carve_fetched(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_relay *relay) {
+    relay->send_token = carve_ints(c, s->max_send_rows);
+    relay->send_round = carve_ints(c, (s->max_rounds + 1) * s->n_ranks);
+    relay->recv_row_base = carve_ints(c, s->n_ranks + 1);
+    relay->round_row = carve_ints(c, s->max_rounds + 1);
+}
+
+/* Device memory, which on a CPU is the host's. */
+static size_t carve_device(const xp_ep_shape *s, const xp_ep_config *config, void *base,
+                           xp_ep_relay *relay) {
+    const int n_nodes = xp_ep_config_nodes(config);
     xp_ep_carver c = {.base = base};
-    size_t nodes = (size_t)n_nodes, rows = (size_t)s->max_send_rows, tokens = (size_t)s->max_tokens;
-    size_t rounds = (size_t)s->max_rounds + 1;
-    relay->row_base = xp_ep_carve(&c, (nodes + 1) * sizeof(int32_t));
-    relay->round = xp_ep_carve(&c, rounds * nodes * sizeof(int32_t));
-    relay->token = xp_ep_carve(&c, rows * sizeof(int32_t));
-    relay->mask = xp_ep_carve(&c, rows * sizeof(uint64_t));
-    relay->token_first = xp_ep_carve(&c, (tokens + 1) * sizeof(int32_t));
-    relay->token_row = xp_ep_carve(&c, rows * sizeof(int32_t));
-    relay->in_round = xp_ep_carve(&c, rounds * nodes * sizeof(int32_t));
-    relay->in_mask = xp_ep_carve(&c, (size_t)xp_ep_hier_max_in(s, n_nodes) * sizeof(uint64_t));
+    carve_read(s, n_nodes, &c, &relay->on_device);
+    if (!config->on_gpu) {
+        relay->lists = relay->on_device;
+        carve_rest(s, n_nodes, &c, &relay->lists);
+    }
     return c.used;
 }
 
-size_t xp_ep_relay_measure(const xp_ep_shape *shape, int n_nodes) {
+static size_t carve_host(const xp_ep_shape *s, const xp_ep_config *config, void *base,
+                         xp_ep_relay *relay) {
+    const int n_nodes = xp_ep_config_nodes(config);
+    xp_ep_carver c = {.base = base};
+    carve_read(s, n_nodes, &c, &relay->lists);
+    carve_rest(s, n_nodes, &c, &relay->lists);
+    carve_fetched(s, &c, relay);
+    return c.used;
+}
+
+size_t xp_ep_relay_measure(const xp_ep_shape *shape, const xp_ep_config *config) {
     xp_ep_relay relay;
-    return carve(shape, n_nodes, NULL, &relay);
+    return carve_device(shape, config, NULL, &relay);
+}
+
+static xp_status reserve(xp_ep_group *group, xp_ep_relay *r) {
+    const xp_ep_shape *s = &group->shape;
+    const xp_ep_config *config = &group->config;
+    XP_TRY(xp_device_alloc(group->device, xp_ep_relay_measure(s, config), "ep", &r->memory));
+    carve_device(s, config, r->memory, r);
+    if (!config->on_gpu || xp_device_get_kind(group->device) == XP_DEVICE_NULL)
+        return XP_OK;
+    XP_TRY(xp_host_alloc(group->device, carve_host(s, config, NULL, r), "ep", &r->host_memory));
+    carve_host(s, config, r->host_memory, r);
+    return XP_OK;
 }
 
 xp_status xp_ep_relay_create(xp_ep_group *group, xp_ep_relay **relay) {
-    int n_nodes = xp_ep_config_nodes(&group->config);
     xp_ep_relay *r = calloc(1, sizeof *r);
     if (!r)
         return xp_error(XP_ENOMEM, "no memory for an expert parallel plan");
-    xp_status status = xp_device_alloc(group->device, xp_ep_relay_measure(&group->shape, n_nodes),
-                                       "ep", &r->memory);
+    const xp_status status = reserve(group, r);
     if (status != XP_OK) {
-        free(r);
+        xp_ep_relay_destroy(group, r);
         return status;
     }
-    carve(&group->shape, n_nodes, r->memory, r);
     *relay = r;
     return XP_OK;
 }
@@ -48,105 +95,33 @@ void xp_ep_relay_destroy(xp_ep_group *group, xp_ep_relay *relay) {
     if (!relay)
         return;
     xp_device_free(group->device, relay->memory);
+    xp_host_free(group->device, relay->host_memory);
     free(relay);
-}
-
-/* Relay rows to one node in one round, from `row` on; returns the row after the last. */
-static int32_t collect(const xp_ep_step *step, int node, int64_t round, int32_t row) {
-    const xp_ep_plan *plan = step->plan;
-    const hier_state *state = step->group->state;
-    xp_ep_relay *relay = plan->relay;
-    uint64_t *mask = xp_ep_hier_slot(step)->token_mask;
-    int64_t low = plan->n_tokens, high = 0;
-    for (int place = 0; place < state->n_places; place++) {
-        xp_ep_span rows =
-            xp_ep_plan_send_rows(plan, state->rank_at[node * state->n_places + place], round);
-        for (int32_t i = rows.first; i < rows.first + rows.n; i++)
-            mask[plan->send_token[i]] |= (uint64_t)1 << place;
-        if (rows.n > 0) { /* tokens ascend inside a span */
-            int64_t first = plan->send_token[rows.first],
-                    last = plan->send_token[rows.first + rows.n - 1];
-            low = first < low ? first : low;
-            high = last + 1 > high ? last + 1 : high;
-        }
-    }
-    for (int64_t t = low; t < high; t++) {
-        if (mask[t] == 0)
-            continue;
-        relay->token[row] = (int32_t)t;
-        relay->mask[row++] = mask[t];
-        mask[t] = 0;
-    }
-    return row;
-}
-
-static void list_by_token(const xp_ep_step *step, int32_t n_rows) {
-    xp_ep_relay *relay = step->plan->relay;
-    int32_t *cursor = xp_ep_hier_slot(step)->cursor;
-    int64_t n_tokens = step->plan->n_tokens;
-    for (int64_t t = 0; t < n_tokens; t++)
-        cursor[t] = 0;
-    for (int32_t i = 0; i < n_rows; i++)
-        cursor[relay->token[i]]++;
-    relay->token_first[0] = 0;
-    for (int64_t t = 0; t < n_tokens; t++) {
-        relay->token_first[t + 1] = relay->token_first[t] + cursor[t];
-        cursor[t] = relay->token_first[t];
-    }
-    for (int32_t i = 0; i < n_rows; i++)
-        relay->token_row[cursor[relay->token[i]]++] = i;
 }
 
 /* Tell the ranks with this place on the other nodes how many relay rows come, and whom they are
  * for. */
 static xp_status announce(const xp_ep_step *step) {
-    const hier_state *state = step->group->state;
+    const xp_ep_relay_grid *grid = &((const hier_state *)step->group->state)->grid;
     hier_slot *slot = xp_ep_hier_slot(step);
     xp_ep_relay *relay = step->plan->relay;
-    int64_t rounds = step->plan->n_rounds;
-    int n_nodes = state->n_nodes;
-    for (int c = 0; c < n_nodes; c++) {
-        for (int64_t r = 0; r < rounds; r++) {
-            const int32_t *at = relay->round + r * n_nodes + state->cross_node[c];
-            slot->counts_out[c * rounds + r] = at[n_nodes] - at[0];
-        }
-    }
+    xp_ep_relay_lists *lists = &relay->lists;
+    xp_ep_relay_count_sends(grid, &relay->plan, lists, slot->counts_out);
     xp_comm_set_phase(slot->cross, step->phase);
     XP_TRY(xp_comm_all_to_all(slot->cross, slot->counts_out, slot->counts_in,
-                              rounds * (int64_t)sizeof(int32_t), NULL));
-    int32_t row = 0;
-    for (int node = 0; node < n_nodes; node++) {
-        for (int c = 0; c < n_nodes; c++) {
-            for (int64_t r = 0; r <= rounds && state->cross_node[c] == node; r++) {
-                relay->in_round[r * n_nodes + node] = row;
-                row += r < rounds ? slot->counts_in[c * rounds + r] : 0;
-            }
-        }
-    }
-    const int64_t size = sizeof(uint64_t);
-    for (int c = 0; c < n_nodes; c++) {
-        int node = state->cross_node[c];
-        int64_t out = relay->row_base[node], in = relay->in_round[node];
-        xp_ep_mailbox_set(&slot->box, c, (relay->row_base[node + 1] - out) * size, out * size,
-                          (relay->in_round[rounds * n_nodes + node] - in) * size, in * size);
-    }
-    return xp_ep_mailbox_exchange(step, &slot->box, slot->cross, relay->mask, relay->in_mask);
+                              relay->plan.n_rounds * (int64_t)sizeof(int32_t), NULL));
+    xp_ep_relay_place_arrivals(grid, &relay->plan, slot->counts_in, lists);
+    xp_ep_relay_mask_exchange(grid, &relay->plan, lists, &slot->exchange);
+    return xp_ep_exchange_run(step, &slot->exchange, slot->cross, lists->mask, lists->in_mask,
+                              NULL);
 }
 
 xp_status xp_ep_relay_build(const xp_ep_step *step) {
-    const hier_state *state = step->group->state;
+    const xp_ep_relay_grid *grid = &((const hier_state *)step->group->state)->grid;
+    hier_slot *slot = xp_ep_hier_slot(step);
     xp_ep_relay *relay = step->plan->relay;
-    int64_t rounds = step->plan->n_rounds;
-    int32_t row = 0;
-    for (int node = 0; node < state->n_nodes; node++) {
-        relay->row_base[node] = row;
-        for (int64_t r = 0; r < rounds; r++) {
-            relay->round[r * state->n_nodes + node] = row;
-            row = collect(step, node, r, row);
-        }
-        relay->round[rounds * state->n_nodes + node] = row;
-    }
-    relay->row_base[state->n_nodes] = row;
-    list_by_token(step, row);
-    return announce(step);
+    xp_ep_relay_list_sends(grid, &relay->plan, slot->token_mask, slot->cursor, &relay->lists);
+    XP_TRY(announce(step));
+    xp_ep_relay_list_arrivals(grid, &relay->plan, &relay->lists);
+    return XP_OK;
 }
