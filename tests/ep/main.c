@@ -178,9 +178,7 @@ static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_t
 static bool wanted(const options *o, const ep_case *c, int n_ranks, xp_ep_transport transport,
                    xp_dtype dtype) {
     return (!o->name || strcmp(o->name, c->name) == 0) && n_ranks >= c->min_ranks &&
-           !(o->cuda && c->host_only) &&
-           !(o->cuda && n_ranks > 1 && transport == XP_EP_HIERARCHICAL) &&
-           !(o->phased && transport != XP_EP_P2P) &&
+           !(o->cuda && c->host_only) && !(o->phased && transport != XP_EP_P2P) &&
            !(o->quick && (c->breaks_world || strcmp(c->name, "thousand-iterations") == 0)) &&
            (o->transport == XP_EP_AUTO || o->transport == transport) &&
            (o->dtype < 0 || o->dtype == (int)dtype) &&

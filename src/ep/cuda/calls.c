@@ -6,7 +6,14 @@
 #include "ep/transport/p2p.h"
 
 static const xp_ep_cuda_exchange *exchange_of(const xp_ep_group *group) {
-    return group->transport == XP_EP_A2A ? &xp_ep_cuda_a2a : &xp_ep_cuda_p2p;
+    switch (group->transport) {
+    case XP_EP_A2A:
+        return &xp_ep_cuda_a2a;
+    case XP_EP_HIERARCHICAL:
+        return &xp_ep_cuda_hierarchical;
+    default:
+        return &xp_ep_cuda_p2p;
+    }
 }
 
 /* ---- around a call ----------------------------------------------------------------------- */

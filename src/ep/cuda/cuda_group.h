@@ -5,6 +5,7 @@
 #include "ep/cuda/ep_cuda.h"
 #include "ep/cuda/gates.h"
 #include "ep/device_ops.h"
+#include "ep/transport/exchange.h"
 #include "ep/transport/transport.h"
 
 extern const xp_ep_device_ops xp_ep_cuda_ops;
@@ -38,7 +39,8 @@ typedef struct xp_ep_cuda_state {
     xp_ep_cuda_meeting meets;
     int *devices; /* [R] each rank's GPU, as this process numbers it; threads */
     xp_ep_gates *gates;
-    int64_t *bytes; /* [4 R] of the all-to-all being made: send, where from, receive, where to */
+    int64_t *bytes;          /* [4, R] memory of `exchange` */
+    xp_ep_exchange exchange; /* of picks or their rows, the one being made */
     /* Where hosts meet: a communicator that nobody else uses, and what each says of its meeting. */
     xp_comm *hosts;
     xp_ep_cuda_note *notes; /* [R] */
@@ -90,7 +92,7 @@ typedef struct xp_ep_cuda_exchange {
     xp_status (*dispatch)(const xp_ep_step *step, cudaStream_t stream, const void *x, void *recv);
     xp_status (*bring_home)(const xp_ep_step *step, cudaStream_t stream, const xp_ep_home *home);
 } xp_ep_cuda_exchange;
-extern const xp_ep_cuda_exchange xp_ep_cuda_p2p, xp_ep_cuda_a2a;
+extern const xp_ep_cuda_exchange xp_ep_cuda_p2p, xp_ep_cuda_a2a, xp_ep_cuda_hierarchical;
 /** The meetings by marks of a dispatch or combine over p2p, and nothing else. */
 XP_NODISCARD xp_status xp_ep_cuda_attend(const xp_ep_step *step, cudaStream_t stream);
 

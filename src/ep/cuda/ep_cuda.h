@@ -16,7 +16,7 @@
 #define XP_EP_CUDA_EP_CUDA_H
 
 #include "device/cuda/cuda_device.h"
-#include "ep/shape.h"
+#include "ep/kernels.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -192,6 +192,18 @@ xp_status xp_ep_cuda_pack_picks(cudaStream_t stream, const xp_ep_cuda_plan *plan
                                 const xp_ep_cuda_rows *rows, const void *y, void *in);
 xp_status xp_ep_cuda_pack_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
                                   const float *d_weight, float *out);
+
+/* hierarchical: rows whose number the host knows. All arrays of `args` are device memory; `rows`
+ * says how wide they are and how many blocks may move them. */
+
+xp_status xp_ep_cuda_copy_rows(cudaStream_t stream, const xp_ep_cuda_rows *rows,
+                               const xp_ep_copy_args *args);
+/** Sums of up to 32 rows. */
+xp_status xp_ep_cuda_reduce_rows(cudaStream_t stream, const xp_ep_cuda_rows *rows,
+                                 const xp_ep_reduce_args *args);
+/** Tokens of up to 32 rows; without row_picks and near. */
+xp_status xp_ep_cuda_sum_rows(cudaStream_t stream, const xp_ep_cuda_rows *rows,
+                              const xp_ep_sum_args *args);
 
 #ifdef __cplusplus
 }

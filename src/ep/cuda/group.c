@@ -36,10 +36,6 @@ static xp_status check_shape(const xp_ep_group *group) {
                         "expert parallelism over %d ranks on GPUs: at most %d work; choose a "
                         "smaller expert parallel degree",
                         s->n_ranks, XP_EP_CUDA_MAX_RANKS);
-    if (s->n_ranks > 1 && group->transport == XP_EP_HIERARCHICAL)
-        return xp_error(XP_ENOTSUP, "the hierarchical transport has no kernels for GPUs; use p2p "
-                                    "inside a node (expert parallel groups that do not cross "
-                                    "nodes), or a2a");
     return XP_OK;
 }
 
@@ -126,6 +122,9 @@ static xp_status open_ranks(xp_ep_group *group) {
     memcpy(mine.uuid, p.uuid.bytes, sizeof mine.uuid);
     state->devices = calloc(n, sizeof *state->devices);
     state->bytes = calloc(4 * n, sizeof *state->bytes);
+    if (state->bytes != NULL)
+        state->exchange = (xp_ep_exchange){state->bytes, state->bytes + n, state->bytes + 2 * n,
+                                           state->bytes + 3 * n};
     seat *seats = calloc(n, sizeof *seats);
     xp_status status =
         state->devices == NULL || state->bytes == NULL || seats == NULL

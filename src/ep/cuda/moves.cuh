@@ -93,6 +93,14 @@ static __device__ __forceinline__ void add_rows(float (&sum)[C][N], bool &any, c
     }
 }
 
+template <int N, int C> static __device__ __forceinline__ void clear(float (&sum)[C][N]) {
+#pragma unroll
+    for (int c = 0; c < C; c++)
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            sum[c][i] = 0;
+}
+
 template <typename T, int N, int C>
 static __device__ __forceinline__ void store_sum(T *row, int64_t dim, int64_t column,
                                                  const float (&sum)[C][N]) {
@@ -100,6 +108,39 @@ static __device__ __forceinline__ void store_sum(T *row, int64_t dim, int64_t co
     for (int c = 0; c < C; c++)
         if (column + c * 32 * N < dim)
             store_vec<T, N>(row + column + c * 32 * N, sum[c]);
+}
+
+/** Rows of tokens by destination; see xp_ep_sum_args. */
+struct token_lists {
+    const int32_t *token_first, *token_row, *row_base;
+    const int32_t *fresh, *seen; /* NULL: all rows are of this round */
+    bool write_all;
+};
+
+/** What a lane knows of the token's rows that have arrived: lane i of the i-th, ascending. */
+struct token_rows {
+    int row, n;
+    bool fresh; /* one of them is of this round, or the round writes all tokens */
+};
+
+static __device__ __forceinline__ token_rows list_rows(const token_lists &lists, int64_t token) {
+    const int begin = lists.token_first[token], n = lists.token_first[token + 1] - begin;
+    int row = 0;
+    bool seen = false, fresh = false;
+    if (lane_id() < n) {
+        row = lists.token_row[begin + lane_id()];
+        seen = fresh = true;
+        if (lists.seen != nullptr) {
+            const int d = owner_of(lists.row_base, row);
+            seen = row < lists.seen[d];
+            fresh = seen && row >= lists.fresh[d];
+        }
+    }
+    const unsigned all = __ballot_sync(ALL_LANES, seen);
+    token_rows list = {row, __popc(all), lists.write_all || __ballot_sync(ALL_LANES, fresh) != 0};
+    if (list.n < n) /* some are of later rounds: close the gaps */
+        list.row = __shfl_sync(ALL_LANES, row, (int)(__fns(all, 0, lane_id() + 1) & 31));
+    return list;
 }
 
 /** Whether rows can be moved 16 bytes at a time. */

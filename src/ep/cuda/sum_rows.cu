@@ -3,27 +3,9 @@
 
 enum { C = 2, AHEAD = 4 };
 
-/* What a lane knows of the token's rows that have arrived: lane i of the i-th, ascending. */
-struct token_rows {
-    int row, n;
-    bool fresh; /* one of them is of this round, or the round writes all tokens */
-};
-
-static __device__ token_rows list_rows(const xp_ep_cuda_plan &p, int64_t round, int64_t token) {
-    const int begin = p.token_first[token], n = p.token_first[token + 1] - begin;
-    int row = 0;
-    bool seen = false, fresh = false;
-    if (lane_id() < n) {
-        row = p.token_row[begin + lane_id()];
-        const int d = owner_of(p.send_row_base, row);
-        seen = row < p.send_round[(round + 1) * p.n_ranks + d];
-        fresh = seen && row >= p.send_round[round * p.n_ranks + d];
-    }
-    const unsigned all = __ballot_sync(ALL_LANES, seen);
-    token_rows list = {row, __popc(all), round == 0 || __ballot_sync(ALL_LANES, fresh) != 0};
-    if (list.n < n) /* some are of later rounds: close the gaps */
-        list.row = __shfl_sync(ALL_LANES, row, (int)(__fns(all, 0, lane_id() + 1) & 31));
-    return list;
+static __device__ __forceinline__ token_lists lists_of(const xp_ep_cuda_plan &p, int64_t round) {
+    const int32_t *fresh = p.send_round + round * p.n_ranks;
+    return {p.token_first, p.token_row, p.send_row_base, fresh, fresh + p.n_ranks, round == 0};
 }
 
 /* The picks of one row, a lane each. */
@@ -52,14 +34,6 @@ static __device__ __forceinline__ void add_row_of_picks(float (&sum)[C][N], bool
     any = true;
 }
 
-template <int N> static __device__ __forceinline__ void clear(float (&sum)[C][N]) {
-#pragma unroll
-    for (int c = 0; c < C; c++)
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            sum[c][i] = 0;
-}
-
 /* Rows lie in `home`; this rank's own are summed from y when there is one round. */
 template <typename T, int N>
 static __global__ void __launch_bounds__(MOVE_THREADS)
@@ -70,7 +44,7 @@ static __global__ void __launch_bounds__(MOVE_THREADS)
     const bool from_y = p.totals[TOTAL_ROUNDS] == 1;
     const int low = p.send_row_base[p.rank], high = p.send_row_base[p.rank + 1];
     for (int64_t t = warp_id(); t < p.n_tokens; t += warp_count()) {
-        const token_rows list = list_rows(p, round, t);
+        const token_rows list = list_rows(lists_of(p, round), t);
         if (!list.fresh)
             continue;
         const bool is_own = from_y && lane_id() < list.n && list.row >= low && list.row < high;
@@ -87,7 +61,7 @@ static __global__ void __launch_bounds__(MOVE_THREADS)
             const int64_t column = base + lane_id() * N;
             float sum[C][N];
             bool any = false;
-            clear<N>(sum);
+            clear(sum);
             add_rows<T, N, C, AHEAD>(sum, any, home, dim, column, list.row, 0, own);
             if (own < list.n) {
                 add_row_of_picks<T, N>(sum, any, y, dim, column, picks);
@@ -103,14 +77,14 @@ template <typename T, int N>
 static __global__ void __launch_bounds__(MOVE_THREADS)
     sum_picks_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t dim, const T *back, T *out) {
     for (int64_t t = warp_id(); t < p.n_tokens; t += warp_count()) {
-        const token_rows list = list_rows(p, round, t);
+        const token_rows list = list_rows(lists_of(p, round), t);
         if (!list.fresh)
             continue;
         for (int64_t base = 0; base < dim; base += 32 * N * C) {
             const int64_t column = base + lane_id() * N;
             float sum[C][N];
             bool any = false;
-            clear<N>(sum);
+            clear(sum);
             for (int i = 0; i < list.n; i++) {
                 const int row = __shfl_sync(ALL_LANES, list.row, i);
                 const int first = p.send_pick[row];

@@ -9,17 +9,23 @@ static int rank_of(const xp_ep_relay_grid *grid, int node, int place) {
     return grid->rank_at[node * grid->n_places + place];
 }
 
+void xp_ep_relay_recv_base(const xp_ep_shape *s, int rank, const int32_t *blocks,
+                           int32_t *recv_row_base) {
+    recv_row_base[0] = 0;
+    for (int r = 0; r < s->n_ranks; r++)
+        recv_row_base[r + 1] =
+            recv_row_base[r] + blocks[(int64_t)r * s->block_ints + XP_EP_BLOCK_ROWS(s) + rank];
+}
+
 void xp_ep_relay_one_round(const xp_ep_shape *s, int rank, const int32_t *blocks,
                            int32_t *send_round, int32_t *recv_row_base, int32_t *round_row) {
     const int32_t *to = blocks + (int64_t)rank * s->block_ints + XP_EP_BLOCK_ROWS(s);
     int32_t row = 0;
-    recv_row_base[0] = 0;
     for (int r = 0; r < s->n_ranks; r++) {
         send_round[r] = row;
         send_round[s->n_ranks + r] = row += to[r];
-        recv_row_base[r + 1] =
-            recv_row_base[r] + blocks[(int64_t)r * s->block_ints + XP_EP_BLOCK_ROWS(s) + rank];
     }
+    xp_ep_relay_recv_base(s, rank, blocks, recv_row_base);
     round_row[0] = 0;
     round_row[1] = recv_row_base[s->n_ranks];
 }

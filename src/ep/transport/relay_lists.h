@@ -58,8 +58,10 @@ typedef struct xp_ep_relay_lists {
 /** Most relay rows that pass through a rank, all rounds; and most fan rows. */
 int64_t xp_ep_relay_max_in(const xp_ep_shape *shape, int n_nodes);
 
-/** The plan's part when everything goes in one round: it follows from the counts.
- * @param blocks  [R, block_ints]
+/** recv_row_base [R + 1] from the counts, [R, block_ints]. */
+void xp_ep_relay_recv_base(const xp_ep_shape *shape, int rank, const int32_t *blocks,
+                           int32_t *recv_row_base);
+/** The plan's part when everything goes in one round follows from the counts, too.
  * @param[out] send_round [2, R], recv_row_base [R + 1], round_row [2] */
 void xp_ep_relay_one_round(const xp_ep_shape *shape, int rank, const int32_t *blocks,
                            int32_t *send_round, int32_t *recv_row_base, int32_t *round_row);
