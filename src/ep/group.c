@@ -44,6 +44,19 @@ int xp_ep_config_nodes(const xp_ep_config *config) {
     return config->n_nodes > 0 ? config->n_nodes : 1;
 }
 
+size_t xp_ep_comm_bytes(const xp_ep_config *config, int n_ranks) {
+    const int n_nodes = xp_ep_config_nodes(config), n_places = n_ranks / n_nodes;
+    const bool by_node = config->transport == XP_EP_HIERARCHICAL;
+    size_t n_bytes = 0;
+    if (config->on_gpu && n_ranks > 1 && (by_node || config->transport == XP_EP_A2A))
+        n_bytes += xp_comm_device_bytes(n_ranks, XP_EP_A2A_PIECE_BYTES);
+    if (n_bytes > 0 && by_node && n_places > 1)
+        n_bytes += xp_comm_device_bytes(n_places, XP_EP_A2A_PIECE_BYTES);
+    if (n_bytes > 0 && by_node && n_nodes > 1)
+        n_bytes += xp_comm_device_bytes(n_nodes, XP_EP_A2A_PIECE_BYTES);
+    return n_bytes * (size_t)(config->n_slots > 0 ? config->n_slots : 1);
+}
+
 xp_status xp_ep_device_ops_get(const xp_device *device, const xp_ep_device_ops **ops) {
     const xp_cuda_backend *backend;
     *ops = NULL;

@@ -11,6 +11,10 @@
  * exchanges go in pieces of this size where they are staged. */
 #define XP_EP_A2A_PIECE_BYTES ((size_t)16 << 20)
 
+/** Device bytes that the communicators of a group's slots reserve where each rank has a GPU of its
+ * own: for predictions. */
+size_t xp_ep_comm_bytes(const xp_ep_config *config, int n_ranks);
+
 typedef struct xp_ep_shape {
     int n_ranks;            /* R */
     int n_experts, n_local; /* E, L */

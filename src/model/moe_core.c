@@ -2,7 +2,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include "comm/provider.h"
 #include "device/device_internal.h"
 #include "ep/shape.h"
 
@@ -136,12 +135,9 @@ static xp_status create_group(xp_moe_core *core) {
     args->ep.n_slots = core->n_parts;
     XP_TRY(xp_ep_query_sizes(&args->ep, args->n_ranks, &core->sizes));
     if (core->is_null) {
-        if (args->ep.transport == XP_EP_A2A && args->ep.on_gpu && args->n_ranks > 1 &&
-            !args->shares_gpus)
-            XP_TRY(xp_device_alloc(args->device,
-                                   (size_t)core->n_slots *
-                                       xp_comm_device_bytes(args->n_ranks, XP_EP_A2A_PIECE_BYTES),
-                                   "communication", &core->comm_bytes));
+        const size_t comm_bytes = xp_ep_comm_bytes(&args->ep, args->n_ranks);
+        if (comm_bytes > 0 && !args->shares_gpus)
+            XP_TRY(xp_device_alloc(args->device, comm_bytes, "communication", &core->comm_bytes));
         /* No communicator and no peers: what a group and its plans would hold is counted only. */
         size_t plans = (size_t)(core->n_parts * (args->inference ? 1 : args->n_layers));
         return xp_device_alloc(args->device,

@@ -13,29 +13,6 @@ static xp_ep_cuda_fetch ints(int32_t *to, const int32_t *from, int64_t n) {
     return (xp_ep_cuda_fetch){to, from, (size_t)n * sizeof(int32_t)};
 }
 
-/* What kernels read, as far as it is used. */
-static xp_status upload(const xp_ep_step *step) {
-    const xp_ep_relay *relay = step->plan->relay;
-    const xp_ep_relay_lists *from = &relay->lists, *to = &relay->on_device;
-    const int n_nodes = ((const hier_state *)step->group->state)->grid.n_nodes;
-    const int64_t n_rounds = relay->plan.n_rounds;
-    const int64_t n_rows = from->row_base[n_nodes], n_transit = from->transit_at[n_rounds],
-                  n_fan = from->sum_first[n_transit];
-    const xp_ep_cuda_fetch all[] = {
-        ints(to->row_base, from->row_base, n_nodes + 1),
-        ints(to->round, from->round, (n_rounds + 1) * n_nodes),
-        ints(to->token, from->token, n_rows),
-        ints(to->token_first, from->token_first, relay->plan.n_tokens + 1),
-        ints(to->token_row, from->token_row, n_rows),
-        ints(to->fan, from->fan, n_fan),
-        ints(to->sum_first, from->sum_first, n_transit + 1),
-        ints(to->sum_row, from->sum_row, n_fan),
-    };
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-        XP_TRY(xp_copy(step->stream, all[i].to, all[i].from, all[i].n_bytes));
-    return XP_OK;
-}
-
 static xp_status build(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_plan *v) {
     const xp_ep_shape *s = &step->group->shape;
     xp_ep_plan *plan = step->plan;
@@ -48,19 +25,7 @@ static xp_status build(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_p
         ints(relay->round_row, plan->round_row, s->max_rounds + 1)};
     const xp_ep_cuda_more more = {.first = first, .last = last, .n_first = 1, .n_last = 2};
     XP_TRY(xp_ep_cuda_mailbox_build(step, stream, v, &xp_ep_hier_slot(step)->box, &more));
-    if (plan->n_rounds > 1)
-        xp_ep_relay_recv_base(s, step->group->rank, plan->host->blocks, relay->recv_row_base);
-    else
-        xp_ep_relay_one_round(s, step->group->rank, plan->host->blocks, relay->send_round,
-                              relay->recv_row_base, relay->round_row);
-    relay->plan = (xp_ep_relay_plan){.n_tokens = plan->n_tokens,
-                                     .n_rounds = plan->n_rounds,
-                                     .send_token = relay->send_token,
-                                     .send_round = relay->send_round,
-                                     .recv_row_base = relay->recv_row_base,
-                                     .round_row = relay->round_row};
-    XP_TRY(xp_ep_relay_build(step));
-    return upload(step);
+    return xp_ep_relay_build_fetched(step, plan->host->blocks);
 }
 
 /* ---- rows -------------------------------------------------------------------------------- */

@@ -68,5 +68,11 @@ XP_NODISCARD xp_status xp_ep_relay_create(xp_ep_group *group, xp_ep_relay **rela
 void xp_ep_relay_destroy(xp_ep_group *group, xp_ep_relay *relay);
 /** All lists from relay->plan; collective over the ranks with this place, in host memory. */
 XP_NODISCARD xp_status xp_ep_relay_build(const xp_ep_step *step);
+/**
+ * The same where host and device have memory of their own: relay->send_token, and for several
+ * rounds send_round and round_row, have been fetched. What kernels read is copied on step->stream.
+ * @param blocks  [R, block_ints] fetched as well
+ */
+XP_NODISCARD xp_status xp_ep_relay_build_fetched(const xp_ep_step *step, const int32_t *blocks);
 
 #endif

@@ -125,3 +125,51 @@ xp_status xp_ep_relay_build(const xp_ep_step *step) {
     xp_ep_relay_list_arrivals(grid, &relay->plan, &relay->lists);
     return XP_OK;
 }
+
+typedef struct upload {
+    int32_t *to;
+    const int32_t *from;
+    int64_t n;
+} upload;
+
+/* What kernels read, as far as it is used. */
+static xp_status copy_lists(const xp_ep_step *step) {
+    const xp_ep_relay *relay = step->plan->relay;
+    const xp_ep_relay_lists *from = &relay->lists, *to = &relay->on_device;
+    const int n_nodes = ((const hier_state *)step->group->state)->grid.n_nodes;
+    const int64_t n_rounds = relay->plan.n_rounds;
+    const int64_t n_rows = from->row_base[n_nodes], n_transit = from->transit_at[n_rounds],
+                  n_fan = from->sum_first[n_transit];
+    const upload all[] = {
+        {to->row_base, from->row_base, n_nodes + 1},
+        {to->round, from->round, (n_rounds + 1) * n_nodes},
+        {to->token, from->token, n_rows},
+        {to->token_first, from->token_first, relay->plan.n_tokens + 1},
+        {to->token_row, from->token_row, n_rows},
+        {to->fan, from->fan, n_fan},
+        {to->sum_first, from->sum_first, n_transit + 1},
+        {to->sum_row, from->sum_row, n_fan},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        XP_TRY(xp_copy(step->stream, all[i].to, all[i].from, (size_t)all[i].n * sizeof(int32_t)));
+    return XP_OK;
+}
+
+xp_status xp_ep_relay_build_fetched(const xp_ep_step *step, const int32_t *blocks) {
+    const xp_ep_group *group = step->group;
+    const xp_ep_plan *plan = step->plan;
+    xp_ep_relay *relay = plan->relay;
+    if (plan->n_rounds > 1)
+        xp_ep_relay_recv_base(&group->shape, group->rank, blocks, relay->recv_row_base);
+    else
+        xp_ep_relay_one_round(&group->shape, group->rank, blocks, relay->send_round,
+                              relay->recv_row_base, relay->round_row);
+    relay->plan = (xp_ep_relay_plan){.n_tokens = plan->n_tokens,
+                                     .n_rounds = plan->n_rounds,
+                                     .send_token = relay->send_token,
+                                     .send_round = relay->send_round,
+                                     .recv_row_base = relay->recv_row_base,
+                                     .round_row = relay->round_row};
+    XP_TRY(xp_ep_relay_build(step));
+    return copy_lists(step);
+}
