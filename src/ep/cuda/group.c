@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "comm/provider.h"
+#include "device/device_internal.h"
 #include "ep/cuda/cuda_group.h"
 #include "ep/transport/p2p.h"
 
@@ -84,6 +85,9 @@ static xp_status use_seats(xp_ep_group *group, const seat *seats) {
         state->meets = XP_EP_MEET_ON_HOST; /* processes take turns on a GPU that they share */
     else if (any_shared)
         state->meets = XP_EP_MEET_BY_MARKS;
+    /* Communicators inside the group see only some of the ranks that share. */
+    if (any_shared && group->transport == XP_EP_HIERARCHICAL)
+        xp_device_set_shared(group->device, true);
     const int half = device->n_sms / 2 / n_here;
     state->n_row_blocks = group->config.num_sms > 0 ? group->config.num_sms : half > 1 ? half : 1;
     return XP_OK;
