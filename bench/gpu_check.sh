@@ -40,9 +40,13 @@ if want sanitize; then
             ${SANITIZE_OP:+--op "$SANITIZE_OP"} > /dev/null &
         sanitize "ep_$tool" "$tool" "$build/bin/test_ep" --device cuda --ranks "${SANITIZE_RANKS:-3}" --phased --quick \
             > /dev/null &
+        # No kernel of this transport waits for another rank.
+        sanitize "hier_$tool" "$tool" "$build/bin/test_ep" --device cuda --ranks 4 --transport hierarchical --quick \
+            > /dev/null &
     done
     wait
-    for name in ops_memcheck ops_racecheck ops_initcheck ep_memcheck ep_racecheck ep_initcheck; do
+    for name in ops_memcheck ops_racecheck ops_initcheck ep_memcheck ep_racecheck ep_initcheck \
+        hier_memcheck hier_racecheck hier_initcheck; do
         grep -E '^=========.*(Invalid|Race|hazard|Uninit)' "$out/$name.txt" | sort | uniq -c | sort -rn | head -4 |
             tee -a "$summary"
         summed=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.txt" | tail -n 1)
