@@ -25,7 +25,8 @@ typedef struct xp_mesh {
     int n_ranks, rank; /* of the world */
     int replica, shard_rank, ep_rank, expert_shard_rank;
     bool separate_processes; /* ranks of a node are processes; xp_mesh_layout() says false */
-    bool shares_gpus;        /* not every rank has a GPU of its own: for the caller to say */
+    bool
+        shares_gpus; /* not every rank has a GPU of its own: in predictions for the caller to say */
 } xp_mesh;
 
 /**

@@ -1,6 +1,7 @@
 #include "parallel/run.h"
 
 #include <string.h>
+#include "device/device_internal.h"
 #include "device/plugin.h"
 #include "ops/ops.h"
 
@@ -183,13 +184,13 @@ static xp_status reserve_libraries(xp_run *run) {
 }
 
 static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp_mesh *layout,
-                               bool shares_gpus, xp_run *run) {
+                               xp_run *run) {
     XP_TRY(xp_arch_from_config(config, &run->arch));
     if (layout)
         run->mesh = *layout;
     else
         XP_TRY(xp_mesh_create(world, config, &run->mesh));
-    run->mesh.shares_gpus |= shares_gpus;
+    run->mesh.shares_gpus |= xp_device_is_shared(run->device);
     XP_TRY(check_experts(&run->arch, run->mesh.ep_size));
     XP_TRY(reserve_libraries(run));
     run->n_data_ranks = run->mesh.n_ranks;
@@ -201,10 +202,10 @@ static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp
 }
 
 xp_status xp_run_reserve(const xp_config *config, xp_device *device, xp_comm *world,
-                         const xp_mesh *layout, bool shares_gpus, xp_run *run) {
+                         const xp_mesh *layout, xp_run *run) {
     memset(run, 0, sizeof *run);
     run->device = device;
-    xp_status status = reserve_parts(config, world, layout, shares_gpus, run);
+    xp_status status = reserve_parts(config, world, layout, run);
     if (status != XP_OK)
         xp_run_release(run);
     return status;

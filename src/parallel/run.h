@@ -29,12 +29,11 @@ typedef struct xp_run {
  *
  * @param world   NULL: one rank, or with `layout` one rank of many, without communicators
  * @param layout  from xp_mesh_layout(), for the null device only; NULL otherwise
- * @param shares_gpus  some ranks of the world share a GPU; a layout says so itself
  * @return XP_OK; XP_ECONFIG when batch sizes or degrees do not fit; XP_ENOMEM with the tag.
  *         After an error *run holds nothing
  */
 XP_NODISCARD xp_status xp_run_reserve(const xp_config *config, xp_device *device, xp_comm *world,
-                                      const xp_mesh *layout, bool shares_gpus, xp_run *run);
+                                      const xp_mesh *layout, xp_run *run);
 void xp_run_release(xp_run *run);
 
 /**

@@ -57,7 +57,7 @@ xp_status xp_predict_memory_on(xp_device_kind kind, const xp_config *config, con
     memset(prediction, 0, sizeof *prediction);
     prediction->kind = kind;
     XP_TRY(xp_device_create(&args, &device));
-    xp_status status = xp_run_reserve(config, device, NULL, layout, false, &run);
+    xp_status status = xp_run_reserve(config, device, NULL, layout, &run);
     if (status == XP_OK) {
         read_tags(device, prediction);
         prediction->host_bytes = checkpoint_bytes(config, &run) + batch_bytes(&run) + THREAD_BYTES;

@@ -110,7 +110,7 @@ static xp_status create_parts(xp_trainer *t) {
     XP_TRY(xp_trainer_announce_devices(t));
     XP_TRY(write_config(t));
     XP_TRY(xp_trainer_announce_memory(t));
-    XP_TRY(xp_run_reserve(t->config, t->device, t->world, NULL, t->shares_gpus, &t->run));
+    XP_TRY(xp_run_reserve(t->config, t->device, t->world, NULL, &t->run));
     t->n_moe_layers = t->run.arch.n_experts > 0 ? (int)t->run.arch.n_layers : 0;
     XP_TRY(xp_event_create(t->device, &t->results));
     XP_TRY(create_tables(t));

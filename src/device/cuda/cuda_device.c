@@ -171,8 +171,7 @@ static xp_status cuda_zero(xp_stream *stream, void *dst, size_t n_bytes) {
     return xp_cuda_check(cudaMemsetAsync(dst, 0, n_bytes, s), "cudaMemsetAsync");
 }
 
-/* On the context's own stream, for which ours do not wait: every stream that is created takes the
- * next of 32 hardware queues, and two that share one wait for each other. */
+/* On the context's own stream, for which ours do not wait: no stream is made for a copy. */
 static xp_status cuda_move(xp_device *device, void *dst, const void *src, size_t n_bytes) {
     XP_TRY(select_device(device));
     XP_TRY(xp_cuda_check(src == NULL ? cudaMemsetAsync(dst, 0, n_bytes, NULL)

@@ -62,7 +62,7 @@ static void one_rank(void **state) {
         assert_int_equal(xp_mesh_layout(config, 1, 0, &layout), XP_OK);
         assert_int_equal(xp_predict_memory(config, &layout, &p), XP_OK);
         assert_int_equal(xp_device_create(&args, &device), XP_OK);
-        assert_int_equal(xp_run_reserve(config, device, NULL, NULL, false, &run), XP_OK);
+        assert_int_equal(xp_run_reserve(config, device, NULL, NULL, &run), XP_OK);
         compare(device, &p);
         xp_run_release(&run);
         assert_int_equal(xp_device_bytes(device, NULL), 0);
@@ -89,7 +89,7 @@ static xp_status visit(member *m) {
     if (status == XP_OK)
         status = xp_predict_memory(m->config, &layout, &m->p);
     if (status == XP_OK)
-        status = xp_run_reserve(m->config, m->device, comm, NULL, false, &run);
+        status = xp_run_reserve(m->config, m->device, comm, NULL, &run);
     if (status == XP_OK) {
         for (int i = 0; i < m->p.n_tags; i++)
             if (xp_device_bytes(m->device, m->p.tags[i].tag) != m->p.tags[i].n_bytes)
