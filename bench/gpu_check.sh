@@ -27,7 +27,7 @@ if want full; then
     cut -c1-190 "$out/full.txt" | tee -a "$summary"
 fi
 if want sanitize; then
-    # All side by side: each keeps one core busy and the GPU hardly. Ranks of --phased meet on the host, because a tool
+    # Side by side: each keeps one core busy and the GPU hardly. Ranks of --phased meet on the host, because a tool
     # that runs one kernel at a time would let a kernel that waits for another wait for ever.
     sanitize() {
         local name=$1 tool=$2
@@ -40,7 +40,10 @@ if want sanitize; then
             ${SANITIZE_OP:+--op "$SANITIZE_OP"} > /dev/null &
         sanitize "ep_$tool" "$tool" "$build/bin/test_ep" --device cuda --ranks "${SANITIZE_RANKS:-3}" --phased --quick \
             > /dev/null &
-        # No kernel of this transport waits for another rank.
+    done
+    wait
+    # No kernel of this transport waits for another rank. After the others: it queues the most kernels.
+    for tool in memcheck racecheck initcheck; do
         sanitize "hier_$tool" "$tool" "$build/bin/test_ep" --device cuda --ranks 4 --transport hierarchical --quick \
             > /dev/null &
     done
