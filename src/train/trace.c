@@ -54,9 +54,10 @@ static int row_of_caller(xp_trace *trace) {
 }
 
 /* xp_cpu_observer.ran */
-static void op_ran(void *context, const char *name, const void *args, double began_s,
-                   double ended_s) {
+static void op_ran(void *context, xp_stream *stream, const char *name, const void *args,
+                   double began_s, double ended_s) {
     xp_trace *trace = context;
+    (void)stream;
     (void)args;
     if (!atomic_load_explicit(&trace->active, memory_order_acquire))
         return;
