@@ -70,8 +70,10 @@ static xp_bench_phase phase_of(const xp_arch *arch, const char *name, const void
     return XP_BENCH_COLLECTIVE;
 }
 
-static void ran(void *context, const char *name, const void *args, double began_s, double ended_s) {
+static void ran(void *context, xp_stream *stream, const char *name, const void *args,
+                double began_s, double ended_s) {
     xp_bench_phases *phases = context;
+    (void)stream;
     xp_bench_phase_total *total = &phases->totals[phase_of(phases->arch, name, args)];
     pthread_mutex_lock(&phases->lock);
     total->seconds += ended_s - began_s;

@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "device/cpu/cpu_device.h"
 #include "device/plugin.h"
+#include "device/recorder.h"
 
 static const char *const kind_names[XP_COMM_N_KINDS] = {
     [XP_COMM_BARRIER] = "barrier",
@@ -179,7 +180,7 @@ static xp_status run_alone(const xp_comm_call *call, xp_stream *stream) {
 }
 
 /* Whatever this rank alone could not do, the others wait for. */
-static xp_status run_on_gpu(xp_comm *comm, const xp_comm_call *call, xp_stream *stream) {
+static xp_status run_together(xp_comm *comm, const xp_comm_call *call, xp_stream *stream) {
     XP_TRY(comm->provider->async_error(comm));
     const xp_status status = comm->engine->ops->run(comm->engine, call, stream);
     if (status != XP_OK && status != XP_ECOMM)
@@ -187,12 +188,20 @@ static xp_status run_on_gpu(xp_comm *comm, const xp_comm_call *call, xp_stream *
     return status;
 }
 
+static xp_status run_on_gpu(xp_comm *comm, const xp_comm_call *call, xp_stream *stream) {
+    xp_device *device = xp_stream_device(stream);
+    if (comm->size > 1 && (!comm->engine || comm->engine->device != device))
+        XP_TRY(xp_comm_prepare(comm, device, 0));
+    const int64_t op = xp_recorder_begin_op(stream, xp_comm_kind_name(call->kind));
+    return xp_recorder_end_op(
+        stream, op, comm->size == 1 ? run_alone(call, stream) : run_together(comm, call, stream));
+}
+
 static xp_status start(xp_comm *comm, xp_comm_call call, xp_stream *stream) {
     call.phase = atomic_load(&comm->phase);
     if (!stream)
         return comm->provider->run(comm, &call);
-    xp_device *device = xp_stream_device(stream);
-    switch (xp_device_get_kind(device)) {
+    switch (xp_device_get_kind(xp_stream_device(stream))) {
     case XP_DEVICE_CPU: {
         queued_call queued = {.comm = comm, .call = call};
         return xp_cpu_submit_named(stream, xp_comm_kind_name(call.kind), run_queued, &queued,
@@ -201,10 +210,6 @@ static xp_status start(xp_comm *comm, xp_comm_call call, xp_stream *stream) {
     case XP_DEVICE_NULL:
         return XP_OK; /* the null device only counts bytes */
     default:
-        if (comm->size == 1)
-            return run_alone(&call, stream);
-        if (!comm->engine || comm->engine->device != device)
-            XP_TRY(xp_comm_prepare(comm, device, 0));
         return run_on_gpu(comm, &call, stream);
     }
 }

@@ -1,5 +1,6 @@
 #include "device/device_internal.h"
 #include "device/plugin.h"
+#include "device/recorder.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -295,13 +296,15 @@ xp_status xp_event_query(xp_event *event, bool *passed) {
 xp_status xp_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {
     if (n_bytes == 0)
         return XP_OK;
-    return stream->device->vtable->copy(stream, dst, src, n_bytes);
+    const int64_t op = xp_recorder_begin_op(stream, "copy");
+    return xp_recorder_end_op(stream, op, stream->device->vtable->copy(stream, dst, src, n_bytes));
 }
 
 xp_status xp_zero(xp_stream *stream, void *dst, size_t n_bytes) {
     if (n_bytes == 0)
         return XP_OK;
-    return stream->device->vtable->zero(stream, dst, n_bytes);
+    const int64_t op = xp_recorder_begin_op(stream, "copy");
+    return xp_recorder_end_op(stream, op, stream->device->vtable->zero(stream, dst, n_bytes));
 }
 
 static xp_status move(xp_device *device, void *dst, const void *src, size_t n_bytes) {

@@ -29,6 +29,10 @@ typedef struct xp_device_vtable {
     xp_status (*event_wait)(xp_event *event, xp_stream *stream);
     xp_status (*event_sync)(xp_event *event, xp_stream *stream);
     xp_status (*event_query)(xp_event *event, bool *passed);
+    /** Events that keep when their point was passed, and the seconds from one to another; the
+     * device has passed both. Both NULL: ops are timed by who runs them, or not at all. */
+    xp_status (*timed_event_create)(xp_device *device, xp_event **event);
+    xp_status (*event_elapsed)(xp_event *from, xp_event *to, double *seconds);
     xp_status (*copy)(xp_stream *stream, void *dst, const void *src, size_t n_bytes);
     xp_status (*zero)(xp_stream *stream, void *dst, size_t n_bytes);
     /** Copy (src NULL: zeros) and wait, beside all streams; NULL: a stream does it. */
@@ -54,6 +58,7 @@ struct xp_device {
     xp_memory_account memory, host;
     int64_t n_allocs, n_syncs;
     bool shared;
+    struct xp_recorder *recorder;      /* that takes ops now, by timed events; NULL: none */
     struct xp_allocation *allocations; /* what free() needs to know, newest first */
 };
 

@@ -1,6 +1,7 @@
 /* The calls that move rows: arguments checked, then queued on the stream. */
 #include <string.h>
 #include "device/cpu/cpu_device.h"
+#include "device/recorder.h"
 #include "ep/device_ops.h"
 #include "ep/transport/transport.h"
 
@@ -34,6 +35,15 @@ static xp_status check_stream(const char *call, const xp_ep_group *group, const 
     return XP_OK;
 }
 
+/* A device's calls queue their work themselves. */
+static xp_status queue(const xp_ep_group *group, xp_stream *stream, const char *name, xp_cpu_fn run,
+                       void *job, size_t n_bytes) {
+    if (!group->device_ops)
+        return xp_cpu_submit_named(stream, name, run, job, n_bytes);
+    const int64_t op = xp_recorder_begin_op(stream, name);
+    return xp_recorder_end_op(stream, op, run(stream, job));
+}
+
 xp_status xp_ep_plan_build(xp_ep_group *group, const int32_t *topk_idx, const float *topk_weight,
                            int64_t n_tokens, xp_stream *stream, xp_ep_plan *plan) {
     XP_TRY(check_stream("xp_ep_plan_build", group, plan, stream));
@@ -45,9 +55,7 @@ xp_status xp_ep_plan_build(xp_ep_group *group, const int32_t *topk_idx, const fl
                      .topk_idx = topk_idx,
                      .topk_weight = topk_weight,
                      .n_tokens = n_tokens};
-    if (group->device_ops)
-        return run_build(stream, &job);
-    return xp_cpu_submit_named(stream, "plan", run_build, &job, sizeof job);
+    return queue(group, stream, "plan", run_build, &job, sizeof job);
 }
 
 typedef struct move_job {
@@ -150,9 +158,7 @@ static xp_status start(const char *call, const char *phase, move_job *job, xp_ep
     /* The plan is the caller's to keep; nothing here changes what it says. */
     job->step =
         (xp_ep_step){.group = group, .plan = (xp_ep_plan *)plan, .round = round, .phase = phase};
-    if (group->device_ops)
-        return run_move(stream, job);
-    return xp_cpu_submit_named(stream, phase, run_move, job, sizeof *job);
+    return queue(group, stream, phase, run_move, job, sizeof *job);
 }
 
 static xp_status send_rows(const char *call, const char *phase, xp_ep_group *group,

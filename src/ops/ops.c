@@ -5,6 +5,7 @@
  */
 #include <pthread.h>
 #include "device/plugin.h"
+#include "device/recorder.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/ops_check.h"
 
@@ -75,13 +76,18 @@ static const xp_ops *own_table(xp_stream *stream) {
     return table_of(xp_stream_device(stream));
 }
 
+static xp_status launch(xp_stream *stream, const char *name, xp_cpu_fn run, const void *args) {
+    const int64_t op = xp_recorder_begin_op(stream, name);
+    return xp_recorder_end_op(stream, op, run(stream, (void *)args)); /* entries only read them */
+}
+
 static xp_status issue(xp_stream *stream, const char *name, xp_cpu_fn run, const void *args,
                        size_t n_bytes) {
     switch (xp_device_get_kind(xp_stream_device(stream))) {
     case XP_DEVICE_NULL:
         return XP_OK;
     case XP_DEVICE_CUDA:
-        return run(stream, (void *)args); /* entries only read them */
+        return launch(stream, name, run, args);
     default:
         return xp_cpu_submit_named(stream, name, run, args, n_bytes);
     }

@@ -3,8 +3,9 @@
  * Chrome's trace format (chrome://tracing, ui.perfetto.dev), one file a rank:
  * DUMP/traces/step-N-rank-R.json. docs/metrics.md tells what stands in it.
  *
- * Room for events is taken once, at create; between traced steps an op costs two readings of the
- * clock, and nothing where there is no trace. Every function but create accepts NULL.
+ * Room for events is taken once, at create; between traced steps an op costs a CPU two readings of
+ * the clock, a GPU a look at whether it is recorded, and nothing where there is no trace. All
+ * functions belong to the rank's own thread, and every one but create accepts NULL.
  */
 #ifndef XP_TRAIN_TRACE_H
 #define XP_TRAIN_TRACE_H
@@ -12,13 +13,15 @@
 #include <stdbool.h>
 #include "expar/device.h"
 
-#define XP_TRACE_MAX_EVENTS 65536 /* of one step; what comes after is counted and left out */
+/* Of one step: ops (XP_RECORDER_MAX_TIMED on a GPU), and phases with layers. What comes after is
+ * counted and left out. */
+#define XP_TRACE_MAX_OPS    65536
+#define XP_TRACE_MAX_EVENTS 16384
 
 typedef struct xp_trace xp_trace;
 
 /**
- * Listens to the ops of a CPU device; on others the trace holds phases and layers as the host
- * queues them. Call before anything is queued.
+ * Records what the device runs. Call before anything is queued.
  * @param device  borrowed; its streams must be gone before the trace is
  * @param folder  copied; made when the first trace is written
  * @param every   steps between traces, >= 1
@@ -27,15 +30,19 @@ XP_NODISCARD xp_status xp_trace_create(xp_device *device, const char *folder, in
                                        int64_t every, xp_trace **trace);
 void xp_trace_destroy(xp_trace *trace);
 
-/** Before a step: starts listening when this one is traced. Its thread is the rank's own. */
-void xp_trace_begin(xp_trace *trace, int64_t step);
+/**
+ * Before a step: starts recording when this one is traced.
+ * @return XP_OK; XP_EDEVICE: it is not traced
+ */
+XP_NODISCARD xp_status xp_trace_begin(xp_trace *trace, int64_t step);
 /** A part of the step from xp_time_s() values. `name` is static. */
 void xp_trace_phase(xp_trace *trace, const char *name, double began_s, double ended_s);
 void xp_trace_layer_begins(xp_trace *trace);
 void xp_trace_layer_ends(xp_trace *trace, int layer, bool backward);
 /**
- * After the step: writes the file when this step was traced.
- * @return XP_OK; XP_EIO, XP_ENOMEM: no file, the next traced step tries again
+ * After the step: waits for the ops that it has queued and writes the file when this step was
+ * traced.
+ * @return XP_OK; XP_EIO, XP_ENOMEM, XP_EDEVICE: no file, the next traced step tries again
  */
 XP_NODISCARD xp_status xp_trace_end(xp_trace *trace);
 

@@ -255,18 +255,22 @@ static void trace_phases(xp_trainer *t, const xp_step_record *record, double beg
     xp_trace_phase(t->trace, "optimizer", have_gradients, have_gradients + record->optimizer_s);
 }
 
+static void warn_without_trace(xp_trainer *t, int64_t step, xp_status status) {
+    if (status != XP_OK)
+        xp_trainer_warn(t, "no trace of step %lld: %s", (long long)step, xp_last_error());
+}
+
 static xp_status one_step(xp_trainer *t) {
     xp_step_record record;
     memset(&record, 0, sizeof record);
-    xp_trace_begin(t->trace, t->step + 1);
+    warn_without_trace(t, t->step + 1, xp_trace_begin(t->trace, t->step + 1));
     double began = xp_time_s();
     XP_TRY(xp_trainer_step(t, &record));
     trace_phases(t, &record, began);
     XP_TRY(maybe_validate(t, &record));
     XP_TRY(maybe_save(t, &record));
     record.time_s = xp_time_s() - began;
-    if (xp_trace_end(t->trace) != XP_OK)
-        xp_trainer_warn(t, "no trace of step %lld: %s", (long long)t->step, xp_last_error());
+    warn_without_trace(t, t->step, xp_trace_end(t->trace));
     if (t->step == t->first_step + 1)
         t->n_allocs = xp_device_n_allocs(t->device);
     return report(t, &record);

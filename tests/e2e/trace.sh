@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # profiling.*: every profile_freq steps a trace of each rank, in Chrome's format; the run's bits stay the same.
+# scripts/trace_summary.py: its sums.
 . "$(dirname "$0")/lib.sh"
 
 train 2 traced --training.steps 6 --profiling.enable_profiling --profiling.profile_freq 3 \
@@ -35,7 +36,52 @@ for path in sys.argv[1:]:
     end = lambda e: e["ts"] + e["dur"]
     whole = [e for e in spans if e["name"] == "forward and backward"][0]
     assert all(e["ts"] >= whole["ts"] - 1 and end(e) <= end(whole) + 1 for e in layers), path
+    rows = [e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"]
+    assert rows[:3] == ["step", "layers", "ops, compute stream"], (path, rows)
 PY
+
+    # The sums, of traces that a run wrote and of one whose sums are known.
+    summary=$SOURCE/scripts/trace_summary.py
+    python3 "$summary" traced/prof/*.json > sums.txt 2> sums.err || fail "trace_summary: $(cat sums.err)"
+    for line in "step-3-rank-1.json: step 3, rank 1, " "^ops, compute stream .*calls .*total ms .*share .*mean us" \
+        "^gemm  *[0-9]" "^dispatch backward  *[0-9]" "^(idle)  *[0-9]" "^layer 1 backward  *1 "; do
+        expect_text sums.txt "$line"
+    done
+    cat > known.json << 'JSON'
+{"otherData": {"step": 7, "rank": 2, "events_left_out": 5}, "traceEvents": [
+{"name": "thread_name", "ph": "M", "pid": 2, "tid": 2, "args": {"name": "ops, compute stream"}},
+{"name": "thread_name", "ph": "M", "pid": 2, "tid": 3, "args": {"name": "ops, communication stream"}},
+{"name": "gemm", "ph": "X", "ts": 1000, "dur": 1000, "pid": 2, "tid": 2},
+{"name": "sum", "ph": "X", "ts": 4000, "dur": 1500, "pid": 2, "tid": 2},
+{"name": "gemm", "ph": "X", "ts": 2000, "dur": 2000, "pid": 2, "tid": 2},
+{"name": "inner", "ph": "X", "ts": 2500, "dur": 500, "pid": 2, "tid": 2},
+{"name": "plan", "ph": "X", "ts": 5000, "dur": 6000, "pid": 2, "tid": 3}]}
+JSON
+    cat > known.txt << 'TEXT'
+known.json: step 7, rank 2, 10.000 ms
+5 events had no room: sums are too small
+
+ops, compute stream    calls     total ms   share      mean us
+gemm                       2        3.000   30.0%       1500.0
+sum                        1        1.500   15.0%       1500.0
+inner                      1        0.500    5.0%        500.0
+(idle)                              5.500   55.0%
+
+ops, communication stream    calls     total ms   share      mean us
+plan                             1        6.000   60.0%       6000.0
+TEXT
+    python3 "$summary" known.json | diff known.txt - || fail "trace_summary: other sums than known.txt"
+    echo '{"traceEvents": [' > cut.json
+    echo '[]' > list.json
+    echo '{"traceEvents": []}' > empty.json
+    echo '{"traceEvents": [{"name": "gemm", "ph": "X", "ts": 1, "tid": 2}]}' > endless.json
+    head -c 100 /dev/urandom > noise.json
+    for bad in cut.json list.json empty.json endless.json noise.json no_such_file.json .; do
+        python3 "$summary" "$bad" > bad.out 2> bad.err && fail "trace_summary takes $bad"
+        [ "$(wc -l < bad.err)" = 1 ] || fail "trace_summary, $bad: $(cat bad.err)"
+        expect_text bad.err "^trace_summary: $bad: "
+    done
+    python3 "$summary" > bad.out 2>&1 && fail "trace_summary takes no file at all"
 fi
 
 # A folder that cannot be written costs the trace, not the run.
@@ -44,4 +90,4 @@ train 1 blocked --training.steps 3 --profiling.enable_profiling --profiling.prof
     --profiling.save_traces_folder prof
 expect_rc 0 "a run that cannot write its trace"
 expect_text blocked.log "no trace of step 3"
-echo "traces hold phases, layers, ops, exchanges"
+echo "traces hold phases, layers, ops, exchanges; their sums are right"

@@ -41,11 +41,12 @@ XP_NODISCARD xp_status xp_cpu_submit_named(xp_stream *stream, const char *name, 
                                            const void *args, size_t n_bytes);
 
 /**
- * Hears of each named piece of work after it ran, on the thread that ran it: for benches. `args` is
+ * Hears of each named piece of work after it ran, on the thread that ran it. `args` is
  * what was submitted; for an op the struct that ops.h declares for it.
  */
 typedef struct xp_cpu_observer {
-    void (*ran)(void *context, const char *name, const void *args, double began_s, double ended_s);
+    void (*ran)(void *context, xp_stream *stream, const char *name, const void *args,
+                double began_s, double ended_s);
     void *context;
 } xp_cpu_observer;
 

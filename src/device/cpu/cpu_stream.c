@@ -57,7 +57,7 @@ static xp_status observe(cpu_stream *s, const char *name, xp_cpu_fn fn, void *ar
         return fn(&s->base, args);
     const double began = xp_time_s();
     const xp_status status = fn(&s->base, args);
-    observer->ran(observer->context, name, args, began, xp_time_s());
+    observer->ran(observer->context, &s->base, name, args, began, xp_time_s());
     return status;
 }
 

@@ -106,18 +106,35 @@ static xp_status cuda_stream_sync(xp_stream *stream) {
     return xp_cuda_check(cudaStreamSynchronize(s), "waiting for the GPU");
 }
 
-static xp_status cuda_event_create(xp_device *device, xp_event **event) {
+static xp_status create_event(xp_device *device, unsigned flags, xp_event **event) {
     XP_TRY(select_device(device));
     xp_cuda_event *e = calloc(1, sizeof *e);
     if (e == NULL)
         return xp_error(XP_ENOMEM, "event: out of memory");
-    xp_status status = xp_cuda_check(cudaEventCreateWithFlags(&e->event, cudaEventDisableTiming),
-                                     "cudaEventCreate");
+    xp_status status = xp_cuda_check(cudaEventCreateWithFlags(&e->event, flags), "cudaEventCreate");
     if (status != XP_OK) {
         free(e);
         return status;
     }
     *event = &e->base;
+    return XP_OK;
+}
+
+static xp_status cuda_event_create(xp_device *device, xp_event **event) {
+    return create_event(device, cudaEventDisableTiming, event);
+}
+
+static xp_status cuda_timed_event_create(xp_device *device, xp_event **event) {
+    return create_event(device, cudaEventDefault, event);
+}
+
+static xp_status cuda_event_elapsed(xp_event *from, xp_event *to, double *seconds) {
+    float ms = 0;
+    XP_TRY(select_device(from->device));
+    XP_TRY(xp_cuda_check(
+        cudaEventElapsedTime(&ms, ((xp_cuda_event *)from)->event, ((xp_cuda_event *)to)->event),
+        "cudaEventElapsedTime"));
+    *seconds = (double)ms * 1e-3;
     return XP_OK;
 }
 
@@ -195,6 +212,8 @@ static const xp_device_vtable cuda_vtable = {
     .event_wait = cuda_event_wait,
     .event_sync = cuda_event_sync,
     .event_query = cuda_event_query,
+    .timed_event_create = cuda_timed_event_create,
+    .event_elapsed = cuda_event_elapsed,
     .copy = cuda_copy,
     .zero = cuda_zero,
     .move = cuda_move,
