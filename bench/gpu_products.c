@@ -192,8 +192,20 @@ static xp_status compare(const bench *b, int64_t n, bool f32, double *distance) 
     return status;
 }
 
-typedef enum kind { FORWARD, DGRAD, WGRAD, WGRAD_F32_ACC, N_KINDS } kind;
-static const char *const kind_names[N_KINDS] = {"forward", "dgrad", "wgrad", "wgrad f32 +="};
+/* Rows are gathered but where they lie in order; wgrad: those of x, of dy, of x with fp32 sums
+ * added to. */
+typedef enum kind {
+    FORWARD,
+    FORWARD_IN_ORDER,
+    DGRAD,
+    DGRAD_IN_ORDER,
+    WGRAD,
+    WGRAD_OF_DY,
+    WGRAD_F32_ACC,
+    N_KINDS
+} kind;
+static const char *const kind_names[N_KINDS] = {
+    "forward", "forward, order", "dgrad", "dgrad, order", "wgrad", "wgrad, dy", "wgrad f32 +="};
 
 static xp_grouped_args args_of(const bench *b, const shape *s, kind which) {
     xp_grouped_args a = {.n_experts = s->n_experts,
@@ -204,12 +216,22 @@ static xp_grouped_args args_of(const bench *b, const shape *s, kind which) {
                          .dtype = XP_BF16,
                          .dw_dtype = which == WGRAD_F32_ACC ? XP_F32 : XP_BF16,
                          .acc = which == WGRAD_F32_ACC};
-    if (which == FORWARD)
-        a.x = b->rows, a.gather = b->gather, a.w = b->weights;
-    else if (which == DGRAD)
-        a.dy = b->rows, a.gather_dy = b->gather, a.w = b->weights;
-    else
+    switch (which) {
+    case FORWARD:
+    case FORWARD_IN_ORDER:
+        a.x = b->rows, a.gather = which == FORWARD ? b->gather : NULL, a.w = b->weights;
+        break;
+    case DGRAD:
+    case DGRAD_IN_ORDER:
+        a.dy = b->rows, a.gather_dy = which == DGRAD ? b->gather : NULL, a.w = b->weights;
+        break;
+    case WGRAD_OF_DY:
+        a.x = b->wide, a.dy = b->rows, a.gather_dy = b->gather;
+        break;
+    default:
         a.x = b->rows, a.gather = b->gather, a.dy = b->wide;
+        break;
+    }
     return a;
 }
 
@@ -217,18 +239,18 @@ static xp_status call_of(const side *who, kind which, xp_grouped_args *args, tim
     const xp_gemm_ops *ops = &who->ops->gemm;
     *t = (timed){.who = who,
                  .grouped = args,
-                 .call = which == FORWARD ? ops->grouped_forward
-                         : which == DGRAD ? ops->grouped_dgrad
-                                          : ops->grouped_wgrad};
+                 .call = which <= FORWARD_IN_ORDER ? ops->grouped_forward
+                         : which <= DGRAD_IN_ORDER ? ops->grouped_dgrad
+                                                   : ops->grouped_wgrad};
     return XP_OK;
 }
 
 static xp_status run_case(bench *b, const shape *s, kind which) {
     const int64_t n_rows = s->n_experts * s->rows_each;
     const bool f32 = which == WGRAD_F32_ACC;
-    const int64_t n_out = which == FORWARD ? n_rows * s->n
-                          : which == DGRAD ? n_rows * s->k
-                                           : s->n_experts * s->n * s->k;
+    const int64_t n_out = which <= FORWARD_IN_ORDER ? n_rows * s->n
+                          : which <= DGRAD_IN_ORDER ? n_rows * s->k
+                                                    : s->n_experts * s->n * s->k;
     const size_t out_bytes = (size_t)n_out * (f32 ? 4 : 2);
     xp_grouped_args args = args_of(b, s, which);
     timed t;
@@ -248,7 +270,7 @@ static xp_status run_case(bench *b, const shape *s, kind which) {
     const double flops = 2.0 * (double)n_rows * (double)s->n * (double)s->k;
     const bool far = !(distance < TOLERANCE);
     b->far = b->far || far;
-    printf("%-13s %3d x %5lld rows %4lldx%-4lld %9.1f us %7.1f TFLOP/s %5.1f %% of dense  "
+    printf("%-14s %3d x %5lld rows %4lldx%-4lld %9.1f us %7.1f TFLOP/s %5.1f %% of dense  "
            "distance %.1e%s\n",
            kind_names[which], s->n_experts, (long long)s->rows_each, (long long)s->n,
            (long long)s->k, seconds * 1e6, flops / seconds * 1e-12,

@@ -186,19 +186,21 @@ static void grouped_cases(ck_context *ctx, const routing *r, int64_t n, int64_t 
     ck_inout(&dgrad, "dx", dtype, r->n_rows * k, CK_SUM);
     ck_run(ctx, &dgrad);
 
-    for (int kind = 0; kind < 3; kind++) { /* replaced; added to; dy gathered instead of x */
+    /* replaced; added to; dy gathered instead of x; added to in the operands' type */
+    for (int kind = 0; kind < (dtype == XP_BF16 ? 4 : 3); kind++) {
         routing plain = *r;
         plain.gathered = false;
         begin(&wgrad, "grouped_wgrad", call_wgrad, r, n, k, dtype);
         add_rows(&wgrad, "x", "gather", kind == 2 ? &plain : r, k, dtype);
         add_rows(&wgrad, "dy", "gather_dy", kind == 2 ? r : &plain, n, dtype);
         const xp_dtype dw_dtype = kind == 1 ? XP_F32 : dtype;
+        const bool acc = kind % 2 == 1;
         wgrad.size[GROUPED_DW] = (int64_t)dw_dtype;
-        wgrad.size[GROUPED_ACC] = kind == 1;
-        static const char *const kinds[] = {"", ", acc", ", dy instead of x"};
+        wgrad.size[GROUPED_ACC] = acc;
+        static const char *const kinds[] = {"", ", acc", ", dy instead of x", ", acc in bf16"};
         const size_t used = strlen(wgrad.shape);
         snprintf(wgrad.shape + used, sizeof wgrad.shape - used, "%s", kinds[kind]);
-        if (kind == 1)
+        if (acc)
             ck_inout(&wgrad, "dw", dw_dtype, w_elements, CK_SUM);
         else
             ck_out(&wgrad, "dw", dw_dtype, w_elements, CK_SUM);
@@ -227,6 +229,12 @@ static void check_grouped(ck_context *ctx) {
     grouped_cases(ctx, &skewed, 300, 270, XP_F32);
     grouped_cases(ctx, &skewed, 300, 270, XP_BF16);
     grouped_cases(ctx, &skewed, 528, 328, XP_BF16);
+    /* Enough rows an expert for pairs of tiles; an expert that fills no tile, ends inside tiles. */
+    static const int32_t pairs[] = {0, 300, 310, 1640};
+    for (int gathered = 0; gathered < 2; gathered++) {
+        const routing many = {"pairs", 3, 1700, gathered ? 200 : 1700, pairs, gathered != 0};
+        grouped_cases(ctx, &many, 264, 328, XP_BF16);
+    }
 }
 
 /* One layer's experts of the mid-size model, and the same with most rows on one expert. */

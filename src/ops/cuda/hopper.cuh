@@ -71,14 +71,50 @@ static __device__ __forceinline__ void async_proxy_fence() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/** A box of a three-dimensional tensor; its bytes count towards the barrier, zeros outside the
- * tensor included. */
+/** A box of a three-dimensional tensor, written at the same place in each of the cluster's first
+ * N_BLOCKS blocks; its bytes count towards the barrier of each, zeros outside the tensor included.
+ */
+template <int N_BLOCKS>
 static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar,
                                                 int x, int y, int z) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
-                 "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z)
-                 : "memory");
+    if (N_BLOCKS == 1)
+        asm volatile(
+            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+            "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
+            "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z)
+            : "memory");
+    else
+        asm volatile(
+            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+            ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+            "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((uint16_t)((1 << N_BLOCKS) - 1))
+            : "memory");
+}
+
+/* ---- clusters: blocks on neighbouring SMs that reach each other's shared memory ---- */
+
+static __device__ __forceinline__ int block_in_cluster() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return (int)rank;
+}
+
+/** All threads of all blocks of the cluster. */
+static __device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+/** The address in the cluster of what lies in `block` where `at` lies in this one. */
+static __device__ __forceinline__ uint32_t in_block(uint32_t at, int block) {
+    uint32_t remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(at), "r"(block));
+    return remote;
+}
+
+/** An arrival at a barrier anywhere in the cluster, ordered after nothing but what this thread has
+ * waited for: a release of the cluster's scope would wait for all its stores, results included. */
+static __device__ __forceinline__ void mbarrier_arrive_remote(uint32_t bar) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
 /* ---- wgmma: a warpgroup of 128 threads, operands in shared memory ---- */

@@ -10,9 +10,8 @@ bool xp_cuda_hopper_fits(const xp_cuda_device *device, const xp_tile_args *p) {
            xp_is_aligned(p->b) && xp_is_aligned(p->c) && xp_cuda_hopper_is_built();
 }
 
-/* bf16 data [planes, rows, columns] whose rows are `ld` elements apart, planes without a gap. */
-static xp_status encode_map(const void *data, int64_t columns, int64_t ld, int64_t rows,
-                            int64_t planes, int box_rows, CUtensorMap *map) {
+xp_status xp_cuda_hopper_map(const void *data, int64_t columns, int64_t ld, int64_t rows,
+                             int64_t planes, int box_rows, CUtensorMap *map) {
     /* A driver function, found through the runtime: nothing links to the driver's library. */
     __typeof__(cuTensorMapEncodeTiled) *encode = NULL;
     enum cudaDriverEntryPointQueryResult found;
@@ -34,13 +33,4 @@ static xp_status encode_map(const void *data, int64_t columns, int64_t ld, int64
         return xp_error(XP_EDEVICE, "grouped product: TMA refuses %lld x %lld x %lld (%d)",
                         (long long)planes, (long long)rows, (long long)columns, (int)result);
     return XP_OK;
-}
-
-xp_status xp_cuda_hopper_weights_map(const xp_tile_args *p, int box_rows, CUtensorMap *map) {
-    return encode_map(p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, box_rows, map);
-}
-
-xp_status xp_cuda_hopper_rows_map(const xp_tile_args *p, bool of_b, CUtensorMap *map) {
-    return of_b ? encode_map(p->b, p->n, p->ldb, p->k, 1, 64, map)
-                : encode_map(p->a, p->m, p->lda, p->k, 1, 64, map);
 }

@@ -14,14 +14,11 @@ extern "C" {
 /** Whether this build has code for sm_90a. */
 bool xp_cuda_hopper_is_built(void);
 
-/** The stored weights [L, rows, columns] as boxes of box_rows x 64, 128-byte swizzle, zeros outside
- * an expert's matrix. */
-XP_NODISCARD xp_status xp_cuda_hopper_weights_map(const xp_tile_args *problem, int box_rows,
-                                                  CUtensorMap *map);
-/** The rows of wgrad's operand b (or a) as boxes of 64 x 64; zeros right of them and below the last
- * row that there can be. */
-XP_NODISCARD xp_status xp_cuda_hopper_rows_map(const xp_tile_args *problem, bool of_b,
-                                               CUtensorMap *map);
+/** TMA's view of bf16 data [planes, rows, columns], rows `ld` elements apart, planes without a gap,
+ * as boxes of box_rows x 64: 128-byte swizzle, zeros outside a plane. No size may be 0. */
+XP_NODISCARD xp_status xp_cuda_hopper_map(const void *data, int64_t columns, int64_t ld,
+                                          int64_t rows, int64_t planes, int box_rows,
+                                          CUtensorMap *map);
 
 #ifdef __cplusplus
 }

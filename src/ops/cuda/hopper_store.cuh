@@ -82,4 +82,63 @@ static __device__ __forceinline__ void put_pairs(const xp_tile_args &p, const fl
     }
 }
 
+/* An 8 x 8 block of bf16 as the products leave it, two columns a lane: then two rows a lane. */
+static __device__ __forceinline__ uint32_t transpose_block(uint32_t pair) {
+    uint32_t turned;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+    return turned;
+}
+
+static __device__ __forceinline__ void put_one(const xp_tile_args &p, int64_t at, float x) {
+    float *to = (float *)p.c + at;
+    *to = p.acc ? *to + x : x;
+}
+
+static __device__ __forceinline__ void put_transposed_f32(const xp_tile_args &p,
+                                                          const float (&d)[128], int64_t c0,
+                                                          int64_t row, int64_t n_rows, int64_t n0) {
+    const int quad = (int)threadIdx.x % 4, group = (int)threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+        const int64_t r = row + 8 * (i % 2) + group, column = n0 + 8 * (i / 2) + 2 * quad;
+        if (r >= n_rows || column >= p.n)
+            continue;
+        put_one(p, c0 + column * p.ldc + r, d[2 * i]);
+        put_one(p, c0 + (column + 1) * p.ldc + r, d[2 * i + 1]);
+    }
+}
+
+static __device__ __forceinline__ void put_transposed_bf16(const xp_tile_args &p,
+                                                           const float (&d)[128], int64_t c0,
+                                                           int64_t row, int64_t n_rows,
+                                                           int64_t n0) {
+    const int quad = (int)threadIdx.x % 4, group = (int)threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+        const int64_t r = row + 8 * (i % 2) + 2 * quad, column = n0 + 8 * (i / 2) + group;
+        const bool valid = r < n_rows && column < p.n;
+        uint32_t *to = (uint32_t *)((bf16 *)p.c + c0 + column * p.ldc + r);
+        float2 x = make_float2(d[2 * i], d[2 * i + 1]);
+        if (p.acc) { /* what is there, as the sums lie */
+            const uint32_t bits = transpose_block(valid ? *to : 0);
+            const __nv_bfloat162 old = *(const __nv_bfloat162 *)&bits;
+            x = make_float2(__low2float(old) + x.x, __high2float(old) + x.y);
+        }
+        const uint32_t turned = transpose_block(pack(x.x, x.y));
+        if (valid)
+            *to = turned;
+    }
+}
+
+/* c stored [n, m]: rows run along memory, 8 of them an access. `row` is that of the warp's first
+ * lane. */
+static __device__ __forceinline__ void put_transposed(const xp_tile_args &p, const float (&d)[128],
+                                                      int64_t c0, int64_t row, int64_t n_rows,
+                                                      int64_t n0) {
+    if (p.c_f32)
+        put_transposed_f32(p, d, c0, row, n_rows, n0);
+    else
+        put_transposed_bf16(p, d, c0, row, n_rows, n0);
+}
+
 #endif

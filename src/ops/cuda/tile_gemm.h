@@ -29,6 +29,7 @@ typedef struct xp_tile_args {
     const int32_t *offsets;             /* [n_experts + 1] or NULL: one dense product */
     int n_experts;
     bool rows_are_m, trans_a, trans_b;
+    bool trans_c; /* c is stored [n, m], rows ldc apart: grouped_hopper's wgrad alone */
     bool ab_f32, c_f32;
     float alpha;
     bool acc;
