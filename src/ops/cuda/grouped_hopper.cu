@@ -330,6 +330,8 @@ static __device__ __forceinline__ void multiply_all(const xp_tile_args &p, const
     const int group = ((int)threadIdx.x - COPY_THREADS) / GROUP,
               warp = (int)threadIdx.x % GROUP / 32, lane = (int)threadIdx.x % 32;
     const bool elected = threadIdx.x % GROUP == 0;
+    /* cp.async writes are ordinary ones, wgmma reads through the async proxy, as TMA writes */
+    const bool by_chunks = P == WGRAD || p.gather_a != nullptr;
     /* 64 rows of 128 bytes, or one slab: the same distance. */
     const uint32_t own_a = (uint32_t)group * XP_HOPPER_SLAB_BYTES;
     ring at = {base, 0, 0};
@@ -347,8 +349,8 @@ static __device__ __forceinline__ void multiply_all(const xp_tile_args &p, const
         uint32_t before = 0;
         for (int s = 0; s < w.n_slices; s++) {
             mbarrier_wait(at.full(), at.parity);
-            async_proxy_fence(); /* cp.async writes are ordinary ones, wgmma reads through the async
-                                    proxy */
+            if (by_chunks)
+                async_proxy_fence();
             __syncwarp(); /* wgmma wants the warp together */
             wgmma_fence();
 #pragma unroll

@@ -28,26 +28,43 @@ static __device__ __forceinline__ uint32_t pack(float low, float high) {
     return *(const uint32_t *)&both;
 }
 
+/* One store without a branch: the compiler splits an assigned uint4 into four, and works through
+ * branches one by one. */
+static __device__ __forceinline__ void store_16(bf16 *to, const uint32_t (&w)[4], bool valid) {
+    asm volatile("{\n"
+                 ".reg .pred valid;\n"
+                 "setp.ne.b32 valid, %5, 0;\n"
+                 "@valid st.global.v4.b32 [%0], {%1, %2, %3, %4};\n"
+                 "}" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"((int)valid));
+}
+
 /* Rounded, 16 bytes a store: lanes of four trade words so that each holds 8 neighbouring columns.
- */
+ * All words of a row are traded before the first is stored: the trades wait for each other only
+ * where they must. */
 static __device__ __forceinline__ void put_bf16(const xp_tile_args &p, const float (&d)[128],
                                                 bf16 *c, int64_t row, int64_t n_rows, int64_t n0) {
+    constexpr int N_STORES = 8;
     const int lane = (int)threadIdx.x % 4;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int64_t r = row + 8 * half;
+        uint32_t w[N_STORES][4];
 #pragma unroll
-        for (int g = 0; g < 8; g++) {
-            uint32_t w[4];
+        for (int g = 0; g < N_STORES; g++) {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const int i = 4 * (4 * g + j) + 2 * half;
-                w[j] = pack(d[i], d[i + 1]);
+                w[g][j] = pack(d[i], d[i + 1]);
             }
-            transpose_quad(w);
+        }
+#pragma unroll
+        for (int g = 0; g < N_STORES; g++)
+            transpose_quad(w[g]);
+#pragma unroll
+        for (int g = 0; g < N_STORES; g++) {
             const int64_t column = n0 + 8 * (4 * g + lane);
-            if (r < n_rows && column < p.n)
-                *(uint4 *)(c + r * p.ldc + column) = make_uint4(w[0], w[1], w[2], w[3]);
+            store_16(c + r * p.ldc + column, w[g], r < n_rows && column < p.n);
         }
     }
 }
