@@ -13,6 +13,7 @@
 /* argv[0] is the command's name. A command that exists has a row in commands.c. */
 int cmd_train(int argc, char **argv);
 int cmd_config(int argc, char **argv);
+int cmd_plan(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_tokenizer_train(int argc, char **argv);
 int cmd_eval(int argc, char **argv);

@@ -69,21 +69,25 @@ xp_status xp_ep_device_ops_get(const xp_device *device, const xp_ep_device_ops *
                            xp_device_name(device));
 }
 
-static xp_status choose_transport(xp_ep_group *g) {
-    const xp_comm *comm = g->comm;
-    bool shares = !comm || xp_comm_shares_memory(comm);
-    g->transport = g->config.transport;
-    if (g->transport == XP_EP_AUTO)
-        g->transport = shares ? XP_EP_P2P : XP_EP_A2A;
-    if (g->transport == XP_EP_P2P && !shares)
+xp_status xp_ep_choose_transport(xp_ep_config *config, bool shares_memory) {
+    if (config->transport == XP_EP_AUTO)
+        config->transport = shares_memory ? XP_EP_P2P : XP_EP_A2A;
+    if (config->transport == XP_EP_P2P && !shares_memory)
         return xp_error(XP_ENOTSUP,
                         "the p2p transport needs every rank of the EP group on one node, and this "
                         "group spans %d nodes; "
                         "choose a smaller expert parallel degree, or transport a2a or hierarchical",
-                        xp_comm_n_nodes(comm));
-    g->config.transport = g->transport;
-    g->config.on_gpu = xp_device_like(g->device) == XP_DEVICE_CUDA;
+                        xp_ep_config_nodes(config));
+    return XP_OK;
+}
+
+static xp_status choose_transport(xp_ep_group *g) {
+    const xp_comm *comm = g->comm;
+    const bool shares = !comm || xp_comm_shares_memory(comm);
     g->config.n_nodes = comm ? xp_comm_n_nodes(comm) : xp_ep_config_nodes(&g->config);
+    XP_TRY(xp_ep_choose_transport(&g->config, shares));
+    g->transport = g->config.transport;
+    g->config.on_gpu = xp_device_like(g->device) == XP_DEVICE_CUDA;
     if (comm)
         g->config.separate_processes = !xp_comm_shares_addresses(comm) && shares;
     return XP_OK;

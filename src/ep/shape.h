@@ -14,6 +14,11 @@
 /** Device bytes that the communicators of a group's slots reserve where each rank has a GPU of its
  * own: for predictions. */
 size_t xp_ep_comm_bytes(const xp_ep_config *config, int n_ranks);
+/**
+ * XP_EP_AUTO becomes p2p where the ranks share memory, else a2a.
+ * @return XP_OK; XP_ENOTSUP: p2p between nodes
+ */
+XP_NODISCARD xp_status xp_ep_choose_transport(xp_ep_config *config, bool shares_memory);
 
 typedef struct xp_ep_shape {
     int n_ranks;            /* R */

@@ -133,6 +133,8 @@ static xp_status create_group(xp_moe_core *core) {
     args->ep.n_experts = args->n_experts;
     args->ep.dtype = args->dtype;
     args->ep.n_slots = core->n_parts;
+    if (core->is_null) /* the group chooses by itself where there is one */
+        XP_TRY(xp_ep_choose_transport(&args->ep, args->ep.n_nodes <= 1));
     XP_TRY(xp_ep_query_sizes(&args->ep, args->n_ranks, &core->sizes));
     if (core->is_null) {
         const size_t comm_bytes = xp_ep_comm_bytes(&args->ep, args->n_ranks);

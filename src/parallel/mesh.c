@@ -53,6 +53,11 @@ xp_status xp_mesh_layout(const xp_config *config, int n_ranks, int rank, xp_mesh
     return XP_OK;
 }
 
+int xp_mesh_ep_nodes(const xp_mesh *mesh, int n_nodes) {
+    const int of_node = n_nodes > 0 && n_nodes < mesh->n_ranks ? mesh->n_ranks / n_nodes : 1;
+    return n_nodes > 1 ? (mesh->ep_size + of_node - 1) / of_node : 1;
+}
+
 /* Every rank splits for every dimension that has more than one rank, in the same order. */
 static xp_status split(xp_comm *world, int n, int color, xp_comm **sub) {
     return n > 1 ? xp_comm_split(world, color, sub) : XP_OK;

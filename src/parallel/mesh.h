@@ -24,6 +24,7 @@ typedef struct xp_mesh {
     int n_replicate, n_shard, ep_size, n_expert_shard;
     int n_ranks, rank; /* of the world */
     int replica, shard_rank, ep_rank, expert_shard_rank;
+    int ep_nodes; /* nodes that an EP group spans, 0 = 1: in predictions for the caller to say */
     bool separate_processes; /* ranks of a node are processes; xp_mesh_layout() says false */
     bool
         shares_gpus; /* not every rank has a GPU of its own: in predictions for the caller to say */
@@ -35,6 +36,8 @@ typedef struct xp_mesh {
  */
 XP_NODISCARD xp_status xp_mesh_layout(const xp_config *config, int n_ranks, int rank,
                                       xp_mesh *mesh);
+/** How many of n_nodes equal nodes, whose ranks count on one after the other, an EP group spans. */
+int xp_mesh_ep_nodes(const xp_mesh *mesh, int n_nodes);
 /**
  * Layout and communicators. Collective.
  * @param world NULL: one rank. Borrowed; must outlive the mesh

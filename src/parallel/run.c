@@ -47,7 +47,7 @@ static xp_status check_experts(const xp_arch *arch, int ep_size) {
     return XP_OK;
 }
 
-static xp_ep_transport choose_transport(const xp_config *config, const xp_arch *arch) {
+xp_ep_transport xp_run_transport(const xp_config *config, const xp_arch *arch) {
     const char *backend = config->parallelism.expert_parallel_comm_backend;
     bool deepep = backend ? strcmp(backend, "deepep") == 0 : arch->use_deepep;
     const char *transport = config->deepep.transport;
@@ -62,7 +62,7 @@ static xp_ep_transport choose_transport(const xp_config *config, const xp_arch *
     return XP_EP_AUTO;
 }
 
-static xp_recompute choose_recompute(const char *mode) {
+xp_recompute xp_run_recompute(const char *mode) {
     if (mode && strcmp(mode, "full") == 0)
         return XP_RECOMPUTE_FULL;
     if (mode && strcmp(mode, "selective") == 0)
@@ -134,14 +134,14 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
     xp_model_args args = {
         .arch = &run->arch,
         .document_attention = attention && strcmp(attention, "document") == 0,
-        .recompute = choose_recompute(config->activation_checkpoint.mode),
+        .recompute = xp_run_recompute(config->activation_checkpoint.mode),
         .forced_balance = choose_forced(config),
         .overlap = config->parallelism.expert_parallel_overlap,
         .overlap_split = config->deepep.overlap_split,
         .aux_loss_coeff = config->moe.aux_loss_coeff,
         .z_loss_coeff = config->moe.z_loss_coeff,
         .save_dispatched = choose_saved(config->moe.save_dispatched),
-        .ep = {.transport = choose_transport(config, &run->arch),
+        .ep = {.transport = xp_run_transport(config, &run->arch),
                .capacity_factor = config->moe.capacity_factor,
                .num_sms = (int)config->deepep.num_sms,
                .separate_processes = run->mesh.separate_processes,
@@ -154,6 +154,7 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
         args.ep_size = run->mesh.ep_size;
         args.ep_rank = run->mesh.ep_rank;
         args.shares_gpus = run->mesh.shares_gpus;
+        args.ep.n_nodes = run->mesh.ep_nodes;
     }
     batch_bounds(config, run, &args);
     XP_TRY(choose_dtype(config, run->device, &args.dtype));

@@ -130,6 +130,7 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
     if (t->world)
         xp_comm_set_phase(t->world, "looking at the memory");
     XP_TRY(xp_mesh_layout(t->config, t->n_ranks, t->rank, &layout));
+    layout.ep_nodes = xp_mesh_ep_nodes(&layout, t->world ? xp_comm_n_nodes(t->world) : 1);
     layout.separate_processes = t->world && !xp_comm_shares_addresses(t->world);
     layout.shares_gpus = t->shares_gpus;
     /* A guarded CPU stands for a GPU. */

@@ -1,0 +1,414 @@
+/* expar plan: memory and speed of a configuration on GPUs that need not be here. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "cli.h"
+#include "config_words.h"
+#include "core/text.h"
+#include "device/plugin.h"
+#include "lists.h"
+#include "model/arch.h"
+#include "options.h"
+#include "predict/predict.h"
+#include "predict/step_time.h"
+
+#define GIB         ((double)(1 << 30))
+#define CONTEXT_GIB 1.1 /* what driver and libraries take beside a run, measured on H100 and H200 */
+#define MAX_ERROR   400
+#define SHORT_S     20e-3 /* steps of less came out too fast (docs/plan.md) */
+
+typedef struct plan_options {
+    const char *gpu, *nodes, *batch;
+    int64_t gpus_per_node;
+    double network_gbps;
+    bool json;
+    cli_config_words words;
+} plan_options;
+
+typedef struct plan {
+    const plan_options *o;
+    xp_config_set *set;
+    const xp_config *config;
+    xp_arch arch;
+    xp_cluster cluster;
+    double room_gib; /* of a GPU, for a run */
+} plan;
+
+/* One row of the table. */
+typedef struct row {
+    int64_t nodes, ranks, batch;
+    int ep_size;
+    bool is_run, fits, has_speed;
+    char error[MAX_ERROR]; /* why it is no run, or why its speed is not known */
+    char advice[MAX_ERROR];
+    xp_memory_prediction memory;
+    xp_step_prediction step;
+} row;
+
+static double gib(int64_t n_bytes) {
+    return (double)n_bytes / GIB;
+}
+
+static bool fits(const plan *p, const xp_memory_prediction *memory) {
+    return gib(memory->device_bytes) <= p->room_gib;
+}
+
+static void keep_error(char *text) {
+    snprintf(text, MAX_ERROR, "%s", xp_last_error());
+}
+
+/* ---- one combination ------------------------------------------------------------------------ */
+
+static xp_status layout_of(const plan *p, int64_t nodes, xp_mesh *layout) {
+    const int n_ranks = (int)nodes * p->cluster.gpus_per_node;
+    XP_TRY(xp_mesh_layout(p->config, n_ranks, 0, layout));
+    layout->ep_nodes = xp_mesh_ep_nodes(layout, (int)nodes);
+    return XP_OK;
+}
+
+static xp_status memory_at(plan *p, const xp_mesh *layout, int64_t batch,
+                           xp_memory_prediction *memory) {
+    char text[32];
+    snprintf(text, sizeof text, "%lld", (long long)batch);
+    XP_TRY(xp_config_override(p->set, "training.local_batch_size", text));
+    return xp_predict_memory_on(XP_DEVICE_CUDA, p->config, layout, memory);
+}
+
+/* The largest batch below `batch` that fits; 0: none. */
+static int64_t smaller_batch(plan *p, const xp_mesh *layout, int64_t batch) {
+    xp_memory_prediction memory;
+    int64_t low = 0, high = batch; /* low fits, high does not */
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low) / 2;
+        const bool small = memory_at(p, layout, middle, &memory) == XP_OK && fits(p, &memory);
+        *(small ? &low : &high) = middle;
+    }
+    return low;
+}
+
+/* What would fit, looked for in the run's own reservation. */
+static void advise(plan *p, const xp_mesh *layout, row *r) {
+    static const char *const modes[] = {"selective", "full"};
+    const char *own = p->config->activation_checkpoint.mode;
+    char *mode = strdup(own ? own : "none");
+    xp_memory_prediction memory;
+    size_t used = 0;
+    for (size_t i = 0; mode && i < sizeof modes / sizeof modes[0] && used == 0; i++)
+        if (xp_config_override(p->set, "activation_checkpoint.mode", modes[i]) == XP_OK &&
+            memory_at(p, layout, r->batch, &memory) == XP_OK && fits(p, &memory) &&
+            strcmp(modes[i], mode) != 0)
+            used += (size_t)snprintf(r->advice, sizeof r->advice,
+                                     "activation_checkpoint.mode = \"%s\" needs %.1f GiB", modes[i],
+                                     gib(memory.device_bytes));
+    if (mode && xp_config_override(p->set, "activation_checkpoint.mode", mode) == XP_OK) {
+        const int64_t smaller = smaller_batch(p, layout, r->batch);
+        if (smaller > 0)
+            snprintf(r->advice + used, sizeof r->advice - used, "%sbatch %lld fits",
+                     used > 0 ? "; " : "", (long long)smaller);
+    }
+    if (r->advice[0] == '\0')
+        snprintf(r->advice, sizeof r->advice, "no smaller batch fits: more nodes or a larger "
+                                              "expert parallel degree");
+    free(mode);
+}
+
+static void work_out(plan *p, row *r) {
+    xp_mesh layout;
+    r->ranks = r->nodes * p->cluster.gpus_per_node;
+    if (layout_of(p, r->nodes, &layout) != XP_OK ||
+        memory_at(p, &layout, r->batch, &r->memory) != XP_OK) {
+        keep_error(r->error);
+        return;
+    }
+    r->is_run = true;
+    r->ep_size = layout.ep_size;
+    r->fits = fits(p, &r->memory);
+    r->has_speed = xp_predict_step(p->config, &layout, &p->cluster, &r->step) == XP_OK;
+    if (!r->has_speed)
+        keep_error(r->error);
+    if (!r->fits)
+        advise(p, &layout, r);
+}
+
+/* ---- text ----------------------------------------------------------------------------------- */
+
+static int larger_first(const void *a, const void *b) {
+    const xp_predicted_tag *left = a, *right = b;
+    return (left->n_bytes < right->n_bytes) - (left->n_bytes > right->n_bytes);
+}
+
+/* The largest parts of the memory. */
+static void print_parts(const row *r, int n_most) {
+    xp_memory_prediction sorted = r->memory;
+    qsort(sorted.tags, (size_t)sorted.n_tags, sizeof sorted.tags[0], larger_first);
+    for (int i = 0; i < sorted.n_tags && i < n_most && sorted.tags[i].n_bytes > 0; i++)
+        printf("%s%s %.1f", i > 0 ? ", " : "", sorted.tags[i].tag, gib(sorted.tags[i].n_bytes));
+}
+
+static void print_head(const plan *p) {
+    const xp_config *c = p->config;
+    const char *mode = c->activation_checkpoint.mode;
+    printf("model: %s, %lld million parameters, %lld million active; rows of %lld tokens; "
+           "recomputation: %s\n",
+           p->arch.flavor, (long long)(xp_arch_n_params(&p->arch) / 1000000),
+           (long long)(xp_arch_n_active_params(&p->arch) / 1000000), (long long)c->training.seq_len,
+           mode ? mode : "none");
+    printf("GPUs: %s, %.1f GiB for a run of %.1f, %d a node; %.0f GB/s between nodes\n\n",
+           p->cluster.gpu->name, p->room_gib, p->cluster.gpu->memory_gib, p->cluster.gpus_per_node,
+           p->cluster.network_gbps);
+    printf("%5s %5s %4s %5s  %8s %6s  %9s %11s %6s  %8s %8s %8s\n", "nodes", "GPUs", "EP", "batch",
+           "GiB", "of GPU", "tok/s/GPU", "tok/s", "MFU", "NVLink", "network", "gradient");
+}
+
+static void print_row(const plan *p, const row *r) {
+    printf("%5lld %5lld ", (long long)r->nodes, (long long)r->ranks);
+    if (!r->is_run) {
+        printf("%4s %5lld  no run: %s\n", "", (long long)r->batch, r->error);
+        return;
+    }
+    const double need = gib(r->memory.device_bytes);
+    printf("%4d %5lld  %8.1f %5.0f%%  ", r->ep_size, (long long)r->batch, need,
+           100 * need / p->room_gib);
+    if (!r->fits) {
+        printf("out of memory: %.1f GiB too much (", need - p->room_gib);
+        print_parts(r, 3);
+        printf("); %s\n", r->advice);
+        return;
+    }
+    if (!r->has_speed) {
+        printf("fits; speed not foretold: %s\n", r->error);
+        return;
+    }
+    const xp_step_prediction *s = &r->step;
+    printf("%9.0f %11.0f %5.1f%%  %6.1fGB %6.1fGB %6.1fGB\n", s->tokens / s->step_s,
+           s->tokens / s->step_s * (double)r->ranks,
+           100 * s->flops / s->step_s / (p->cluster.gpu->bf16_tflops * 1e12), s->link_bytes * 1e-9,
+           s->network_bytes * 1e-9, s->gradient_bytes * 1e-9);
+}
+
+/* Where one run's memory and time go. */
+static void print_details(const row *r) {
+    const xp_step_prediction *s = &r->step;
+    if (!r->is_run)
+        return;
+    printf("\nmemory of a GPU, GiB: ");
+    print_parts(r, XP_PREDICT_MAX_TAGS);
+    printf("\n");
+    if (!r->has_speed)
+        return;
+    printf("a step, ms: %.1f = experts %.1f, attention %.1f, dense products %.1f, head %.1f, "
+           "memory-bound ops %.1f,\n  optimizer %.1f, exchange %.1f, gradients %.1f\n",
+           s->step_s * 1e3, s->experts_s * 1e3, s->attention_s * 1e3, s->dense_s * 1e3,
+           s->head_s * 1e3, s->memory_s * 1e3, s->optimizer_s * 1e3, s->exchange_s * 1e3,
+           s->gradients_s * 1e3);
+}
+
+static void print_notes(const plan *p, bool several_nodes, bool short_steps) {
+    printf("\nGiB: what a run reserves on a GPU, by its own reservation. tok/s: work over the "
+           "GPU's limits and the shares of them\nmeasured on an H100, forced or even routing; GB: "
+           "sent by a GPU in a step. docs/plan.md says how far it has been checked.\n");
+    if (!p->cluster.gpu->measured)
+        printf("Not measured on %s: the same shares of its limits are assumed.\n",
+               p->cluster.gpu->name);
+    if (short_steps)
+        printf("Steps of less than %.0f ms come out too fast: their kernels do not fill a GPU.\n",
+               SHORT_S * 1e3);
+    if (several_nodes)
+        printf("Not measured between nodes: 80 %% of the network's rate is assumed.\n");
+}
+
+/* ---- JSON ----------------------------------------------------------------------------------- */
+
+static void add_number(xp_text *t, const char *name, double value) {
+    xp_text_printf(t, ", \"%s\": ", name);
+    xp_text_add_json_double(t, value);
+}
+
+static void add_string(xp_text *t, const char *name, const char *value) {
+    xp_text_printf(t, ", \"%s\": ", name);
+    xp_text_add_json(t, value, strlen(value));
+}
+
+static void add_speed(const row *r, xp_text *t) {
+    const xp_step_prediction *s = &r->step;
+    const struct {
+        const char *name;
+        double value;
+    } all[] = {{"tokens_per_s_gpu", s->tokens / s->step_s},
+               {"tokens_per_s", s->tokens / s->step_s * (double)r->ranks},
+               {"tflops_gpu", s->flops / s->step_s * 1e-12},
+               {"step_s", s->step_s},
+               {"experts_s", s->experts_s},
+               {"attention_s", s->attention_s},
+               {"dense_s", s->dense_s},
+               {"head_s", s->head_s},
+               {"memory_bound_s", s->memory_s},
+               {"optimizer_s", s->optimizer_s},
+               {"exchange_s", s->exchange_s},
+               {"gradients_s", s->gradients_s},
+               {"link_bytes", s->link_bytes},
+               {"network_bytes", s->network_bytes},
+               {"gradient_bytes", s->gradient_bytes}};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        add_number(t, all[i].name, all[i].value);
+}
+
+static void add_row(const plan *p, const row *r, xp_text *t) {
+    xp_text_printf(t, "%s\n  {\"gpu\": \"%s\", \"nodes\": %lld, \"gpus\": %lld, \"batch\": %lld",
+                   t->length > 1 ? "," : "", p->cluster.gpu->name, (long long)r->nodes,
+                   (long long)r->ranks, (long long)r->batch);
+    if (r->is_run) {
+        xp_text_printf(t, ", \"ep\": %d, \"fits\": %s", r->ep_size, r->fits ? "true" : "false");
+        add_number(t, "memory_gib", gib(r->memory.device_bytes));
+        add_number(t, "room_gib", p->room_gib);
+        for (int i = 0; i < r->memory.n_tags; i++) {
+            char name[64];
+            snprintf(name, sizeof name, "%s_gib", r->memory.tags[i].tag);
+            add_number(t, name, gib(r->memory.tags[i].n_bytes));
+        }
+    }
+    if (r->has_speed)
+        add_speed(r, t);
+    if (r->error[0] != '\0')
+        add_string(t, "error", r->error);
+    if (r->advice[0] != '\0')
+        add_string(t, "advice", r->advice);
+    xp_text_puts(t, "}");
+}
+
+/* ---- the command ---------------------------------------------------------------------------- */
+
+static int run_rows(plan *p, const cli_int_list *nodes, const cli_int_list *batches) {
+    xp_text json = {0};
+    int n_fit = 0;
+    bool several = false, short_steps = false;
+    row last = {0};
+    if (p->o->json)
+        xp_text_puts(&json, "[");
+    else
+        print_head(p);
+    for (int i = 0; i < nodes->n; i++) {
+        for (int j = 0; j < batches->n; j++) {
+            last = (row){.nodes = nodes->values[i], .batch = batches->values[j]};
+            work_out(p, &last);
+            n_fit += last.is_run && last.fits;
+            several |= last.nodes > 1;
+            short_steps |= last.has_speed && last.fits && last.step.step_s < SHORT_S;
+            if (p->o->json)
+                add_row(p, &last, &json);
+            else
+                print_row(p, &last);
+        }
+    }
+    if (p->o->json) {
+        xp_text_puts(&json, "\n]\n");
+        fputs(json.failed ? "" : json.data, stdout);
+    } else {
+        if (nodes->n * batches->n == 1)
+            print_details(&last);
+        print_notes(p, several, short_steps);
+    }
+    const bool failed = json.failed;
+    xp_text_free(&json);
+    if (failed)
+        return cli_fail(xp_error(XP_ENOMEM, "no memory for the JSON"));
+    return n_fit > 0 ? XP_EXIT_OK : XP_EXIT_FAILED;
+}
+
+static const char *gpu_name_at(int i) {
+    return xp_gpu_at(i) ? xp_gpu_at(i)->name : NULL;
+}
+
+/* --gpu, or the first GPU of this machine, or an H100. */
+static const xp_gpu *choose_gpu(const plan_options *o) {
+    const xp_cuda_backend *cuda;
+    char text[160];
+    int n = 0;
+    if (o->gpu)
+        return xp_gpu_named(o->gpu);
+    const xp_gpu *own = NULL;
+    if (xp_cuda_backend_get(&cuda) == XP_OK && cuda->device_count(&n) == XP_OK && n > 0 &&
+        cuda->describe(0, text, sizeof text) == XP_OK)
+        own = xp_gpu_of_product(text);
+    return own ? own : xp_gpu_named("h100");
+}
+
+static int run(plan *p, const plan_options *o) {
+    cli_int_list nodes, batches;
+    char own[32];
+    snprintf(own, sizeof own, "%lld", (long long)p->config->training.local_batch_size);
+    if (!cli_parse_ints("--nodes", o->nodes, 1, 4096, &nodes) ||
+        !cli_parse_ints("--batch", o->batch ? o->batch : own, 1, 1 << 20, &batches))
+        return XP_EXIT_USAGE;
+    p->cluster = (xp_cluster){.gpu = choose_gpu(o),
+                              .gpus_per_node = (int)o->gpus_per_node,
+                              .network_gbps = o->network_gbps};
+    if (!p->cluster.gpu)
+        return cli_no_such("GPU", o->gpu, gpu_name_at, "expar plan --help");
+    p->room_gib = p->cluster.gpu->memory_gib - CONTEXT_GIB;
+    xp_status status = xp_arch_from_config(p->config, &p->arch);
+    return status == XP_OK ? run_rows(p, &nodes, &batches) : cli_fail(status);
+}
+
+static int load_and_run(const plan_options *o) {
+    plan p = {.o = o};
+    xp_status status = xp_config_load(o->words.n, (char **)o->words.words, false, &p.set);
+    if (status != XP_OK) {
+        cli_fail(status);
+        return XP_EXIT_USAGE;
+    }
+    p.config = xp_config_get(p.set);
+    for (int i = 0; xp_config_warning(p.set, i); i++)
+        fprintf(stderr, "warning: %s\n", xp_config_warning(p.set, i));
+    const int code = run(&p, o);
+    xp_config_destroy(p.set);
+    return code;
+}
+
+static int parse_and_run(int argc, char **argv, char **rest) {
+    plan_options o = {.nodes = "1", .gpus_per_node = 8, .network_gbps = 50};
+    const char *files[2] = {NULL};
+    bool done;
+    const cli_option options[] = {
+        {"--gpu", CLI_STRING, &o.gpu, "NAME",
+         "a100, a800, h100, h100-pcie, h100-nvl, h800, h200, gh200, b100, b200, gb200 (this "
+         "machine's, else h100)",
+         0, 0},
+        {"--nodes", CLI_STRING, &o.nodes, "LIST", "how many (1)", 0, 0},
+        {"--gpus-per-node", CLI_INT, &o.gpus_per_node, "N", "ranks of a node (8)", 1, 1024},
+        {"--batch", CLI_STRING, &o.batch, "LIST",
+         "rows of a rank's pass (training.local_batch_size)", 0, 0},
+        {"--network", CLI_FLOAT, &o.network_gbps, "GB/S",
+         "between nodes, of each GPU, one way (50: 400 Gbit/s)", 0.001, 1e5},
+        {"--json", CLI_FLAG, &o.json, NULL, "a JSON array, an object a row", 0, 0},
+    };
+    const cli_syntax command = {
+        .usage = "expar plan [CONFIG] [options] [--section.key value ...]",
+        .about = "Says before a GPU is touched what a run needs and how fast it will be: memory by "
+                 "the run's own reservation, tokens a\nsecond from measured shares of the GPU's "
+                 "limits, bytes between GPUs. A row that does not fit says by how much, what "
+                 "takes\nthe memory, and what would fit. Exit code 1: nothing fits.",
+        .examples =
+            "  expar plan configs/qwen3_30b_a3b_deepep.toml --gpu h200 --batch 1,2,4,8\n"
+            "  expar plan configs/qwen3_235b_a22b_deepep.toml --gpu b200 --nodes 1,2,4,8,16\n"
+            "  expar plan configs/rank_slice_30b_a3b.toml --gpu h200 --gpus-per-node 1\n",
+        .options = options,
+        .n_options = sizeof options / sizeof options[0],
+        .max_positionals = 1};
+    const int n_rest = cli_config_words_take(&o.words, argc, argv, rest);
+    const int code = cli_parse(&command, n_rest, rest, files, &done);
+    if (code != 0 || done)
+        return code;
+    static const char *const none[][2] = {{NULL, NULL}};
+    cli_config_words_build(&o.words, files[0], none, argc, argv, rest);
+    return load_and_run(&o);
+}
+
+int cmd_plan(int argc, char **argv) {
+    char **rest = calloc((size_t)argc + 1, sizeof *rest);
+    if (!rest)
+        return cli_fail(xp_error(XP_ENOMEM, "no memory for the arguments"));
+    const int code = parse_and_run(argc, argv, rest);
+    free(rest);
+    return code;
+}

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# expar plan: every configuration can be planned without a GPU; what it advises fits; what is wrong is one clear error.
+. "$(dirname "$0")/lib.sh"
+
+command -v python3 > /dev/null || { echo "skipped: no python3 to read JSON with"; exit 77; }
+plan() { # FILE ARGUMENTS: the JSON to FILE, exit code in $rc
+    local file=$1
+    shift
+    "$EXPAR" plan "$@" --json > "$file" 2> "$file.log"
+    rc=$?
+}
+holds() { # FILE EXPRESSION: python's verdict on `d`
+    python3 -c "import json, sys; d = json.load(open('$1')); sys.exit(0 if ($2) else 1)" || fail "$1: not ($2)"
+}
+
+for config in "$SOURCE"/configs/*.toml; do
+    name=$(basename "$config" .toml)
+    plan "$name.json" "$config" --gpu b200 --nodes 4,8 --batch 1
+    expect_rc 0 "plan of $name"
+    holds "$name.json" "len(d) == 2 and all(r['fits'] and r['memory_gib'] > 0 for r in d)"
+    holds "$name.json" "all(abs(sum(r[t + '_gib'] for t in ('params', 'grads', 'optimizer', 'activations')) / r['memory_gib'] - 1) < 0.9 for r in d)"
+    case $name in debug_moe) ;; *) holds "$name.json" "all(r['tokens_per_s_gpu'] > 0 and r['step_s'] > 0 for r in d)" ;; esac
+done
+
+# The rank slice: what the real run reserved on a GPU; a batch too large, and what is advised instead.
+slice=("$SOURCE/configs/rank_slice_30b_a3b.toml" --gpu h200 --gpus-per-node 1)
+plan slice.json "${slice[@]}"
+holds slice.json "abs(d[0]['memory_gib'] / 117.93 - 1) < 1e-3 and d[0]['exchange_s'] == 0 and d[0]['link_bytes'] == 0"
+plan large.json "${slice[@]}" --batch 8
+expect_rc 1 "a plan of which nothing fits"
+holds large.json "not d[0]['fits'] and 'selective' in d[0]['advice'] and 'batch ' in d[0]['advice']"
+advised=$(grep -o 'batch [0-9]* fits' large.json | grep -o '[0-9]*')
+plan advised.json "${slice[@]}" --batch "$advised,$((advised + 1))"
+expect_rc 0 "the advised batch"
+holds advised.json "[r['fits'] for r in d] == [True, False]"
+plan mode.json "${slice[@]}" --batch 8 --activation_checkpoint.mode selective
+expect_rc 0 "the advised recomputation"
+"$EXPAR" plan "${slice[@]}" --batch 8 > large.txt
+rc=$?
+expect_rc 1 "the same as text"
+grep -q "out of memory: .* GiB too much (activations .*selective.*; batch $advised fits" large.txt || fail "text: $(cat large.txt)"
+plan none.json "${slice[@]}" --batch 1 --gpu a100 --activation_checkpoint.mode full
+holds none.json "d[0]['advice'].startswith('no smaller batch fits')"
+
+# Expert parallelism: less memory, bytes inside a node, then between nodes; degrees that do not divide are a row with the reason.
+moe=("$SOURCE/configs/qwen3_30b_a3b_deepep.toml" --gpu h200 --batch 1 --parallelism.expert_parallel_degree)
+plan ep8.json "${moe[@]}" 8 --nodes 1,2
+holds ep8.json "all(r['ep'] == 8 and r['link_bytes'] > 0 and r['network_bytes'] == 0 for r in d) and d[1]['memory_gib'] < d[0]['memory_gib']"
+plan ep16.json "${moe[@]}" 16 --nodes 1,2
+expect_rc 0 "a row of two"
+holds ep16.json "'does not divide' in d[0]['error'] and d[1]['ep'] == 16 and d[1]['network_bytes'] > 0"
+plan p2p.json "${moe[@]}" 16 --nodes 2 --deepep.transport p2p
+expect_rc 1 "p2p between nodes"
+holds p2p.json "'2 nodes' in d[0]['error']"
+plan fp32.json "${moe[@]}" 8 --training.dtype float32
+holds fp32.json "'step_s' not in d[0] and 'float32' in d[0]['error']"
+
+# Errors: exit code 2 and the word that is wrong.
+wrong() { # WORDS ARGUMENTS
+    local words=$1
+    shift
+    "$EXPAR" plan "$@" > wrong.out 2> wrong.err
+    rc=$?
+    expect_rc 2 "plan $*"
+    [ "$(grep -c '^error:' wrong.err)" -eq 1 ] && grep -q -- "$words" wrong.err || fail "plan $*: $(cat wrong.err)"
+}
+wrong 'did you mean "h200"' tiny.toml --gpu h20
+wrong 'nothing.toml' nothing.toml
+wrong -- '--nodes' tiny.toml --nodes 0
+wrong -- '--batch' tiny.toml --batch 1,x
+wrong -- 'gpus-per-node' tiny.toml --gpus-per-node 0
+wrong 'training.seq_length' tiny.toml --training.seq_length 5
+wrong 'unexpected' tiny.toml another.toml
+"$EXPAR" plan --help | grep -q -- '--network' || fail "no help"
