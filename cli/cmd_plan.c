@@ -12,10 +12,12 @@
 #include "predict/predict.h"
 #include "predict/step_time.h"
 
-#define GIB         ((double)(1 << 30))
-#define CONTEXT_GIB 1.1 /* what driver and libraries take beside a run, measured on H100 and H200 */
-#define MAX_ERROR   400
-#define SHORT_S     20e-3 /* steps of less came out too fast (docs/plan.md) */
+#define GIB ((double)(1 << 30))
+#define CONTEXT_GIB                                                                                \
+    1.1 /* what driver and libraries take beside a run, measured on H100 and H200                  \
+         */
+#define MAX_ERROR 400
+#define SHORT_S   20e-3 /* steps of less came out too fast (docs/plan.md) */
 
 typedef struct plan_options {
     const char *gpu, *nodes, *batch;
@@ -107,8 +109,9 @@ static void advise(plan *p, const xp_mesh *layout, row *r) {
                      used > 0 ? "; " : "", (long long)smaller);
     }
     if (r->advice[0] == '\0')
-        snprintf(r->advice, sizeof r->advice, "no smaller batch fits: more nodes or a larger "
-                                              "expert parallel degree");
+        snprintf(r->advice, sizeof r->advice,
+                 "no smaller batch fits: more nodes or a larger "
+                 "expert parallel degree");
     free(mode);
 }
 

@@ -20,23 +20,30 @@ class BadTrace(Exception):
 
 def number(event, key):
     value = event.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BadTrace(f'an event without a number "{key}": {json.dumps(event)[:120]}')
-    return value
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(float(value)):
+            return float(value)
+    except OverflowError:
+        pass
+    raise BadTrace(f'an event without a number "{key}": {json.dumps(event)[:120]}')
+
+
+def is_row(value):
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def span_of(event):
     """Row, name, begin and end in microseconds."""
     name, row = event.get("name"), event.get("tid")
     begin, length = number(event, "ts"), number(event, "dur")
-    if not isinstance(name, str) or not isinstance(row, int) or length < 0:
+    if not isinstance(name, str) or not is_row(row) or length < 0 or not math.isfinite(begin + length):
         raise BadTrace(f"an event without a name, a row or a length: {json.dumps(event)[:120]}")
     return row, name, begin, begin + length
 
 
 def name_of_row(event):
     row, args = event.get("tid"), event.get("args")
-    if not isinstance(row, int) or not isinstance(args, dict) or not isinstance(args.get("name"), str):
+    if not is_row(row) or not isinstance(args, dict) or not isinstance(args.get("name"), str):
         raise BadTrace(f"a row without a name: {json.dumps(event)[:120]}")
     return row, args["name"]
 
@@ -98,7 +105,7 @@ def print_trace(path):
         own = [span for span in spans if span[0] == row]
         lines = sums_by_name(own)
         if rows.get(row) == COMPUTE_ROW:
-            lines.append((IDLE, 0, step_us - covered(own)))
+            lines.append((IDLE, 0, max(0.0, step_us - covered(own))))
         if lines:
             print_row(rows.get(row, f"row {row}"), lines, step_us)
 
@@ -118,7 +125,11 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"trace_summary: cannot write: {error.strerror}")

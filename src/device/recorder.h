@@ -46,13 +46,14 @@ XP_NODISCARD xp_status xp_recorder_create(xp_device *device, int64_t max_ops,
 void xp_recorder_destroy(xp_recorder *recorder);
 
 /**
- * What is queued from now on is recorded; the last recording is gone. Waits for no queued work, nor
- * counts as a wait (xp_device_n_syncs()).
+ * What is queued from now on is recorded; the last recording is gone. Waits for an
+ * event on a stream of its own, which does not count as a wait (xp_device_n_syncs()).
  * @return XP_OK; XP_EDEVICE: nothing is recorded
  */
 XP_NODISCARD xp_status xp_recorder_start(xp_recorder *recorder);
 /**
- * Ends it. Waits until the device has passed the recorded ops; not counted.
+ * Ends it. With timed events waits until the device has passed the recorded ops; not counted. On a
+ * CPU nothing waits: an op that has not run by now is not recorded.
  * @param[out] recording  points into the recorder, until the next start
  * @return XP_OK; XP_EDEVICE: the device has failed
  */

@@ -41,8 +41,10 @@ typedef struct xp_gemm_args {
 
 /**
  * Expert products over pick rows, expert-major; expert e owns pick rows [offsets[e], offsets[e +
- * 1]). Row r of the gathered operand is x[gather[r]], or x[r] when gather is NULL. An expert
- * without rows: forward and dgrad write nothing for it; wgrad writes zeros (nothing when acc).
+ * 1]). Row r of the gathered operand is x[gather[r]], or x[r] when gather is NULL: then x (forward)
+ * and dy (dgrad) are [max_rows, ...] in memory, and rows past offsets[L] may be read, though they
+ * reach no result. An expert without rows: forward and dgrad write nothing for it; wgrad writes
+ * zeros (nothing when acc).
  */
 typedef struct xp_grouped_args {
     int64_t n_experts;      /* local experts L */

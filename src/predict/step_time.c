@@ -31,7 +31,7 @@ typedef struct sizes {
     int ep_size, ep_nodes;
 } sizes;
 
-typedef struct work { /* of one layer and pass, one way */
+typedef struct work {             /* of one layer and pass, one way */
     double dense, attention, ffn; /* FLOPs */
     double bytes;                 /* read and written */
 } work;
@@ -63,8 +63,7 @@ static work backward_work(const sizes *s) {
     return (work){.dense = 2 * forward.dense,
                   .attention = 2.5 * forward.attention, /* five products instead of two */
                   .ffn = 2 * forward.ffn,
-                  .bytes = 2 * s->tokens *
-                           (20 * d + 6 * qkv_width(a) + 6 * ffn_width(s) + sums)};
+                  .bytes = 2 * s->tokens * (20 * d + 6 * qkv_width(a) + 6 * ffn_width(s) + sums)};
 }
 
 /* ---- the exchange --------------------------------------------------------------------------- */
@@ -155,7 +154,7 @@ static void add_head(const sizes *s, const xp_gpu *gpu, xp_step_prediction *p) {
 
 /* ---- parameters ----------------------------------------------------------------------------- */
 
-typedef struct traffic { /* of one rank and step */
+typedef struct traffic {          /* of one rank and step */
     double reduced, gathered;     /* bytes */
     double reduced_s, gathered_s; /* alone */
 } traffic;
@@ -201,8 +200,8 @@ static void add_parameters(const sizes *s, const xp_mesh *m, const xp_cluster *c
     const bool spans = m->n_shard > c->gpus_per_node;
     add_shards(s, dense, n, ring_rate(c, spans, of_node), &t);
     add_shards(s, experts, n_e, ring_rate(c, spans, of_node / s->ep_size), &t);
-    add_replicas(s, own, m->n_replicate,
-                 ring_rate(c, m->n_ranks > c->gpus_per_node, of_node / n), &t);
+    add_replicas(s, own, m->n_replicate, ring_rate(c, m->n_ranks > c->gpus_per_node, of_node / n),
+                 &t);
     /* Half of the last pass's backward, two thirds of its work, hides reductions. */
     const double compute = p->dense_s + p->attention_s + p->experts_s + p->memory_s,
                  left = t.reduced_s - compute / (double)s->n_passes * 2 / 3 / 2;

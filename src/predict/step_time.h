@@ -30,7 +30,7 @@ typedef struct xp_step_prediction {
     double exchange_s;  /* dispatch and combine, forward and backward */
     double gradients_s; /* reduced and gathered, what does not hide */
     double optimizer_s;
-    double step_s; /* the sum */
+    double step_s;                    /* the sum */
     double link_bytes, network_bytes; /* of the exchange: inside a node, between nodes */
     double gradient_bytes;            /* reduced and gathered */
     double tokens;                    /* of one rank's step */

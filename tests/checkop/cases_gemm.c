@@ -186,21 +186,31 @@ static void grouped_cases(ck_context *ctx, const routing *r, int64_t n, int64_t 
     ck_inout(&dgrad, "dx", dtype, r->n_rows * k, CK_SUM);
     ck_run(ctx, &dgrad);
 
-    /* replaced; added to; dy gathered instead of x; added to in the operands' type */
-    for (int kind = 0; kind < (dtype == XP_BF16 ? 4 : 3); kind++) {
+    static const struct {
+        const char *name;
+        bool x_gathered, dy_gathered, acc, f32;
+    } kinds[] = {{"", true, false, false, false},
+                 {", acc in fp32", true, false, true, true},
+                 {", dy instead of x", false, true, false, false},
+                 {", acc", true, false, true, false},
+                 {", in fp32", true, false, false, true},
+                 {", dy instead of x, acc", false, true, true, false},
+                 {", dy instead of x, acc in fp32", false, true, true, true},
+                 {", both", true, true, false, false}};
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
         routing plain = *r;
         plain.gathered = false;
+        if (dtype == XP_F32 && i >= 3 && i <= 5) /* as with fp32 results */
+            continue;
         begin(&wgrad, "grouped_wgrad", call_wgrad, r, n, k, dtype);
-        add_rows(&wgrad, "x", "gather", kind == 2 ? &plain : r, k, dtype);
-        add_rows(&wgrad, "dy", "gather_dy", kind == 2 ? r : &plain, n, dtype);
-        const xp_dtype dw_dtype = kind == 1 ? XP_F32 : dtype;
-        const bool acc = kind % 2 == 1;
+        add_rows(&wgrad, "x", "gather", kinds[i].x_gathered ? r : &plain, k, dtype);
+        add_rows(&wgrad, "dy", "gather_dy", kinds[i].dy_gathered ? r : &plain, n, dtype);
+        const xp_dtype dw_dtype = kinds[i].f32 ? XP_F32 : dtype;
         wgrad.size[GROUPED_DW] = (int64_t)dw_dtype;
-        wgrad.size[GROUPED_ACC] = acc;
-        static const char *const kinds[] = {"", ", acc", ", dy instead of x", ", acc in bf16"};
+        wgrad.size[GROUPED_ACC] = kinds[i].acc;
         const size_t used = strlen(wgrad.shape);
-        snprintf(wgrad.shape + used, sizeof wgrad.shape - used, "%s", kinds[kind]);
-        if (acc)
+        snprintf(wgrad.shape + used, sizeof wgrad.shape - used, "%s", kinds[i].name);
+        if (kinds[i].acc)
             ck_inout(&wgrad, "dw", dw_dtype, w_elements, CK_SUM);
         else
             ck_out(&wgrad, "dw", dw_dtype, w_elements, CK_SUM);

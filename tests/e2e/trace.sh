@@ -76,11 +76,15 @@ TEXT
     echo '{"traceEvents": []}' > empty.json
     echo '{"traceEvents": [{"name": "gemm", "ph": "X", "ts": 1, "tid": 2}]}' > endless.json
     head -c 100 /dev/urandom > noise.json
-    for bad in cut.json list.json empty.json endless.json noise.json no_such_file.json .; do
+    python3 -c 'print("{\"traceEvents\": [{\"name\": \"gemm\", \"ph\": \"X\", \"ts\": 1%s, \"dur\": 1, \"tid\": 2}]}" % ("0" * 400))' > huge.json
+    echo '{"traceEvents": [{"name": "gemm", "ph": "X", "ts": 1e308, "dur": 1e308, "tid": 2}]}' > infinite.json
+    for bad in cut.json list.json empty.json endless.json huge.json infinite.json noise.json no_such_file.json .; do
         python3 "$summary" "$bad" > bad.out 2> bad.err && fail "trace_summary takes $bad"
         [ "$(wc -l < bad.err)" = 1 ] || fail "trace_summary, $bad: $(cat bad.err)"
         expect_text bad.err "^trace_summary: $bad: "
     done
+    python3 "$summary" known.json > /dev/full 2> bad.err && fail "trace_summary writes to a full disk"
+    [ "$(cat bad.err)" = "trace_summary: cannot write: No space left on device" ] || fail "a full disk: $(cat bad.err)"
     python3 "$summary" > bad.out 2>&1 && fail "trace_summary takes no file at all"
 fi
 

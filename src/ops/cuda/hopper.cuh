@@ -50,6 +50,11 @@ static __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t pari
                  : "memory");
 }
 
+/** The n_threads that name this barrier (1 to 15) meet; whole warps, not necessarily together. */
+static __device__ __forceinline__ void group_sync(int barrier, int n_threads) {
+    asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(n_threads) : "memory");
+}
+
 /* ---- copies ---- */
 
 /** 16 bytes to shared memory, or zeros when not `valid`; `from` is then not read. */

@@ -10,8 +10,7 @@ bool xp_cuda_hopper_fits(const xp_cuda_device *device, const xp_tile_args *p) {
            xp_is_aligned(p->b) && xp_is_aligned(p->c) && xp_cuda_hopper_is_built();
 }
 
-xp_status xp_cuda_hopper_map(const void *data, int64_t columns, int64_t ld, int64_t rows,
-                             int64_t planes, int box_rows, CUtensorMap *map) {
+xp_status xp_cuda_hopper_map(const xp_hopper_boxes *b, CUtensorMap *map) {
     /* A driver function, found through the runtime: nothing links to the driver's library. */
     __typeof__(cuTensorMapEncodeTiled) *encode = NULL;
     enum cudaDriverEntryPointQueryResult found;
@@ -22,15 +21,16 @@ xp_status xp_cuda_hopper_map(const void *data, int64_t columns, int64_t ld, int6
     if (encode == NULL)
         return xp_error(XP_ENOTSUP, "this driver has no cuTensorMapEncodeTiled; install one for "
                                     "CUDA 12 or newer, or leave out the capability wgmma");
-    const cuuint64_t size[3] = {(cuuint64_t)columns, (cuuint64_t)rows, (cuuint64_t)planes};
-    const cuuint64_t stride[2] = {(cuuint64_t)ld * 2, (cuuint64_t)(ld * rows) * 2};
-    const cuuint32_t box[3] = {64, (cuuint32_t)box_rows, 1}, step[3] = {1, 1, 1};
+    const cuuint64_t size[3] = {(cuuint64_t)b->columns, (cuuint64_t)b->rows, (cuuint64_t)b->planes};
+    const cuuint64_t stride[2] = {(cuuint64_t)b->ld * 2, (cuuint64_t)(b->ld * b->rows) * 2};
+    const cuuint32_t box[3] = {64, (cuuint32_t)b->box_rows, 1}, step[3] = {1, 1, 1};
     const CUresult result =
-        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)data, size, stride, box, step,
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)b->data, size, stride, box, step,
                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         return xp_error(XP_EDEVICE, "grouped product: TMA refuses %lld x %lld x %lld (%d)",
-                        (long long)planes, (long long)rows, (long long)columns, (int)result);
+                        (long long)b->planes, (long long)b->rows, (long long)b->columns,
+                        (int)result);
     return XP_OK;
 }

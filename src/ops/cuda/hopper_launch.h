@@ -14,11 +14,16 @@ extern "C" {
 /** Whether this build has code for sm_90a. */
 bool xp_cuda_hopper_is_built(void);
 
-/** TMA's view of bf16 data [planes, rows, columns], rows `ld` elements apart, planes without a gap,
- * as boxes of box_rows x 64: 128-byte swizzle, zeros outside a plane. No size may be 0. */
-XP_NODISCARD xp_status xp_cuda_hopper_map(const void *data, int64_t columns, int64_t ld,
-                                          int64_t rows, int64_t planes, int box_rows,
-                                          CUtensorMap *map);
+/** bf16 data [planes, rows, columns], rows `ld` elements apart, planes without a gap, in boxes of
+ * box_rows x 64. No size may be 0. */
+typedef struct xp_hopper_boxes {
+    const void *data;
+    int64_t columns, ld, rows, planes;
+    int box_rows;
+} xp_hopper_boxes;
+
+/** TMA's view of them: 128-byte swizzle, zeros outside a plane. */
+XP_NODISCARD xp_status xp_cuda_hopper_map(const xp_hopper_boxes *boxes, CUtensorMap *map);
 
 #ifdef __cplusplus
 }

@@ -36,7 +36,8 @@ static __device__ __forceinline__ void store_16(bf16 *to, const uint32_t (&w)[4]
                  "setp.ne.b32 valid, %5, 0;\n"
                  "@valid st.global.v4.b32 [%0], {%1, %2, %3, %4};\n"
                  "}" ::"l"(__cvta_generic_to_global(to)),
-                 "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"((int)valid));
+                 "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"((int)valid)
+                 : "memory");
 }
 
 /* Rounded, 16 bytes a store: lanes of four trade words so that each holds 8 neighbouring columns.

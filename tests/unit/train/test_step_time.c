@@ -19,9 +19,17 @@ typedef struct wanted {
 } wanted;
 
 static xp_status predict(const wanted *w, xp_step_prediction *p) {
-    char *argv[2 * MAX_WORDS] = {"--model.flavor",        "30B-A3B", "--training.seq_len", "4096",
-                                 "--training.local_batch_size", "4",  "--moe.num_experts",  "16",
-                                 "--model.n_layers",      "8",       "--training.dtype",
+    char *argv[2 * MAX_WORDS] = {"--model.flavor",
+                                 "30B-A3B",
+                                 "--training.seq_len",
+                                 "4096",
+                                 "--training.local_batch_size",
+                                 "4",
+                                 "--moe.num_experts",
+                                 "16",
+                                 "--model.n_layers",
+                                 "8",
+                                 "--training.dtype",
                                  "bfloat16"};
     int argc = 12;
     for (int i = 0; w->words[i]; i++)
@@ -32,9 +40,8 @@ static xp_status predict(const wanted *w, xp_step_prediction *p) {
         xp_mesh_layout(xp_config_get(set), w->n_ranks, 0, &layout) != XP_OK)
         fail_msg("%s", xp_last_error());
     layout.ep_nodes = xp_mesh_ep_nodes(&layout, w->n_nodes);
-    const xp_cluster cluster = {.gpu = xp_gpu_named(w->gpu),
-                                .gpus_per_node = w->n_ranks / w->n_nodes,
-                                .network_gbps = 50};
+    const xp_cluster cluster = {
+        .gpu = xp_gpu_named(w->gpu), .gpus_per_node = w->n_ranks / w->n_nodes, .network_gbps = 50};
     const xp_status status = xp_predict_step(xp_config_get(set), &layout, &cluster, p);
     xp_config_destroy(set);
     return status;
@@ -47,7 +54,7 @@ static xp_step_prediction predicted(const wanted *w) {
     return p;
 }
 
-#define EP(n) "--parallelism.expert_parallel_degree", n
+#define EP(n)         "--parallelism.expert_parallel_degree", n
 #define BACKEND(name) "--parallelism.expert_parallel_comm_backend", name
 
 /* docs/benchmarks.md; 10 % because single runs differ by 4 % and some are of older kernels. */
@@ -147,8 +154,8 @@ static void gpus_by_name(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(near_runs_on_record),     cmocka_unit_test(parts_make_the_step),
-        cmocka_unit_test(bytes_of_an_exchange),    cmocka_unit_test(what_cannot_be_foretold),
+        cmocka_unit_test(near_runs_on_record),  cmocka_unit_test(parts_make_the_step),
+        cmocka_unit_test(bytes_of_an_exchange), cmocka_unit_test(what_cannot_be_foretold),
         cmocka_unit_test(gpus_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
