@@ -32,6 +32,7 @@ typedef struct plan {
     xp_config_set *set;
     const xp_config *config;
     xp_arch arch;
+    xp_gpu gpu;
     xp_cluster cluster;
     double room_gib; /* of a GPU, for a run */
 } plan;
@@ -40,8 +41,8 @@ typedef struct plan {
 typedef struct row {
     int64_t nodes, ranks, batch;
     int ep_size;
-    bool is_run, fits, has_speed;
-    char error[MAX_ERROR]; /* why it is no run, or why its speed is not known */
+    bool is_run, fits, has_speed; /* speed: of what fits */
+    char error[MAX_ERROR];        /* why it is no run, or why its speed is not known */
     char advice[MAX_ERROR];
     xp_memory_prediction memory;
     xp_step_prediction step;
@@ -61,10 +62,19 @@ static void keep_error(char *text) {
 
 /* ---- one combination ------------------------------------------------------------------------ */
 
+/* The layout of a rank whose EP group lies on the most nodes. */
 static xp_status layout_of(const plan *p, int64_t nodes, xp_mesh *layout) {
     const int n_ranks = (int)nodes * p->cluster.gpus_per_node;
     XP_TRY(xp_mesh_layout(p->config, n_ranks, 0, layout));
     layout->ep_nodes = xp_mesh_ep_nodes(layout, (int)nodes);
+    for (int rank = layout->ep_size; rank < n_ranks && nodes > 1; rank += layout->ep_size) {
+        xp_mesh other;
+        XP_TRY(xp_mesh_layout(p->config, n_ranks, rank, &other));
+        other.ep_nodes = xp_mesh_ep_nodes(&other, (int)nodes);
+        if (other.ep_nodes > layout->ep_nodes)
+            *layout = other;
+    }
+    layout->separate_processes = nodes > 1; /* a launcher starts them */
     return XP_OK;
 }
 
@@ -76,43 +86,90 @@ static xp_status memory_at(plan *p, const xp_mesh *layout, int64_t batch,
     return xp_predict_memory_on(XP_DEVICE_CUDA, p->config, layout, memory);
 }
 
-/* The largest batch below `batch` that fits; 0: none. */
-static int64_t smaller_batch(plan *p, const xp_mesh *layout, int64_t batch) {
-    xp_memory_prediction memory;
-    int64_t low = 0, high = batch; /* low fits, high does not */
-    while (high - low > 1) {
-        const int64_t middle = low + (high - low) / 2;
-        const bool small = memory_at(p, layout, middle, &memory) == XP_OK && fits(p, &memory);
-        *(small ? &low : &high) = middle;
-    }
-    return low;
+static bool fits_at(plan *p, const xp_mesh *layout, int64_t batch, xp_memory_prediction *memory) {
+    return memory_at(p, layout, batch, memory) == XP_OK && fits(p, memory);
 }
 
-/* What would fit, looked for in the run's own reservation. */
-static void advise(plan *p, const xp_mesh *layout, row *r) {
-    static const char *const modes[] = {"selective", "full"};
-    const char *own = p->config->activation_checkpoint.mode;
-    char *mode = strdup(own ? own : "none");
-    xp_memory_prediction memory;
-    size_t used = 0;
-    for (size_t i = 0; mode && i < sizeof modes / sizeof modes[0] && used == 0; i++)
-        if (xp_config_override(p->set, "activation_checkpoint.mode", modes[i]) == XP_OK &&
-            memory_at(p, layout, r->batch, &memory) == XP_OK && fits(p, &memory) &&
-            strcmp(modes[i], mode) != 0)
-            used += (size_t)snprintf(r->advice, sizeof r->advice,
-                                     "activation_checkpoint.mode = \"%s\" needs %.1f GiB", modes[i],
-                                     gib(memory.device_bytes));
-    if (mode && xp_config_override(p->set, "activation_checkpoint.mode", mode) == XP_OK) {
-        const int64_t smaller = smaller_batch(p, layout, r->batch);
-        if (smaller > 0)
-            snprintf(r->advice + used, sizeof r->advice - used, "%sbatch %lld fits",
-                     used > 0 ? "; " : "", (long long)smaller);
+/* The largest batch up to `most` that fits, and what it needs; 0: none. With a fixed global batch
+ * only divisors of a rank's rows are runs (fewer rows a pass are more passes). */
+static int64_t largest_batch(plan *p, const xp_mesh *layout, int64_t most,
+                             xp_memory_prediction *memory) {
+    const int64_t global = p->config->training.global_batch_size;
+    if (global > 0) {
+        const int64_t rows = global / layout->n_ranks;
+        for (int64_t batch = most < rows ? most : rows; batch > 0; batch--)
+            if (rows % batch == 0 && fits_at(p, layout, batch, memory))
+                return batch;
+        return 0;
     }
-    if (r->advice[0] == '\0')
+    int64_t low = 0, high = most + 1; /* low fits, high is too large */
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low) / 2;
+        *(fits_at(p, layout, middle, memory) ? &low : &high) = middle;
+    }
+    return low > 0 && fits_at(p, layout, low, memory) ? low : 0;
+}
+
+/* Nothing fits, whatever the batch: what is too large. `memory` is of one row a pass with full
+ * recomputation, if that is a run. */
+static void explain(const plan *p, const xp_mesh *layout, const xp_memory_prediction *memory,
+                    row *r) {
+    double resident = 0;
+    for (int i = 0; i < memory->n_tags; i++)
+        if (strcmp(memory->tags[i].tag, "params") == 0 || strcmp(memory->tags[i].tag, "grads") == 0)
+            resident += gib(memory->tags[i].n_bytes);
+    const bool more_ep = p->arch.n_experts > layout->ep_size;
+    if (resident <= p->room_gib)
         snprintf(r->advice, sizeof r->advice,
-                 "no smaller batch fits: more nodes or a larger "
-                 "expert parallel degree");
-    free(mode);
+                 "no batch fits, with full recomputation neither: more nodes share the optimizer's "
+                 "state%s",
+                 more_ep ? ", a larger expert parallel degree the experts" : "");
+    else
+        snprintf(r->advice, sizeof r->advice, "parameters and gradients alone take %.1f GiB: %s",
+                 resident,
+                 more_ep ? "a larger expert parallel degree shares the experts"
+                         : "they are not sharded, so this model does not fit this GPU");
+}
+
+static xp_status set_mode(plan *p, const char *mode) {
+    return xp_config_override(p->set, "activation_checkpoint.mode", mode);
+}
+
+/* What would fit, each tried in the run's own reservation: the least recomputation at this batch,
+ * a smaller batch as it is, else a smaller batch with more recomputation. */
+static void advise(plan *p, const xp_mesh *layout, row *r) {
+    static const char *const modes[] = {"none", "selective", "full"};
+    const char *own = p->config->activation_checkpoint.mode;
+    int mode = own && strcmp(own, "full") == 0 ? 2 : own && strcmp(own, "selective") == 0 ? 1 : 0;
+    const int first = mode;
+    int64_t batch[3] = {0};
+    xp_memory_prediction memory[3] = {0};
+    for (; mode < 3; mode++)
+        if (set_mode(p, modes[mode]) == XP_OK)
+            batch[mode] = largest_batch(p, layout, r->batch, &memory[mode]);
+    size_t used = 0;
+    for (mode = first + 1; mode < 3 && used == 0; mode++)
+        if (batch[mode] == r->batch)
+            used += (size_t)snprintf(r->advice, sizeof r->advice,
+                                     "activation_checkpoint.mode = \"%s\" needs %.1f GiB",
+                                     modes[mode], gib(memory[mode].device_bytes));
+    if (batch[first] > 0)
+        used += (size_t)snprintf(r->advice + used, sizeof r->advice - used, "%sbatch %lld fits",
+                                 used > 0 ? "; " : "", (long long)batch[first]);
+    for (mode = first + 1; mode < 3 && used == 0; mode++)
+        if (batch[mode] > 0)
+            used += (size_t)snprintf(
+                r->advice, sizeof r->advice,
+                "activation_checkpoint.mode = \"%s\" and batch %lld need %.1f GiB", modes[mode],
+                (long long)batch[mode], gib(memory[mode].device_bytes));
+    if (used == 0) {
+        memory[2] = (xp_memory_prediction){0};
+        if (memory_at(p, layout, 1, &memory[2]) != XP_OK)
+            memory[2] = r->memory;
+        explain(p, layout, &memory[2], r);
+    }
+    if (set_mode(p, modes[first]) != XP_OK)
+        snprintf(r->advice, sizeof r->advice, "%s", xp_last_error());
 }
 
 static void work_out(plan *p, row *r) {
@@ -126,11 +183,24 @@ static void work_out(plan *p, row *r) {
     r->is_run = true;
     r->ep_size = layout.ep_size;
     r->fits = fits(p, &r->memory);
-    r->has_speed = xp_predict_step(p->config, &layout, &p->cluster, &r->step) == XP_OK;
-    if (!r->has_speed)
+    r->has_speed = r->fits && xp_predict_step(p->config, &layout, &p->cluster, &r->step) == XP_OK;
+    if (r->fits && !r->has_speed)
         keep_error(r->error);
     if (!r->fits)
         advise(p, &layout, r);
+}
+
+static bool is_short(const row *r) {
+    return r->has_speed && r->step.step_s < SHORT_S * (double)r->step.n_passes;
+}
+
+static double mfu_percent(const plan *p, const row *r) {
+    return 100 * r->step.flops / r->step.step_s / (p->cluster.gpu->bf16_tflops * 1e12);
+}
+
+static const char *transport_name(const row *r) {
+    static const char *const names[] = {"-", "p2p", "a2a", "hierarchical"};
+    return names[r->step.transport];
 }
 
 /* ---- text ----------------------------------------------------------------------------------- */
@@ -159,8 +229,9 @@ static void print_head(const plan *p) {
     printf("GPUs: %s, %.1f GiB for a run of %.1f, %d a node; %.0f GB/s between nodes\n\n",
            p->cluster.gpu->name, p->room_gib, p->cluster.gpu->memory_gib, p->cluster.gpus_per_node,
            p->cluster.network_gbps);
-    printf("%5s %5s %4s %5s  %8s %6s  %9s %11s %6s  %8s %8s %8s\n", "nodes", "GPUs", "EP", "batch",
-           "GiB", "of GPU", "tok/s/GPU", "tok/s", "MFU", "NVLink", "network", "gradient");
+    printf("%5s %5s %4s %5s  %8s %6s  %9s %11s %6s  %8s %8s %8s  %s\n", "nodes", "GPUs", "EP",
+           "batch", "GiB", "share", "tok/s/GPU", "tok/s", "MFU", "in node", "network", "sharding",
+           "transport");
 }
 
 static void print_row(const plan *p, const row *r) {
@@ -179,14 +250,13 @@ static void print_row(const plan *p, const row *r) {
         return;
     }
     if (!r->has_speed) {
-        printf("fits; speed not foretold: %s\n", r->error);
+        printf("fits; no speed: %s\n", r->error);
         return;
     }
     const xp_step_prediction *s = &r->step;
-    printf("%9.0f %11.0f %5.1f%%  %6.1fGB %6.1fGB %6.1fGB\n", s->tokens / s->step_s,
-           s->tokens / s->step_s * (double)r->ranks,
-           100 * s->flops / s->step_s / (p->cluster.gpu->bf16_tflops * 1e12), s->link_bytes * 1e-9,
-           s->network_bytes * 1e-9, s->gradient_bytes * 1e-9);
+    printf("%9.0f %11.0f %5.1f%%  %6.1fGB %6.1fGB %6.1fGB  %s\n", s->tokens / s->step_s,
+           s->tokens / s->step_s * (double)r->ranks, mfu_percent(p, r), s->link_bytes * 1e-9,
+           s->network_bytes * 1e-9, s->gradient_bytes * 1e-9, transport_name(r));
 }
 
 /* Where one run's memory and time go. */
@@ -207,14 +277,15 @@ static void print_details(const row *r) {
 }
 
 static void print_notes(const plan *p, bool several_nodes, bool short_steps) {
-    printf("\nGiB: what a run reserves on a GPU, by its own reservation. tok/s: work over the "
-           "GPU's limits and the shares of them\nmeasured on an H100, forced or even routing; GB: "
-           "sent by a GPU in a step. docs/plan.md says how far it has been checked.\n");
+    printf("\nGiB: what a run takes of a GPU, counted by the trainer's own allocation without one. "
+           "tok/s: work over the GPU's limits\nand the shares of them measured on an H100, even "
+           "routing. GB: sent by a GPU in a step; sharding: gradients reduced and\nparameters "
+           "gathered. docs/plan.md says how far this has been checked.\n");
     if (!p->cluster.gpu->measured)
         printf("Not measured on %s: the same shares of its limits are assumed.\n",
                p->cluster.gpu->name);
     if (short_steps)
-        printf("Steps of less than %.0f ms come out too fast: their kernels do not fill a GPU.\n",
+        printf("Passes of less than %.0f ms come out too fast: their kernels do not fill a GPU.\n",
                SHORT_S * 1e3);
     if (several_nodes)
         printf("Not measured between nodes: 80 %% of the network's rate is assumed.\n");
@@ -232,12 +303,14 @@ static void add_string(xp_text *t, const char *name, const char *value) {
     xp_text_add_json(t, value, strlen(value));
 }
 
-static void add_speed(const row *r, xp_text *t) {
+static void add_speed(const plan *p, const row *r, xp_text *t) {
     const xp_step_prediction *s = &r->step;
     const struct {
         const char *name;
         double value;
-    } all[] = {{"tokens_per_s_gpu", s->tokens / s->step_s},
+    } all[] = {{"mfu_percent", mfu_percent(p, r)},
+               {"passes", (double)s->n_passes},
+               {"tokens_per_s_gpu", s->tokens / s->step_s},
                {"tokens_per_s", s->tokens / s->step_s * (double)r->ranks},
                {"tflops_gpu", s->flops / s->step_s * 1e-12},
                {"step_s", s->step_s},
@@ -254,12 +327,19 @@ static void add_speed(const row *r, xp_text *t) {
                {"gradient_bytes", s->gradient_bytes}};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         add_number(t, all[i].name, all[i].value);
+    add_string(t, "transport", transport_name(r));
+    xp_text_printf(t, ", \"measured\": %s, \"too_short\": %s",
+                   p->cluster.gpu->measured && r->nodes == 1 ? "true" : "false",
+                   is_short(r) ? "true" : "false");
 }
 
 static void add_row(const plan *p, const row *r, xp_text *t) {
-    xp_text_printf(t, "%s\n  {\"gpu\": \"%s\", \"nodes\": %lld, \"gpus\": %lld, \"batch\": %lld",
-                   t->length > 1 ? "," : "", p->cluster.gpu->name, (long long)r->nodes,
-                   (long long)r->ranks, (long long)r->batch);
+    xp_text_printf(
+        t,
+        "%s\n  {\"gpu\": \"%s\", \"nodes\": %lld, \"gpus_per_node\": %d, \"gpus\": %lld, "
+        "\"batch\": %lld",
+        t->length > 1 ? "," : "", p->cluster.gpu->name, (long long)r->nodes,
+        p->cluster.gpus_per_node, (long long)r->ranks, (long long)r->batch);
     if (r->is_run) {
         xp_text_printf(t, ", \"ep\": %d, \"fits\": %s", r->ep_size, r->fits ? "true" : "false");
         add_number(t, "memory_gib", gib(r->memory.device_bytes));
@@ -271,7 +351,7 @@ static void add_row(const plan *p, const row *r, xp_text *t) {
         }
     }
     if (r->has_speed)
-        add_speed(r, t);
+        add_speed(p, r, t);
     if (r->error[0] != '\0')
         add_string(t, "error", r->error);
     if (r->advice[0] != '\0')
@@ -296,7 +376,7 @@ static int run_rows(plan *p, const cli_int_list *nodes, const cli_int_list *batc
             work_out(p, &last);
             n_fit += last.is_run && last.fits;
             several |= last.nodes > 1;
-            short_steps |= last.has_speed && last.fits && last.step.step_s < SHORT_S;
+            short_steps |= is_short(&last);
             if (p->o->json)
                 add_row(p, &last, &json);
             else
@@ -322,18 +402,37 @@ static const char *gpu_name_at(int i) {
     return xp_gpu_at(i) ? xp_gpu_at(i)->name : NULL;
 }
 
-/* --gpu, or the first GPU of this machine, or an H100. */
-static const xp_gpu *choose_gpu(const plan_options *o) {
+/* The first GPU of this machine, with the memory that its driver reports; false: there is none, or
+ * the table does not know it. */
+static bool own_gpu(xp_gpu *gpu) {
     const xp_cuda_backend *cuda;
     char text[160];
     int n = 0;
-    if (o->gpu)
-        return xp_gpu_named(o->gpu);
-    const xp_gpu *own = NULL;
-    if (xp_cuda_backend_get(&cuda) == XP_OK && cuda->device_count(&n) == XP_OK && n > 0 &&
-        cuda->describe(0, text, sizeof text) == XP_OK)
-        own = xp_gpu_of_product(text);
-    return own ? own : xp_gpu_named("h100");
+    if (xp_cuda_backend_get(&cuda) != XP_OK || cuda->device_count(&n) != XP_OK || n == 0 ||
+        cuda->describe(0, text, sizeof text) != XP_OK)
+        return false;
+    const xp_gpu *known = xp_gpu_of_product(text);
+    if (!known) {
+        fprintf(stderr, "note: nothing is known about this machine's GPU (%s); planning for h100\n",
+                text);
+        return false;
+    }
+    *gpu = *known;
+    const char *after_name = strchr(text, ',');
+    double reported = 0;
+    if (after_name && sscanf(after_name, ", %lf GiB", &reported) == 1 && reported > 0)
+        gpu->memory_gib = reported;
+    return true;
+}
+
+/* --gpu, or this machine's, or an H100. */
+static bool choose_gpu(const plan_options *o, xp_gpu *gpu) {
+    if (!o->gpu && own_gpu(gpu))
+        return true;
+    const xp_gpu *named = xp_gpu_named(o->gpu ? o->gpu : "h100");
+    if (named)
+        *gpu = *named;
+    return named;
 }
 
 static int run(plan *p, const plan_options *o) {
@@ -343,14 +442,16 @@ static int run(plan *p, const plan_options *o) {
     if (!cli_parse_ints("--nodes", o->nodes, 1, 4096, &nodes) ||
         !cli_parse_ints("--batch", o->batch ? o->batch : own, 1, 1 << 20, &batches))
         return XP_EXIT_USAGE;
-    p->cluster = (xp_cluster){.gpu = choose_gpu(o),
-                              .gpus_per_node = (int)o->gpus_per_node,
-                              .network_gbps = o->network_gbps};
-    if (!p->cluster.gpu)
+    p->cluster = (xp_cluster){
+        .gpu = &p->gpu, .gpus_per_node = (int)o->gpus_per_node, .network_gbps = o->network_gbps};
+    if (!choose_gpu(o, &p->gpu))
         return cli_no_such("GPU", o->gpu, gpu_name_at, "expar plan --help");
     p->room_gib = p->cluster.gpu->memory_gib - CONTEXT_GIB;
     xp_status status = xp_arch_from_config(p->config, &p->arch);
-    return status == XP_OK ? run_rows(p, &nodes, &batches) : cli_fail(status);
+    if (status == XP_OK)
+        return run_rows(p, &nodes, &batches);
+    cli_fail(status);
+    return XP_EXIT_USAGE; /* the configuration's model cannot be read */
 }
 
 static int load_and_run(const plan_options *o) {
@@ -374,8 +475,8 @@ static int parse_and_run(int argc, char **argv, char **rest) {
     bool done;
     const cli_option options[] = {
         {"--gpu", CLI_STRING, &o.gpu, "NAME",
-         "a100, a800, h100, h100-pcie, h100-nvl, h800, h200, gh200, b100, b200, gb200 (this "
-         "machine's, else h100)",
+         "a100, a100-40gb, a100-pcie-40gb, a800, h100, h100-pcie, h100-nvl, h800, h200, gh200, "
+         "b100, b200, gb200 (this machine's, else h100)",
          0, 0},
         {"--nodes", CLI_STRING, &o.nodes, "LIST", "how many (1)", 0, 0},
         {"--gpus-per-node", CLI_INT, &o.gpus_per_node, "N", "ranks of a node (8)", 1, 1024},

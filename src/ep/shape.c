@@ -107,11 +107,25 @@ void *xp_ep_carve(xp_ep_carver *carver, size_t n_bytes) {
     return at;
 }
 
+xp_status xp_ep_shape_check_gpu(const xp_ep_shape *shape) {
+    if (shape->top_k > XP_EP_GPU_MAX_TOP_K)
+        return xp_error(XP_ENOTSUP, "expert parallelism on GPUs: top_k is %d, at most %d work",
+                        shape->top_k, XP_EP_GPU_MAX_TOP_K);
+    if (shape->n_ranks > XP_EP_GPU_MAX_RANKS)
+        return xp_error(XP_ENOTSUP,
+                        "expert parallelism over %d ranks on GPUs: at most %d work; choose a "
+                        "smaller expert parallel degree",
+                        shape->n_ranks, XP_EP_GPU_MAX_RANKS);
+    return XP_OK;
+}
+
 xp_status xp_ep_query_sizes(const xp_ep_config *config, int n_ranks, xp_ep_sizes *sizes) {
     if (!config || !sizes)
         return xp_error(XP_EINVAL, "xp_ep_query_sizes: config and sizes must not be NULL");
     xp_ep_shape shape;
     XP_TRY(xp_ep_shape_make(config, n_ranks, &shape));
+    if (config->on_gpu)
+        XP_TRY(xp_ep_shape_check_gpu(&shape));
     *sizes = xp_ep_group_measure(&shape, config);
     return XP_OK;
 }

@@ -5,8 +5,10 @@
 
 #include "expar/ep.h"
 
-#define XP_EP_MAX_TOP_K  64
-#define XP_EP_MAX_ROUNDS 1024
+#define XP_EP_MAX_TOP_K     64
+#define XP_EP_MAX_ROUNDS    1024
+#define XP_EP_GPU_MAX_TOP_K 32 /* a warp takes a token, a lane a pick */
+#define XP_EP_GPU_MAX_RANKS 32 /* a bit of a word a rank */
 /** What an a2a group asks of its communicators on GPUs, one a slot (xp_comm_prepare): larger
  * exchanges go in pieces of this size where they are staged. */
 #define XP_EP_A2A_PIECE_BYTES ((size_t)16 << 20)
@@ -51,6 +53,8 @@ typedef struct xp_ep_shape {
 /** @return XP_EINVAL naming the value that is wrong */
 XP_NODISCARD xp_status xp_ep_shape_make(const xp_ep_config *config, int n_ranks,
                                         xp_ep_shape *shape);
+/** Whether the kernels of GPUs serve it. @return XP_OK; XP_ENOTSUP with the limit */
+XP_NODISCARD xp_status xp_ep_shape_check_gpu(const xp_ep_shape *shape);
 
 /** Rounds that a rank needs for this many picks. */
 int64_t xp_ep_shape_rounds(const xp_ep_shape *shape, int64_t n_picks);

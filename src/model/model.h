@@ -24,6 +24,12 @@ typedef enum xp_save_dispatched {
     XP_SAVE_DISPATCHED_NO,
 } xp_save_dispatched;
 
+/** Whether received rows are kept for the backward pass, else dispatched again. */
+static inline bool xp_saves_recv(xp_recompute recompute, xp_save_dispatched save) {
+    return save == XP_SAVE_DISPATCHED_AUTO ? recompute == XP_RECOMPUTE_NONE
+                                           : save == XP_SAVE_DISPATCHED_YES;
+}
+
 typedef struct xp_model_args {
     const xp_arch *arch;     /* copied */
     int64_t n_rows, seq_len; /* B, S of a microbatch, at most */

@@ -224,9 +224,7 @@ static xp_status create_core(xp_model *model, int n_ranks) {
                              .grad_dtype = args->grad_dtype,
                              .inference = args->inference,
                              .save_gate_up = keep_all,
-                             .save_recv = args->save_dispatched == XP_SAVE_DISPATCHED_AUTO
-                                              ? keep_all
-                                              : args->save_dispatched == XP_SAVE_DISPATCHED_YES,
+                             .save_recv = xp_saves_recv(args->recompute, args->save_dispatched),
                              .forced = args->forced_balance,
                              .overlap = args->overlap,
                              .overlap_split = args->overlap_split,

@@ -54,8 +54,9 @@ xp_status xp_mesh_layout(const xp_config *config, int n_ranks, int rank, xp_mesh
 }
 
 int xp_mesh_ep_nodes(const xp_mesh *mesh, int n_nodes) {
-    const int of_node = n_nodes > 0 && n_nodes < mesh->n_ranks ? mesh->n_ranks / n_nodes : 1;
-    return n_nodes > 1 ? (mesh->ep_size + of_node - 1) / of_node : 1;
+    const int of_node = n_nodes > 0 && n_nodes < mesh->n_ranks ? mesh->n_ranks / n_nodes : 1,
+              first = mesh->replica * mesh->n_shard + mesh->expert_shard_rank * mesh->ep_size;
+    return n_nodes > 1 ? (first + mesh->ep_size - 1) / of_node - first / of_node + 1 : 1;
 }
 
 /* Every rank splits for every dimension that has more than one rank, in the same order. */

@@ -36,7 +36,8 @@ typedef struct xp_mesh {
  */
 XP_NODISCARD xp_status xp_mesh_layout(const xp_config *config, int n_ranks, int rank,
                                       xp_mesh *mesh);
-/** How many of n_nodes equal nodes, whose ranks count on one after the other, an EP group spans. */
+/** How many of n_nodes equal nodes, whose ranks count on one after the other, this rank's EP group
+ * lies on. */
 int xp_mesh_ep_nodes(const xp_mesh *mesh, int n_nodes);
 /**
  * Layout and communicators. Collective.

@@ -70,7 +70,7 @@ xp_recompute xp_run_recompute(const char *mode) {
     return XP_RECOMPUTE_NONE;
 }
 
-static xp_save_dispatched choose_saved(const char *name) {
+xp_save_dispatched xp_run_save_dispatched(const char *name) {
     if (name && strcmp(name, "yes") == 0)
         return XP_SAVE_DISPATCHED_YES;
     if (name && strcmp(name, "no") == 0)
@@ -78,7 +78,7 @@ static xp_save_dispatched choose_saved(const char *name) {
     return XP_SAVE_DISPATCHED_AUTO;
 }
 
-static xp_forced_mode choose_forced(const xp_config *config) {
+xp_forced_mode xp_run_forced(const xp_config *config) {
     const char *mode = config->debug.moe_force_load_balance_mode;
     if (!config->debug.moe_force_load_balance)
         return XP_FORCED_NONE;
@@ -135,12 +135,12 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
         .arch = &run->arch,
         .document_attention = attention && strcmp(attention, "document") == 0,
         .recompute = xp_run_recompute(config->activation_checkpoint.mode),
-        .forced_balance = choose_forced(config),
+        .forced_balance = xp_run_forced(config),
         .overlap = config->parallelism.expert_parallel_overlap,
         .overlap_split = config->deepep.overlap_split,
         .aux_loss_coeff = config->moe.aux_loss_coeff,
         .z_loss_coeff = config->moe.z_loss_coeff,
-        .save_dispatched = choose_saved(config->moe.save_dispatched),
+        .save_dispatched = xp_run_save_dispatched(config->moe.save_dispatched),
         .ep = {.transport = xp_run_transport(config, &run->arch),
                .capacity_factor = config->moe.capacity_factor,
                .num_sms = (int)config->deepep.num_sms,

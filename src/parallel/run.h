@@ -47,9 +47,12 @@ XP_NODISCARD xp_status xp_run_batch_sizes(const xp_config *config, int n_data_ra
 xp_device_kind xp_run_device_kind(const xp_config *config);
 
 /** The configuration's transport of expert parallelism (XP_EP_AUTO: the group decides), and what
- * activation_checkpoint.mode means. */
+ * activation_checkpoint.mode and moe.save_dispatched mean. */
 xp_ep_transport xp_run_transport(const xp_config *config, const xp_arch *arch);
 xp_recompute xp_run_recompute(const char *mode);
+xp_save_dispatched xp_run_save_dispatched(const char *name);
+/** How load is forced to be even, if it is. */
+xp_forced_mode xp_run_forced(const xp_config *config);
 
 /** Whether the expert bias is trained: a MoE model whose load_balance_coeff is not 0. */
 bool xp_run_has_balance(const xp_config *config, const xp_arch *arch);

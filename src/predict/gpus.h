@@ -10,13 +10,13 @@ typedef struct xp_gpu {
     double memory_gib;   /* that its driver reports */
     double bf16_tflops;  /* dense, data sheet */
     double memory_tbps;  /* TB/s, data sheet */
-    double link_gbps;    /* NVLink to the other GPUs of a node, GB/s one way, data sheet */
+    double link_gbps;    /* to the other GPUs of a node, GB/s one way, data sheet */
     bool measured;       /* expar's kernels were timed on it */
 } xp_gpu;
 
 /** The i-th of the table, NULL past the last. */
 const xp_gpu *xp_gpu_at(int i);
-/** By name; NULL when it is not in the table. */
+/** By name, in any case; NULL when it is not in the table. */
 const xp_gpu *xp_gpu_named(const char *name);
 /** By the product's name ("NVIDIA H200"); NULL when it is not in the table. */
 const xp_gpu *xp_gpu_of_product(const char *product);

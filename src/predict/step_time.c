@@ -1,17 +1,21 @@
 #include "predict/step_time.h"
 
+#include <math.h>
 #include <string.h>
 #include "parallel/run.h"
 
 /* Shares of the data sheet's figures that were reached. */
 #define DENSE_SHARE     0.70 /* cuBLASLt at the projections' and the head's shapes */
-#define GROUPED_SHARE   0.63 /* forward, dgrad and wgrad together */
 #define ATTENTION_SHARE 0.55 /* cuDNN */
 #define BACKWARD_SHARE  0.35 /* cuDNN, deterministic */
 #define MEMORY_SHARE    0.79
 #define LINK_SHARE      0.60 /* p2p's kernels, NCCL's rings */
 #define A2A_SHARE       0.55 /* NCCL's all-to-all */
 #define NETWORK_SHARE   0.80 /* assumed: no run between GPU nodes yet */
+/* Grouped products by the rows of an expert, forward, dgrad and wgrad together; and how much longer
+ * wgrad takes where it adds to fp32 sums. */
+static const double grouped_rows[] = {256, 2048, 16384}, grouped_share[] = {0.38, 0.57, 0.63},
+                    adding_takes[] = {8, 2.4, 1.25};
 /* What no rate explains. */
 #define PLAN_S          50e-6 /* a plan, whatever its size */
 #define PLAN_PICK_S     0.6e-9
@@ -26,7 +30,8 @@ typedef struct sizes {
     int64_t n_passes;
     double gradient_bytes; /* an element */
     xp_recompute recompute;
-    bool is_moe;
+    bool is_moe, saves_recv;
+    xp_forced_mode forced;
     xp_ep_transport transport;
     int ep_size, ep_nodes;
 } sizes;
@@ -77,9 +82,34 @@ static double misses(const sizes *s, double part) {
     return none > 0 ? none : 0;
 }
 
-/* How many of `n` equal parts of the experts a token needs, on average, at even routing. */
+/* Picks forced to neighbouring experts: on how many of `n` parts they lie, on average. */
+static double parts_of_neighbours(const sizes *s, double n) {
+    const int64_t e = s->arch.n_experts, k = s->arch.top_k;
+    const double each = (double)e / n;
+    double total = 0;
+    for (int64_t t = 0; t < e; t++) {
+        int64_t last = -1, found = 0;
+        for (int64_t i = 0; i < k; i++) {
+            const int64_t part = (int64_t)((double)((t * k + i) % e) / each);
+            found += part != last;
+            last = part;
+        }
+        total += (double)found < n ? (double)found : n;
+    }
+    return total / (double)e;
+}
+
+/* How many of `n` equal parts of the experts a token needs, on average. */
 static double parts_needed(const sizes *s, double n) {
-    return n * (1 - misses(s, (double)s->arch.n_experts / n));
+    const double picks = (double)s->arch.top_k;
+    switch (s->forced) {
+    case XP_FORCED_MODULO:
+        return parts_of_neighbours(s, n);
+    case XP_FORCED_SPREAD: /* over the ranks in turn; neighbouring ranks share a node */
+        return picks < n ? picks : n;
+    default:
+        return n * (1 - misses(s, (double)s->arch.n_experts / n));
+    }
 }
 
 typedef struct rows { /* a token sends one way; read and written where they start and end */
@@ -106,10 +136,10 @@ static rows rows_sent(const sizes *s) {
 static void add_exchange(const sizes *s, const xp_cluster *c, xp_step_prediction *p) {
     if (!s->is_moe || s->ep_size == 1)
         return;
-    const bool again = s->recompute != XP_RECOMPUTE_NONE; /* rows are dispatched once more */
     const rows sent = rows_sent(s);
     const double times = (double)s->arch.n_layers * (double)s->n_passes,
-                 row = 2 * (double)s->arch.dim, n_rows = (again ? 5 : 4) * s->tokens * times,
+                 row = 2 * (double)s->arch.dim,
+                 n_rows = (s->saves_recv ? 4 : 5) * s->tokens * times,
                  share = s->transport == XP_EP_P2P ? LINK_SHARE : A2A_SHARE;
     p->link_bytes = n_rows * sent.in_node * row;
     p->network_bytes = n_rows * sent.across * row;
@@ -121,11 +151,29 @@ static void add_exchange(const sizes *s, const xp_cluster *c, xp_step_prediction
 
 /* ---- compute -------------------------------------------------------------------------------- */
 
+/* The value at `x` on the line through the three points, straight over the logarithm of x. */
+static double between(double x, const double *at, const double *value) {
+    const int i = x < at[1] ? 0 : 1;
+    const double place = log(x / at[i]) / log(at[i + 1] / at[i]), kept = place < 0   ? 0
+                                                                         : place > 1 ? 1
+                                                                                     : place;
+    return value[i] + kept * (value[i + 1] - value[i]);
+}
+
+/* Rows of an expert in a pass: its EP group's tokens, evenly. */
+static double rows_an_expert(const sizes *s) {
+    const double n = s->tokens * (double)s->arch.top_k * s->ep_size / (double)s->arch.n_experts;
+    return n > 1 ? n : 1;
+}
+
 static void add_work(const sizes *s, const xp_gpu *gpu, double times, const work *w,
                      double attention_share, xp_step_prediction *p) {
     const double peak = gpu->bf16_tflops * 1e12;
-    *(s->is_moe ? &p->experts_s : &p->dense_s) +=
-        times * w->ffn / (peak * (s->is_moe ? GROUPED_SHARE : DENSE_SHARE));
+    if (s->is_moe)
+        p->experts_s +=
+            times * w->ffn / (peak * between(rows_an_expert(s), grouped_rows, grouped_share));
+    else
+        p->dense_s += times * w->ffn / (peak * DENSE_SHARE);
     p->dense_s += times * w->dense / (peak * DENSE_SHARE);
     p->attention_s += times * w->attention / (peak * attention_share);
     p->memory_s += times * w->bytes / (gpu->memory_tbps * 1e12 * MEMORY_SHARE);
@@ -133,7 +181,10 @@ static void add_work(const sizes *s, const xp_gpu *gpu, double times, const work
 
 static void add_layers(const sizes *s, const xp_gpu *gpu, xp_step_prediction *p) {
     const double times = (double)s->arch.n_layers * (double)s->n_passes;
-    const work forward = forward_work(s), backward = backward_work(s);
+    const work forward = forward_work(s);
+    work backward = backward_work(s);
+    if (s->is_moe && s->n_passes > 1) /* half of it is wgrad */
+        backward.ffn *= (1 + between(rows_an_expert(s), grouped_rows, adding_takes)) / 2;
     add_work(s, gpu, times, &forward, ATTENTION_SHARE, p);
     add_work(s, gpu, times, &backward, BACKWARD_SHARE, p);
     if (s->recompute != XP_RECOMPUTE_NONE) {
@@ -188,16 +239,15 @@ static void add_parameters(const sizes *s, const xp_mesh *m, const xp_cluster *c
                            xp_step_prediction *p) {
     const xp_arch *a = &s->arch;
     const double memory = c->gpu->memory_tbps * 1e12 * MEMORY_SHARE,
-                 all_experts =
-                     s->is_moe ? 3.0 * (double)(a->n_layers * a->n_experts * a->dim * a->moe_dim)
-                               : 0,
+                 all_experts = s->is_moe ? 3.0 * (double)a->n_layers * (double)a->n_experts *
+                                               (double)a->dim * (double)a->moe_dim
+                                         : 0,
                  dense = (double)xp_arch_n_params(a) - all_experts,
                  experts = all_experts / s->ep_size, n = m->n_shard, n_e = m->n_expert_shard,
                  own = dense / n + experts / n_e, of_node = c->gpus_per_node;
-    p->optimizer_s =
-        own * OPTIMIZER_BYTES / memory + (dense + experts) * s->gradient_bytes / memory; /* norm */
+    p->optimizer_s = own * (OPTIMIZER_BYTES + s->gradient_bytes) / memory; /* the norm, too */
     traffic t = {0};
-    const bool spans = m->n_shard > c->gpus_per_node;
+    const bool spans = m->n_ranks > c->gpus_per_node && c->gpus_per_node % m->n_shard != 0;
     add_shards(s, dense, n, ring_rate(c, spans, of_node), &t);
     add_shards(s, experts, n_e, ring_rate(c, spans, of_node / s->ep_size), &t);
     add_replicas(s, own, m->n_replicate, ring_rate(c, m->n_ranks > c->gpus_per_node, of_node / n),
@@ -223,6 +273,9 @@ static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, size
     s->gradient_bytes = s->n_passes > 1 ? 4 : 2;
     s->recompute = xp_run_recompute(mode);
     s->is_moe = s->arch.n_experts > 0;
+    s->saves_recv =
+        xp_saves_recv(s->recompute, xp_run_save_dispatched(config->moe.save_dispatched));
+    s->forced = xp_run_forced(config);
     s->ep_size = layout->ep_size;
     s->ep_nodes = layout->ep_nodes > 1 ? layout->ep_nodes : 1;
     s->transport = xp_run_transport(config, &s->arch);
@@ -243,6 +296,8 @@ xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout, const 
     p.step_s = p.dense_s + p.attention_s + p.experts_s + p.memory_s + p.head_s + p.exchange_s +
                p.gradients_s + p.optimizer_s;
     p.tokens = s.tokens * (double)s.n_passes;
+    p.n_passes = s.n_passes;
+    p.transport = s.is_moe && s.ep_size > 1 ? s.transport : XP_EP_AUTO;
     p.flops = p.tokens * xp_arch_flops_per_token(&s.arch, config->training.seq_len);
     *prediction = p;
     return XP_OK;

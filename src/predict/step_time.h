@@ -5,12 +5,13 @@
  * The shares were measured on an H100 (docs/benchmarks.md, "Where a step's time goes"); on a GPU
  * that was not measured they are assumed. Nothing that is beside other work in the run is counted
  * twice: gradient reductions hide behind half of the backward pass, an exchange hides behind
- * nothing (on two GPUs expert_parallel_overlap was measured to gain nothing).
+ * nothing (on two GPUs expert_parallel_overlap was measured to cost more than it hid).
  */
 #ifndef XP_PREDICT_STEP_TIME_H
 #define XP_PREDICT_STEP_TIME_H
 
 #include "config/config.h"
+#include "expar/ep.h"
 #include "parallel/mesh.h"
 #include "predict/gpus.h"
 
@@ -34,6 +35,8 @@ typedef struct xp_step_prediction {
     double link_bytes, network_bytes; /* of the exchange: inside a node, between nodes */
     double gradient_bytes;            /* reduced and gathered */
     double tokens;                    /* of one rank's step */
+    int64_t n_passes;                 /* microbatches of a step */
+    xp_ep_transport transport;        /* XP_EP_AUTO: nothing is exchanged */
     double flops;                     /* as the run prints them */
 } xp_step_prediction;
 

@@ -22,8 +22,7 @@
 extern "C" {
 #endif
 
-#define XP_EP_CUDA_MAX_TOP_K 32 /* a warp takes a token, a lane a pick */
-#define XP_EP_CUDA_MAX_RANKS 16
+#define XP_EP_CUDA_MAX_RANKS XP_EP_GPU_MAX_RANKS /* a lane a rank */
 
 /** One pick as its source tells it to the expert's rank: xp_ep_pick. */
 typedef struct xp_ep_cuda_pick {

@@ -26,20 +26,6 @@ static xp_cuda_device *device_of(const xp_ep_group *group) {
 
 /* ---- create ------------------------------------------------------------------------------ */
 
-static xp_status check_shape(const xp_ep_group *group) {
-    const xp_ep_shape *s = &group->shape;
-    const char *name = xp_device_name(group->device);
-    if (s->top_k > XP_EP_CUDA_MAX_TOP_K)
-        return xp_error(XP_ENOTSUP, "expert parallelism on %s: top_k is %d, at most %d work", name,
-                        s->top_k, XP_EP_CUDA_MAX_TOP_K);
-    if (s->n_ranks > XP_EP_CUDA_MAX_RANKS)
-        return xp_error(XP_ENOTSUP,
-                        "expert parallelism over %d ranks on GPUs: at most %d work; choose a "
-                        "smaller expert parallel degree",
-                        s->n_ranks, XP_EP_CUDA_MAX_RANKS);
-    return XP_OK;
-}
-
 /* Which GPU a rank has, for people of other processes too. */
 typedef struct seat {
     char uuid[16];
@@ -153,7 +139,7 @@ static xp_status create(xp_ep_group *group) {
     group->device_state = state;
     if (state == NULL)
         return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
-    XP_TRY(check_shape(group));
+    XP_TRY(xp_ep_shape_check_gpu(&group->shape));
     xp_cuda_device *device = device_of(group);
     XP_TRY(xp_cuda_check(cudaSetDevice(device->index), device->base.name));
     XP_TRY(xp_cuda_check(cudaHostAlloc((void **)&state->news, sizeof *state->news,
