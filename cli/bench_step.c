@@ -271,10 +271,5 @@ static int parse_and_run(int argc, char **argv, char **rest) {
 }
 
 int bench_step(int argc, char **argv) {
-    char **rest = calloc((size_t)argc + 1, sizeof *rest);
-    if (!rest)
-        return cli_fail(xp_error(XP_ENOMEM, "no memory for the arguments"));
-    const int code = parse_and_run(argc, argv, rest);
-    free(rest);
-    return code;
+    return cli_config_words_run(argc, argv, parse_and_run);
 }

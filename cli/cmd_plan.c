@@ -6,18 +6,18 @@
 #include "config_words.h"
 #include "core/text.h"
 #include "device/plugin.h"
+#include "ep/shape.h"
 #include "lists.h"
 #include "model/arch.h"
 #include "options.h"
 #include "predict/predict.h"
 #include "predict/step_time.h"
 
-#define GIB ((double)(1 << 30))
-#define CONTEXT_GIB                                                                                \
-    1.1 /* what driver and libraries take beside a run, measured on H100 and H200                  \
-         */
-#define MAX_ERROR 400
-#define SHORT_S   20e-3 /* steps of less came out too fast (docs/plan.md) */
+#define GIB         ((double)(1 << 30))
+#define CONTEXT_GIB 1.1 /* that driver and libraries take beside a run: 1.03 on an H200 */
+#define MOST_GPUS   2   /* that a run was timed on */
+#define MAX_ERROR   400
+#define SHORT_S     20e-3 /* shorter passes came out too fast (docs/plan.md) */
 
 typedef struct plan_options {
     const char *gpu, *nodes, *batch;
@@ -118,7 +118,8 @@ static void explain(const plan *p, const xp_mesh *layout, const xp_memory_predic
     for (int i = 0; i < memory->n_tags; i++)
         if (strcmp(memory->tags[i].tag, "params") == 0 || strcmp(memory->tags[i].tag, "grads") == 0)
             resident += gib(memory->tags[i].n_bytes);
-    const bool more_ep = p->arch.n_experts > layout->ep_size;
+    const bool more_ep =
+        p->arch.n_experts > layout->ep_size && layout->ep_size < XP_EP_GPU_MAX_RANKS;
     if (resident <= p->room_gib)
         snprintf(r->advice, sizeof r->advice,
                  "no batch fits, with full recomputation neither: more nodes share the optimizer's "
@@ -205,15 +206,10 @@ static const char *transport_name(const row *r) {
 
 /* ---- text ----------------------------------------------------------------------------------- */
 
-static int larger_first(const void *a, const void *b) {
-    const xp_predicted_tag *left = a, *right = b;
-    return (left->n_bytes < right->n_bytes) - (left->n_bytes > right->n_bytes);
-}
-
 /* The largest parts of the memory. */
 static void print_parts(const row *r, int n_most) {
     xp_memory_prediction sorted = r->memory;
-    qsort(sorted.tags, (size_t)sorted.n_tags, sizeof sorted.tags[0], larger_first);
+    xp_predict_sort_tags(&sorted);
     for (int i = 0; i < sorted.n_tags && i < n_most && sorted.tags[i].n_bytes > 0; i++)
         printf("%s%s %.1f", i > 0 ? ", " : "", sorted.tags[i].tag, gib(sorted.tags[i].n_bytes));
 }
@@ -276,7 +272,7 @@ static void print_details(const row *r) {
            s->gradients_s * 1e3);
 }
 
-static void print_notes(const plan *p, bool several_nodes, bool short_steps) {
+static void print_notes(const plan *p, bool many_gpus, bool several_nodes, bool short_steps) {
     printf("\nGiB: what a run takes of a GPU, counted by the trainer's own allocation without one. "
            "tok/s: work over the GPU's limits\nand the shares of them measured on an H100, even "
            "routing. GB: sent by a GPU in a step; sharding: gradients reduced and\nparameters "
@@ -287,6 +283,8 @@ static void print_notes(const plan *p, bool several_nodes, bool short_steps) {
     if (short_steps)
         printf("Passes of less than %.0f ms come out too fast: their kernels do not fill a GPU.\n",
                SHORT_S * 1e3);
+    if (many_gpus)
+        printf("Not measured on more than %d GPUs.\n", MOST_GPUS);
     if (several_nodes)
         printf("Not measured between nodes: 80 %% of the network's rate is assumed.\n");
 }
@@ -329,7 +327,7 @@ static void add_speed(const plan *p, const row *r, xp_text *t) {
         add_number(t, all[i].name, all[i].value);
     add_string(t, "transport", transport_name(r));
     xp_text_printf(t, ", \"measured\": %s, \"too_short\": %s",
-                   p->cluster.gpu->measured && r->nodes == 1 ? "true" : "false",
+                   p->cluster.gpu->measured && r->ranks <= MOST_GPUS ? "true" : "false",
                    is_short(r) ? "true" : "false");
 }
 
@@ -364,7 +362,7 @@ static void add_row(const plan *p, const row *r, xp_text *t) {
 static int run_rows(plan *p, const cli_int_list *nodes, const cli_int_list *batches) {
     xp_text json = {0};
     int n_fit = 0;
-    bool several = false, short_steps = false;
+    bool many = false, several = false, short_steps = false;
     row last = {0};
     if (p->o->json)
         xp_text_puts(&json, "[");
@@ -375,6 +373,7 @@ static int run_rows(plan *p, const cli_int_list *nodes, const cli_int_list *batc
             last = (row){.nodes = nodes->values[i], .batch = batches->values[j]};
             work_out(p, &last);
             n_fit += last.is_run && last.fits;
+            many |= last.ranks > MOST_GPUS;
             several |= last.nodes > 1;
             short_steps |= is_short(&last);
             if (p->o->json)
@@ -389,7 +388,7 @@ static int run_rows(plan *p, const cli_int_list *nodes, const cli_int_list *batc
     } else {
         if (nodes->n * batches->n == 1)
             print_details(&last);
-        print_notes(p, several, short_steps);
+        print_notes(p, many, several, short_steps);
     }
     const bool failed = json.failed;
     xp_text_free(&json);
@@ -509,10 +508,5 @@ static int parse_and_run(int argc, char **argv, char **rest) {
 }
 
 int cmd_plan(int argc, char **argv) {
-    char **rest = calloc((size_t)argc + 1, sizeof *rest);
-    if (!rest)
-        return cli_fail(xp_error(XP_ENOMEM, "no memory for the arguments"));
-    const int code = parse_and_run(argc, argv, rest);
-    free(rest);
-    return code;
+    return cli_config_words_run(argc, argv, parse_and_run);
 }

@@ -2,7 +2,9 @@
 
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include "cli.h"
 
 static void add(cli_config_words *words, char *word) {
     if (words->n < CLI_CONFIG_WORDS)
@@ -41,4 +43,13 @@ void cli_config_words_build(cli_config_words *words, const char *file,
         add(words, words->own[i]);
     }
     cli_config_words_take(words, argc, argv, rest);
+}
+
+int cli_config_words_run(int argc, char **argv, int (*run)(int argc, char **argv, char **rest)) {
+    char **rest = calloc((size_t)argc + 1, sizeof *rest);
+    if (!rest)
+        return cli_fail(xp_error(XP_ENOMEM, "no memory for the arguments"));
+    const int code = run(argc, argv, rest);
+    free(rest);
+    return code;
 }

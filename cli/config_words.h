@@ -29,4 +29,10 @@ int cli_config_words_take(cli_config_words *words, int argc, char **argv, char *
 void cli_config_words_build(cli_config_words *words, const char *file,
                             const char *const (*defaults)[2], int argc, char **argv, char **rest);
 
+/**
+ * A command that parts its arguments with these functions.
+ * @param run  gets argv and room for `rest`; returns the exit code
+ */
+int cli_config_words_run(int argc, char **argv, int (*run)(int argc, char **argv, char **rest));
+
 #endif

@@ -266,8 +266,10 @@ static xp_status fill(xp_model *model) {
 
 static xp_status check_args(const xp_model_args *args) {
     if (args->n_rows < 1 || args->seq_len < 1 || args->n_rows > INT32_MAX / args->seq_len)
-        return xp_error(XP_EINVAL, "model: a microbatch of %lld rows of %lld tokens",
-                        (long long)args->n_rows, (long long)args->seq_len);
+        return xp_error(XP_EINVAL,
+                        "model: a microbatch of %lld rows of %lld tokens: both must be at least 1, "
+                        "and their product at most %d",
+                        (long long)args->n_rows, (long long)args->seq_len, INT32_MAX);
     if ((args->dtype != XP_F32 && args->dtype != XP_BF16) ||
         (args->grad_dtype != XP_F32 && args->grad_dtype != XP_BF16) ||
         (args->dtype == XP_F32 && args->grad_dtype != XP_F32))

@@ -1,6 +1,7 @@
 #include "predict/predict.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include "parallel/run.h"
 
@@ -65,6 +66,17 @@ xp_status xp_predict_memory_on(xp_device_kind kind, const xp_config *config, con
     }
     xp_device_destroy(device);
     return status;
+}
+
+static int larger_first(const void *a, const void *b) {
+    const xp_predicted_tag *left = a, *right = b;
+    if (left->n_bytes != right->n_bytes)
+        return left->n_bytes < right->n_bytes ? 1 : -1;
+    return strcmp(left->tag, right->tag);
+}
+
+void xp_predict_sort_tags(xp_memory_prediction *prediction) {
+    qsort(prediction->tags, (size_t)prediction->n_tags, sizeof *prediction->tags, larger_first);
 }
 
 int64_t xp_predict_process_bytes(const xp_memory_prediction *prediction, int n_local_ranks,

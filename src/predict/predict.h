@@ -36,6 +36,9 @@ XP_NODISCARD xp_status xp_predict_memory_on(xp_device_kind kind, const xp_config
                                             const xp_mesh *layout,
                                             xp_memory_prediction *prediction);
 
+/** The largest tags first. */
+void xp_predict_sort_tags(xp_memory_prediction *prediction);
+
 /**
  * Resident set of a process on the CPU.
  * @param n_local_ranks  rank threads of the process

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <string.h>
+#include "ep/shape.h"
 #include "parallel/run.h"
 
 /* Shares of the data sheet's figures that were reached. */
@@ -82,31 +83,31 @@ static double misses(const sizes *s, double part) {
     return none > 0 ? none : 0;
 }
 
-/* Picks forced to neighbouring experts: on how many of `n` parts they lie, on average. */
-static double parts_of_neighbours(const sizes *s, double n) {
-    const int64_t e = s->arch.n_experts, k = s->arch.top_k;
-    const double each = (double)e / n;
+/* Picks in turn over `period` places: on how many of `n` equal parts of the places a token's picks
+ * lie, on average. */
+static double parts_in_turn(const sizes *s, int64_t period, double n) {
+    const int64_t k = s->arch.top_k;
+    const double each = (double)period / n;
     double total = 0;
-    for (int64_t t = 0; t < e; t++) {
+    for (int64_t t = 0; t < period; t++) {
         int64_t last = -1, found = 0;
         for (int64_t i = 0; i < k; i++) {
-            const int64_t part = (int64_t)((double)((t * k + i) % e) / each);
+            const int64_t part = (int64_t)((double)((t * k + i) % period) / each);
             found += part != last;
             last = part;
         }
         total += (double)found < n ? (double)found : n;
     }
-    return total / (double)e;
+    return total / (double)period;
 }
 
 /* How many of `n` equal parts of the experts a token needs, on average. */
 static double parts_needed(const sizes *s, double n) {
-    const double picks = (double)s->arch.top_k;
     switch (s->forced) {
     case XP_FORCED_MODULO:
-        return parts_of_neighbours(s, n);
-    case XP_FORCED_SPREAD: /* over the ranks in turn; neighbouring ranks share a node */
-        return picks < n ? picks : n;
+        return parts_in_turn(s, s->arch.n_experts, n);
+    case XP_FORCED_SPREAD:
+        return parts_in_turn(s, s->ep_size, n);
     default:
         return n * (1 - misses(s, (double)s->arch.n_experts / n));
     }
@@ -278,9 +279,9 @@ static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, size
     s->forced = xp_run_forced(config);
     s->ep_size = layout->ep_size;
     s->ep_nodes = layout->ep_nodes > 1 ? layout->ep_nodes : 1;
-    s->transport = xp_run_transport(config, &s->arch);
-    if (s->transport == XP_EP_AUTO)
-        s->transport = s->ep_nodes > 1 ? XP_EP_A2A : XP_EP_P2P;
+    xp_ep_config ep = {.transport = xp_run_transport(config, &s->arch), .n_nodes = s->ep_nodes};
+    XP_TRY(xp_ep_choose_transport(&ep, s->ep_nodes == 1));
+    s->transport = ep.transport;
     return XP_OK;
 }
 

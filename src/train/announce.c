@@ -86,18 +86,11 @@ static int put_size(char *out, size_t room, int64_t n_bytes) {
     return snprintf(out, room, "%.*f MiB", mib < 10 ? 1 : 0, mib);
 }
 
-static int larger_first(const void *a, const void *b) {
-    const xp_predicted_tag *left = a, *right = b;
-    if (left->n_bytes != right->n_bytes)
-        return left->n_bytes < right->n_bytes ? 1 : -1;
-    return strcmp(left->tag, right->tag);
-}
-
 /* What takes the memory, the largest first. */
 static void describe_tags(xp_trainer *t, xp_memory_prediction *p) {
     char tags[512] = "";
     size_t used = 0;
-    qsort(p->tags, (size_t)p->n_tags, sizeof *p->tags, larger_first);
+    xp_predict_sort_tags(p);
     for (int i = 0; i < p->n_tags && p->tags[i].n_bytes > 0 && used + 64 < sizeof tags; i++) {
         used += (size_t)snprintf(tags + used, 48, "%s%.32s ", i > 0 ? ", " : "", p->tags[i].tag);
         used += (size_t)put_size(tags + used, sizeof tags - used, p->tags[i].n_bytes);

@@ -130,6 +130,27 @@ static void bytes_of_an_exchange(void **state) {
     assert_true(fabs(once.network_bytes / row - 1) < 1e-9); /* the other node, once */
 }
 
+/* 8 picks in turn over 16 ranks (spread) are 8 ranks of one node of two; over 128 experts (modulo)
+ * one rank of 8 experts. */
+static void bytes_of_forced_load(void **state) {
+    (void)state;
+    const double row = 4.0 * 2 * 2048 * 16384 * 8;
+    const wanted spread = {"h100",
+                           16,
+                           2,
+                           {EP("16"), BACKEND("deepep"), "--deepep.transport", "hierarchical",
+                            "--moe.num_experts", "128", "--debug.moe_force_load_balance",
+                            "--debug.moe_force_load_balance_mode", "spread", NULL}},
+                 modulo = {"h100",
+                           16,
+                           1,
+                           {EP("16"), BACKEND("deepep"), "--moe.num_experts", "128",
+                            "--debug.moe_force_load_balance", NULL}};
+    assert_true(fabs(predicted(&spread).network_bytes / (row / 2) - 1) < 1e-9);
+    assert_true(fabs(predicted(&spread).link_bytes / (row * 7) - 1) < 1e-9);
+    assert_true(fabs(predicted(&modulo).link_bytes / (row * 15 / 16) - 1) < 1e-9);
+}
+
 static void what_cannot_be_foretold(void **state) {
     (void)state;
     const wanted w = {"h100", 1, 1, {"--training.dtype", "float32", NULL}};
@@ -156,9 +177,9 @@ static void gpus_by_name(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(near_runs_on_record),  cmocka_unit_test(parts_make_the_step),
-        cmocka_unit_test(bytes_of_an_exchange), cmocka_unit_test(what_cannot_be_foretold),
-        cmocka_unit_test(gpus_by_name),
+        cmocka_unit_test(near_runs_on_record),     cmocka_unit_test(parts_make_the_step),
+        cmocka_unit_test(bytes_of_an_exchange),    cmocka_unit_test(bytes_of_forced_load),
+        cmocka_unit_test(what_cannot_be_foretold), cmocka_unit_test(gpus_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
