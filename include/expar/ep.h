@@ -88,6 +88,8 @@ typedef struct xp_ep_sizes {
     size_t group_bytes;    /* windows and buffers of the group (AUTO counts as p2p) */
     size_t plan_bytes;     /* of one plan */
 } xp_ep_sizes;
+/** @return XP_OK; XP_EINVAL for a bad size; XP_ENOTSUP with on_gpu where the GPUs' kernels do not
+ * serve so many ranks or picks */
 XP_API XP_NODISCARD xp_status xp_ep_query_sizes(const xp_ep_config *config, int n_ranks,
                                                 xp_ep_sizes *sizes);
 
