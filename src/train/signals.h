@@ -9,8 +9,9 @@ typedef struct xp_signals xp_signals;
 typedef struct xp_signals_args {
     xp_train_shared *shared; /* borrowed: gets the request to stop */
     xp_log *log;             /* borrowed; NULL: silent */
-    bool saves;   /* the run writes checkpoints: the message promises that the step is saved */
-    bool patient; /* under a launcher, which repeats signals: a second one does not end the process */
+    bool saves; /* the run writes checkpoints: the message promises that the step is saved */
+    bool
+        patient; /* under a launcher, which repeats signals: a second one does not end the process */
 } xp_signals_args;
 
 /**
