@@ -66,8 +66,8 @@ static int64_t find_fused(const xp_hf_reader *reader, const char *prefix, const 
     return xp_hf_index(reader, name);
 }
 
-static xp_status wrong_fused_shape(const char *folder, const xp_arch *arch, const xp_st_tensor *gate_up,
-                                   const xp_st_tensor *down) {
+static xp_status wrong_fused_shape(const char *folder, const xp_arch *arch,
+                                   const xp_st_tensor *gate_up, const xp_st_tensor *down) {
     const int64_t e = arch->n_experts, d = arch->dim, f = arch->moe_dim;
     const int64_t wants_gate_up[] = {e, 2 * f, d}, wants_down[] = {e, d, f};
     char wanted[128];
@@ -83,8 +83,10 @@ static xp_status locate_fused(const xp_hf_reader *reader, const xp_arch *arch, c
     int64_t at_gate_up = find_fused(reader, slice->prefix, "gate_up_proj");
     int64_t at_down = find_fused(reader, slice->prefix, "down_proj");
     if (at_gate_up < 0 || at_down < 0)
-        return xp_error(XP_EFORMAT, "%s: fused experts need both gate_up_proj and down_proj, but %s%s is missing",
-                        folder, slice->prefix, at_gate_up < 0 ? "gate_up_proj" : "down_proj");
+        return xp_error(
+            XP_EFORMAT,
+            "%s: fused experts need both gate_up_proj and down_proj, but %s%s is missing", folder,
+            slice->prefix, at_gate_up < 0 ? "gate_up_proj" : "down_proj");
     const xp_st_tensor *gate_up = xp_hf_tensor_at(reader, at_gate_up);
     const xp_st_tensor *down = xp_hf_tensor_at(reader, at_down);
     bool plain = has_shape(gate_up, 3, (const int64_t[]){e, 2 * f, d}) &&

@@ -67,7 +67,8 @@ static xp_status same_values(const xp_st_tensor *a, const xp_st_tensor *b, bool 
         status = xp_st_read_f32(a, i, n, values);
         if (status == XP_OK)
             status = xp_st_read_f32(b, i, n, values + N_COMPARE);
-        *same = status == XP_OK && memcmp(values, values + N_COMPARE, (size_t)n * sizeof *values) == 0;
+        *same =
+            status == XP_OK && memcmp(values, values + N_COMPARE, (size_t)n * sizeof *values) == 0;
     }
     free(values);
     return status;
@@ -84,10 +85,12 @@ static xp_status look_at_head(const xp_hf_load_args *args, const xp_hf_reader *r
     XP_TRY(same_values(xp_hf_tensor_at(reader, head), embed, &same));
     if (!same) {
         char text[512];
-        snprintf(text, sizeof text,
-                 "%.300s: lm_head.weight differs from the embedding, but tie_word_embeddings is true: the "
-                 "embedding is used for both. Set tie_word_embeddings to false in config.json to use it",
-                 args->folder);
+        snprintf(
+            text, sizeof text,
+            "%.300s: lm_head.weight differs from the embedding, but tie_word_embeddings is true: "
+            "the "
+            "embedding is used for both. Set tie_word_embeddings to false in config.json to use it",
+            args->folder);
         args->warn(args->warn_context, text);
     }
     return XP_OK;

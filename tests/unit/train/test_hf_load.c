@@ -99,8 +99,8 @@ static void fuse(made_folder *f, const xp_arch *arch, bool transposed) {
     for (int64_t l = 0; l < arch->n_layers; l++) {
         char name[128];
         snprintf(name, sizeof name, "model.layers.%lld.mlp.experts.gate_up_proj", (long long)l);
-        float *gate_up = add(&fused, name, 3,
-                             transposed ? (int64_t[]){e, d, 2 * w} : (int64_t[]){e, 2 * w, d});
+        float *gate_up =
+            add(&fused, name, 3, transposed ? (int64_t[]){e, d, 2 * w} : (int64_t[]){e, 2 * w, d});
         snprintf(name, sizeof name, "model.layers.%lld.mlp.experts.down_proj", (long long)l);
         float *down =
             add(&fused, name, 3, transposed ? (int64_t[]){e, w, d} : (int64_t[]){e, d, w});
@@ -129,7 +129,8 @@ static xp_scratch_path write_folder(const char *root, const char *name, const ma
     assert_int_equal(xp_folder_create(folder.text), XP_OK);
     xp_st_writer *writer = NULL;
     assert_int_equal(
-        xp_st_writer_create(xp_scratch_join(folder.text, "model.safetensors").text, &writer), XP_OK);
+        xp_st_writer_create(xp_scratch_join(folder.text, "model.safetensors").text, &writer),
+        XP_OK);
     for (int i = 0; i < f->n; i++)
         assert_int_equal(xp_st_writer_declare(writer, f->tensors[i].name, XP_F32,
                                               f->tensors[i].n_dims, f->tensors[i].shape),
@@ -138,8 +139,8 @@ static xp_scratch_path write_folder(const char *root, const char *name, const ma
         int64_t n = 1;
         for (int d = 0; d < f->tensors[i].n_dims; d++)
             n *= f->tensors[i].shape[d];
-        assert_int_equal(
-            xp_st_writer_data(writer, f->tensors[i].values, (size_t)n * sizeof(float)), XP_OK);
+        assert_int_equal(xp_st_writer_data(writer, f->tensors[i].values, (size_t)n * sizeof(float)),
+                         XP_OK);
     }
     assert_int_equal(xp_st_writer_finish(writer), XP_OK);
     xp_st_writer_destroy(writer);
@@ -170,7 +171,8 @@ static void take_warning(void *context, const char *text) {
     l->n_warnings++;
 }
 
-static xp_status load(const char *folder, const xp_arch *arch, int ep_rank, int ep_size, loaded *l) {
+static xp_status load(const char *folder, const xp_arch *arch, int ep_rank, int ep_size,
+                      loaded *l) {
     const xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
     memset(l, 0, sizeof *l);
     assert_int_equal(xp_device_create(&args, &l->device), XP_OK);
@@ -312,7 +314,8 @@ static void test_wrappers(void **state) {
     free_folder(&other);
     add_all(&other, &small);
     add(&other, "_orig_mod.model.norm.weight", 1, (const int64_t[]){small.dim});
-    assert_int_equal(load(write_folder(*state, "twice", &other).text, &small, 0, 1, &l), XP_EFORMAT);
+    assert_int_equal(load(write_folder(*state, "twice", &other).text, &small, 0, 1, &l),
+                     XP_EFORMAT);
     assert_true(xp_scratch_error_has("name the same tensor model.norm.weight"));
     unload(&l);
     free_folder(&other);
@@ -389,10 +392,11 @@ static void test_values_that_are_no_numbers(void **state) {
             add_all(&f, &small);
             if (fused)
                 fuse(&f, &small, i == 1);
-            const char *name = fused ? "model.layers.1.mlp.experts.down_proj"
-                                     : "model.embed_tokens.weight";
+            const char *name =
+                fused ? "model.layers.1.mlp.experts.down_proj" : "model.embed_tokens.weight";
             find(&f, name)->values[16 * 5 + 3] = values[i];
-            assert_int_equal(load(write_folder(*state, "f", &f).text, &small, 0, 1, &l), XP_EFORMAT);
+            assert_int_equal(load(write_folder(*state, "f", &f).text, &small, 0, 1, &l),
+                             XP_EFORMAT);
             assert_true(xp_scratch_error_has(name));
             assert_true(xp_scratch_error_has(i == 0 ? "NaN" : "Inf"));
             if (!fused)
