@@ -51,7 +51,7 @@ static const xp_field fields[] = {
     {STRING(model, flavor, "tiny_moe"), TT,
      .help = "sizes: a named flavor, `hf` (config.json in hf_assets_path) or `custom`; the suffix "
              "-deepep turns the fast expert parallelism on"},
-    {PATH(model, hf_assets_path, NULL), TT,
+    {PATH(model, hf_assets_path, NULL), TT, .is_input = true,
      .help = "folder with tokenizer.json, and config.json and weights where they are used"},
     {INT(model, dim, "0", 0, 1 << 20), BY_FLAVOR, .help = "width of the residual stream"},
     {INT(model, n_layers, "0", 0, 10000), BY_FLAVOR, .help = "transformer layers"},
@@ -69,7 +69,8 @@ static const xp_field fields[] = {
 
     {STRING(training, dataset, "text"), TT,
      .help = "`text` (.txt, .jsonl, .json.gz), `tokens` (.bin), or a c4-style name, read as text"},
-    {PATH(training, dataset_path, NULL), TT, .help = "a file, a folder or a glob"},
+    {PATH(training, dataset_path, NULL), TT, .is_input = true,
+     .help = "a file, a folder or a glob"},
     {INT(training, local_batch_size, "8", 1, BIG), TT, .help = "rows of a microbatch on each rank"},
     {INT(training, global_batch_size, "-1", -1, BIG), TT, .zero_refused = true,
      .help = "rows of a step over all ranks, reached by accumulation; -1 = local_batch_size x data "
@@ -160,12 +161,13 @@ static const xp_field fields[] = {
      .help = "save checkpoints, and resume from the newest when started again"},
     {PATH(checkpoint, folder, "checkpoint"), TT, .help = "where, inside the dump folder"},
     {INT(checkpoint, interval, "500", 1, BIG), TT, .help = "steps between checkpoints"},
-    {PATH(checkpoint, initial_load_path, NULL), TT,
+    {PATH(checkpoint, initial_load_path, NULL), TT, .is_input = true,
      .help = "start from this checkpoint when the run has none of its own"},
     {BOOL(checkpoint, initial_load_model_only, "true"), TT,
      .help = "take only the weights from initial_load_path"},
     {BOOL(checkpoint, initial_load_in_hf, "false"), TT,
-     .help = "initial_load_path is a Hugging Face folder"},
+     .help = "initial_load_path is a Hugging Face folder; without a path model.hf_assets_path is "
+             "loaded"},
     {BOOL(checkpoint, last_save_model_only, "false"), TT,
      .help = "the last checkpoint holds weights only, and cannot be resumed"},
     {BOOL(checkpoint, last_save_in_hf, "false"), TT,
@@ -200,7 +202,7 @@ static const xp_field fields[] = {
     {BOOL(validation, enable, "false"), TT, .help = "measure the loss on held-out data"},
     {STRING(validation, dataset, NULL), TT, .unset = "training.dataset",
      .help = "as training.dataset"},
-    {PATH(validation, dataset_path, NULL), TT, .help = "the held-out data"},
+    {PATH(validation, dataset_path, NULL), TT, .is_input = true, .help = "the held-out data"},
     {INT(validation, local_batch_size, "0", 0, BIG), TT, .unset = "training.local_batch_size",
      .help = "rows of a microbatch on each rank"},
     {INT(validation, seq_len, "0", 0, 1 << 24), TT, .unset = "training.seq_len",

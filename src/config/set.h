@@ -46,6 +46,9 @@ XP_NODISCARD xp_status xp_set_toml(xp_config_set *set, const xp_assignment *assi
                                    const xp_toml_value *value);
 /** All fields to their defaults. */
 XP_NODISCARD xp_status xp_set_defaults(xp_config_set *set);
+/** Paths in the file that name what is read: where nothing is in the folder the command runs in, what lies beside
+ * the file is meant. */
+XP_NODISCARD xp_status xp_set_resolve_paths(xp_config_set *set);
 /** Rules between fields. */
 XP_NODISCARD xp_status xp_set_check(xp_config_set *set);
 /** Add a warning; `text` belongs to the set's arena, NULL is XP_ENOMEM. */

@@ -177,6 +177,10 @@ void xp_trainer_compare_memory(xp_trainer *t) {
                        taken, worst < 0 ? -worst : worst, tag, worst);
 }
 
+static void warn_without_effect(void *context, const char *text) {
+    xp_trainer_warn(context, "%s", text);
+}
+
 void xp_trainer_announce(xp_trainer *t) {
     const xp_ops *ops = NULL;
     if (xp_ops_get(t->device, &ops) != XP_OK)
@@ -190,6 +194,9 @@ void xp_trainer_announce(xp_trainer *t) {
         xp_trainer_say(t, "job: %s", t->config->job.description);
     for (int i = 0; xp_config_warning(t->set, i); i++)
         xp_trainer_warn(t, "%s", xp_config_warning(t->set, i));
+    if (t->log &&
+        xp_config_effects(t->set, t->shared->arch.n_experts > 0, warn_without_effect, t) != XP_OK)
+        xp_trainer_warn(t, "%s", xp_last_error());
 }
 
 static void warn_about_schedule(xp_trainer *t) {
