@@ -224,7 +224,7 @@ typedef struct xp_router_args {
 } xp_router_args;
 
 /** dlogits from the weights' gradients, the auxiliary loss and the z-loss. Formulas:
- * docs/numerics.md. */
+ * docs/explanation/numerics.md. */
 typedef struct xp_router_backward_args {
     int64_t n_tokens;
     int n_experts, top_k;
@@ -435,7 +435,7 @@ size_t xp_attention_sums_bytes(int64_t n_rows, int64_t n_heads, int64_t seq_len)
  * does (inv_freq fp32). */
 void xp_rope_fill(float theta, int head_dim, int64_t n_positions, float *rope);
 /** Host or device-independent: ids of forced balance, [T, K]. modulo: (t * K + k) % E. spread: see
- * docs/numerics.md. */
+ * docs/explanation/numerics.md. */
 typedef enum xp_forced_mode {
     XP_FORCED_NONE = 0,
     XP_FORCED_MODULO,
