@@ -1,14 +1,15 @@
 /** Relative paths of a file: from the folder the command runs in, else from the file's own folder. */
 #include "config/set.h"
 
+#include <errno.h>
 #include <glob.h>
 #include <string.h>
 #include <unistd.h>
 
 /* A file, a folder, or what a glob finds. */
 static bool is_there(const char *path) {
-    if (access(path, F_OK) == 0)
-        return true;
+    if (access(path, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR))
+        return true; /* what may not be looked at is there */
     if (!strpbrk(path, "*?["))
         return false;
     glob_t found;
