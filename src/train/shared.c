@@ -119,6 +119,9 @@ static xp_status open_all(xp_train_shared *shared, const char *cache, xp_pool *p
 static xp_status create_parts(xp_train_shared *shared, xp_log *log) {
     const xp_config *config = shared->config;
     XP_TRY(xp_arch_from_config(config, &shared->arch));
+    if (config->checkpoint.enable && config->checkpoint.last_save_in_hf &&
+        xp_arch_check_hf(&shared->arch) != XP_OK) /* said now, not behind the last step */
+        return xp_error_context(XP_ECONFIG, "checkpoint.last_save_in_hf");
     XP_TRY(load_tokenizer(shared));
     XP_TRY(xp_folder_create(config->job.dump_folder));
     char *cache = xp_path_join(config->job.dump_folder, "cache");
