@@ -1,6 +1,6 @@
 """Qwen3-MoE in plain PyTorch, as transformers computes it, for peer_train.py.
 
-Written from docs/numerics.md. It needs no transformers, reads a Hugging Face folder (safetensors) by itself, and runs on
+Written from docs/explanation/numerics.md. It needs no transformers, reads a Hugging Face folder (safetensors) by itself, and runs on
 any PyTorch from 1.13. Experts are one product each over sorted rows. In bf16 the router's logits and the norms' outputs
 are rounded where transformers rounds them.
 """

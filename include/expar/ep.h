@@ -70,7 +70,7 @@ typedef struct xp_ep_config {
     bool separate_processes;
     bool on_gpu; /* of these, on a GPU: what peers open is reserved in blocks of 2 MiB */
     /* GPU; the same on every rank: ranks that are not of this group use its GPUs as well. Kernels
-     * of the group then do not wait for each other (see docs/expert-parallelism.md); the group
+     * of the group then do not wait for each other (see docs/explanation/expert-parallelism.md); the group
      * finds out by itself when its own ranks share. */
     bool shares_gpus;
     /* GPU, p2p; the same on every rank: the host meets the other ranks between kernels, and no

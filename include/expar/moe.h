@@ -12,7 +12,7 @@
  * in further rounds. Results are deterministic. All memory is reserved by xp_moe_create(). One
  * forward may be outstanding: backward belongs to the last forward.
  *
- * See examples/custom_moe.c for a small model trained with it, docs/numerics.md for every formula.
+ * See examples/custom_moe.c for a small model trained with it, docs/explanation/numerics.md for every formula.
  */
 #ifndef EXPAR_MOE_H
 #define EXPAR_MOE_H

@@ -17,7 +17,7 @@ typedef enum xp_score_func { XP_SCORE_SOFTMAX = 0, XP_SCORE_SIGMOID } xp_score_f
 /**
  * router_forward: scores = softmax or sigmoid of the logits, in fp32; a token's experts are the K
  * largest of scores + bias (ties: the lower id); their weights come from the scores without bias.
- * Formulas: docs/numerics.md.
+ * Formulas: docs/explanation/numerics.md.
  */
 typedef struct xp_router_args {
     int64_t n_tokens;
@@ -36,7 +36,7 @@ typedef struct xp_router_args {
 
 /**
  * router_backward: dlogits from the gradients of the weights, the auxiliary loss and the z-loss.
- * Formulas: docs/numerics.md.
+ * Formulas: docs/explanation/numerics.md.
  */
 typedef struct xp_router_backward_args {
     int64_t n_tokens;
@@ -118,7 +118,7 @@ typedef enum xp_forced_mode {
 } xp_forced_mode;
 /**
  * Host: expert ids of forced balance, [T, K]. modulo: (t * K + k) % E. spread: see
- * docs/numerics.md.
+ * docs/explanation/numerics.md.
  */
 void xp_forced_balance_fill(xp_forced_mode mode, int64_t n_tokens, int top_k, int n_experts,
                             int n_ranks, int32_t *ids);

@@ -6,7 +6,7 @@
 
 /**
  * Train with NGPU rank threads (default 1), or as the rank that mpirun or srun made this process.
- * SIGINT and SIGTERM end the run after its step; they stay blocked in the calling thread.
+ * SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after its step (train/signals.h).
  *
  * @param[out] result  of rank 0, or of this process's rank
  * @return XP_OK; the status of the rank that failed first, its error as the last error with the

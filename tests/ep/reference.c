@@ -159,7 +159,7 @@ ref_layout ref_receive(const ep_problem *p, int rank, int64_t assignment_capacit
             layout.n_rows++;
         }
     }
-    /* The round rule of docs/expert-parallelism.md. */
+    /* The round rule of docs/explanation/expert-parallelism.md. */
     if (layout.n_assignments > assignment_capacity) {
         int64_t step = assignment_capacity - (min_assignments(p) - 1);
         for (int64_t i = 0; i < layout.n_rows; i++)
