@@ -21,9 +21,9 @@ typedef struct xp_attention_args {
     float scale;
     const void *q, *k, *v;      /* [T, H*C], [T, G*C], [T, G*C] with the leading dimensions below */
     int64_t ldq, ldk, ldv, ldo; /* elements between rows */
-    const int32_t *doc_start; /* [T] position where the token's document starts, or NULL: 0 */
-    void *out;                /* [T, H*C], leading dimension ldo */
-    float *lse;               /* [B, H, S] */
+    const int32_t *doc_start;   /* [T] position where the token's document starts, or NULL: 0 */
+    void *out;                  /* [T, H*C], leading dimension ldo */
+    float *lse;                 /* [B, H, S] */
     xp_dtype dtype;
     void *scratch;        /* 256-byte aligned; NULL when scratch_bytes is 0 */
     size_t scratch_bytes; /* with less than xp_ops.attention_scratch() a slower kernel runs */
