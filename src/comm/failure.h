@@ -22,10 +22,10 @@ typedef enum xp_failure_reason {
 
 /** Plain bytes: it also lies in shared memory and travels in messages. */
 typedef struct xp_failure {
-    double wall_s;                /* CLOCK_REALTIME when found: of several the earliest is the root cause */
-    int32_t reporter;             /* rank of the world that found it */
-    int32_t culprit;              /* rank of the world that is missing or gave up; -1: nobody can say */
-    int32_t reason;               /* xp_failure_reason */
+    double wall_s;    /* CLOCK_REALTIME when found: of several the earliest is the root cause */
+    int32_t reporter; /* rank of the world that found it */
+    int32_t culprit;  /* rank of the world that is missing or gave up; -1: nobody can say */
+    int32_t reason;   /* xp_failure_reason */
     char phase[XP_FAILURE_PHASE]; /* what the culprit was last doing, as far as is known; "" */
     char text[XP_FAILURE_TEXT];   /* one line for people */
 } xp_failure;

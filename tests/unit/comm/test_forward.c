@@ -43,8 +43,8 @@ static int count_untold(const job *j, int reporter) {
 static void expect_told(const job *j, int reporter, const char *what, int culprit) {
     const int n = count_untold(j, reporter);
     if (n > 0)
-        fail_msg("%s %d lost, found by rank %d, %d nodes: %d ranks hear nothing", what, culprit, reporter,
-                 j->map.n_nodes, n);
+        fail_msg("%s %d lost, found by rank %d, %d nodes: %d ranks hear nothing", what, culprit,
+                 reporter, j->map.n_nodes, n);
 }
 
 /* The reporter: the rank itself (it gives up and lives), a neighbour, a rank far away. */
@@ -142,8 +142,9 @@ static void test_bounded(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_blocks),   cmocka_unit_test(test_round_robin), cmocka_unit_test(test_uneven),
-        cmocka_unit_test(test_one_node), cmocka_unit_test(test_bounded),
+        cmocka_unit_test(test_blocks),  cmocka_unit_test(test_round_robin),
+        cmocka_unit_test(test_uneven),  cmocka_unit_test(test_one_node),
+        cmocka_unit_test(test_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
