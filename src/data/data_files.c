@@ -1,7 +1,6 @@
 #include "data/data_files.h"
 
 #include <ctype.h>
-#include <dirent.h>
 #include <errno.h>
 #include <glob.h>
 #include <stdio.h>
@@ -111,6 +110,21 @@ static void count_skipped(xp_data_files *files, const char *path) {
 
 static xp_status add_path(search *s, const char *path, const ancestor *up);
 
+typedef struct folder_entry {
+    search *s;
+    const ancestor *up;
+} folder_entry;
+
+static xp_status add_entry(void *context, const char *folder, const char *name) {
+    const folder_entry *entry = context;
+    if (name[0] == '.')
+        return XP_OK;
+    char *child = xp_path_join(folder, name);
+    xp_status status = child == NULL ? no_memory(folder) : add_path(entry->s, child, entry->up);
+    free(child);
+    return status;
+}
+
 static xp_status add_folder(search *s, const char *path, const struct stat *st,
                             const ancestor *up) {
     ancestor here = {.device = st->st_dev, .inode = st->st_ino, .up = up};
@@ -120,25 +134,8 @@ static xp_status add_folder(search *s, const char *path, const struct stat *st,
             return XP_OK; /* a link to a folder that is being read */
     if (here.depth > MAX_DEPTH)
         return xp_error(XP_EIO, "%s: folders more than %d deep", path, MAX_DEPTH);
-    DIR *folder = opendir(path);
-    if (folder == NULL)
-        return xp_error(XP_EIO, "cannot open folder %s: %s", path, strerror(errno));
-    xp_status status = XP_OK;
-    for (;;) {
-        errno = 0;
-        const struct dirent *entry = readdir(folder);
-        if (entry == NULL && errno != 0)
-            status = xp_error(XP_EIO, "cannot read folder %s: %s", path, strerror(errno));
-        if (entry == NULL || status != XP_OK)
-            break;
-        if (entry->d_name[0] == '.')
-            continue;
-        char *child = xp_path_join(path, entry->d_name);
-        status = child == NULL ? no_memory(path) : add_path(s, child, &here);
-        free(child);
-    }
-    closedir(folder);
-    return status;
+    folder_entry context = {s, &here};
+    return xp_folder_each(path, add_entry, &context);
 }
 
 /* A path found in a folder or by a glob. */

@@ -193,11 +193,14 @@ static xp_status read_megatron(const char *path, xp_token_file *file, bool *foun
     xp_text_add(&index, path, strlen(path) - strlen(".bin"));
     xp_text_puts(&index, ".idx");
     xp_file_map map;
-    bool there =
-        !index.failed && xp_path_exists(index.data) && xp_file_map_open(index.data, &map) == XP_OK;
+    xp_status status = index.failed ? xp_error(XP_ENOMEM, "%s: out of memory", path)
+                                    : xp_file_map_open(index.data, &map);
     xp_text_free(&index);
-    if (!there)
+    if (status == XP_ENOENT) {
+        xp_error_clear();
         return XP_OK;
+    }
+    XP_TRY(status);
     *found = map.n_bytes >= 18 && memcmp(map.data, "MMIDIDX\0\0", 9) == 0;
     int type = *found ? map.data[17] : 0;
     xp_file_map_close(&map);
