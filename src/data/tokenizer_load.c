@@ -372,7 +372,9 @@ static xp_status read_tokenizer(xp_tokenizer *t, const char *path) {
 }
 
 static xp_status split_path(const char *path, char **folder, char **file) {
-    if (xp_path_is_folder(path)) {
+    bool is_folder = false;
+    XP_TRY(xp_path_is_folder(path, &is_folder));
+    if (is_folder) {
         *folder = strdup(path);
         *file = xp_path_join(path, "tokenizer.json");
     } else {
