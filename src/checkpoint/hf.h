@@ -48,11 +48,11 @@ typedef struct xp_hf_export_args {
     xp_dtype dtype;          /* XP_F32 or XP_BF16; extra tensors are XP_F32 always */
     int64_t max_shard_bytes; /* 0 = 5 GB as transformers */
     const char *config_json; /* written as config.json */
-    const char *generation_json; /* written as generation_config.json where source_folder has none;
+    const char *generation_json;  /* written as generation_config.json where source_folder has none;
                                     NULL = none */
     const char *tokenizer_folder; /* tokenizer.json and the files that belong to it are copied; NULL
                                      = none */
-    const char *source_folder;    /* generation_config.json of the model that the run started from is
+    const char *source_folder; /* generation_config.json of the model that the run started from is
                                      copied when it is there; NULL = none */
     void (*warn)(void *context, const char *text); /* about files that are not copied, or NULL */
     void *warn_context;

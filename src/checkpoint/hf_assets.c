@@ -10,10 +10,15 @@
 #define GENERATION_FILE "generation_config.json"
 
 /* What a Hugging Face tokenizer may consist of; the first must be there. */
-static const char *const tokenizer_files[] = {
-    "tokenizer.json",      "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json",          "merges.txt",            "chat_template.jinja",     "chat_template.json",
-    "tokenizer.model"};
+static const char *const tokenizer_files[] = {"tokenizer.json",
+                                              "tokenizer_config.json",
+                                              "special_tokens_map.json",
+                                              "added_tokens.json",
+                                              "vocab.json",
+                                              "merges.txt",
+                                              "chat_template.jinja",
+                                              "chat_template.json",
+                                              "tokenizer.model"};
 #define N_TOKENIZER_FILES (sizeof tokenizer_files / sizeof tokenizer_files[0])
 
 bool xp_hf_is_asset(const char *name) {
@@ -41,7 +46,8 @@ static bool lies_in_blobs(const char *path, const char *folder) {
 }
 
 /* The real path of folder/name; *inside = false when a link leads out of the folder. XP_ENOENT: it is not there. */
-static xp_status find_inside(const char *folder, const char *name, char real[PATH_MAX], bool *inside) {
+static xp_status find_inside(const char *folder, const char *name, char real[PATH_MAX],
+                             bool *inside) {
     char *path = xp_path_join(folder, name), real_folder[PATH_MAX];
     if (path == NULL)
         return xp_error(XP_ENOMEM, "no memory to copy %s", name);
@@ -63,7 +69,8 @@ static void warn_about_link(const xp_hf_export_args *args, const char *folder, c
     if (args->warn == NULL)
         return;
     snprintf(text, sizeof text,
-             "%s/%s is a symbolic link out of that folder, to %s: not copied into the export; copy it by hand if "
+             "%s/%s is a symbolic link out of that folder, to %s: not copied into the export; copy "
+             "it by hand if "
              "it belongs there",
              folder, name, real);
     args->warn(args->warn_context, text);

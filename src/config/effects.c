@@ -72,6 +72,20 @@ static bool overlaps(const situation *s) {
     return !spreads_experts(s) || !s->has_experts || s->config->parallelism.expert_parallel_overlap;
 }
 
+static bool names_tokens(const char *dataset) {
+    return dataset && strcmp(dataset, "tokens") == 0;
+}
+
+static bool reads_text(const situation *s) {
+    const char *other = s->config->validation.enable ? s->config->validation.dataset : NULL;
+    return !names_tokens(s->config->training.dataset) || (other && !names_tokens(other));
+}
+
+static bool reads_tokens(const situation *s) {
+    const char *other = s->config->validation.enable ? s->config->validation.dataset : NULL;
+    return names_tokens(s->config->training.dataset) || names_tokens(other);
+}
+
 static bool never(const situation *s) {
     (void)s;
     return false;
@@ -83,6 +97,12 @@ static const dependence dependences[] = {
      "every transport here sends a round's rows as one piece",
      true,
      {"deepep.chunk_tokens"}},
+    {"training.dataset",
+     reads_text,
+     "the data are token ids",
+     true,
+     {"training.text_field", "training.bad_lines"}},
+    {"training.dataset", reads_tokens, "the data are text", true, {"training.token_type"}},
     {"checkpoint.enable",
      saves,
      "checkpoint.enable is off, nothing is saved",

@@ -19,24 +19,34 @@ static bool is_there(const char *path) {
     return some;
 }
 
-static xp_status resolve(xp_config_set *set, const xp_field *field) {
-    const xp_origin *origin = xp_set_origin(set, field);
-    const char **value = (const char **)(void *)((char *)&set->config + field->offset);
+/* What lies beside the file `origin`, where nothing is at `path` itself. */
+static xp_status resolve(xp_config_set *set, const xp_origin *origin, const char **path) {
     const char *slash = origin->kind == XP_ORIGIN_FILE ? strrchr(origin->name, '/') : NULL;
-    if (!slash || !*value || (*value)[0] == '/' || is_there(*value))
+    if (!slash || !*path || (*path)[0] == '/' || is_there(*path))
         return XP_OK;
     const char *beside =
-        xp_arena_printf(set->arena, "%.*s/%s", (int)(slash - origin->name), origin->name, *value);
+        xp_arena_printf(set->arena, "%.*s/%s", (int)(slash - origin->name), origin->name, *path);
     if (!beside)
         return xp_error(XP_ENOMEM, "out of memory for the configuration");
     if (is_there(beside))
-        *value = beside;
+        *path = beside;
+    return XP_OK;
+}
+
+static xp_status resolve_field(xp_config_set *set, const xp_field *field) {
+    const xp_origin *origin = xp_set_origin(set, field);
+    void *at = (char *)&set->config + field->offset;
+    if (field->type != XP_FIELD_SOURCES)
+        return resolve(set, origin, at);
+    xp_source_list *list = at;
+    for (int i = 0; i < list->n; i++)
+        XP_TRY(resolve(set, origin, &list->items[i].path));
     return XP_OK;
 }
 
 xp_status xp_set_resolve_paths(xp_config_set *set) {
     for (int i = 0; i < xp_field_count(); i++)
         if (xp_field_at(i)->is_input)
-            XP_TRY(resolve(set, xp_field_at(i)));
+            XP_TRY(resolve_field(set, xp_field_at(i)));
     return XP_OK;
 }

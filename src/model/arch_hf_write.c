@@ -65,9 +65,8 @@ static json_t *read_source(const char *path) {
 static bool same_sizes(const xp_arch *a, const xp_arch *b) {
     return a->dim == b->dim && a->n_layers == b->n_layers && a->vocab_size == b->vocab_size &&
            a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads &&
-           a->head_dim == b->head_dim && a->n_experts == b->n_experts &&
-           a->moe_dim == b->moe_dim && a->hidden_dim == b->hidden_dim &&
-           a->rope_theta == b->rope_theta;
+           a->head_dim == b->head_dim && a->n_experts == b->n_experts && a->moe_dim == b->moe_dim &&
+           a->hidden_dim == b->hidden_dim && a->rope_theta == b->rope_theta;
 }
 
 static int64_t context_length(const xp_arch_hf_args *args, const json_t *source) {

@@ -71,12 +71,14 @@ static void describe_data(xp_trainer *t) {
     char rows[32];
     xp_format_thousands((double)xp_dataset_n_tokens(t->shared->data), tokens);
     xp_format_thousands((double)xp_dataset_n_rows(t->shared->data), rows);
+    char sources[32];
+    snprintf(sources, sizeof sources, "%d sources", t->config->training.datasets.n);
     xp_trainer_say(t,
                    "data: %s, %s tokens = %s rows of %lld; a step takes %lld rows (%lld a rank x "
                    "%d ranks x %lld microbatches)",
-                   t->config->training.dataset_path, tokens, rows, (long long)t->run.seq_len,
-                   (long long)t->run.global_batch, (long long)t->run.local_batch, t->n_ranks,
-                   (long long)t->run.n_microbatches);
+                   t->config->training.datasets.n > 0 ? sources : t->config->training.dataset_path,
+                   tokens, rows, (long long)t->run.seq_len, (long long)t->run.global_batch,
+                   (long long)t->run.local_batch, t->n_ranks, (long long)t->run.n_microbatches);
 }
 
 /* "1.25 GiB", "69 MiB", "3.1 MiB" */
@@ -221,7 +223,8 @@ static void describe_expert_bias(xp_trainer *t) {
     if (t->n_moe_layers == 0 || coeff == 0)
         return;
     xp_trainer_say(t,
-                   "expert bias: moe.load_balance_coeff = %g trains one, which transformers and vLLM do not know; an "
+                   "expert bias: moe.load_balance_coeff = %g trains one, which transformers and "
+                   "vLLM do not know; an "
                    "export keeps it in " XP_HF_EXTRA_FILE ". moe.load_balance_coeff = 0 with "
                    "moe.aux_loss_coeff = 1e-3 balances without it",
                    coeff);

@@ -69,7 +69,8 @@ static xp_status list_add(export_list *list, const xp_ckpt *ckpt, const char *hf
 }
 
 /* A layer's experts as one tensor: w13 and w2 are laid out as transformers' gate_up_proj and down_proj are. */
-static xp_status list_fused(export_list *list, const xp_ckpt *ckpt, const xp_param_table *table, int p) {
+static xp_status list_fused(export_list *list, const xp_ckpt *ckpt, const xp_param_table *table,
+                            int p) {
     const xp_param *param = xp_param_table_param(table, p);
     const char **parts = xp_arena_alloc(list->arena, (size_t)param->n_slices * sizeof *parts);
     char name[128];

@@ -32,11 +32,11 @@ XP_NODISCARD xp_status xp_hf_load_params(const xp_hf_load_args *args);
 
 typedef struct xp_hf_from_ckpt_args {
     const xp_ckpt *ckpt;
-    const xp_arch *arch;          /* of the checkpoint */
-    const char *folder;           /* to write */
-    xp_dtype dtype;               /* XP_F32 or XP_BF16 */
-    int64_t max_positions;        /* trained with; config.json may say more, see xp_arch_hf_args */
-    const char *assets;           /* the run's hf_assets_path: its config.json, generation_config.json and
+    const xp_arch *arch;   /* of the checkpoint */
+    const char *folder;    /* to write */
+    xp_dtype dtype;        /* XP_F32 or XP_BF16 */
+    int64_t max_positions; /* trained with; config.json may say more, see xp_arch_hf_args */
+    const char *assets;    /* the run's hf_assets_path: its config.json, generation_config.json and
                                      tokenizer, each when it is there; NULL = none */
     const char *tokenizer_folder; /* must hold a tokenizer; NULL = that of assets */
     bool fused_experts;           /* gate_up_proj and down_proj of all experts as one tensor each */
