@@ -10,8 +10,9 @@
 #include <unistd.h>
 #include "core/error.h"
 #include "core/file.h"
+#include "launch/shim.h"
 
-#define SECOND_SIGNAL_S 1.0 /* a launcher may pass one key press on twice */
+#define SECOND_SIGNAL_S 0.5 /* `timeout` and some shells send a signal twice */
 
 /* ---- signals ----------------------------------------------------------------------------- */
 
@@ -192,17 +193,12 @@ static xp_status run_threads(const xp_config_set *config, xp_train_shared *share
     return status;
 }
 
-static xp_status launch_threads(const xp_config_set *config, xp_log *log, xp_train_result *result) {
-    const xp_config *c = xp_config_get(config);
-    int n = c->job.ngpu > 0 ? (int)c->job.ngpu : 1;
-    xp_mesh layout;
-    int64_t n_microbatches = 0;
-    int64_t global_batch = 0;
-    /* What can be known to be wrong is said before the data is read. */
-    XP_TRY(xp_mesh_layout(c, n, 0, &layout));
-    XP_TRY(xp_run_batch_sizes(c, n, &n_microbatches, &global_batch));
+static xp_status launch_threads(const xp_config_set *config, int n, xp_log *log,
+                                xp_train_result *result) {
     xp_train_shared *shared = NULL;
-    XP_TRY(xp_train_shared_create(c, log, &shared));
+    /* What can be known to be wrong is said before the data is read. */
+    XP_TRY(xp_start_check(xp_config_get(config), &(xp_start){.n_ranks = n}));
+    XP_TRY(xp_train_shared_create(xp_config_get(config), log, &shared));
     signal_thread signals = {.shared = shared, .log = log};
     xp_status status = start_signals(&signals);
     if (status == XP_OK) {
@@ -248,6 +244,7 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
         .shared = shared, .log = xp_comm_rank(comm) == 0 ? log : NULL, .patient = true};
     status = start_signals(&signals);
     if (status == XP_OK) {
+        xp_rank_report_begun();
         status = xp_train_run(config, shared, comm, count_local_ranks(comm), log, result);
         stop_signals(&signals);
     }
@@ -258,10 +255,12 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
 static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_train_result *result) {
     const xp_config *c = xp_config_get(config);
     xp_comm *comm = NULL;
-    /* Ranks leave their marks where all nodes write their checkpoints. */
+    /* Ranks leave their marks in the launch's folder, or where all nodes write their checkpoints.
+     */
+    const char *folder = getenv(XP_LAUNCH_FOLDER);
     xp_mpi_args args = {.init_timeout_s = (double)c->comm.init_timeout_seconds,
                         .timeout_s = (double)c->comm.train_timeout_seconds,
-                        .rendezvous_folder = c->job.dump_folder};
+                        .rendezvous_folder = folder ? folder : c->job.dump_folder};
     XP_TRY(xp_mpi_world_create(&args, &comm));
     xp_status status = run_process(config, comm, log, result);
     if (status != XP_OK)
@@ -270,8 +269,9 @@ static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_tra
     return status;
 }
 
-xp_status xp_train_launch(const xp_config_set *config, xp_log *log, xp_train_result *result) {
+xp_status xp_train_launch(const xp_config_set *config, const xp_start *start, xp_log *log,
+                          xp_train_result *result) {
     memset(result, 0, sizeof *result);
-    return xp_mpi_launched() ? launch_process(config, log, result)
-                             : launch_threads(config, log, result);
+    return start->kind == XP_START_RANK ? launch_process(config, log, result)
+                                        : launch_threads(config, start->n_ranks, log, result);
 }
