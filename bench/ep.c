@@ -18,7 +18,7 @@
 typedef struct lane {
     xp_ep_group *group;
     xp_ep_plan *plan;
-    int64_t n_rounds, n_recv, n_picks;
+    int64_t n_rounds, n_recv, n_assignments;
     int n_inner;
     xp_bench_samples dispatch_s, combine_s;
 } lane;
@@ -33,7 +33,7 @@ typedef struct bench_rank {
     int32_t *ids;
     float *weights;
     void *x, *recv, *y, *out;
-    int64_t recv_rows, pick_rows;
+    int64_t recv_rows, assignment_rows;
     char *copy_from, *copy_to;
     xp_bench_samples copy_rate; /* of all ranks */
     lane lanes[XP_BENCH_EP_MAX_TRANSPORTS];
@@ -80,7 +80,8 @@ static xp_status open_lane(bench_rank *r, int i) {
     XP_TRY(xp_ep_plan_create(l->group, &l->plan));
     const xp_ep_sizes sizes = xp_ep_group_sizes(l->group);
     r->recv_rows = sizes.recv_capacity > r->recv_rows ? sizes.recv_capacity : r->recv_rows;
-    r->pick_rows = sizes.pick_capacity > r->pick_rows ? sizes.pick_capacity : r->pick_rows;
+    r->assignment_rows = sizes.assignment_capacity > r->assignment_rows ? sizes.assignment_capacity
+                                                                        : r->assignment_rows;
     return XP_OK;
 }
 
@@ -92,7 +93,7 @@ static xp_status plan_lane(bench_rank *r, lane *l) {
     XP_TRY(xp_ep_plan_wait(l->plan, &counts));
     l->n_rounds = counts.n_rounds;
     l->n_recv = counts.n_recv;
-    l->n_picks = counts.n_picks;
+    l->n_assignments = counts.n_assignments;
     return XP_OK;
 }
 
@@ -127,7 +128,7 @@ static xp_status take_memory(bench_rank *r) {
     XP_TRY(take_rows(r, c->n_tokens, seed, &r->x));
     XP_TRY(take_rows(r, c->n_tokens, seed + 1, &r->out));
     XP_TRY(take_rows(r, r->recv_rows, seed + 2, &r->recv));
-    XP_TRY(take_rows(r, r->pick_rows, seed + 3, &r->y));
+    XP_TRY(take_rows(r, r->assignment_rows, seed + 3, &r->y));
     if (r->backend && r->rank->rank > 0)
         return XP_OK; /* one rank's copy takes the whole GPU */
     const size_t n_bytes = r->backend ? GPU_COPY : COPY_BYTES;
@@ -144,7 +145,7 @@ static xp_status take_memory(bench_rank *r) {
 static xp_status move_once(bench_rank *r, const lane *l, double *dispatch_s, double *combine_s) {
     xp_tensor x = xp_tensor_2d(r->x, r->c->dtype, r->c->n_tokens, r->c->dim);
     xp_tensor recv = xp_tensor_2d(r->recv, r->c->dtype, r->recv_rows, r->c->dim);
-    xp_tensor y = xp_tensor_2d(r->y, r->c->dtype, r->pick_rows, r->c->dim);
+    xp_tensor y = xp_tensor_2d(r->y, r->c->dtype, r->assignment_rows, r->c->dim);
     xp_tensor out = xp_tensor_2d(r->out, r->c->dtype, r->c->n_tokens, r->c->dim);
     for (int64_t round = 0; round < l->n_rounds; round++) {
         const double began = xp_time_s();
@@ -172,7 +173,7 @@ static xp_status queue_calls(void *context) {
     const lane *l = calls->lane;
     xp_tensor x = xp_tensor_2d(r->x, r->c->dtype, r->c->n_tokens, r->c->dim);
     xp_tensor recv = xp_tensor_2d(r->recv, r->c->dtype, r->recv_rows, r->c->dim);
-    xp_tensor y = xp_tensor_2d(r->y, r->c->dtype, r->pick_rows, r->c->dim);
+    xp_tensor y = xp_tensor_2d(r->y, r->c->dtype, r->assignment_rows, r->c->dim);
     xp_tensor out = xp_tensor_2d(r->out, r->c->dtype, r->c->n_tokens, r->c->dim);
     for (int i = 0; i < l->n_inner; i++)
         for (int64_t round = 0; round < l->n_rounds; round++)
@@ -246,7 +247,7 @@ static xp_status sample_copy(bench_rank *r) {
     return XP_OK;
 }
 
-/* Tokens with a pick on their own rank: their rows reach it without leaving. */
+/* Tokens with an assignment on their own rank: their rows reach it without leaving. */
 static int64_t count_own(const bench_rank *r) {
     const int each = r->c->n_experts / r->c->n_ranks;
     int64_t n = 0;
@@ -269,9 +270,10 @@ static bool stores_sums(const bench_rank *r, const lane *l) {
 static xp_status fill_row(bench_rank *r, int i) {
     const lane *l = &r->lanes[i];
     const double row = (double)row_bytes(r->c);
-    double recv = (double)l->n_recv, picks = (double)l->n_picks, tokens = (double)r->c->n_tokens;
+    double recv = (double)l->n_recv, assignments = (double)l->n_assignments,
+           tokens = (double)r->c->n_tokens;
     XP_TRY(total(r, &recv));
-    XP_TRY(total(r, &picks));
+    XP_TRY(total(r, &assignments));
     XP_TRY(total(r, &tokens));
     double own = (double)count_own(r);
     XP_TRY(total(r, &own));
@@ -284,7 +286,7 @@ static xp_status fill_row(bench_rank *r, int i) {
                                    .memcpy_bytes_per_s = xp_bench_samples_median(&r->copy_rate),
                                    .moved_bytes = 2 * recv * row,
                                    .dispatch_bytes = 2 * recv * row,
-                                   .combine_bytes = (picks + 2 * stored + tokens) * row,
+                                   .combine_bytes = (assignments + 2 * stored + tokens) * row,
                                    .n_samples = l->dispatch_s.n};
     return XP_OK;
 }
@@ -302,14 +304,14 @@ static xp_status open_device(bench_rank *r) {
 /* Routing in memory that the host fills and the device reads. */
 static xp_status take_routing(bench_rank *r) {
     const xp_bench_ep_case *c = r->c;
-    const size_t n_picks = (size_t)c->n_tokens * (size_t)c->top_k;
+    const size_t n_assignments = (size_t)c->n_tokens * (size_t)c->top_k;
     void *ids, *weights;
-    XP_TRY(xp_host_alloc(r->device, n_picks * sizeof *r->ids, "routing", &ids));
+    XP_TRY(xp_host_alloc(r->device, n_assignments * sizeof *r->ids, "routing", &ids));
     r->ids = ids;
-    XP_TRY(xp_host_alloc(r->device, n_picks * sizeof *r->weights, "routing", &weights));
+    XP_TRY(xp_host_alloc(r->device, n_assignments * sizeof *r->weights, "routing", &weights));
     r->weights = weights;
     XP_TRY(xp_bench_fill_routing(c, r->rank->rank, r->ids));
-    for (size_t i = 0; i < n_picks; i++)
+    for (size_t i = 0; i < n_assignments; i++)
         r->weights[i] = 1.0F / (float)c->top_k;
     return XP_OK;
 }

@@ -1,6 +1,6 @@
 """Qwen3-MoE in plain PyTorch, as transformers computes it, for peer_train.py.
 
-Written from docs/numerics.md. It needs no transformers, reads a Hugging Face folder (safetensors) by itself, and runs on
+Written from docs/explanation/numerics.md. It needs no transformers, reads a Hugging Face folder (safetensors) by itself, and runs on
 any PyTorch from 1.13. Experts are one product each over sorted rows. In bf16 the router's logits and the norms' outputs
 are rounded where transformers rounds them.
 """
@@ -116,19 +116,19 @@ class Model:
         return F.linear(out.transpose(1, 2).reshape(n, s, -1), p[at + "o_proj.weight"])
 
     def moe(self, p, at, x):
-        n_picks = self.c["num_experts_per_tok"]
+        n_assignments = self.c["num_experts_per_tok"]
         flat = x.reshape(-1, x.shape[-1])
         scores = torch.softmax(F.linear(flat, p[at + "gate.weight"]), -1, dtype=torch.float32)
-        weights, picks = scores.topk(n_picks, -1)
+        weights, assignments = scores.topk(n_assignments, -1)
         if self.c["norm_topk_prob"]:
             weights = weights / weights.sum(-1, keepdim=True)
         weights = weights.to(x.dtype)
-        order = picks.view(-1).argsort(stable=True)
+        order = assignments.view(-1).argsort(stable=True)
         inverse = order.argsort()
-        counts = torch.bincount(picks.view(-1), minlength=scores.shape[-1]).tolist()
-        rows = flat.unsqueeze(1).expand(-1, n_picks, -1).reshape(-1, flat.shape[-1])
+        counts = torch.bincount(assignments.view(-1), minlength=scores.shape[-1]).tolist()
+        rows = flat.unsqueeze(1).expand(-1, n_assignments, -1).reshape(-1, flat.shape[-1])
         y = expert_rows(Permute.apply(rows, order, inverse), counts, p[at + "experts.w13"], p[at + "experts.w2"])
-        y = Permute.apply(y, inverse, order).view(flat.shape[0], n_picks, -1)
+        y = Permute.apply(y, inverse, order).view(flat.shape[0], n_assignments, -1)
         return (y * weights.unsqueeze(-1)).sum(1).view(x.shape)
 
     def loss(self, p, rows):

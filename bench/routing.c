@@ -1,4 +1,4 @@
-/* Picks to time expert parallelism with. */
+/* Assignments to time expert parallelism with. */
 #include <stdlib.h>
 #include "core/rng.h"
 #include "ep.h"
@@ -9,9 +9,9 @@ const char *xp_bench_routing_name(xp_bench_routing routing) {
     return names[routing];
 }
 
-static bool holds(const int32_t *picks, int n, int32_t id) {
+static bool holds(const int32_t *assignments, int n, int32_t id) {
     for (int i = 0; i < n; i++)
-        if (picks[i] == id)
+        if (assignments[i] == id)
             return true;
     return false;
 }
@@ -38,11 +38,11 @@ static xp_status fill_drawn(const xp_bench_ep_case *c, int rank, int32_t *ids) {
         cumulative[e] = sum += c->routing == XP_BENCH_SKEWED ? 1.0 / (e + 1) : 1.0;
     uint64_t n_drawn = 0;
     for (int64_t t = 0; t < c->n_tokens; t++) {
-        int32_t *picks = ids + t * c->top_k;
+        int32_t *assignments = ids + t * c->top_k;
         for (int k = 0; k < c->top_k;) {
             const double u = xp_rng_uniform(7, (uint64_t)rank, n_drawn++);
-            picks[k] = draw(cumulative, c->n_experts, u);
-            k += !holds(picks, k, picks[k]);
+            assignments[k] = draw(cumulative, c->n_experts, u);
+            k += !holds(assignments, k, assignments[k]);
         }
     }
     free(cumulative);

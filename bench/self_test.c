@@ -159,7 +159,7 @@ typedef struct ep_memory {
     int32_t ids[EP_TOKENS * EP_TOP_K];
 } ep_memory;
 
-/* The experts return what they got, so a token comes back times its picks. */
+/* The experts return what they got, so a token comes back times its assignments. */
 static xp_status round_trip(xp_ep_group *group, xp_ep_plan *plan, ep_memory *m, xp_stream *stream) {
     const xp_ep_sizes sizes = xp_ep_group_sizes(group);
     XP_TRY(xp_ep_plan_build(group, m->ids, NULL, EP_TOKENS, stream, plan));
@@ -167,7 +167,7 @@ static xp_status round_trip(xp_ep_group *group, xp_ep_plan *plan, ep_memory *m, 
     XP_TRY(xp_ep_plan_wait(plan, &counts));
     xp_tensor x = xp_tensor_2d(m->x, XP_F32, EP_TOKENS, EP_DIM);
     xp_tensor recv = xp_tensor_2d(m->recv, XP_F32, sizes.recv_capacity, EP_DIM);
-    xp_tensor y = xp_tensor_2d(m->y, XP_F32, sizes.pick_capacity, EP_DIM);
+    xp_tensor y = xp_tensor_2d(m->y, XP_F32, sizes.assignment_capacity, EP_DIM);
     xp_tensor out = xp_tensor_2d(m->out, XP_F32, EP_TOKENS, EP_DIM);
     for (int64_t round = 0; round < counts.n_rounds; round++) {
         xp_ep_view view;

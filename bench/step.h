@@ -31,7 +31,7 @@ typedef struct xp_bench_step_result {
     char model[64], ops[64];
     int ep_size, n_threads; /* threads of a rank */
     int64_t tokens;         /* of a step, all ranks */
-    double flops;           /* of a step as docs/numerics.md counts them, all ranks */
+    double flops;           /* of a step as docs/explanation/numerics.md counts them, all ranks */
     int64_t n_params, n_active_params;
     xp_bench_samples step_s,
         ratio; /* ratio: step time / time of the same FLOPs at the sgemm rate around it */

@@ -17,6 +17,13 @@ int cli_fail(xp_status status) {
     return cli_exit_code(status);
 }
 
+void cli_warn(void *context, const char *text) {
+    (void)context;
+    bool color = isatty(fileno(stderr)) == 1;
+    fflush(stdout);
+    fprintf(stderr, "%swarning:%s %s\n", color ? "\033[33m" : "", color ? "\033[0m" : "", text);
+}
+
 int cli_no_such(const char *what, const char *name, const char *(*name_at)(int i),
                 const char *help) {
     const char *nearest = NULL;

@@ -22,7 +22,7 @@ static const char usage[] =
     "  --json        as JSON, each value with where it came from\n"
     "  --toml-json   read any TOML on standard input, print it as the toml-test suite's JSON;\n"
     "                exit code 1 when it is not valid TOML 1.0\n"
-    "  --markdown    the tables of docs/config.md\n"
+    "  --markdown    the tables of docs/reference/config.md\n"
     "  --help        this text and all keys, or those of one section\n"
     "\n"
     "options: --section.key value, --section.key=value, --section.flag, --section.no_flag;\n"

@@ -155,7 +155,7 @@ static xp_status run(const xp_inference_args *args, const char *prompt, int64_t 
 int cmd_generate(int argc, char **argv) {
     const char *prompt = "";
     int64_t max_tokens = 100, seed = 0, threads = 0;
-    xp_inference_args args = {.step = -1, .need_tokenizer = true, .n_rows = 1};
+    xp_inference_args args = {.step = -1, .need_tokenizer = true, .n_rows = 1, .warn = cli_warn};
     sampler s = {.temperature = 1.0, .top_p = 1.0};
     bool use_greedy = false, done;
     const cli_option options[] = {

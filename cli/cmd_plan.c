@@ -17,7 +17,7 @@
 #define CONTEXT_GIB 1.1 /* that driver and libraries take beside a run: 1.03 on an H200 */
 #define MOST_GPUS   2   /* that a run was timed on */
 #define MAX_ERROR   400
-#define SHORT_S     20e-3 /* shorter passes came out too fast (docs/plan.md) */
+#define SHORT_S     20e-3 /* shorter passes came out too fast (docs/explanation/planning.md) */
 
 typedef struct plan_options {
     const char *gpu, *nodes, *batch;
@@ -276,7 +276,7 @@ static void print_notes(const plan *p, bool many_gpus, bool several_nodes, bool 
     printf("\nGiB: what a run takes of a GPU, counted by the trainer's own allocation without one. "
            "tok/s: work over the GPU's limits\nand the shares of them measured on an H100, even "
            "routing. GB: sent by a GPU in a step; sharding: gradients reduced and\nparameters "
-           "gathered. docs/plan.md says how far this has been checked.\n");
+           "gathered. docs/explanation/planning.md says how far this has been checked.\n");
     if (!p->cluster.gpu->measured)
         printf("Not measured on %s: the same shares of its limits are assumed.\n",
                p->cluster.gpu->name);

@@ -30,7 +30,7 @@ static void route(int rank, int32_t *ids, float *weights) {
     }
 }
 
-/* y[pick row] = (expert + 1) * weight * recv_x[gather[pick row]]: where a model has its grouped
+/* y[assignment row] = (expert + 1) * weight * recv_x[gather[assignment row]]: where a model has its grouped
  * matrix products. */
 static void run_experts(const xp_ep_view *view, int first_expert, int n_local, const float *recv_x,
                         float *y) {
@@ -72,7 +72,7 @@ static xp_status run_layer(xp_comm *comm, xp_device *device, xp_stream *stream) 
     xp_ep_sizes sizes = xp_ep_group_sizes(group);
     float *x = calloc(TOKENS, DIM * sizeof *x), *out = calloc(TOKENS, DIM * sizeof *out);
     float *recv_x = calloc((size_t)sizes.recv_capacity, DIM * sizeof *recv_x);
-    float *y = calloc((size_t)sizes.pick_capacity, DIM * sizeof *y);
+    float *y = calloc((size_t)sizes.assignment_capacity, DIM * sizeof *y);
     int32_t *ids = calloc(TOKENS, TOP_K * sizeof *ids);
     float *weights = calloc(TOKENS, TOP_K * sizeof *weights);
     xp_status status = XP_ENOMEM;
@@ -84,7 +84,7 @@ static xp_status run_layer(xp_comm *comm, xp_device *device, xp_stream *stream) 
     xp_tensor x_t = xp_tensor_2d(x, XP_F32, TOKENS, DIM),
               out_t = xp_tensor_2d(out, XP_F32, TOKENS, DIM);
     xp_tensor recv_t = xp_tensor_2d(recv_x, XP_F32, sizes.recv_capacity, DIM);
-    xp_tensor y_t = xp_tensor_2d(y, XP_F32, sizes.pick_capacity, DIM);
+    xp_tensor y_t = xp_tensor_2d(y, XP_F32, sizes.assignment_capacity, DIM);
     xp_ep_counts counts;
     XP_TRY_GOTO(status, xp_ep_plan_create(group, &plan), done);
     XP_TRY_GOTO(status, xp_ep_plan_build(group, ids, weights, TOKENS, stream, plan), done);
@@ -101,10 +101,12 @@ static xp_status run_layer(xp_comm *comm, xp_device *device, xp_stream *stream) 
     int n_wrong = check(rank, ids, weights, out);
     xp_ep_stats stats;
     xp_ep_get_stats(group, &stats);
-    printf("rank %d: received %lld rows for %lld picks in %lld round%s, sent %lld bytes, %d of %d "
+    printf("rank %d: received %lld rows for %lld assignments in %lld round%s, sent %lld bytes, %d "
+           "of %d "
            "tokens wrong\n",
-           rank, (long long)counts.n_recv, (long long)counts.n_picks, (long long)counts.n_rounds,
-           counts.n_rounds > 1 ? "s" : "", (long long)stats.bytes_sent_remote, n_wrong, TOKENS);
+           rank, (long long)counts.n_recv, (long long)counts.n_assignments,
+           (long long)counts.n_rounds, counts.n_rounds > 1 ? "s" : "",
+           (long long)stats.bytes_sent_remote, n_wrong, TOKENS);
     status = n_wrong == 0 ? XP_OK : xp_error(XP_EINTERNAL, "%d tokens are wrong", n_wrong);
 done:
     xp_ep_plan_destroy(plan);

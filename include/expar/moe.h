@@ -3,16 +3,16 @@
  * the backward of all of it. For people who build their own model; expar's own model runs on the
  * same code.
  *
- *   logits = x gate^T (fp32);  scores = softmax or sigmoid;  picks = the K largest of scores + bias
- *   weight = scores of the picks (normalised to sum 1 with route_norm), times route_scale
- *   out[t] = sum over picks e of w2[e] (silu(w1[e] x[t]) * (w3[e] x[t]) * weight)
+ *   logits = x gate^T (fp32);  scores = softmax or sigmoid;  assignments = the K largest of scores + bias
+ *   weight = scores of the assignments (normalised to sum 1 with route_norm), times route_scale
+ *   out[t] = sum over assignments e of w2[e] (silu(w1[e] x[t]) * (w3[e] x[t]) * weight)
  *
  * Letters: T tokens of this rank, D = dim, F = moe_dim, E experts, K = top_k, R ranks, L = E / R
  * experts of this rank. No token is dropped, whatever the load: what exceeds the reserved rows goes
  * in further rounds. Results are deterministic. All memory is reserved by xp_moe_create(). One
  * forward may be outstanding: backward belongs to the last forward.
  *
- * See examples/custom_moe.c for a small model trained with it, docs/numerics.md for every formula.
+ * See examples/custom_moe.c for a small model trained with it, docs/explanation/numerics.md for every formula.
  */
 #ifndef EXPAR_MOE_H
 #define EXPAR_MOE_H
@@ -34,14 +34,15 @@ typedef struct xp_moe_args {
     int64_t seq_len; /* tokens of a sequence, for the auxiliary loss; divides every T. 0: a call is
                         one sequence */
     const char *score_func; /* "softmax" (default) or "sigmoid" */
-    bool route_norm;        /* weights of a token's picks sum to route_scale */
+    bool route_norm;        /* weights of a token's assignments sum to route_scale */
     double route_scale;     /* default 1 */
     bool
         use_deepep; /* peer-to-peer dispatch; false: all-to-all of packed rows. Bit-equal results */
-    double capacity_factor;         /* rows reserved relative to a balanced load; default 2 */
-    double aux_loss_coeff;          /* Switch-style balance loss per sequence; default 0 = off */
-    double z_loss_coeff;            /* mean squared log-sum-exp of the logits; default 0 = off */
-    const char *force_load_balance; /* NULL, "modulo" or "spread": picks that ignore the scores, for
+    double capacity_factor; /* rows reserved relative to a balanced load; default 2 */
+    double aux_loss_coeff;  /* Switch-style balance loss per sequence; default 0 = off */
+    double z_loss_coeff;    /* mean squared log-sum-exp of the logits; default 0 = off */
+    const char
+        *force_load_balance; /* NULL, "modulo" or "spread": assignments that ignore the scores, for
                                        benchmarks */
     bool overlap;        /* two halves of the tokens: one's rows travel while the other computes */
     bool recompute;      /* save less for backward: the first expert product runs again, rows are
@@ -90,7 +91,7 @@ XP_API XP_NODISCARD xp_status xp_moe_init_params(xp_moe *moe, uint64_t seed, flo
  *
  * @param x   [T, D] of dtype; must stay unchanged until backward has run
  * @param[out] out  [T, D]; must not overlap x
- * @param training  count the picks for xp_moe_update_bias()
+ * @param training  count the assignments for xp_moe_update_bias()
  * @return XP_OK once queued; XP_EINVAL: nothing done; XP_ECOMM: destroy the layer
  */
 XP_API XP_NODISCARD xp_status xp_moe_forward(xp_moe *moe, const xp_tensor *x, xp_tensor *out,
@@ -114,10 +115,10 @@ XP_API XP_NODISCARD xp_status xp_moe_backward(xp_moe *moe, const xp_tensor *x,
 XP_API XP_NODISCARD xp_status xp_moe_read_losses(xp_moe *moe, xp_stream *stream, double *aux_loss,
                                                  double *z_loss);
 
-/** [E] int64 device memory: picks of each expert by this rank's tokens in training forwards since
+/** [E] int64 device memory: assignments of each expert by this rank's tokens in training forwards since
  * the last update. */
 XP_API int64_t *xp_moe_expert_counts(const xp_moe *moe);
-/** [E] fp32 device memory, added to the scores when picking; zeros at first. Save it with the
+/** [E] fp32 device memory, added to the scores when selecting; zeros at first. Save it with the
  * weights. */
 XP_API float *xp_moe_expert_bias(const xp_moe *moe);
 /**

@@ -89,7 +89,8 @@ struct xp_comm {
         shares_addresses; /* a plain pointer of one rank is valid on all (threads of one process) */
     double timeout_s;
     _Atomic(const char *) phase;
-    struct xp_comm_engine *engine; /* of collectives on a GPU; NULL until they are prepared */
+    struct xp_failure_hooks *hooks; /* of the world; see comm/on_failure.h */
+    struct xp_comm_engine *engine;  /* of collectives on a GPU; NULL until they are prepared */
 };
 
 /** First member of every provider's window. */

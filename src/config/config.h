@@ -1,8 +1,8 @@
 /**
  * The merged configuration: defaults, then the TOML file, then the environment, then the command
  * line. One field table (fields.c) drives parsing, ranges, --help, `expar config` and
- * docs/config.md; this struct is its mirror. Strings belong to the config; an unset string is NULL.
- * Field meanings: docs/config.md.
+ * docs/reference/config.md; this struct is its mirror. Strings belong to the config; an unset string is NULL.
+ * Field meanings: docs/reference/config.md.
  */
 #ifndef XP_CONFIG_CONFIG_H
 #define XP_CONFIG_CONFIG_H
@@ -149,7 +149,7 @@ XP_NODISCARD xp_status xp_config_dump_toml(const xp_config_set *set, char **text
 XP_NODISCARD xp_status xp_config_dump_json(const xp_config_set *set, char **text);
 /**
  * --help text of all keys, grouped; section NULL = all. With `markdown` the tables of
- * docs/config.md. XP_ECONFIG, with the nearest name, for an unknown section. Caller frees *text.
+ * docs/reference/config.md. XP_ECONFIG, with the nearest name, for an unknown section. Caller frees *text.
  */
 XP_NODISCARD xp_status xp_config_help(const char *section, bool markdown, char **text);
 

@@ -1,4 +1,4 @@
-/** The field table: every key, once. Parsing, ranges, --help, dumps and docs/config.md all read it.
+/** The field table: every key, once. Parsing, ranges, --help, dumps and docs/reference/config.md all read it.
  * Inside src/config. */
 #ifndef XP_CONFIG_FIELDS_H
 #define XP_CONFIG_FIELDS_H

@@ -1,4 +1,4 @@
-/** The field table for people: --help, and the tables of docs/config.md. */
+/** The field table for people: --help, and the tables of docs/reference/config.md. */
 #include "config/fields.h"
 
 #include <string.h>

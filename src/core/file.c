@@ -35,6 +35,19 @@ static xp_status read_all(int fd, const char *path, char *data, size_t n_bytes) 
     return XP_OK;
 }
 
+/* A pointer instead of the file: what a clone without Git LFS leaves behind. No file that is read here
+ * starts like this. */
+static xp_status refuse_lfs_pointer(const char *path, const void *data, size_t n_bytes) {
+    static const char start[] = "version https://git-lfs.github.com/spec/";
+    if (n_bytes < sizeof start - 1 || memcmp(data, start, sizeof start - 1) != 0)
+        return XP_OK;
+    return xp_error(
+        XP_EFORMAT,
+        "%s is a Git LFS pointer, not the file itself: run `git lfs pull` in that folder, "
+        "or download the file",
+        path);
+}
+
 xp_status xp_file_read(const char *path, size_t max_bytes, char **data, size_t *n_bytes) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
@@ -55,6 +68,8 @@ xp_status xp_file_read(const char *path, size_t max_bytes, char **data, size_t *
                                 : read_all(fd, path, buffer, (size_t)st.st_size);
     }
     close(fd);
+    if (status == XP_OK)
+        status = refuse_lfs_pointer(path, buffer, (size_t)st.st_size);
     if (status != XP_OK) {
         free(buffer);
         return status;
@@ -200,8 +215,13 @@ xp_status xp_file_map_open(const char *path, xp_file_map *map) {
             status = system_error("cannot map", path);
     }
     close(fd);
+    XP_TRY(status);
+    xp_file_map made = {.data = data, .n_bytes = (size_t)st.st_size};
+    status = refuse_lfs_pointer(path, made.data, made.n_bytes);
     if (status == XP_OK)
-        *map = (xp_file_map){.data = data, .n_bytes = (size_t)st.st_size};
+        *map = made;
+    else
+        xp_file_map_close(&made);
     return status;
 }
 

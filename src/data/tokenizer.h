@@ -27,7 +27,7 @@ typedef struct xp_token_list {
 void xp_token_list_free(xp_token_list *list);
 
 /** Append the ids of `text` to `list`. Invalid UTF-8: each maximal invalid part becomes U+FFFD
- * (docs/tokenizer.md). Added tokens are recognised. */
+ * (docs/reference/tokenizers.md). Added tokens are recognised. */
 XP_NODISCARD xp_status xp_tokenizer_encode(const xp_tokenizer *tokenizer, const char *text,
                                            size_t n_bytes, xp_token_list *list);
 /** The same with what the post-processor puts around a text: what Hugging Face gives for

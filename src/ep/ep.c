@@ -177,10 +177,10 @@ static xp_status bring_rows(const char *call, const char *phase, xp_ep_group *gr
                             const float *d_weight, xp_tensor *out, float *d_topk_weight,
                             xp_stream *stream) {
     XP_TRY(check_stream(call, group, plan, stream));
-    XP_TRY(check_tensor(call, "the pick tensor", group, y, group->shape.pick_capacity));
+    XP_TRY(check_tensor(call, "the assignment tensor", group, y, group->shape.assignment_capacity));
     XP_TRY(check_tensor(call, "the token tensor", group, out, -1));
     if (d_topk_weight && !d_weight)
-        return xp_error(XP_EINVAL, "%s: d_topk_weight without d_pick_weight", call);
+        return xp_error(XP_EINVAL, "%s: d_topk_weight without d_assignment_weight", call);
     move_job job = {
         .home = true,
         .n_tokens = out->shape[0],
@@ -206,8 +206,8 @@ xp_status xp_ep_combine(xp_ep_group *group, const xp_ep_plan *plan, int64_t roun
 }
 
 xp_status xp_ep_dispatch_backward(xp_ep_group *group, const xp_ep_plan *plan, int64_t round,
-                                  const xp_tensor *d_pick_x, const float *d_pick_weight,
+                                  const xp_tensor *d_assignment_x, const float *d_assignment_weight,
                                   xp_tensor *dx, float *d_topk_weight, xp_stream *stream) {
-    return bring_rows("xp_ep_dispatch_backward", "dispatch backward", group, plan, round, d_pick_x,
-                      d_pick_weight, dx, d_topk_weight, stream);
+    return bring_rows("xp_ep_dispatch_backward", "dispatch backward", group, plan, round,
+                      d_assignment_x, d_assignment_weight, dx, d_topk_weight, stream);
 }

@@ -33,7 +33,7 @@ xp_ep_sizes xp_ep_group_measure(const xp_ep_shape *s, const xp_ep_config *config
     size_t relay = ops == &xp_ep_hierarchical_ops ? xp_ep_relay_measure(s, config) : 0;
     return (xp_ep_sizes){
         .recv_capacity = s->recv_capacity,
-        .pick_capacity = s->pick_capacity,
+        .assignment_capacity = s->assignment_capacity,
         .max_rounds = s->max_rounds,
         .group_bytes = scratch_bytes(s) * (size_t)s->n_slots + ops->measure(s, config),
         .plan_bytes = xp_ep_plan_measure(s) + relay,

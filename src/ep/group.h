@@ -34,11 +34,11 @@ struct xp_ep_group {
     const xp_ep_transport_ops *ops;
     const xp_ep_device_ops *device_ops; /* NULL: the host builds plans and moves rows */
     void *device_state;
-    void *state;           /* the transport's */
-    void *memory;          /* scratch of all slots; on the null device everything */
-    int32_t **tile_counts; /* [n_slots] scratch of the plan kernels */
-    xp_ep_pick ***targets; /* [n_slots][R] where the picks for each rank go */
-    xp_ep_open_sum *sums;  /* [n_slots] */
+    void *state;                 /* the transport's */
+    void *memory;                /* scratch of all slots; on the null device everything */
+    int32_t **tile_counts;       /* [n_slots] scratch of the plan kernels */
+    xp_ep_assignment ***targets; /* [n_slots][R] where the assignments for each rank go */
+    xp_ep_open_sum *sums;        /* [n_slots] */
     _Atomic int n_plans;
     xp_ep_totals totals;
 };

@@ -8,13 +8,13 @@
 
 #include "ep/shape.h"
 
-/** One pick as its source tells it to the expert's rank; a rank's picks come in (source, token,
+/** One assignment as its source tells it to the expert's rank; a rank's assignments come in (source, token,
  * expert) order. */
-typedef struct xp_ep_pick {
-    uint32_t expert; /* local expert; XP_EP_FIRST_PICK set on the first pick of a row */
+typedef struct xp_ep_assignment {
+    uint32_t expert; /* local expert; XP_EP_FIRST_ASSIGNMENT set on the first assignment of a row */
     float weight;
-} xp_ep_pick;
-#define XP_EP_FIRST_PICK 0x80000000U
+} xp_ep_assignment;
+#define XP_EP_FIRST_ASSIGNMENT 0x80000000U
 
 typedef enum xp_ep_routing_error {
     XP_EP_ROUTING_OK = 0,
@@ -24,43 +24,47 @@ typedef enum xp_ep_routing_error {
     XP_EP_ROUTING_NULL,
 } xp_ep_routing_error;
 
-/** Count this rank's picks and rows, and look for errors. */
+/** Count this rank's assignments and rows, and look for errors. */
 typedef struct xp_ep_route_args {
     const xp_ep_shape *shape;
     const int32_t *topk_idx; /* [T, K] */
     int64_t n_tokens;
-    int32_t *tile_counts; /* out [n_tiles, E + R]: picks of each expert, rows to each rank, by tile
+    int32_t *
+        tile_counts; /* out [n_tiles, E + R]: assignments of each expert, rows to each rank, by tile
                              of tokens */
-    int32_t *block;       /* out [block_ints] */
+    int32_t *block;  /* out [block_ints] */
 } xp_ep_route_args;
 
-/** The source's half of a plan. Rows are ordered (destination, token), picks (destination, token,
+/** The source's half of a plan. Rows are ordered (destination, token), assignments (destination, token,
  * expert). */
 typedef struct xp_ep_send_args {
     const xp_ep_shape *shape;
     const int32_t *topk_idx;
     const float *topk_weight; /* NULL: 1 */
     int64_t n_tokens;
-    int32_t *tile_counts;                /* from route; turned into cursors */
-    const int32_t *row_base, *pick_base; /* [R + 1] first row and pick to each rank */
-    xp_ep_pick *const *picks; /* [R] where the picks for each rank go, first pick first */
-    int32_t *send_token;      /* out [rows] */
-    int32_t *send_pick;       /* out [rows + 1] first pick of each row */
-    int32_t *pick_entry;      /* out [picks] token * K + k */
-    int32_t *token_first;     /* out [T + 1] */
-    int32_t *token_row;       /* out [rows] rows of each token, ascending destination */
+    int32_t *tile_counts;                      /* from route; turned into cursors */
+    const int32_t *row_base, *assignment_base; /* [R + 1] first row and assignment to each rank */
+    xp_ep_assignment *const
+        *assignments;    /* [R] where the assignments for each rank go, first assignment first */
+    int32_t *send_token; /* out [rows] */
+    int32_t *send_assignment;  /* out [rows + 1] first assignment of each row */
+    int32_t *assignment_entry; /* out [assignments] token * K + k */
+    int32_t *token_first;      /* out [T + 1] */
+    int32_t *token_row;        /* out [rows] rows of each token, ascending destination */
 } xp_ep_send_args;
 
-/** The expert rank's half: from the picks of all sources to expert-major rows, round by round. */
+/** The expert rank's half: from the assignments of all sources to expert-major rows, round by round. */
 typedef struct xp_ep_recv_args {
     const xp_ep_shape *shape;
-    const xp_ep_pick *picks; /* [n_picks] */
-    int64_t n_rows, n_picks, n_rounds;
+    const xp_ep_assignment *assignments; /* [n_assignments] */
+    int64_t n_rows, n_assignments, n_rounds;
     int32_t *tile_counts; /* scratch [n_tiles, L + 1] */
-    int32_t *recv_pick;   /* out [n_rows + 1] first pick of each row; given when `rows_known` */
+    int32_t *
+        recv_assignment; /* out [n_rows + 1] first assignment of each row; given when `rows_known` */
     bool rows_known;
     int32_t *round_row; /* out [n_rounds + 1] first row of each round */
-    int32_t *pick_pos;  /* out [n_picks] expert-major place of each pick in its round */
+    int32_t *
+        assignment_pos; /* out [n_assignments] expert-major place of each assignment in its round */
     int32_t *offsets;   /* out [n_rounds, L + 1] */
     int32_t *gather;    /* out [n_rounds, P] */
     float *weight;      /* out [n_rounds, P] */
@@ -91,8 +95,8 @@ typedef struct xp_ep_reduce_args {
 /** Expert rows of one destination, and which of them belong to this rank's rows there. */
 typedef struct xp_ep_expert_rows {
     const void *y;        /* [P, D] */
-    const int32_t *first; /* first pick of each of this rank's rows there, and one more */
-    const int32_t *pos;   /* row of y of each pick */
+    const int32_t *first; /* first assignment of each of this rank's rows there, and one more */
+    const int32_t *pos;   /* row of y of each assignment */
 } xp_ep_expert_rows;
 
 /**
@@ -112,9 +116,9 @@ typedef struct xp_ep_sum_args {
                                     round; below seen[d] so far */
     int n_dests;
     bool write_all;   /* round 0: tokens without rows become zeros */
-    const void *rows; /* one row a send row; NULL with row_picks given */
-    const int32_t
-        *row_picks; /* rows holds one row a send pick instead: [rows + 1] first pick of each row */
+    const void *rows; /* one row a send row; NULL with row_assignments given */
+    const int32_t *
+        row_assignments; /* rows holds one row a send assignment instead: [rows + 1] first assignment of each row */
     const xp_ep_expert_rows *near; /* [n_dests] or NULL; without a y, values are in `rows` */
     void *out;                     /* [T, D] */
 } xp_ep_sum_args;

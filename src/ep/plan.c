@@ -20,30 +20,30 @@ static void carve_plan(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_plan *p) {
     int64_t n_ranks = s->n_ranks, rounds = s->max_rounds;
     p->blocks = carve_ints(c, n_ranks * s->block_ints);
     p->send_row_base = carve_ints(c, n_ranks + 1);
-    p->send_pick_base = carve_ints(c, n_ranks + 1);
+    p->send_assignment_base = carve_ints(c, n_ranks + 1);
     p->recv_row_base = carve_ints(c, n_ranks + 1);
-    p->recv_pick_base = carve_ints(c, n_ranks + 1);
+    p->recv_assignment_base = carve_ints(c, n_ranks + 1);
     p->dest_row_base = carve_ints(c, n_ranks);
-    p->dest_pick_base = carve_ints(c, n_ranks);
+    p->dest_assignment_base = carve_ints(c, n_ranks);
     p->source_row_base = carve_ints(c, n_ranks);
-    p->source_pick_base = carve_ints(c, n_ranks);
+    p->source_assignment_base = carve_ints(c, n_ranks);
     p->send_token = carve_ints(c, s->max_send_rows);
-    p->send_pick = carve_ints(c, s->max_send_rows + 1);
-    p->pick_entry = carve_ints(c, s->max_send_picks);
+    p->send_assignment = carve_ints(c, s->max_send_rows + 1);
+    p->assignment_entry = carve_ints(c, s->max_send_assignments);
     p->token_first = carve_ints(c, s->max_tokens + 1);
     p->token_row = carve_ints(c, s->max_send_rows);
     p->send_round = carve_ints(c, (rounds + 1) * n_ranks);
     p->dest_slot = carve_ints(c, rounds * n_ranks);
-    p->recv_pick = carve_ints(c, s->max_recv_rows + 1);
+    p->recv_assignment = carve_ints(c, s->max_recv_rows + 1);
     p->round_row = carve_ints(c, rounds + 1);
-    p->pick_pos = carve_ints(c, s->max_recv_picks);
+    p->assignment_pos = carve_ints(c, s->max_recv_assignments);
     p->offsets = carve_ints(c, rounds * (s->n_local + 1));
-    p->gather = carve_ints(c, rounds * s->pick_capacity);
+    p->gather = carve_ints(c, rounds * s->assignment_capacity);
     p->n_recv = carve_ints(c, rounds);
-    p->weight = xp_ep_carve(c, (size_t)(rounds * s->pick_capacity) * sizeof(float));
+    p->weight = xp_ep_carve(c, (size_t)(rounds * s->assignment_capacity) * sizeof(float));
     p->expert_tokens = xp_ep_carve(c, (size_t)s->n_local * sizeof(int64_t));
     p->totals = carve_ints(c, 4 + n_ranks);
-    p->round_picks = carve_ints(c, (rounds + 1) * 2 * n_ranks);
+    p->round_assignments = carve_ints(c, (rounds + 1) * 2 * n_ranks);
 }
 
 /* What the host fetches comes into page-locked memory: a copy into other memory may wait while
@@ -60,7 +60,7 @@ static xp_status create_host(xp_ep_group *group, xp_ep_host_plan **host) {
         h.expert_tokens = xp_ep_carve(&c, (size_t)s->n_local * sizeof *h.expert_tokens);
         h.blocks = xp_ep_carve(&c, n_ranks * (size_t)s->block_ints * each);
         h.totals = xp_ep_carve(&c, (4 + n_ranks) * each);
-        h.round_picks = xp_ep_carve(&c, (size_t)(s->max_rounds + 1) * 2 * n_ranks * each);
+        h.round_assignments = xp_ep_carve(&c, (size_t)(s->max_rounds + 1) * 2 * n_ranks * each);
         if (pass == 0)
             XP_TRY(xp_host_alloc(group->device, c.used, "ep", &memory));
         c.base = memory;
@@ -135,12 +135,12 @@ xp_ep_span xp_ep_plan_send_rows(const xp_ep_plan *plan, int dest, int64_t round)
     return (xp_ep_span){.first = at[0], .n = at[plan->group->shape.n_ranks] - at[0]};
 }
 
-xp_ep_span xp_ep_plan_send_picks(const xp_ep_plan *plan, int dest, int64_t round) {
+xp_ep_span xp_ep_plan_send_assignments(const xp_ep_plan *plan, int dest, int64_t round) {
     xp_ep_span rows = xp_ep_plan_send_rows(plan, dest, round);
-    /* The row after the last one may be another destination's: its first pick still ends this
+    /* The row after the last one may be another destination's: its first assignment still ends this
      * one's. */
-    int32_t first = plan->send_pick[rows.first];
-    return (xp_ep_span){.first = first, .n = plan->send_pick[rows.first + rows.n] - first};
+    int32_t first = plan->send_assignment[rows.first];
+    return (xp_ep_span){.first = first, .n = plan->send_assignment[rows.first + rows.n] - first};
 }
 
 xp_ep_span xp_ep_plan_recv_rows(const xp_ep_plan *plan, int source, int64_t round) {
@@ -149,10 +149,10 @@ xp_ep_span xp_ep_plan_recv_rows(const xp_ep_plan *plan, int source, int64_t roun
     return (xp_ep_span){.first = first, .n = clamp(plan->round_row[round + 1], low, high) - first};
 }
 
-xp_ep_span xp_ep_plan_recv_picks(const xp_ep_plan *plan, int source, int64_t round) {
+xp_ep_span xp_ep_plan_recv_assignments(const xp_ep_plan *plan, int source, int64_t round) {
     xp_ep_span rows = xp_ep_plan_recv_rows(plan, source, round);
-    int32_t first = plan->recv_pick[rows.first];
-    return (xp_ep_span){.first = first, .n = plan->recv_pick[rows.first + rows.n] - first};
+    int32_t first = plan->recv_assignment[rows.first];
+    return (xp_ep_span){.first = first, .n = plan->recv_assignment[rows.first + rows.n] - first};
 }
 
 static bool has_error(const xp_ep_shape *s, const int32_t *blocks) {
@@ -170,13 +170,14 @@ xp_status xp_ep_plan_explain_rank(const xp_ep_group *group, int rank, const int3
     case XP_EP_ROUTING_OK:
         return XP_OK;
     case XP_EP_ROUTING_DUPLICATE:
-        return xp_error(XP_EINVAL,
-                        "routing of rank %d, token %d: expert %d is picked twice; nothing was sent",
-                        world, error[1], error[2]);
+        return xp_error(
+            XP_EINVAL,
+            "routing of rank %d, token %d: expert %d is selected twice; nothing was sent", world,
+            error[1], error[2]);
     case XP_EP_ROUTING_RANGE:
         return xp_error(XP_EINVAL,
                         "routing of rank %d, token %d: %d is no expert (0 to %d, or -1 for no "
-                        "pick); nothing was sent",
+                        "assignment); nothing was sent",
                         world, error[1], error[2], s->n_experts - 1);
     case XP_EP_ROUTING_TOO_MANY:
         return xp_error(XP_EINVAL,
@@ -197,7 +198,8 @@ xp_status xp_ep_plan_explain(const xp_ep_group *group, const int32_t *blocks) {
     return XP_OK;
 }
 
-static int32_t picks_between(const xp_ep_shape *s, const int32_t *blocks, int source, int dest) {
+static int32_t assignments_between(const xp_ep_shape *s, const int32_t *blocks, int source,
+                                   int dest) {
     const int32_t *counts = blocks + (int64_t)source * s->block_ints + (int64_t)dest * s->n_local;
     int32_t n = 0;
     for (int e = 0; e < s->n_local; e++)
@@ -215,32 +217,34 @@ static void derive_bases(xp_ep_plan *plan) {
     const int32_t *b = plan->blocks;
     int me = plan->group->rank;
     plan->n_rounds = 1;
-    plan->send_row_base[0] = plan->send_pick_base[0] = plan->recv_row_base[0] =
-        plan->recv_pick_base[0] = 0;
+    plan->send_row_base[0] = plan->send_assignment_base[0] = plan->recv_row_base[0] =
+        plan->recv_assignment_base[0] = 0;
     for (int r = 0; r < s->n_ranks; r++) {
         plan->send_row_base[r + 1] = plan->send_row_base[r] + rows_between(s, b, me, r);
-        plan->send_pick_base[r + 1] = plan->send_pick_base[r] + picks_between(s, b, me, r);
+        plan->send_assignment_base[r + 1] =
+            plan->send_assignment_base[r] + assignments_between(s, b, me, r);
         plan->recv_row_base[r + 1] = plan->recv_row_base[r] + rows_between(s, b, r, me);
-        plan->recv_pick_base[r + 1] = plan->recv_pick_base[r] + picks_between(s, b, r, me);
-        int64_t picks = 0;
-        plan->dest_row_base[r] = plan->dest_pick_base[r] = 0;
-        plan->source_row_base[r] = plan->source_pick_base[r] = 0;
+        plan->recv_assignment_base[r + 1] =
+            plan->recv_assignment_base[r] + assignments_between(s, b, r, me);
+        int64_t assignments = 0;
+        plan->dest_row_base[r] = plan->dest_assignment_base[r] = 0;
+        plan->source_row_base[r] = plan->source_assignment_base[r] = 0;
         for (int dest = 0; dest < me; dest++) {
             plan->source_row_base[r] += rows_between(s, b, r, dest);
-            plan->source_pick_base[r] += picks_between(s, b, r, dest);
+            plan->source_assignment_base[r] += assignments_between(s, b, r, dest);
         }
         for (int source = 0; source < s->n_ranks; source++) {
             if (source < me) {
                 plan->dest_row_base[r] += rows_between(s, b, source, r);
-                plan->dest_pick_base[r] += picks_between(s, b, source, r);
+                plan->dest_assignment_base[r] += assignments_between(s, b, source, r);
             }
-            picks += picks_between(s, b, source, r);
+            assignments += assignments_between(s, b, source, r);
         }
-        int64_t rounds = xp_ep_shape_rounds(s, picks);
+        int64_t rounds = xp_ep_shape_rounds(s, assignments);
         plan->n_rounds = rounds > plan->n_rounds ? rounds : plan->n_rounds;
     }
     plan->n_recv_rows = plan->recv_row_base[s->n_ranks];
-    plan->n_recv_picks = plan->recv_pick_base[s->n_ranks];
+    plan->n_recv_assignments = plan->recv_assignment_base[s->n_ranks];
     for (int e = 0; e < s->n_local; e++) {
         plan->expert_tokens[e] = 0;
         for (int r = 0; r < s->n_ranks; r++)
@@ -248,23 +252,23 @@ static void derive_bases(xp_ep_plan *plan) {
     }
 }
 
-/* Where each round's rows to each destination start: the first row whose first pick, in the
- * destination's numbering, is not below the round's first pick. */
+/* Where each round's rows to each destination start: the first row whose first assignment, in the
+ * destination's numbering, is not below the round's first assignment. */
 static void derive_send_rounds(xp_ep_plan *plan) {
     const xp_ep_shape *s = &plan->group->shape;
     for (int d = 0; d < s->n_ranks; d++) {
         int64_t total = 0;
         for (int source = 0; source < s->n_ranks; source++)
-            total += picks_between(s, plan->blocks, source, d);
+            total += assignments_between(s, plan->blocks, source, d);
         int32_t base = plan->send_row_base[d], end = plan->send_row_base[d + 1];
-        int64_t shift = (int64_t)plan->dest_pick_base[d] - plan->send_pick_base[d];
+        int64_t shift = (int64_t)plan->dest_assignment_base[d] - plan->send_assignment_base[d];
         plan->send_round[d] = base;
         for (int64_t r = 1; r < plan->n_rounds; r++) {
             int64_t start = xp_ep_shape_round_start(s, total, r);
             int32_t low = plan->send_round[(r - 1) * s->n_ranks + d], high = end;
             while (low < high) {
                 int32_t middle = low + (high - low) / 2;
-                if (plan->send_pick[middle] + shift < start)
+                if (plan->send_assignment[middle] + shift < start)
                     low = middle + 1;
                 else
                     high = middle;
@@ -305,49 +309,51 @@ xp_status xp_ep_plan_run(const xp_ep_step *step, const int32_t *topk_idx, const 
         return xp_ep_plan_explain(group, plan->blocks);
     }
     derive_bases(plan);
-    xp_ep_pick **targets = group->targets[plan->slot];
-    group->ops->aim_picks(step, targets);
-    group->kernels->build_send(step->stream, &(xp_ep_send_args){.shape = s,
-                                                                .topk_idx = topk_idx,
-                                                                .topk_weight = topk_weight,
-                                                                .n_tokens = n_tokens,
-                                                                .tile_counts = tiles,
-                                                                .row_base = plan->send_row_base,
-                                                                .pick_base = plan->send_pick_base,
-                                                                .picks = targets,
-                                                                .send_token = plan->send_token,
-                                                                .send_pick = plan->send_pick,
-                                                                .pick_entry = plan->pick_entry,
-                                                                .token_first = plan->token_first,
-                                                                .token_row = plan->token_row});
+    xp_ep_assignment **targets = group->targets[plan->slot];
+    group->ops->aim_assignments(step, targets);
+    group->kernels->build_send(step->stream,
+                               &(xp_ep_send_args){.shape = s,
+                                                  .topk_idx = topk_idx,
+                                                  .topk_weight = topk_weight,
+                                                  .n_tokens = n_tokens,
+                                                  .tile_counts = tiles,
+                                                  .row_base = plan->send_row_base,
+                                                  .assignment_base = plan->send_assignment_base,
+                                                  .assignments = targets,
+                                                  .send_token = plan->send_token,
+                                                  .send_assignment = plan->send_assignment,
+                                                  .assignment_entry = plan->assignment_entry,
+                                                  .token_first = plan->token_first,
+                                                  .token_row = plan->token_row});
     derive_send_rounds(plan);
-    const xp_ep_pick *picks = NULL;
-    XP_TRY(group->ops->share_picks(step, &picks));
-    /* One rank: the rows are its own, and those without picks could not be found by their first
-     * pick. */
+    const xp_ep_assignment *assignments = NULL;
+    XP_TRY(group->ops->share_assignments(step, &assignments));
+    /* One rank: the rows are its own, and those without assignments could not be found by their first
+     * assignment. */
     if (s->n_ranks == 1)
-        memcpy(plan->recv_pick, plan->send_pick,
-               (size_t)(plan->n_recv_rows + 1) * sizeof *plan->recv_pick);
-    group->kernels->build_recv(step->stream, &(xp_ep_recv_args){.shape = s,
-                                                                .picks = picks,
-                                                                .n_rows = plan->n_recv_rows,
-                                                                .n_picks = plan->n_recv_picks,
-                                                                .n_rounds = plan->n_rounds,
-                                                                .tile_counts = tiles,
-                                                                .recv_pick = plan->recv_pick,
-                                                                .rows_known = s->n_ranks == 1,
-                                                                .round_row = plan->round_row,
-                                                                .pick_pos = plan->pick_pos,
-                                                                .offsets = plan->offsets,
-                                                                .gather = plan->gather,
-                                                                .weight = plan->weight,
-                                                                .n_recv = plan->n_recv});
+        memcpy(plan->recv_assignment, plan->send_assignment,
+               (size_t)(plan->n_recv_rows + 1) * sizeof *plan->recv_assignment);
+    group->kernels->build_recv(step->stream,
+                               &(xp_ep_recv_args){.shape = s,
+                                                  .assignments = assignments,
+                                                  .n_rows = plan->n_recv_rows,
+                                                  .n_assignments = plan->n_recv_assignments,
+                                                  .n_rounds = plan->n_rounds,
+                                                  .tile_counts = tiles,
+                                                  .recv_assignment = plan->recv_assignment,
+                                                  .rows_known = s->n_ranks == 1,
+                                                  .round_row = plan->round_row,
+                                                  .assignment_pos = plan->assignment_pos,
+                                                  .offsets = plan->offsets,
+                                                  .gather = plan->gather,
+                                                  .weight = plan->weight,
+                                                  .n_recv = plan->n_recv});
     clear_empty_rounds(plan);
     if (group->ops->finish_plan)
         XP_TRY(group->ops->finish_plan(step));
     plan->valid = true;
     int64_t first_round = plan->offsets[s->n_local];
-    xp_ep_add(&group->totals.overflow_rows, plan->n_recv_picks - first_round);
+    xp_ep_add(&group->totals.overflow_rows, plan->n_recv_assignments - first_round);
     return XP_OK;
 }
 
@@ -370,7 +376,7 @@ xp_status xp_ep_plan_wait(xp_ep_plan *plan, xp_ep_counts *counts) {
     *counts = (xp_ep_counts){.n_rounds = plan->n_rounds,
                              .expert_tokens = plan->expert_tokens,
                              .n_recv = plan->n_recv_rows,
-                             .n_picks = plan->n_recv_picks};
+                             .n_assignments = plan->n_recv_assignments};
     return XP_OK;
 }
 
@@ -383,8 +389,8 @@ xp_status xp_ep_plan_view(const xp_ep_plan *plan, int64_t round, xp_ep_view *vie
     if (xp_device_get_kind(plan->group->device) == XP_DEVICE_NULL)
         return XP_OK;
     view->offsets = plan->offsets + round * (s->n_local + 1);
-    view->gather = plan->gather + round * s->pick_capacity;
-    view->weight = plan->weight + round * s->pick_capacity;
+    view->gather = plan->gather + round * s->assignment_capacity;
+    view->weight = plan->weight + round * s->assignment_capacity;
     view->n_recv = plan->n_recv + round;
     return XP_OK;
 }

@@ -1,7 +1,7 @@
 /**
  * A plan's insides. "Rows" are (token, rank) pairs. As a source this rank numbers its send rows and
- * send picks by (destination, token[, expert]); as an expert rank it numbers its recv rows and recv
- * picks by (source, token[, expert]). Both numberings run over all rounds, and the rows of a round
+ * send assignments by (destination, token[, expert]); as an expert rank it numbers its recv rows and recv
+ * assignments by (source, token[, expert]). Both numberings run over all rounds, and the rows of a round
  * are contiguous in them for each peer.
  */
 #ifndef XP_EP_PLAN_H
@@ -15,7 +15,7 @@ typedef struct xp_ep_relay xp_ep_relay;
 /** Page-locked copies of what a plan on a GPU says; lengths as there. */
 typedef struct xp_ep_host_plan {
     int64_t *expert_tokens;
-    int32_t *blocks, *totals, *round_picks;
+    int32_t *blocks, *totals, *round_assignments;
 } xp_ep_host_plan;
 
 struct xp_ep_plan {
@@ -25,51 +25,53 @@ struct xp_ep_plan {
     xp_stream *stream; /* of the last build */
     bool valid;
     int64_t n_tokens, n_rounds;
-    int64_t n_recv_rows, n_recv_picks;
+    int64_t n_recv_rows, n_recv_assignments;
 
     int32_t *blocks; /* [R, block_ints] every rank's counts */
     /* Derived from them, [R + 1] each. */
-    int32_t *send_row_base, *send_pick_base; /* first send row, pick to rank d */
-    int32_t *recv_row_base, *recv_pick_base; /* first recv row, pick from rank s */
+    int32_t *send_row_base, *send_assignment_base; /* first send row, assignment to rank d */
+    int32_t *recv_row_base, *recv_assignment_base; /* first recv row, assignment from rank s */
     int32_t *dest_row_base,
-        *dest_pick_base; /* [R] this rank's first row, pick in destination d's numbering */
+        *dest_assignment_base; /* [R] this rank's first row, assignment in destination d's numbering */
     int32_t *source_row_base,
-        *source_pick_base; /* [R] its first row, pick to this rank in source s's numbering */
+        *source_assignment_base; /* [R] its first row, assignment to this rank in source s's numbering */
 
-    int32_t *send_token; /* [send rows] */
-    int32_t *send_pick;  /* [send rows + 1] first send pick of a row */
-    int32_t *pick_entry; /* [send picks] token * K + k */
+    int32_t *send_token;       /* [send rows] */
+    int32_t *send_assignment;  /* [send rows + 1] first send assignment of a row */
+    int32_t *assignment_entry; /* [send assignments] token * K + k */
     int32_t *token_first,
         *token_row;      /* [M + 1], [send rows]: rows of each token, ascending destination */
     int32_t *send_round; /* [max_rounds + 1, R] first send row to d in round r */
     int32_t
         *dest_slot; /* [max_rounds, R] p2p: where in d's recv_x this rank's rows of round r start */
 
-    int32_t *recv_pick; /* [recv rows + 1] first recv pick of a row */
-    int32_t *round_row; /* [max_rounds + 1] first recv row of a round */
-    int32_t *pick_pos;  /* [recv picks] pick row within its round */
+    int32_t *recv_assignment; /* [recv rows + 1] first recv assignment of a row */
+    int32_t *round_row;       /* [max_rounds + 1] first recv row of a round */
+    int32_t *assignment_pos;  /* [recv assignments] assignment row within its round */
     int32_t *offsets, *gather,
         *n_recv;   /* xp_ep_view, by round: [max_rounds, L + 1], [max_rounds, P], [max_rounds] */
     float *weight; /* [max_rounds, P] */
     int64_t *expert_tokens; /* [L] */
-    int32_t *totals; /* [4 + R] rounds, recv rows, recv picks, refused, picks to each rank: GPU */
-    int32_t *round_picks;  /* [max_rounds + 1, 2 R] first send pick to each rank, first recv pick
+    int32_t *
+        totals; /* [4 + R] rounds, recv rows, recv assignments, refused, assignments to each rank: GPU */
+    int32_t *
+        round_assignments; /* [max_rounds + 1, 2 R] first send assignment to each rank, first recv assignment
                               from  each, of round r: GPU */
     xp_ep_host_plan *host; /* GPU: what of it the host has fetched */
     xp_ep_relay *relay;
 };
 
-/** Some consecutive rows or picks. */
+/** Some consecutive rows or assignments. */
 typedef struct xp_ep_span {
     int32_t first, n;
 } xp_ep_span;
 
 /** This rank's send rows to `dest` in a round. */
 xp_ep_span xp_ep_plan_send_rows(const xp_ep_plan *plan, int dest, int64_t round);
-xp_ep_span xp_ep_plan_send_picks(const xp_ep_plan *plan, int dest, int64_t round);
+xp_ep_span xp_ep_plan_send_assignments(const xp_ep_plan *plan, int dest, int64_t round);
 /** The recv rows from `source` in a round; their place in recv_x is first - round_row[round]. */
 xp_ep_span xp_ep_plan_recv_rows(const xp_ep_plan *plan, int source, int64_t round);
-xp_ep_span xp_ep_plan_recv_picks(const xp_ep_plan *plan, int source, int64_t round);
+xp_ep_span xp_ep_plan_recv_assignments(const xp_ep_plan *plan, int source, int64_t round);
 
 /** One call in progress on one rank. */
 typedef struct xp_ep_step {

@@ -49,56 +49,62 @@ xp_status xp_ep_shape_make(const xp_ep_config *c, int n_ranks, xp_ep_shape *shap
                      .n_experts = c->n_experts,
                      .n_local = n_local,
                      .top_k = c->top_k,
-                     .row_picks = c->top_k < n_local ? c->top_k : n_local,
+                     .row_assignments = c->top_k < n_local ? c->top_k : n_local,
                      .n_slots = c->n_slots ? c->n_slots : 1,
                      .max_tokens = c->max_tokens,
                      .dim = c->dim,
                      .dtype = c->dtype};
     s.row_bytes = (size_t)c->dim * xp_dtype_bytes(c->dtype);
-    if (c->max_tokens > INT32_MAX / n_ranks / s.row_picks / 2 ||
+    if (c->max_tokens > INT32_MAX / n_ranks / s.row_assignments / 2 ||
         c->max_tokens > INT32_MAX / c->top_k)
-        return xp_error(XP_EINVAL,
-                        "xp_ep_config: %lld tokens x %d picks x %d ranks do not fit 32-bit row "
-                        "numbers; use smaller "
-                        "microbatches",
-                        (long long)c->max_tokens, c->top_k, n_ranks);
-    s.max_send_picks = c->max_tokens * c->top_k;
+        return xp_error(
+            XP_EINVAL,
+            "xp_ep_config: %lld tokens x %d assignments x %d ranks do not fit 32-bit row "
+            "numbers; use smaller "
+            "microbatches",
+            (long long)c->max_tokens, c->top_k, n_ranks);
+    s.max_send_assignments = c->max_tokens * c->top_k;
     s.max_recv_rows = n_ranks * c->max_tokens;
-    s.max_recv_picks = s.max_recv_rows * s.row_picks;
+    s.max_recv_assignments = s.max_recv_rows * s.row_assignments;
     /* At least one row fits, and the number of rounds stays bounded whatever the factor. */
-    double wanted = c->capacity_factor * (double)s.max_send_picks;
-    int64_t capacity = wanted >= (double)s.max_recv_picks ? s.max_recv_picks : (int64_t)wanted;
-    capacity += (double)capacity < wanted && capacity < s.max_recv_picks;
-    int64_t least = (s.max_recv_picks + XP_EP_MAX_ROUNDS - 1) / XP_EP_MAX_ROUNDS + s.row_picks - 1;
-    s.pick_capacity = min_i64(max_i64(max_i64(capacity, least), s.row_picks), s.max_recv_picks);
-    s.recv_capacity = min_i64(s.max_recv_rows, s.pick_capacity);
-    s.round_picks = s.pick_capacity - (s.row_picks - 1);
-    s.max_rounds = xp_ep_shape_rounds(&s, s.max_recv_picks);
+    double wanted = c->capacity_factor * (double)s.max_send_assignments;
+    int64_t capacity =
+        wanted >= (double)s.max_recv_assignments ? s.max_recv_assignments : (int64_t)wanted;
+    capacity += (double)capacity < wanted && capacity < s.max_recv_assignments;
+    int64_t least =
+        (s.max_recv_assignments + XP_EP_MAX_ROUNDS - 1) / XP_EP_MAX_ROUNDS + s.row_assignments - 1;
+    s.assignment_capacity =
+        min_i64(max_i64(max_i64(capacity, least), s.row_assignments), s.max_recv_assignments);
+    s.recv_capacity = min_i64(s.max_recv_rows, s.assignment_capacity);
+    s.round_assignments = s.assignment_capacity - (s.row_assignments - 1);
+    s.max_rounds = xp_ep_shape_rounds(&s, s.max_recv_assignments);
     s.local = n_ranks == 1 && s.max_rounds == 1;
     s.max_send_rows = c->max_tokens * (c->top_k < n_ranks ? c->top_k : n_ranks);
     s.block_ints = c->n_experts + n_ranks + 4;
     s.tile_tokens = max_i64(256, (c->max_tokens + 63) / 64);
     s.n_tiles = (max_i64(s.max_recv_rows, c->max_tokens) + s.tile_tokens - 1) / s.tile_tokens;
-    if (s.max_rounds * s.pick_capacity > INT32_MAX)
+    if (s.max_rounds * s.assignment_capacity > INT32_MAX)
         return xp_error(
             XP_EINVAL,
-            "xp_ep_config: %lld rounds of %lld pick rows do not fit 32-bit row numbers; use "
+            "xp_ep_config: %lld rounds of %lld assignment rows do not fit 32-bit row numbers; use "
             "smaller microbatches",
-            (long long)s.max_rounds, (long long)s.pick_capacity);
+            (long long)s.max_rounds, (long long)s.assignment_capacity);
     *shape = s;
     return XP_OK;
 }
 
-int64_t xp_ep_shape_rounds(const xp_ep_shape *shape, int64_t n_picks) {
-    return n_picks <= shape->pick_capacity
+int64_t xp_ep_shape_rounds(const xp_ep_shape *shape, int64_t n_assignments) {
+    return n_assignments <= shape->assignment_capacity
                ? 1
-               : (n_picks + shape->round_picks - 1) / shape->round_picks;
+               : (n_assignments + shape->round_assignments - 1) / shape->round_assignments;
 }
 
-int64_t xp_ep_shape_round_start(const xp_ep_shape *shape, int64_t n_picks, int64_t round) {
+int64_t xp_ep_shape_round_start(const xp_ep_shape *shape, int64_t n_assignments, int64_t round) {
     if (round == 0)
         return 0;
-    return n_picks <= shape->pick_capacity ? n_picks : min_i64(round * shape->round_picks, n_picks);
+    return n_assignments <= shape->assignment_capacity
+               ? n_assignments
+               : min_i64(round * shape->round_assignments, n_assignments);
 }
 
 void *xp_ep_carve(xp_ep_carver *carver, size_t n_bytes) {

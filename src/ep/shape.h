@@ -7,7 +7,7 @@
 
 #define XP_EP_MAX_TOP_K     64
 #define XP_EP_MAX_ROUNDS    1024
-#define XP_EP_GPU_MAX_TOP_K 32 /* a warp takes a token, a lane a pick */
+#define XP_EP_GPU_MAX_TOP_K 32 /* a warp takes a token, a lane an assignment */
 #define XP_EP_GPU_MAX_RANKS 32 /* a bit of a word a rank */
 /** What an a2a group asks of its communicators on GPUs, one a slot (xp_comm_prepare): larger
  * exchanges go in pieces of this size where they are staged. */
@@ -26,27 +26,28 @@ typedef struct xp_ep_shape {
     int n_ranks;            /* R */
     int n_experts, n_local; /* E, L */
     int top_k;              /* K */
-    int row_picks;          /* min(K, L): most picks of one recv row */
+    int row_assignments;    /* min(K, L): most assignments of one recv row */
     int n_slots;
     int64_t max_tokens, dim; /* M, D */
     xp_dtype dtype;
     size_t row_bytes;
-    int64_t pick_capacity; /* P */
+    int64_t assignment_capacity; /* P */
     int64_t recv_capacity;
-    int64_t round_picks; /* Q = P - (row_picks - 1): a row whose first pick is below (r + 1) Q ends
+    int64_t
+        round_assignments; /* Q = P - (row_assignments - 1): a row whose first assignment is below (r + 1) Q ends
                             below r Q + P */
     int64_t max_rounds;
-    int64_t max_send_rows;  /* M * min(K, R): rows one source sends, all rounds (local: M) */
-    int64_t max_send_picks; /* M * K */
-    int64_t max_recv_rows;  /* R * M */
-    int64_t max_recv_picks; /* R * M * row_picks */
-    bool local;     /* one rank, one round: recv rows are the token rows, with or without picks */
-    int block_ints; /* what a rank tells the others about its routing: XP_EP_BLOCK_* */
+    int64_t max_send_rows;        /* M * min(K, R): rows one source sends, all rounds (local: M) */
+    int64_t max_send_assignments; /* M * K */
+    int64_t max_recv_rows;        /* R * M */
+    int64_t max_recv_assignments; /* R * M * row_assignments */
+    bool local; /* one rank, one round: recv rows are the token rows, with or without assignments */
+    int block_ints;      /* what a rank tells the others about its routing: XP_EP_BLOCK_* */
     int64_t tile_tokens; /* tokens a tile of the plan kernels takes; fixed borders */
     int64_t n_tiles;
 } xp_ep_shape;
 
-/* Layout of a rank's block: picks of each expert [E], rows to each rank [R], then its error. */
+/* Layout of a rank's block: assignments of each expert [E], rows to each rank [R], then its error. */
 #define XP_EP_BLOCK_ROWS(shape)  ((shape)->n_experts)
 #define XP_EP_BLOCK_ERROR(shape) ((shape)->n_experts + (shape)->n_ranks) /* kind, token, value */
 
@@ -56,10 +57,10 @@ XP_NODISCARD xp_status xp_ep_shape_make(const xp_ep_config *config, int n_ranks,
 /** Whether the kernels of GPUs serve it. @return XP_OK; XP_ENOTSUP with the limit */
 XP_NODISCARD xp_status xp_ep_shape_check_gpu(const xp_ep_shape *shape);
 
-/** Rounds that a rank needs for this many picks. */
-int64_t xp_ep_shape_rounds(const xp_ep_shape *shape, int64_t n_picks);
-/** The first pick of round r; rows belong to the round in which their first pick lies. */
-int64_t xp_ep_shape_round_start(const xp_ep_shape *shape, int64_t n_picks, int64_t round);
+/** Rounds that a rank needs for this many assignments. */
+int64_t xp_ep_shape_rounds(const xp_ep_shape *shape, int64_t n_assignments);
+/** The first assignment of round r; rows belong to the round in which their first assignment lies. */
+int64_t xp_ep_shape_round_start(const xp_ep_shape *shape, int64_t n_assignments, int64_t round);
 
 /** Takes n_bytes from a region that starts at NULL when only counting; 256-byte steps. */
 typedef struct xp_ep_carver {

@@ -33,7 +33,7 @@ typedef struct launcher {
 
 /** mpirun, and its two streams. */
 XP_NODISCARD xp_status xp_launcher_start_mpirun(launcher *l, const xp_mpirun *mpirun);
-/** A pipe that gets a byte for each SIGINT, SIGTERM and SIGCHLD. */
+/** A pipe that gets a byte for each signal that stops a run, and for SIGCHLD. */
 XP_NODISCARD xp_status xp_launcher_open_signals(launcher *l);
 void xp_launcher_close_signals(launcher *l);
 

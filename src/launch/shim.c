@@ -89,20 +89,22 @@ static int rank_number(void) {
     return 0;
 }
 
-/* In the new process. SIGINT and SIGTERM stay blocked until the rank takes them, so that none is
- * lost and none kills it while it starts. */
+/* In the new process. Signals that stop a run stay blocked until the rank takes them, so that none
+ * is lost and none kills it while it starts. The process group is its own: what mpirun sends to the
+ * shim's group is for the shim. */
 static _Noreturn void become_rank(const shim *g, int report_fd, pid_t parent, char **argv) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent)
         _exit(1);
+    setpgid(0, 0);
+    static const int stops[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
     sigset_t blocked;
     sigemptyset(&blocked);
-    sigaddset(&blocked, SIGINT);
-    sigaddset(&blocked, SIGTERM);
+    for (size_t i = 0; i < sizeof stops / sizeof stops[0]; i++) {
+        signal(stops[i], SIG_DFL);
+        sigaddset(&blocked, stops[i]);
+    }
     sigprocmask(SIG_SETMASK, &blocked, NULL);
-    signal(SIGHUP, SIG_IGN); /* the launcher's terminal is the launcher's business */
-    signal(SIGUSR1, SIG_IGN);
-    signal(SIGUSR2, SIG_IGN);
     for (int i = 0; i < 2; i++)
         if (g->out[i] >= 0)
             dup2(g->out[i], i + 1);

@@ -18,7 +18,8 @@ int xp_shim_run(char **argv);
 
 /** True in a rank that has a shim. */
 bool xp_rank_has_shim(void);
-/** SIGINT and SIGTERM, blocked until now, are taken from now on. Does nothing without a shim. */
+/** Signals that stop a run, blocked until now, are taken from now on. Does nothing without a shim.
+ */
 void xp_rank_report_begun(void);
 /**
  * Before the rank exits with something else than 0: what the launcher is to tell the user.

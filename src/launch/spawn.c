@@ -7,7 +7,7 @@
 #include <unistd.h>
 #include "launch/launcher.h"
 
-static const int taken[] = {SIGINT, SIGTERM, SIGCHLD};
+static const int taken[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCHLD};
 #define N_TAKEN (sizeof taken / sizeof taken[0])
 
 /* The only thing that a signal handler can reach. */
@@ -27,12 +27,17 @@ xp_status xp_launcher_open_signals(launcher *l) {
         return xp_error(XP_EIO, "cannot make a pipe: %s", strerror(errno));
     l->signals = ends[0];
     signal_pipe = ends[1];
-    struct sigaction action;
+    struct sigaction action, before;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART;
-    for (size_t i = 0; i < N_TAKEN; i++)
+    for (size_t i = 0; i < N_TAKEN; i++) {
+        const bool may_be_ignored = taken[i] == SIGHUP || taken[i] == SIGUSR1; /* nohup */
+        if (sigaction(taken[i], NULL, &before) != 0 ||
+            (may_be_ignored && before.sa_handler == SIG_IGN))
+            continue;
         sigaction(taken[i], &action, NULL);
+    }
     return XP_OK;
 }
 

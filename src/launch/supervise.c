@@ -15,7 +15,7 @@
 #include "launch/launcher.h"
 #include "launch/remote.h"
 
-#define SECOND_SIGNAL_S 0.5 /* `timeout` and some shells send a signal twice */
+#define SECOND_SIGNAL_S 1.0 /* `timeout` and some shells send a signal twice */
 #define KILLED_S        1.0 /* what was told to end now has ended */
 #define FOUND_S         1.0 /* the others, once the rank that found the failure has ended */
 #define LEAVE_S         5.0 /* mpirun, once all ranks have ended */
@@ -41,7 +41,7 @@ static bool any_remote(const launcher *l) {
 static void pass_on(launcher *l, int signal) {
     tell_all(l, XP_LAUNCH_SIGNAL, signal);
     if (l->mpirun > 0 && any_remote(l))
-        kill(l->mpirun, signal == SIGTERM ? SIGUSR1 : SIGUSR2);
+        kill(l->mpirun, signal == SIGINT ? SIGUSR2 : SIGUSR1);
 }
 
 /* All ranks are to end now. */

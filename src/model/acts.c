@@ -10,7 +10,7 @@ typedef enum width { /* elements a token */
                      WIDTH_Q,
                      WIDTH_FFN,
                      WIDTH_EXPERTS,
-                     WIDTH_PICKS,
+                     WIDTH_ASSIGNMENTS,
 } width;
 
 typedef struct row {
@@ -31,8 +31,8 @@ static const row rows[XP_N_ACTS] = {
     [XP_ACT_MID_RSTD] = {"mid_rstd", WIDTH_ONE, true, false, true, false},
     [XP_ACT_GATE_UP] = {"gate_up", WIDTH_FFN, false, false, false, false},
     [XP_ACT_SCORES] = {"scores", WIDTH_EXPERTS, true, false, true, false},
-    [XP_ACT_TOPK_IDX] = {"topk_idx", WIDTH_PICKS, true, false, true, false},
-    [XP_ACT_TOPK_WEIGHT] = {"topk_weight", WIDTH_PICKS, true, false, true, false},
+    [XP_ACT_TOPK_IDX] = {"topk_idx", WIDTH_ASSIGNMENTS, true, false, true, false},
+    [XP_ACT_TOPK_WEIGHT] = {"topk_weight", WIDTH_ASSIGNMENTS, true, false, true, false},
     [XP_ACT_ROUTER_LSE] = {"router_lse", WIDTH_ONE, true, false, true, false},
     [XP_ACT_AUX_DENSITY] = {"aux_density", WIDTH_EXPERTS, true, true, true, false},
 };
@@ -54,7 +54,7 @@ static int64_t elements(const xp_arch *arch, width w) {
         return 2 * arch->hidden_dim;
     case WIDTH_EXPERTS:
         return arch->n_experts;
-    case WIDTH_PICKS:
+    case WIDTH_ASSIGNMENTS:
         return arch->top_k;
     }
     return 0;

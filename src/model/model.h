@@ -76,7 +76,7 @@ void *xp_model_param_data(const xp_model *model);
 void *xp_model_grad_data(const xp_model *model);
 /** [n_layers, E] fp32 device memory; all zero until balanced. NULL in a dense model. */
 float *xp_model_expert_bias(const xp_model *model);
-/** [n_layers, E] picks of all experts by this rank's tokens since the last reset (training passes,
+/** [n_layers, E] assignments of all experts by this rank's tokens since the last reset (training passes,
  * once also under recomputation). Device memory. */
 int64_t *xp_model_expert_counts(const xp_model *model);
 

@@ -111,14 +111,14 @@ static void carve_weights(xp_moe *moe, xp_slab *slab, xp_dtype dtype, xp_tensor 
 
 static void carve_saved(xp_moe *moe, xp_slab *slab) {
     const size_t tokens = (size_t)moe->args.max_tokens, experts = (size_t)moe->args.num_experts;
-    const size_t picks = tokens * (size_t)moe->args.top_k;
+    const size_t assignments = tokens * (size_t)moe->args.top_k;
     moe->counts = xp_slab_take(slab, experts * sizeof(int64_t));
     moe->losses = xp_slab_take(slab, 2 * sizeof(double));
     moe->bias = xp_slab_take(slab, experts * sizeof(float));
     moe->targets = xp_slab_take(slab, tokens * sizeof(int32_t));
     moe->saved.scores = xp_slab_take(slab, tokens * experts * sizeof(float));
-    moe->saved.topk_idx = xp_slab_take(slab, picks * sizeof(int32_t));
-    moe->saved.topk_weight = xp_slab_take(slab, picks * sizeof(float));
+    moe->saved.topk_idx = xp_slab_take(slab, assignments * sizeof(int32_t));
+    moe->saved.topk_weight = xp_slab_take(slab, assignments * sizeof(float));
     moe->saved.router_lse = xp_slab_take(slab, tokens * sizeof(float));
     size_t sequences = moe->args.seq_len > 0 ? tokens / (size_t)moe->args.seq_len : 1;
     moe->saved.aux_density = xp_slab_take(slab, sequences * experts * sizeof(float));

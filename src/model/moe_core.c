@@ -43,7 +43,7 @@ static int64_t gate_up_rows(const xp_moe_core *core) {
         return 0;
     int64_t balanced = args->max_tokens * args->top_k;
     int64_t layer = args->n_ranks == 1 ? balanced : (int64_t)ceil(saved_margin * (double)balanced);
-    int64_t most = core->sizes.pick_capacity * core->n_parts;
+    int64_t most = core->sizes.assignment_capacity * core->n_parts;
     return args->n_layers * (layer < most ? layer : most);
 }
 
@@ -66,11 +66,11 @@ static void carve_slot(const xp_moe_core *core, xp_moe_slot *slot, xp_slab *slab
     const xp_moe_core_args *args = &core->args;
     size_t row = (size_t)args->dim * xp_dtype_bytes(args->dtype);
     size_t recv = (size_t)core->sizes.recv_capacity * row;
-    size_t picks = (size_t)core->sizes.pick_capacity;
-    slot->rows = xp_slab_take(slab, picks * row);
+    size_t assignments = (size_t)core->sizes.assignment_capacity;
+    slot->rows = xp_slab_take(slab, assignments * row);
     if (!args->inference)
-        slot->dp = xp_slab_take(slab, picks * sizeof(float));
-    /* One rank with room for every pick never dispatches. */
+        slot->dp = xp_slab_take(slab, assignments * sizeof(float));
+    /* One rank with room for every assignment never dispatches. */
     if (args->n_ranks == 1 && core->sizes.max_rounds == 1)
         return;
     slot->recv = xp_slab_take(slab, recv);
@@ -86,13 +86,13 @@ static bool always_saved(const xp_moe_core *core) {
 static void carve_workspace(xp_moe_core *core, xp_slab *slab) {
     const xp_moe_core_args *args = &core->args;
     size_t element = xp_dtype_bytes(args->dtype), f32 = sizeof(float);
-    size_t picks = (size_t)core->sizes.pick_capacity, tokens = (size_t)args->max_tokens;
+    size_t assignments = (size_t)core->sizes.assignment_capacity, tokens = (size_t)args->max_tokens;
     size_t dim = (size_t)args->dim, experts = (size_t)args->n_experts;
     for (int i = 0; i < core->n_slots; i++)
         carve_slot(core, &core->slots[i], slab);
     if (!always_saved(core))
-        core->gate_up = xp_slab_take(slab, picks * 2 * (size_t)args->moe_dim * element);
-    core->h = xp_slab_take(slab, picks * (size_t)args->moe_dim * element);
+        core->gate_up = xp_slab_take(slab, assignments * 2 * (size_t)args->moe_dim * element);
+    core->h = xp_slab_take(slab, assignments * (size_t)args->moe_dim * element);
     if (args->forced != XP_FORCED_NONE)
         core->forced = xp_slab_take(slab, tokens * (size_t)args->top_k * sizeof(int32_t));
     if (args->inference)
@@ -165,7 +165,7 @@ static xp_status create_events(xp_moe_core *core) {
     return XP_OK;
 }
 
-/* The forced picks are the same in every pass: filled once. */
+/* The forced assignments are the same in every pass: filled once. */
 static xp_status fill_forced(xp_moe_core *core) {
     const xp_moe_core_args *args = &core->args;
     if (args->forced == XP_FORCED_NONE || core->is_null)

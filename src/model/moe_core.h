@@ -100,7 +100,7 @@ void xp_moe_core_begin(xp_moe_core *core);
 /** Collective. */
 XP_NODISCARD xp_status xp_moe_core_forward(xp_moe_core *core, const xp_moe_pass *pass,
                                            xp_stream *stream);
-/** Fill scores, picks and the extra losses' gradients again from x; the plan stays. For layers that
+/** Fill scores, assignments and the extra losses' gradients again from x; the plan stays. For layers that
  * did not save them. */
 XP_NODISCARD xp_status xp_moe_core_reroute(xp_moe_core *core, const xp_moe_pass *pass,
                                            xp_stream *stream);

@@ -9,8 +9,8 @@
 typedef struct xp_moe_slot {
     void *recv;   /* [recv_capacity, D] */
     void *d_recv; /* [recv_capacity, D] */
-    void *rows;   /* [pick_capacity, D] expert outputs, or their input gradients */
-    float *dp;    /* [pick_capacity] */
+    void *rows;   /* [assignment_capacity, D] expert outputs, or their input gradients */
+    float *dp;    /* [assignment_capacity] */
     xp_event *arrived, *ready, *spent,
         *sent; /* dispatched; rows computed; inputs no longer read; combined */
 } xp_moe_slot;
@@ -37,8 +37,9 @@ struct xp_moe_core {
     void *activations, *workspace;
     xp_moe_slot slots[2];
     xp_moe_arena gate_up_arena, recv_arena;
-    void *gate_up; /* [pick_capacity, 2F] of a layer that has not saved them; NULL when all have */
-    void *h;       /* [pick_capacity, F] */
+    void *
+        gate_up; /* [assignment_capacity, 2F] of a layer that has not saved them; NULL when all have */
+    void *h;     /* [assignment_capacity, F] */
     float *d_topk_weight;           /* [T, K] */
     float *d_logits;                /* [T, E] */
     float *x32, *gate32, *d_gate32; /* [T, D], [E, D], [E, D]: fp32 copies of bf16 operands */

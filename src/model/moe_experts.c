@@ -13,7 +13,7 @@ typedef struct job {
     bool first; /* of the pass: weight gradients start here */
 } job;
 
-/* All picks are local and fit: the gather list points into the tokens, nothing is dispatched. */
+/* All assignments are local and fit: the gather list points into the tokens, nothing is dispatched. */
 static bool is_direct(const xp_moe_core *core) {
     return core->args.n_ranks == 1 && core->sizes.max_rounds == 1;
 }
@@ -77,7 +77,7 @@ static xp_status forward_arrive(const job *j) {
 static xp_grouped_args grouped(const job *j, const xp_ep_view *view, int64_t n, int64_t k) {
     const xp_moe_core_args *args = &j->core->args;
     return (xp_grouped_args){.n_experts = j->core->n_local,
-                             .max_rows = j->core->sizes.pick_capacity,
+                             .max_rows = j->core->sizes.assignment_capacity,
                              .n = n,
                              .k = k,
                              .offsets = view->offsets,
@@ -89,7 +89,7 @@ static xp_silu_gate_prob_args activation(const job *j, const xp_ep_view *view) {
     const xp_moe_core *core = j->core;
     int64_t width = core->args.moe_dim;
     char *gate_up = gate_up_of(j);
-    return (xp_silu_gate_prob_args){.n_rows = core->sizes.pick_capacity,
+    return (xp_silu_gate_prob_args){.n_rows = core->sizes.assignment_capacity,
                                     .dim = width,
                                     .n_rows_device = view->offsets + core->n_local,
                                     .a = gate_up,
@@ -131,7 +131,7 @@ static xp_status forward_experts(const job *j) {
 }
 
 static xp_status forward_leave(const job *j) {
-    xp_tensor y = tensor_of(j, j->slot->rows, j->core->sizes.pick_capacity);
+    xp_tensor y = tensor_of(j, j->slot->rows, j->core->sizes.assignment_capacity);
     xp_tensor out = tensor_of(j, part_rows(j, j->pass->out), j->n_tokens);
     XP_TRY(after(j, j->slot->ready, j->comm));
     XP_TRY(xp_ep_combine(j->core->group, j->part->plan, j->round, &y, &out, j->comm));
@@ -224,7 +224,7 @@ static xp_status backward_experts(const job *j) {
 
 static xp_status backward_leave(const job *j) {
     const xp_moe_core *core = j->core;
-    xp_tensor rows = tensor_of(j, j->slot->rows, core->sizes.pick_capacity);
+    xp_tensor rows = tensor_of(j, j->slot->rows, core->sizes.assignment_capacity);
     xp_tensor dx = tensor_of(j, part_rows(j, j->pass->dx), j->n_tokens);
     float *d_weight = core->d_topk_weight + j->begin * core->args.top_k;
     XP_TRY(after(j, j->slot->ready, j->comm));
@@ -312,19 +312,19 @@ static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp
     int top_k = core->args.top_k;
     XP_TRY(xp_ep_plan_build(core->group, pass->saved->topk_idx + begin * top_k,
                             pass->saved->topk_weight + begin * top_k, n, comm, part->plan));
-    int64_t n_picks = core->sizes.pick_capacity;
+    int64_t n_assignments = core->sizes.assignment_capacity;
     part->n_rounds = core->sizes.max_rounds;
     bool known = xp_device_shares_host(core->args.device);
     if (known) {
         xp_ep_counts counts;
         XP_TRY(xp_ep_plan_wait(part->plan, &counts));
         part->n_rounds = counts.n_rounds;
-        n_picks = counts.n_picks;
+        n_assignments = counts.n_assignments;
     }
     /* The number of rounds is the same on every rank, so all ranks keep their rows or none does.
      * Where only the device knows the counts, later rounds are nearly always empty. */
     bool fits = !known || part->n_rounds == 1;
-    part->gate_up = fits ? take_rows(&core->gate_up_arena, n_picks) : NULL;
+    part->gate_up = fits ? take_rows(&core->gate_up_arena, n_assignments) : NULL;
     part->recv = fits ? take_rows(&core->recv_arena, core->sizes.recv_capacity) : NULL;
     return XP_OK;
 }

@@ -1,4 +1,4 @@
-/* The router: fp32 logits, scores and picks; its gradient from the routing weights and the two
+/* The router: fp32 logits, scores and assignments; its gradient from the routing weights and the two
  * extra losses. */
 #include "model/moe_core_internal.h"
 

@@ -10,7 +10,7 @@
  * replacing it.
  *
  * Letters: T tokens (rows), D width, H query heads, G key/value heads, C head_dim, E experts, K
- * picks, F expert width, V vocabulary, S row length.
+ * assignments, F expert width, V vocabulary, S row length.
  *
  * Accumulation is in fp32 (or better) whatever the row type.
  */
@@ -40,7 +40,7 @@ typedef struct xp_gemm_args {
 } xp_gemm_args;
 
 /**
- * Expert products over pick rows, expert-major; expert e owns pick rows [offsets[e], offsets[e +
+ * Expert products over assignment rows, expert-major; expert e owns assignment rows [offsets[e], offsets[e +
  * 1]). Row r of the gathered operand is x[gather[r]], or x[r] when gather is NULL: then x (forward)
  * and dy (dgrad) are [max_rows, ...] in memory, and rows past offsets[L] may be read, though they
  * reach no result. An expert without rows: forward and dgrad write nothing for it; wgrad writes
@@ -224,7 +224,7 @@ typedef struct xp_router_args {
 } xp_router_args;
 
 /** dlogits from the weights' gradients, the auxiliary loss and the z-loss. Formulas:
- * docs/numerics.md. */
+ * docs/explanation/numerics.md. */
 typedef struct xp_router_backward_args {
     int64_t n_tokens;
     int n_experts, top_k;
@@ -245,7 +245,7 @@ typedef struct xp_router_backward_args {
 /**
  * The router's two extra losses over T tokens in sequences of S; a sequence weighs by its valid
  * tokens, w_s = n_valid(s) * loss_scale, so that the sum over all ranks is the mean over the global
- * batch: aux = aux_coeff * sum_s w_s * E * sum_e f_e P_e    f_e = picks of e in s / (S K), P_e =
+ * batch: aux = aux_coeff * sum_s w_s * E * sum_e f_e P_e    f_e = assignments of e in s / (S K), P_e =
  * mean of scores over s z   = z_coeff * loss_scale * sum over valid tokens of lse^2
  */
 typedef struct xp_router_losses_args {
@@ -270,7 +270,7 @@ typedef struct xp_histogram_args {
     bool acc;
 } xp_histogram_args;
 
-/** h = silu(a) * b * p over pick rows; gate_up rows are [a: F | b: F]; row count is *n_rows_device
+/** h = silu(a) * b * p over assignment rows; gate_up rows are [a: F | b: F]; row count is *n_rows_device
  * when that is not NULL. */
 typedef struct xp_silu_gate_prob_args {
     int64_t n_rows, dim;          /* rows bound, F */
@@ -435,7 +435,7 @@ size_t xp_attention_sums_bytes(int64_t n_rows, int64_t n_heads, int64_t seq_len)
  * does (inv_freq fp32). */
 void xp_rope_fill(float theta, int head_dim, int64_t n_positions, float *rope);
 /** Host or device-independent: ids of forced balance, [T, K]. modulo: (t * K + k) % E. spread: see
- * docs/numerics.md. */
+ * docs/explanation/numerics.md. */
 typedef enum xp_forced_mode {
     XP_FORCED_NONE = 0,
     XP_FORCED_MODULO,

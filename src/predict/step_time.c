@@ -18,11 +18,11 @@
 static const double grouped_rows[] = {256, 2048, 16384}, grouped_share[] = {0.38, 0.57, 0.63},
                     adding_takes[] = {8, 2.4, 1.25};
 /* What no rate explains. */
-#define PLAN_S          50e-6 /* a plan, whatever its size */
-#define PLAN_PICK_S     0.6e-9
-#define LAYER_S         80e-6  /* starts of a layer's ops, both ways */
-#define MEET_S          200e-6 /* ranks of a p2p exchange that wait for each other, a layer */
-#define OPTIMIZER_BYTES 30     /* an element: master and moments both ways, gradient, parameter */
+#define PLAN_S            50e-6 /* a plan, whatever its size */
+#define PLAN_ASSIGNMENT_S 0.6e-9
+#define LAYER_S           80e-6  /* starts of a layer's ops, both ways */
+#define MEET_S            200e-6 /* ranks of a p2p exchange that wait for each other, a layer */
+#define OPTIMIZER_BYTES   30     /* an element: master and moments both ways, gradient, parameter */
 
 typedef struct sizes {
     xp_arch arch;
@@ -74,7 +74,7 @@ static work backward_work(const sizes *s) {
 
 /* ---- the exchange --------------------------------------------------------------------------- */
 
-/* How likely a token picks none of `part` of the experts. */
+/* How likely a token selects none of `part` of the experts. */
 static double misses(const sizes *s, double part) {
     const double n = (double)s->arch.n_experts;
     double none = 1;
@@ -83,7 +83,7 @@ static double misses(const sizes *s, double part) {
     return none > 0 ? none : 0;
 }
 
-/* Picks in turn over `period` places: on how many of `n` equal parts of the places a token's picks
+/* Assignments in turn over `period` places: on how many of `n` equal parts of the places a token's assignments
  * lie, on average. */
 static double parts_in_turn(const sizes *s, int64_t period, double n) {
     const int64_t k = s->arch.top_k;
@@ -118,7 +118,7 @@ typedef struct rows { /* a token sends one way; read and written where they star
 } rows;
 
 static rows rows_sent(const sizes *s) {
-    const double ep = s->ep_size, nodes = s->ep_nodes, picks = (double)s->arch.top_k,
+    const double ep = s->ep_size, nodes = s->ep_nodes, assignments = (double)s->arch.top_k,
                  needed = parts_needed(s, ep);
     switch (s->transport) {
     case XP_EP_P2P:
@@ -127,10 +127,10 @@ static rows rows_sent(const sizes *s) {
         return (rows){.in_node = needed * (ep / nodes - 1) / (ep / nodes),
                       .across = parts_needed(s, nodes) * (nodes - 1) / nodes,
                       .local = 4 * needed};
-    default: /* a row a pick, packed, sent and unpacked */
-        return (rows){.in_node = picks * (ep / nodes - 1) / ep,
-                      .across = picks * (ep - ep / nodes) / ep,
-                      .local = 4 * picks};
+    default: /* a row an assignment, packed, sent and unpacked */
+        return (rows){.in_node = assignments * (ep / nodes - 1) / ep,
+                      .across = assignments * (ep - ep / nodes) / ep,
+                      .local = 4 * assignments};
     }
 }
 
@@ -195,7 +195,7 @@ static void add_layers(const sizes *s, const xp_gpu *gpu, xp_step_prediction *p)
     }
     p->memory_s += times * LAYER_S;
     if (s->is_moe)
-        p->memory_s += times * (PLAN_S + PLAN_PICK_S * s->tokens * (double)s->arch.top_k);
+        p->memory_s += times * (PLAN_S + PLAN_ASSIGNMENT_S * s->tokens * (double)s->arch.top_k);
 }
 
 static void add_head(const sizes *s, const xp_gpu *gpu, xp_step_prediction *p) {

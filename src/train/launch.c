@@ -1,95 +1,13 @@
 #include "train/launch.h"
 
 #include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <ucontext.h>
-#include <unistd.h>
 #include "core/error.h"
 #include "core/file.h"
 #include "launch/shim.h"
-
-#define SECOND_SIGNAL_S 0.5 /* `timeout` and some shells send a signal twice */
-
-/* ---- signals ----------------------------------------------------------------------------- */
-
-typedef struct signal_thread {
-    pthread_t thread;
-    xp_train_shared *shared;
-    xp_log *log;
-    bool patient; /* under a launcher: it repeats signals, only the run itself ends it */
-    atomic_bool quit;
-    sigset_t set;
-} signal_thread;
-
-static void *take_signals(void *context) {
-    signal_thread *s = context;
-    double first = 0;
-    for (;;) {
-        int signal = 0;
-        if (sigwait(&s->set, &signal) != 0)
-            continue;
-        if (signal == SIGUSR2) {
-            if (atomic_load(&s->quit))
-                return NULL;
-            continue;
-        }
-        double now = xp_time_s();
-        if (first > 0 && !s->patient && now - first > SECOND_SIGNAL_S)
-            _exit(1);
-        if (first > 0)
-            continue;
-        first = now;
-        xp_train_request_stop(s->shared);
-        xp_log_info(s->log, "%s: this step is finished and saved first; once more stops at once",
-                    signal == SIGINT ? "SIGINT" : "SIGTERM");
-    }
-}
-
-/*
- * Libraries may have started threads before main(), with these signals open (OpenBLAS does). Such a
- * thread closes them for itself and passes the signal on, until the thread that waits gets it.
- */
-static void pass_on(int signal, siginfo_t *info, void *context) {
-    (void)info;
-    ucontext_t *interrupted = context;
-    sigaddset(&interrupted->uc_sigmask, signal);
-    kill(getpid(), signal);
-}
-
-static xp_status install_pass_on(int signal) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_sigaction = pass_on;
-    action.sa_flags = SA_SIGINFO | SA_RESTART;
-    sigfillset(&action.sa_mask);
-    return sigaction(signal, &action, NULL) == 0
-               ? XP_OK
-               : xp_error(XP_EINTERNAL, "cannot install the handler of signal %d", signal);
-}
-
-static xp_status start_signals(signal_thread *s) {
-    XP_TRY(install_pass_on(SIGINT));
-    XP_TRY(install_pass_on(SIGTERM));
-    sigemptyset(&s->set);
-    sigaddset(&s->set, SIGINT);
-    sigaddset(&s->set, SIGTERM);
-    sigaddset(&s->set, SIGUSR2);
-    atomic_init(&s->quit, false);
-    if (pthread_sigmask(SIG_BLOCK, &s->set, NULL) != 0 ||
-        pthread_create(&s->thread, NULL, take_signals, s) != 0)
-        return xp_error(XP_ENOMEM, "cannot start the thread that takes signals");
-    return XP_OK;
-}
-
-static void stop_signals(signal_thread *s) {
-    atomic_store(&s->quit, true);
-    pthread_kill(s->thread, SIGUSR2);
-    pthread_join(s->thread, NULL);
-}
+#include "train/signals.h"
 
 /* ---- ranks as threads -------------------------------------------------------------------- */
 
@@ -195,16 +113,17 @@ static xp_status run_threads(const xp_config_set *config, xp_train_shared *share
 
 static xp_status launch_threads(const xp_config_set *config, int n, xp_log *log,
                                 xp_train_result *result) {
+    const xp_config *c = xp_config_get(config);
     xp_train_shared *shared = NULL;
     /* What can be known to be wrong is said before the data is read. */
-    XP_TRY(xp_start_check(xp_config_get(config), &(xp_start){.n_ranks = n}));
-    XP_TRY(xp_train_shared_create(xp_config_get(config), log, &shared));
-    signal_thread signals = {.shared = shared, .log = log};
-    xp_status status = start_signals(&signals);
-    if (status == XP_OK) {
+    XP_TRY(xp_start_check(c, &(xp_start){.n_ranks = n}));
+    XP_TRY(xp_train_shared_create(c, log, &shared));
+    xp_signals *signals = NULL;
+    xp_signals_args args = {.shared = shared, .log = log, .saves = c->checkpoint.enable};
+    xp_status status = xp_signals_start(&args, &signals);
+    if (status == XP_OK)
         status = run_threads(config, shared, log, n, result);
-        stop_signals(&signals);
-    }
+    xp_signals_stop(signals);
     xp_train_shared_destroy(shared);
     return status;
 }
@@ -240,14 +159,17 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
         return status;
     }
     xp_comm_set_phase(comm, "start of the run");
-    signal_thread signals = {
-        .shared = shared, .log = xp_comm_rank(comm) == 0 ? log : NULL, .patient = true};
-    status = start_signals(&signals);
-    if (status == XP_OK) {
+    xp_signals *signals = NULL;
+    xp_signals_args args = {.shared = shared,
+                            .log = xp_comm_rank(comm) == 0 ? log : NULL,
+                            .saves = xp_config_get(config)->checkpoint.enable,
+                            .patient = true};
+    status = xp_signals_start(&args, &signals);
+    if (status == XP_OK)
         xp_rank_report_begun();
+    if (status == XP_OK)
         status = xp_train_run(config, shared, comm, count_local_ranks(comm), log, result);
-        stop_signals(&signals);
-    }
+    xp_signals_stop(signals);
     xp_train_shared_destroy(shared);
     return status;
 }

@@ -7,7 +7,7 @@
 
 /**
  * Train with rank threads, or as the rank that a launcher made this process.
- * SIGINT and SIGTERM end the run after its step; they stay blocked in the calling thread.
+ * SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after its step (train/signals.h).
  *
  * @param start  from xp_start_choose(), not XP_START_PROCESSES
  * @param[out] result  of rank 0, or of this process's rank

@@ -1,6 +1,6 @@
 /**
  * What a run writes down: the step line, metrics.jsonl (one object a step), TensorBoard scalars.
- * docs/metrics.md lists every key.
+ * docs/reference/metrics.md lists every key.
  */
 #ifndef XP_TRAIN_METRICS_H
 #define XP_TRAIN_METRICS_H

@@ -214,6 +214,10 @@ static xp_status resume(xp_trainer *t, bool *resumed) {
 
 /* ---- checkpoint.initial_load_path --------------------------------------------------------- */
 
+static void warn_about_weights(void *context, const char *text) {
+    xp_trainer_warn(context, "%s", text);
+}
+
 static xp_status load_hf(xp_trainer *t, const char *path) {
     xp_hf_load_args args = {
         .folder = path,
@@ -223,6 +227,8 @@ static xp_status load_hf(xp_trainer *t, const char *path) {
         .dtype = t->run.dtype,
         .stream = t->run.stream,
         .bias = t->bias,
+        .warn = t->log ? warn_about_weights : NULL,
+        .warn_context = t,
     };
     XP_TRY(xp_hf_load_params(&args));
     XP_TRY(upload_bias(t));

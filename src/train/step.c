@@ -67,7 +67,7 @@ static size_t n_counts(const xp_trainer *t) {
     return (size_t)t->n_moe_layers * (size_t)t->run.arch.n_experts;
 }
 
-/* Reduced gradients; the losses and the picks of each expert on their way to the host. */
+/* Reduced gradients; the losses and the assignments of each expert on their way to the host. */
 static xp_status queue_gradients(xp_trainer *t, int64_t n_valid) {
     int64_t *counts = xp_model_expert_counts(t->run.model);
     size_t bytes = n_counts(t) * sizeof *counts;

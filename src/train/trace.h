@@ -1,7 +1,7 @@
 /**
  * profiling.enable_profiling: every profile_freq steps one step is written down as a file in
  * Chrome's trace format (chrome://tracing, ui.perfetto.dev), one file a rank:
- * DUMP/traces/step-N-rank-R.json. docs/metrics.md tells what stands in it.
+ * DUMP/traces/step-N-rank-R.json. docs/reference/metrics.md tells what stands in it.
  *
  * Room for events is taken once, at create; between traced steps an op costs a CPU two readings of
  * the clock, a GPU a look at whether it is recorded, and nothing where there is no trace. All

@@ -222,7 +222,7 @@ static void check_grouped(ck_context *ctx) {
     static const int32_t none[] = {0, 0, 0, 0}, one[] = {0, 0, 1, 1}, all[] = {0, 0, 0, 300, 300},
                          ragged[] = {0, 3, 3, 70, 71, 139, 140}, single[] = {0, 37};
     const routing routings[] = {
-        {"no rows", 3, 0, 4, none, false},       {"no picks", 3, 5, 4, none, true},
+        {"no rows", 3, 0, 4, none, false},       {"no assignments", 3, 5, 4, none, true},
         {"one row", 3, 1, 4, one, false},        {"all to one", 4, 300, 90, all, true},
         {"all to one", 4, 300, 300, all, false}, {"ragged", 6, 150, 60, ragged, true},
         {"ragged", 6, 150, 150, ragged, false},  {"one expert", 1, 37, 20, single, true},

@@ -134,7 +134,7 @@ static void histogram_case(ck_context *ctx, int64_t n, int64_t n_experts, bool a
     if (ids == NULL)
         return;
     for (int64_t i = 0; i < n; i++)
-        ids[i] = (int32_t)(i * 2654435761LL % (n_experts + 1)) - 1; /* -1: no pick */
+        ids[i] = (int32_t)(i * 2654435761LL % (n_experts + 1)) - 1; /* -1: no assignment */
     ck_case c;
     ck_case_init(&c, "histogram", call_histogram);
     c.size[0] = n;

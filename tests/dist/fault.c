@@ -57,7 +57,7 @@ static xp_status make_layer(xp_comm *comm, const options *o, layer *l) {
             l->ids[t * TOP_K + k] = (t + k * 3) % config.n_experts;
     xp_ep_sizes sizes = xp_ep_group_sizes(l->group);
     l->recv = calloc((size_t)sizes.recv_capacity * DIM, sizeof *l->recv);
-    l->y = calloc((size_t)sizes.pick_capacity * DIM, sizeof *l->y);
+    l->y = calloc((size_t)sizes.assignment_capacity * DIM, sizeof *l->y);
     return l->recv && l->y ? XP_OK : xp_error(XP_ENOMEM, "no memory");
 }
 
@@ -118,7 +118,7 @@ static xp_status run_layer(xp_comm *comm, const options *o, layer *l, int round)
     xp_ep_sizes sizes = xp_ep_group_sizes(l->group);
     xp_tensor x = xp_tensor_2d(l->x, XP_F32, TOKENS, DIM);
     xp_tensor recv = xp_tensor_2d(l->recv, XP_F32, sizes.recv_capacity, DIM);
-    xp_tensor y = xp_tensor_2d(l->y, XP_F32, sizes.pick_capacity, DIM);
+    xp_tensor y = xp_tensor_2d(l->y, XP_F32, sizes.assignment_capacity, DIM);
     if (fault)
         XP_TRY(maybe(o, comm, "plan"));
     XP_TRY(xp_ep_plan_build(l->group, l->ids, NULL, TOKENS, l->stream, l->plan));

@@ -174,7 +174,7 @@ for ((i = 0; i < times; i++)); do
         # shellcheck disable=SC2046
         kill -STOP $(ranks_of)
         kill -$signal $launcher
-        sleep 0.7
+        sleep 1.1
         kill -0 $launcher || fail "one SIG$signal ended a run that could not save"
         kill -$signal $launcher
         ended 1 "SIG$signal twice" 3

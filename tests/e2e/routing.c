@@ -1,6 +1,6 @@
 /*
  * Two ways in which a router silently learns nothing or the wrong thing, both with expert
- * parallelism: no gradient for the routing weights, and picks counted twice.
+ * parallelism: no gradient for the routing weights, and assignments counted twice.
  */
 #include <stdarg.h>
 #include <stddef.h>
@@ -108,7 +108,7 @@ static void check_router(const char *folder, int ranks, const char *more, int la
     assert_true(fabs(seen - claimed) <= 0.01 * claimed);
 }
 
-/* Which experts are picked is fixed, so the loss is smooth in the router's weights, and its
+/* Which experts are selected is fixed, so the loss is smooth in the router's weights, and its
  * gradient comes through the routing weights alone. */
 static void routing_weights_get_their_gradient(void **state) {
     static const struct {
@@ -133,14 +133,14 @@ static void routing_weights_get_their_gradient(void **state) {
     }
 }
 
-/* ---- picks are counted once -------------------------------------------------------------- */
+/* ---- assignments are counted once -------------------------------------------------------------- */
 
-typedef struct pick_counts {
+typedef struct assignment_counts {
     int64_t of[N_LAYERS][N_EXPERTS]; /* over all ranks */
-} pick_counts;
+} assignment_counts;
 
-static xp_status count_picks(xp_trainer *t, void *context) {
-    pick_counts *counts = context;
+static xp_status count_assignments(xp_trainer *t, void *context) {
+    assignment_counts *counts = context;
     xp_step_record record;
     XP_TRY(xp_trainer_step(t, &record));
     if (t->n_moe_layers != N_LAYERS || t->run.arch.n_experts != N_EXPERTS)
@@ -150,7 +150,7 @@ static xp_status count_picks(xp_trainer *t, void *context) {
     return XP_OK;
 }
 
-static void picks_are_counted_once(void **state) {
+static void assignments_are_counted_once(void **state) {
     static const char *const ways[] = {
         "",
         "--activation_checkpoint.mode selective",
@@ -162,8 +162,8 @@ static void picks_are_counted_once(void **state) {
         "--moe.capacity_factor 1",
         "--validation.enable --validation.dataset tokens --validation.freq 1 --validation.steps 1",
     };
-    pick_counts one;
-    run(*state, 1, "", count_picks, &one);
+    assignment_counts one;
+    run(*state, 1, "", count_assignments, &one);
     for (int l = 0; l < N_LAYERS; l++) {
         int64_t sum = 0;
         for (int e = 0; e < N_EXPERTS; e++)
@@ -172,20 +172,21 @@ static void picks_are_counted_once(void **state) {
     }
     for (int ranks = 2; ranks <= 4; ranks *= 2)
         for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
-            pick_counts counts;
+            assignment_counts counts;
             char more[512];
             snprintf(more, sizeof more, "--parallelism.expert_parallel_degree %d %s", ranks,
                      ways[i]);
             if (strstr(ways[i], "validation"))
                 snprintf(more + strlen(more), sizeof more - strlen(more),
                          " --validation.dataset_path %s/tokens.bin", (const char *)*state);
-            run(*state, ranks, more, count_picks, &counts);
+            run(*state, ranks, more, count_assignments, &counts);
             for (int l = 0; l < N_LAYERS; l++)
                 for (int e = 0; e < N_EXPERTS; e++)
                     if (counts.of[l][e] != one.of[l][e])
-                        fail_msg("EP %d, %s: layer %d, expert %d has %lld picks instead of %lld",
-                                 ranks, ways[i], l, e, (long long)counts.of[l][e],
-                                 (long long)one.of[l][e]);
+                        fail_msg(
+                            "EP %d, %s: layer %d, expert %d has %lld assignments instead of %lld",
+                            ranks, ways[i], l, e, (long long)counts.of[l][e],
+                            (long long)one.of[l][e]);
         }
 }
 
@@ -203,7 +204,7 @@ static int remove_data(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(routing_weights_get_their_gradient),
-        cmocka_unit_test(picks_are_counted_once),
+        cmocka_unit_test(assignments_are_counted_once),
     };
     return cmocka_run_group_tests(tests, make_data, remove_data);
 }

@@ -90,4 +90,23 @@ signal() { # SIGNAL NAME RANKS OPTIONS...
 signal TERM term 2 --training.global_batch_size 8
 signal TERM term-text 2 $text --parallelism.expert_parallel_degree 2
 signal INT int 1 $text
+signal HUP hup 1
+signal USR1 usr1 2
+
+# nohup keeps SIGHUP from a run; what is not saved is not called so.
+(trap '' HUP USR1; NGPU=1 exec "$EXPAR" train --job.config_file tiny.toml --job.dump_folder ignored --job.threads_per_rank 1 \
+    --training.steps 100000 --checkpoint.no_enable --metrics.log_freq 1 > ignored.log 2>&1) &
+pid=$!
+for _ in $(seq 400); do [ -s ignored/metrics.jsonl ] && break; sleep 0.05; done
+kill -HUP $pid; kill -USR1 $pid
+at=$(wc -l < ignored/metrics.jsonl)
+for _ in $(seq 400); do [ "$(wc -l < ignored/metrics.jsonl)" -gt $((at + 20)) ] && break; sleep 0.05; done
+kill -0 $pid || fail "an ignored signal ended the run"
+kill -INT $pid
+wait $pid
+rc=$?
+expect_rc 0 "ignored signals, then SIGINT"
+expect_no ignored.log "SIGHUP"
+expect_text ignored.log "SIGINT: this step is finished (checkpoint.enable is off: nothing is saved)"
+expect_no ignored.log "and saved"
 echo ok

@@ -94,7 +94,7 @@ static bool odd_dims(ep_env *env) {
     return true;
 }
 
-/* One pick a row, so that capacity is exact: every token of every rank goes to the last rank. */
+/* One assignment a row, so that capacity is exact: every token of every rank goes to the last rank. */
 static bool over_capacity_by(ep_env *env, int64_t capacity, int64_t over) {
     ep_problem p = ep_problem_for(env, ROUTE_ONE_EXPERT);
     p.top_k = 1;
@@ -120,9 +120,9 @@ static bool over_capacity_eightfold(ep_env *env) {
     return over_capacity_by(env, 20, 140);
 }
 
-/* Rows of several picks across the rounds' borders, on every rank, with rounds that some ranks do
+/* Rows of several assignments across the rounds' borders, on every rank, with rounds that some ranks do
  * not need. */
-static bool rounds_with_many_picks(ep_env *env) {
+static bool rounds_with_many_assignments(ep_env *env) {
     const ep_routing routings[] = {ROUTE_SKEWED, ROUTE_ONE_RANK, ROUTE_HOLES};
     for (size_t i = 0; i < sizeof routings / sizeof routings[0]; i++) {
         ep_problem p = ep_problem_for(env, routings[i]);
@@ -235,7 +235,7 @@ static bool returns_rank_count(ep_env *env) {
     size_t size = xp_dtype_bytes(p.dtype);
     char *x = calloc((size_t)(n * p.dim), size), *out = calloc((size_t)(n * p.dim), size);
     char *recv = calloc((size_t)(sizes.recv_capacity * p.dim), size),
-         *y = calloc((size_t)(sizes.pick_capacity * p.dim), size);
+         *y = calloc((size_t)(sizes.assignment_capacity * p.dim), size);
     int32_t *ids;
     float *weights;
     ep_fill_routing(&p, env->rank, &ids, &weights);
@@ -243,13 +243,13 @@ static bool returns_rank_count(ep_env *env) {
         ref_store(p.dtype, x, i, (float)((env->rank * 3 + i) % 8));
     xp_tensor xt = xp_tensor_2d(x, p.dtype, n, p.dim), ot = xp_tensor_2d(out, p.dtype, n, p.dim);
     xp_tensor rt = xp_tensor_2d(recv, p.dtype, sizes.recv_capacity, p.dim),
-              yt = xp_tensor_2d(y, p.dtype, sizes.pick_capacity, p.dim);
+              yt = xp_tensor_2d(y, p.dtype, sizes.assignment_capacity, p.dim);
     xp_ep_view view;
     EP_OK(env, xp_ep_plan_build(group, ids, NULL, n, env->stream, plan));
     EP_OK(env, xp_ep_plan_view(plan, 0, &view));
     EP_OK(env, xp_ep_dispatch(group, plan, 0, &xt, &rt, env->stream));
     EP_OK(env, xp_stream_sync(env->stream));
-    /* The first pick of each row carries the row, the others zeros. */
+    /* The first assignment of each row carries the row, the others zeros. */
     char *taken = calloc((size_t)sizes.recv_capacity + 1, 1);
     bool ok = true;
     for (int32_t i = 0; i < view.offsets[p.n_experts / p.n_ranks]; i++) {
@@ -303,7 +303,7 @@ const ep_case ep_cases[] = {
     {"capacity-exactly-full", capacity_exactly_full, false, false, 1, false},
     {"over-capacity-by-one", over_capacity_by_one, false, false, 1, false},
     {"over-capacity-eightfold", over_capacity_eightfold, false, false, 1, false},
-    {"rounds-with-many-picks", rounds_with_many_picks, false, false, 1, false},
+    {"rounds-with-many-assignments", rounds_with_many_assignments, false, false, 1, false},
     {"rounds-do-not-change-sums", rounds_do_not_change_sums, false, false, 1, false},
     {"small-after-large", small_after_large, false, false, 1, false},
     {"four-times", four_times, false, false, 1, false},

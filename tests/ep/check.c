@@ -5,9 +5,9 @@
 
 typedef struct buffers {
     int32_t *ids;
-    float *weights, *d_pick_weight, *d_topk_weight, *row;
+    float *weights, *d_assignment_weight, *d_topk_weight, *row;
     char *x, *recv, *y, *out, *dx, *grad;
-    int64_t n_tokens, recv_rows, pick_rows;
+    int64_t n_tokens, recv_rows, assignment_rows;
     size_t row_bytes;
 } buffers;
 
@@ -68,20 +68,20 @@ static buffers make_buffers(ep_env *env, const ep_problem *p, const xp_ep_sizes 
     const int rank = env->rank;
     buffers b = {.n_tokens = p->tokens[rank],
                  .recv_rows = sizes->recv_capacity,
-                 .pick_rows = sizes->pick_capacity};
+                 .assignment_rows = sizes->assignment_capacity};
     b.row_bytes = (size_t)p->dim * xp_dtype_bytes(p->dtype);
-    size_t n_picks = (size_t)(b.n_tokens * p->top_k);
+    size_t n_assignments = (size_t)(b.n_tokens * p->top_k);
     ep_fill_routing(p, rank, &b.ids, &b.weights);
-    b.ids = ep_share(env, b.ids, n_picks * sizeof *b.ids);
-    b.weights = ep_share(env, b.weights, n_picks * sizeof *b.weights);
+    b.ids = ep_share(env, b.ids, n_assignments * sizeof *b.ids);
+    b.weights = ep_share(env, b.weights, n_assignments * sizeof *b.weights);
     b.x = ep_shared(env, (size_t)b.n_tokens * b.row_bytes);
     b.recv = ep_shared(env, (size_t)b.recv_rows * b.row_bytes);
-    b.y = ep_shared(env, (size_t)b.pick_rows * b.row_bytes);
+    b.y = ep_shared(env, (size_t)b.assignment_rows * b.row_bytes);
     b.out = ep_shared(env, (size_t)b.n_tokens * b.row_bytes);
     b.dx = ep_shared(env, (size_t)b.n_tokens * b.row_bytes);
     b.grad = ep_shared(env, (size_t)b.recv_rows * b.row_bytes);
-    b.d_pick_weight = ep_shared(env, (size_t)b.pick_rows * sizeof(float));
-    b.d_topk_weight = ep_shared(env, n_picks * sizeof(float));
+    b.d_assignment_weight = ep_shared(env, (size_t)b.assignment_rows * sizeof(float));
+    b.d_topk_weight = ep_shared(env, n_assignments * sizeof(float));
     b.row = ep_shared(env, (size_t)p->dim * sizeof(float));
     for (int64_t t = 0; t < b.n_tokens; t++) {
         for (int64_t c = 0; c < p->dim; c++)
@@ -91,9 +91,17 @@ static buffers make_buffers(ep_env *env, const ep_problem *p, const xp_ep_sizes 
 }
 
 static void free_buffers(ep_env *env, buffers *b) {
-    void *all[] = {b->ids, b->weights, b->d_pick_weight, b->d_topk_weight,
-                   b->row, b->x,       b->recv,          b->y,
-                   b->out, b->dx,      b->grad};
+    void *all[] = {b->ids,
+                   b->weights,
+                   b->d_assignment_weight,
+                   b->d_topk_weight,
+                   b->row,
+                   b->x,
+                   b->recv,
+                   b->y,
+                   b->out,
+                   b->dx,
+                   b->grad};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         ep_release(env, all[i]);
 }
@@ -125,15 +133,15 @@ static bool check_rows(ep_env *env, const ep_problem *p, const ref_layout *layou
 }
 
 bool ep_read_view(ep_env *env, const ep_problem *p, const xp_ep_plan *plan, int64_t round,
-                  int64_t pick_rows, xp_stream *stream, xp_ep_view *view, void **memory) {
+                  int64_t assignment_rows, xp_stream *stream, xp_ep_view *view, void **memory) {
     *memory = NULL;
     EP_OK(env, xp_ep_plan_view(plan, round, view));
     if (xp_device_get_kind(env->device) == XP_DEVICE_CPU)
         return true;
     const int64_t n_offsets = p->n_experts / p->n_ranks + 1;
     const void *from[] = {view->offsets, view->gather, view->weight, view->n_recv};
-    const size_t n_bytes[] = {(size_t)n_offsets * 4, (size_t)pick_rows * 4, (size_t)pick_rows * 4,
-                              4};
+    const size_t n_bytes[] = {(size_t)n_offsets * 4, (size_t)assignment_rows * 4,
+                              (size_t)assignment_rows * 4, 4};
     char *at = poisoned(n_bytes[0] + n_bytes[1] + n_bytes[2] + n_bytes[3]);
     void *to[4];
     *memory = at;
@@ -164,16 +172,16 @@ static bool check_view(ep_env *env, const ep_problem *p, const ref_layout *layou
             const ref_row *row = &layout->rows[i];
             if (row->round != round)
                 continue;
-            for (int j = 0; j < row->n_picks; j++) {
+            for (int j = 0; j < row->n_assignments; j++) {
                 if (row->experts[j] != expert)
                     continue;
                 float weight = ref_weight(p, row->source, row->token, expert);
-                EP_CHECK(
-                    env, view->gather[at] == row_at && view->weight[at] == weight,
-                    "round %lld pick row %lld (expert %d): gather %d weight %g, expected %d %g",
-                    (long long)round, (long long)at, expert, view->gather[at],
-                    (double)view->weight[at], row_at, (double)weight);
-                b->d_pick_weight[at] = ref_d_weight(row->source, row->token, expert);
+                EP_CHECK(env, view->gather[at] == row_at && view->weight[at] == weight,
+                         "round %lld assignment row %lld (expert %d): gather %d weight %g, "
+                         "expected %d %g",
+                         (long long)round, (long long)at, expert, view->gather[at],
+                         (double)view->weight[at], row_at, (double)weight);
+                b->d_assignment_weight[at] = ref_d_weight(row->source, row->token, expert);
                 for (int64_t c = 0; c < p->dim; c++)
                     ref_store(p->dtype, b->y, at * p->dim + c,
                               ref_expert(p, expert, ref_x(p, row->source, row->token, c), weight));
@@ -184,8 +192,8 @@ static bool check_view(ep_env *env, const ep_problem *p, const ref_layout *layou
         EP_CHECK(env, view->offsets[l + 1] == at, "round %lld: offsets[%d] is %d, expected %lld",
                  (long long)round, l + 1, view->offsets[l + 1], (long long)at);
     }
-    EP_CHECK(env, at <= b->pick_rows, "round %lld has %lld pick rows, capacity %lld",
-             (long long)round, (long long)at, (long long)b->pick_rows);
+    EP_CHECK(env, at <= b->assignment_rows, "round %lld has %lld assignment rows, capacity %lld",
+             (long long)round, (long long)at, (long long)b->assignment_rows);
     return true;
 }
 
@@ -196,7 +204,7 @@ static bool check_sums(ep_env *env, const ep_problem *p, const buffers *b, const
         nodes[r] = xp_comm_node(env->comm, r);
     const int *levels = env->transport == XP_EP_HIERARCHICAL ? nodes : NULL;
     for (int64_t t = 0; t < b->n_tokens; t++) {
-        ref_combine(p, env->rank, b->pick_rows, levels, t, b->row);
+        ref_combine(p, env->rank, b->assignment_rows, levels, t, b->row);
         for (int64_t c = 0; c < p->dim; c++) {
             float got = ref_load(p->dtype, out, t * p->dim + c);
             EP_CHECK(env, memcmp(&got, &b->row[c], sizeof got) == 0,
@@ -215,7 +223,7 @@ static bool check_weights(ep_env *env, const ep_problem *p, const buffers *b) {
     for (int64_t i = 0; i < b->n_tokens * p->top_k; i++) {
         float expected = b->ids[i] < 0 ? 0 : ref_d_weight(env->rank, i / p->top_k, b->ids[i]);
         EP_CHECK(env, b->d_topk_weight[i] == expected,
-                 "d_topk_weight of token %lld pick %lld is %g, expected %g",
+                 "d_topk_weight of token %lld assignment %lld is %g, expected %g",
                  (long long)(i / p->top_k), (long long)(i % p->top_k), (double)b->d_topk_weight[i],
                  (double)expected);
     }
@@ -228,13 +236,13 @@ static bool check_round(ep_env *env, const ep_problem *p, xp_ep_group *group, xp
               out = xp_tensor_2d(b->out, p->dtype, b->n_tokens, p->dim);
     xp_tensor recv = xp_tensor_2d(b->recv, p->dtype, b->recv_rows, p->dim);
     xp_tensor grad = xp_tensor_2d(b->grad, p->dtype, b->recv_rows, p->dim);
-    xp_tensor y = xp_tensor_2d(b->y, p->dtype, b->pick_rows, p->dim);
+    xp_tensor y = xp_tensor_2d(b->y, p->dtype, b->assignment_rows, p->dim);
     size_t recv_bytes = (size_t)b->recv_rows * b->row_bytes;
     xp_ep_view view;
     memset(b->recv, POISON, recv_bytes);
     memset(b->grad, POISON, recv_bytes);
     void *memory;
-    if (!ep_read_view(env, p, plan, round, b->pick_rows, stream, &view, &memory))
+    if (!ep_read_view(env, p, plan, round, b->assignment_rows, stream, &view, &memory))
         return false;
     EP_OK(env, xp_ep_dispatch(group, plan, round, &x, &recv, stream));
     EP_OK(env, xp_stream_sync(stream));
@@ -257,16 +265,16 @@ static bool run_backward(ep_env *env, const ep_problem *p, xp_ep_group *group, x
                          int64_t n_rounds, const ref_layout *layout, buffers *b,
                          xp_stream *stream) {
     xp_tensor dx = xp_tensor_2d(b->dx, p->dtype, b->n_tokens, p->dim),
-              y = xp_tensor_2d(b->y, p->dtype, b->pick_rows, p->dim);
+              y = xp_tensor_2d(b->y, p->dtype, b->assignment_rows, p->dim);
     bool ok = true;
     for (int64_t round = 0; round < n_rounds; round++) {
         xp_ep_view view;
         void *memory;
-        if (!ep_read_view(env, p, plan, round, b->pick_rows, stream, &view, &memory))
+        if (!ep_read_view(env, p, plan, round, b->assignment_rows, stream, &view, &memory))
             return false;
         ok = ok && check_view(env, p, layout, round, &view, b);
         free(memory);
-        EP_OK(env, xp_ep_dispatch_backward(group, plan, round, &y, b->d_pick_weight, &dx,
+        EP_OK(env, xp_ep_dispatch_backward(group, plan, round, &y, b->d_assignment_weight, &dx,
                                            b->d_topk_weight, stream));
         EP_OK(env, xp_stream_sync(stream));
     }
@@ -278,16 +286,18 @@ static bool check_counts(ep_env *env, const ep_problem *p, const ref_layout *min
     int n_local = p->n_experts / p->n_ranks;
     EP_CHECK(env, counts->n_rounds == n_rounds, "%lld rounds, expected %lld",
              (long long)counts->n_rounds, (long long)n_rounds);
-    EP_CHECK(env, counts->n_recv == mine->n_rows && counts->n_picks == mine->n_picks,
-             "n_recv %lld n_picks %lld, expected %lld %lld", (long long)counts->n_recv,
-             (long long)counts->n_picks, (long long)mine->n_rows, (long long)mine->n_picks);
+    EP_CHECK(env, counts->n_recv == mine->n_rows && counts->n_assignments == mine->n_assignments,
+             "n_recv %lld n_assignments %lld, expected %lld %lld", (long long)counts->n_recv,
+             (long long)counts->n_assignments, (long long)mine->n_rows,
+             (long long)mine->n_assignments);
     for (int l = 0; l < n_local; l++) {
         int64_t n = 0;
         for (int64_t i = 0; i < mine->n_rows; i++) {
-            for (int j = 0; j < mine->rows[i].n_picks; j++)
+            for (int j = 0; j < mine->rows[i].n_assignments; j++)
                 n += mine->rows[i].experts[j] == env->rank * n_local + l;
         }
-        EP_CHECK(env, counts->expert_tokens[l] == n, "expert %d has %lld picks, expected %lld", l,
+        EP_CHECK(env, counts->expert_tokens[l] == n,
+                 "expert %d has %lld assignments, expected %lld", l,
                  (long long)counts->expert_tokens[l], (long long)n);
     }
     return true;
@@ -313,7 +323,7 @@ bool ep_check_in_group(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_
     int64_t n_rounds = 1;
     ref_layout mine = {0};
     for (int r = 0; r < p->n_ranks; r++) {
-        ref_layout layout = ref_receive(p, r, sizes.pick_capacity);
+        ref_layout layout = ref_receive(p, r, sizes.assignment_capacity);
         n_rounds = layout.n_rounds > n_rounds ? layout.n_rounds : n_rounds;
         if (r == env->rank)
             mine = layout;

@@ -24,15 +24,15 @@ static bool make_setup_for(ep_env *env, setup *s, const ep_problem *p) {
     int64_t n = s->p.tokens[env->rank];
     xp_ep_sizes sizes = xp_ep_group_sizes(s->group);
     size_t row = (size_t)s->p.dim * xp_dtype_bytes(s->p.dtype);
-    size_t n_picks = (size_t)(n * s->p.top_k);
-    s->ids = ep_share(env, s->ids, n_picks * sizeof *s->ids);
-    s->weights = ep_share(env, s->weights, n_picks * sizeof *s->weights);
+    size_t n_assignments = (size_t)(n * s->p.top_k);
+    s->ids = ep_share(env, s->ids, n_assignments * sizeof *s->ids);
+    s->weights = ep_share(env, s->weights, n_assignments * sizeof *s->weights);
     s->x = ep_shared(env, (size_t)n * row);
     s->recv = ep_shared(env, (size_t)sizes.recv_capacity * row);
-    s->y = ep_shared(env, (size_t)sizes.pick_capacity * row);
+    s->y = ep_shared(env, (size_t)sizes.assignment_capacity * row);
     s->xt = xp_tensor_2d(s->x, s->p.dtype, n, s->p.dim);
     s->rt = xp_tensor_2d(s->recv, s->p.dtype, sizes.recv_capacity, s->p.dim);
-    s->yt = xp_tensor_2d(s->y, s->p.dtype, sizes.pick_capacity, s->p.dim);
+    s->yt = xp_tensor_2d(s->y, s->p.dtype, sizes.assignment_capacity, s->p.dim);
     return ep_settle(env);
 }
 
@@ -147,9 +147,9 @@ bool ep_rounds_in_order(ep_env *env) {
     xp_ep_sizes sizes = xp_ep_group_sizes(group);
     int64_t n = p.tokens[env->rank];
     size_t row = (size_t)p.dim * xp_dtype_bytes(p.dtype);
-    char *y = ep_shared(env, (size_t)sizes.pick_capacity * row),
+    char *y = ep_shared(env, (size_t)sizes.assignment_capacity * row),
          *out = ep_shared(env, (size_t)n * row);
-    xp_tensor yt = xp_tensor_2d(y, p.dtype, sizes.pick_capacity, p.dim),
+    xp_tensor yt = xp_tensor_2d(y, p.dtype, sizes.assignment_capacity, p.dim),
               ot = xp_tensor_2d(out, p.dtype, n, p.dim);
     ep_fill_routing(&p, env->rank, &ids, &weights);
     ids = ep_share(env, ids, (size_t)(n * p.top_k) * sizeof *ids);
@@ -310,13 +310,13 @@ bool ep_abort_while_reading(ep_env *env) {
     return ok;
 }
 
-/* Once a rank for p2p, once a pick for a2a: the bytes a dispatch says it sent, and memory as
+/* Once a rank for p2p, once an assignment for a2a: the bytes a dispatch says it sent, and memory as
  * query_sizes foretold. */
 bool ep_bytes(ep_env *env) {
     setup s;
     if (!make_setup(env, &s, ROUTE_HOLES))
         return false;
-    int64_t rows = 0, picks = 0, n_local = s.p.n_experts / s.p.n_ranks;
+    int64_t rows = 0, assignments = 0, n_local = s.p.n_experts / s.p.n_ranks;
     for (int64_t t = 0; t < s.p.tokens[env->rank]; t++) {
         for (int r = 0; r < env->n_ranks; r++) {
             int n = 0;
@@ -325,7 +325,7 @@ bool ep_bytes(ep_env *env) {
                 n += e >= 0 && e / n_local == r && r != env->rank;
             }
             rows += n > 0;
-            picks += n;
+            assignments += n;
         }
     }
     EP_OK(env,
@@ -335,8 +335,8 @@ bool ep_bytes(ep_env *env) {
     EP_OK(env, xp_stream_sync(env->stream));
     xp_ep_stats stats;
     xp_ep_get_stats(s.group, &stats);
-    int64_t expected =
-        (env->transport == XP_EP_A2A ? picks : rows) * s.p.dim * (int64_t)xp_dtype_bytes(s.p.dtype);
+    int64_t expected = (env->transport == XP_EP_A2A ? assignments : rows) * s.p.dim *
+                       (int64_t)xp_dtype_bytes(s.p.dtype);
     if (env->transport != XP_EP_HIERARCHICAL)
         EP_CHECK(env, stats.bytes_sent_remote == expected, "%lld bytes sent, expected %lld",
                  (long long)stats.bytes_sent_remote, (long long)expected);
@@ -377,7 +377,7 @@ bool ep_null_device(ep_env *env) {
     int64_t reserved = xp_device_bytes(device, "ep");
     EP_OK(env, xp_ep_plan_build(group, NULL, NULL, p.max_tokens, stream, plan));
     EP_OK(env, xp_ep_plan_wait(plan, &counts));
-    xp_tensor nothing = xp_tensor_2d(NULL, p.dtype, sizes.pick_capacity, p.dim);
+    xp_tensor nothing = xp_tensor_2d(NULL, p.dtype, sizes.assignment_capacity, p.dim);
     EP_OK(env, xp_ep_dispatch(group, plan, 0, &nothing, &nothing, stream));
     EP_OK(env, xp_ep_combine(group, plan, 0, &nothing, &nothing, stream));
     xp_ep_plan_destroy(plan);

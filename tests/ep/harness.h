@@ -52,7 +52,7 @@ extern const int n_ep_cases;
 /** How a case routes: any rank can compute the routing of any other. */
 typedef enum ep_routing {
     ROUTE_RANDOM,     /* K distinct experts */
-    ROUTE_HOLES,      /* the same, a quarter of the picks missing */
+    ROUTE_HOLES,      /* the same, a quarter of the assignments missing */
     ROUTE_NONE,       /* all -1 */
     ROUTE_ONE_EXPERT, /* the last expert, nothing else */
     ROUTE_ONE_RANK,   /* the last rank's experts only, as many as it has */
@@ -88,21 +88,21 @@ void ref_store(xp_dtype dtype, void *data, int64_t i, float value);
 
 typedef struct ref_row {
     int source;
-    int64_t token, round, first_pick;
-    int n_picks;
+    int64_t token, round, first_assignment;
+    int n_assignments;
     int experts[64]; /* global ids, ascending */
 } ref_row;
 
 /** The rows that a rank receives, in order. Free with free(). */
 typedef struct ref_layout {
     ref_row *rows;
-    int64_t n_rows, n_picks, n_rounds;
+    int64_t n_rows, n_assignments, n_rounds;
 } ref_layout;
-ref_layout ref_receive(const ep_problem *p, int rank, int64_t pick_capacity);
+ref_layout ref_receive(const ep_problem *p, int rank, int64_t assignment_capacity);
 
 /** out[t, :] of combine over `value(expert, x, weight)` rows after all rounds. nodes: NULL, or the
  * node of each rank. */
-void ref_combine(const ep_problem *p, int rank, int64_t pick_capacity, const int *nodes,
+void ref_combine(const ep_problem *p, int rank, int64_t assignment_capacity, const int *nodes,
                  int64_t token, float *out);
 
 /* ---- check.c ---- */
@@ -124,7 +124,7 @@ void *ep_share(ep_env *env, void *from, size_t n_bytes);
 bool ep_settle(ep_env *env);
 /** A round's view in memory that the test can read; `memory` is the caller's to free. */
 bool ep_read_view(ep_env *env, const ep_problem *p, const xp_ep_plan *plan, int64_t round,
-                  int64_t pick_rows, xp_stream *stream, xp_ep_view *view, void **memory);
+                  int64_t assignment_rows, xp_stream *stream, xp_ep_view *view, void **memory);
 bool ep_make_group(ep_env *env, const ep_problem *p, int n_slots, xp_ep_group **group);
 /** A problem of a default shape for this number of ranks; cases change what they are about. */
 ep_problem ep_problem_for(const ep_env *env, ep_routing routing);

@@ -118,7 +118,7 @@ float ref_d_weight(int source, int64_t token, int expert) {
 }
 
 /* The token's experts on one rank, ascending; how many. */
-static int picks_on(const ep_problem *p, int source, int64_t token, int rank, int *experts) {
+static int assignments_on(const ep_problem *p, int source, int64_t token, int rank, int *experts) {
     int32_t ids[64];
     int n_local = p->n_experts / p->n_ranks, n = 0;
     ref_route(p, source, token, ids);
@@ -131,12 +131,12 @@ static int picks_on(const ep_problem *p, int source, int64_t token, int rank, in
     return n;
 }
 
-static int64_t min_picks(const ep_problem *p) {
+static int64_t min_assignments(const ep_problem *p) {
     int n_local = p->n_experts / p->n_ranks;
     return p->top_k < n_local ? p->top_k : n_local;
 }
 
-ref_layout ref_receive(const ep_problem *p, int rank, int64_t pick_capacity) {
+ref_layout ref_receive(const ep_problem *p, int rank, int64_t assignment_capacity) {
     ref_layout layout = {.n_rounds = 1};
     int64_t room = 0;
     for (int s = 0; s < p->n_ranks; s++)
@@ -144,27 +144,27 @@ ref_layout ref_receive(const ep_problem *p, int rank, int64_t pick_capacity) {
     layout.rows = calloc((size_t)room + 1, sizeof *layout.rows);
     if (!layout.rows)
         abort();
-    int64_t most = p->n_ranks * p->max_tokens * min_picks(p);
-    bool local = p->n_ranks == 1 && most <= pick_capacity; /* every token has its row */
+    int64_t most = p->n_ranks * p->max_tokens * min_assignments(p);
+    bool local = p->n_ranks == 1 && most <= assignment_capacity; /* every token has its row */
     for (int s = 0; s < p->n_ranks; s++) {
         for (int64_t t = 0; t < p->tokens[s]; t++) {
             ref_row *row = &layout.rows[layout.n_rows];
-            row->n_picks = picks_on(p, s, t, rank, row->experts);
-            if (row->n_picks == 0 && !local)
+            row->n_assignments = assignments_on(p, s, t, rank, row->experts);
+            if (row->n_assignments == 0 && !local)
                 continue;
             row->source = s;
             row->token = t;
-            row->first_pick = layout.n_picks;
-            layout.n_picks += row->n_picks;
+            row->first_assignment = layout.n_assignments;
+            layout.n_assignments += row->n_assignments;
             layout.n_rows++;
         }
     }
-    /* The round rule of docs/expert-parallelism.md. */
-    if (layout.n_picks > pick_capacity) {
-        int64_t step = pick_capacity - (min_picks(p) - 1);
+    /* The round rule of docs/explanation/expert-parallelism.md. */
+    if (layout.n_assignments > assignment_capacity) {
+        int64_t step = assignment_capacity - (min_assignments(p) - 1);
         for (int64_t i = 0; i < layout.n_rows; i++)
-            layout.rows[i].round = layout.rows[i].first_pick / step;
-        layout.n_rounds = (layout.n_picks + step - 1) / step;
+            layout.rows[i].round = layout.rows[i].first_assignment / step;
+        layout.n_rounds = (layout.n_assignments + step - 1) / step;
     }
     return layout;
 }
@@ -188,14 +188,14 @@ static float partial(const ep_problem *p, int source, int64_t token, const int *
     return ref_round(p->dtype, sum);
 }
 
-void ref_combine(const ep_problem *p, int rank, int64_t pick_capacity, const int *nodes,
+void ref_combine(const ep_problem *p, int rank, int64_t assignment_capacity, const int *nodes,
                  int64_t token, float *out) {
     int experts[64][64], n[64];
     int64_t rounds[64] = {0}, n_rounds = 1;
     for (int r = 0; r < p->n_ranks; r++) {
-        n[r] = picks_on(p, rank, token, r, experts[r]);
+        n[r] = assignments_on(p, rank, token, r, experts[r]);
         if (nodes) {
-            ref_layout layout = ref_receive(p, r, pick_capacity);
+            ref_layout layout = ref_receive(p, r, assignment_capacity);
             rounds[r] = round_of(&layout, rank, token);
             n_rounds = layout.n_rounds > n_rounds ? layout.n_rounds : n_rounds;
             free(layout.rows);

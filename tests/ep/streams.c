@@ -31,13 +31,13 @@ static bool open_many(ep_env *env, many *m) {
     EP_OK(env, xp_ep_plan_create(m->group, &m->plan));
     m->sizes = xp_ep_group_sizes(m->group);
     size_t row = (size_t)m->p.dim * xp_dtype_bytes(m->p.dtype);
-    size_t n_picks = (size_t)(m->p.max_tokens * m->p.top_k);
-    m->ids = ep_shared(env, n_picks * sizeof *m->ids);
-    m->weights = ep_shared(env, n_picks * sizeof *m->weights);
+    size_t n_assignments = (size_t)(m->p.max_tokens * m->p.top_k);
+    m->ids = ep_shared(env, n_assignments * sizeof *m->ids);
+    m->weights = ep_shared(env, n_assignments * sizeof *m->weights);
     m->x = ep_shared(env, (size_t)m->p.max_tokens * row);
     m->out = ep_shared(env, (size_t)m->p.max_tokens * row);
     m->recv = ep_shared(env, (size_t)m->sizes.recv_capacity * row);
-    m->y = ep_shared(env, (size_t)m->sizes.pick_capacity * row);
+    m->y = ep_shared(env, (size_t)m->sizes.assignment_capacity * row);
     return ep_settle(env);
 }
 
@@ -56,7 +56,7 @@ static bool run_rounds(ep_env *env, many *m, int64_t n_tokens) {
     xp_tensor xt = xp_tensor_2d(m->x, p->dtype, n_tokens, p->dim),
               ot = xp_tensor_2d(m->out, p->dtype, n_tokens, p->dim),
               rt = xp_tensor_2d(m->recv, p->dtype, m->sizes.recv_capacity, p->dim),
-              yt = xp_tensor_2d(m->y, p->dtype, m->sizes.pick_capacity, p->dim);
+              yt = xp_tensor_2d(m->y, p->dtype, m->sizes.assignment_capacity, p->dim);
     xp_ep_counts counts;
     EP_OK(env, xp_ep_plan_build(m->group, m->ids, m->weights, n_tokens, env->stream, m->plan));
     EP_OK(env, xp_ep_plan_wait(m->plan, &counts));
@@ -65,7 +65,7 @@ static bool run_rounds(ep_env *env, many *m, int64_t n_tokens) {
         void *memory;
         EP_OK(env, xp_ep_dispatch(m->group, m->plan, round, &xt, &rt, env->stream));
         EP_OK(env, xp_stream_sync(env->stream));
-        if (!ep_read_view(env, p, m->plan, round, m->sizes.pick_capacity, env->stream, &view,
+        if (!ep_read_view(env, p, m->plan, round, m->sizes.assignment_capacity, env->stream, &view,
                           &memory))
             return false;
         for (int32_t k = 0; k < view.offsets[p->n_experts / p->n_ranks]; k++) {

@@ -24,6 +24,7 @@ static void adopt(xp_mpi_world *world, const xp_failure *failure) {
         atomic_store(&world->failed, true);
     }
     pthread_mutex_unlock(&world->lock);
+    xp_failure_hooks_fire(&world->hooks);
     xp_mpi_engine_wake(world);
 }
 

@@ -63,7 +63,8 @@ xp_status xp_mpi_comm_create(xp_mpi_world *world, const int *ranks, int size, in
                         .size = size,
                         .nodes = c->nodes,
                         .world_ranks = c->ranks,
-                        .timeout_s = world->timeout_s};
+                        .timeout_s = world->timeout_s,
+                        .hooks = &world->hooks};
     number_nodes(c);
     c->base.shares_memory = c->base.n_nodes == 1;
     pthread_mutex_lock(&world->lock);
@@ -85,6 +86,7 @@ int xp_mpi_next_tag(xp_mpi_world *world) {
 static void free_world(xp_mpi_world *world) {
     xp_board_close(&world->board);
     pthread_cond_destroy(&world->changed);
+    xp_failure_hooks_destroy(&world->hooks);
     pthread_mutex_destroy(&world->lock);
     free(world->nodes);
     free(world);
@@ -274,6 +276,7 @@ xp_status xp_mpi_provider(const xp_mpi_args *args, xp_comm **comm) {
         return xp_error(XP_ENOMEM, "no memory for the world of MPI ranks");
     pthread_mutex_init(&world->lock, NULL);
     pthread_cond_init(&world->changed, NULL);
+    xp_failure_hooks_init(&world->hooks);
     world->timeout_s = args->timeout_s;
     world->notice = MPI_REQUEST_NULL;
     gethostname(world->host, sizeof world->host - 1);

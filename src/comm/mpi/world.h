@@ -16,6 +16,7 @@
 #include <mpi.h>
 #include <pthread.h>
 #include "comm/mpi/board.h"
+#include "comm/on_failure.h"
 #include "comm/provider.h"
 
 #define XP_MPI_TAG_FAILURE 0
@@ -110,6 +111,7 @@ struct xp_mpi_world {
     int n_comms; /* under the lock */
     int n_tags;  /* made by this rank; under the lock */
 
+    xp_failure_hooks hooks;
     _Atomic bool failed; /* `failure` is whole and constant */
     xp_failure failure;
     _Atomic bool outdone; /* another node found an earlier failure: it tells the user */

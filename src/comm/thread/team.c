@@ -90,6 +90,7 @@ xp_status xp_team_join(xp_team *team, int rank, xp_comm **comm) {
         .shares_memory = team->n_nodes == 1,
         .shares_addresses = team->n_nodes == 1,
         .timeout_s = team->world->timeout_s,
+        .hooks = &team->world->hooks,
     };
     c->team = team;
     *comm = &c->base;

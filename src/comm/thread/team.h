@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include "comm/flag.h"
+#include "comm/on_failure.h"
 #include "comm/provider.h"
 #include "comm/reduce.h"
 
@@ -19,7 +20,8 @@ struct xp_thread_world {
     _Atomic int *n_waits; /* [n_ranks] waits each rank is in now, in whichever communicator */
     xp_team *teams;       /* every living team, to wake them all */
     xp_team *all;         /* the team of all ranks */
-    _Atomic bool failed;  /* release-stored after `reason` is complete */
+    xp_failure_hooks hooks;
+    _Atomic bool failed; /* release-stored after `reason` is complete */
     char reason[640];
 };
 

@@ -26,6 +26,7 @@ xp_status xp_thread_world_create(int n_ranks, double timeout_s, xp_thread_world 
     if (pthread_mutex_init(&w->lock, NULL) != 0)
         goto fail_memory;
     XP_TRY_GOTO(status, xp_team_create(w, ranks, n_ranks, &w->all), fail_lock);
+    xp_failure_hooks_init(&w->hooks);
     free(ranks);
     *world = w;
     return XP_OK;
@@ -74,6 +75,7 @@ void xp_thread_world_destroy(xp_thread_world *world) {
         atomic_store(&world->teams->n_refs, 1);
         xp_team_release(world->teams);
     }
+    xp_failure_hooks_destroy(&world->hooks);
     pthread_mutex_destroy(&world->lock);
     free(world->nodes);
     free(world->n_waits);
@@ -98,6 +100,7 @@ void xp_world_fail(xp_thread_world *world, const char *text) {
         }
     }
     pthread_mutex_unlock(&world->lock);
+    xp_failure_hooks_fire(&world->hooks);
 }
 
 xp_status xp_world_status(xp_thread_world *world) {

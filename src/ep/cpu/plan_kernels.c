@@ -14,8 +14,8 @@ static int64_t tiles_of(int64_t n, int64_t tile) {
     return (n + tile - 1) / tile;
 }
 
-/* The token's picks as ascending (expert, k); returns how many. */
-static int sorted_picks(const int32_t *ids, int top_k, int32_t *expert, int32_t *place) {
+/* The token's assignments as ascending (expert, k); returns how many. */
+static int sorted_assignments(const int32_t *ids, int top_k, int32_t *expert, int32_t *place) {
     int n = 0;
     for (int k = 0; k < top_k; k++) {
         if (ids[k] < 0)
@@ -66,7 +66,7 @@ static void route_tile(void *context, int64_t tile, int worker) {
                 in_range = false;
             }
         }
-        int n = in_range ? sorted_picks(ids, s->top_k, expert, place) : 0;
+        int n = in_range ? sorted_assignments(ids, s->top_k, expert, place) : 0;
         int last_rank = -1;
         for (int i = 0; i < n; i++) {
             if (i > 0 && expert[i] == expert[i - 1])
@@ -111,8 +111,8 @@ void xp_ep_cpu_route(xp_stream *stream, const xp_ep_route_args *args) {
 /* ---- send side ---- */
 
 /*
- * Turn a tile's counts into where it starts: rows to each rank in [E .. E + R), picks to each rank
- * in [0 .. R), rows of earlier tiles over all ranks in [E + R]. Picks are first added up by rank,
+ * Turn a tile's counts into where it starts: rows to each rank in [E .. E + R), assignments to each rank
+ * in [0 .. R), rows of earlier tiles over all ranks in [E + R]. Assignments are first added up by rank,
  * which needs no more room: R <= E.
  */
 static void make_cursors(const xp_ep_send_args *a, int64_t n_tiles, int width) {
@@ -121,20 +121,20 @@ static void make_cursors(const xp_ep_send_args *a, int64_t n_tiles, int width) {
     for (int64_t tile = 0; tile < n_tiles; tile++) {
         int32_t *counts = a->tile_counts + tile * width;
         for (int r = 0; r < s->n_ranks; r++) {
-            int32_t picks = 0;
+            int32_t assignments = 0;
             for (int e = r * s->n_local; e < (r + 1) * s->n_local; e++)
-                picks += counts[e];
-            counts[r] = picks;
+                assignments += counts[e];
+            counts[r] = assignments;
         }
     }
     for (int r = 0; r < s->n_ranks; r++) {
-        int32_t row = a->row_base[r], pick = a->pick_base[r];
+        int32_t row = a->row_base[r], assignment = a->assignment_base[r];
         for (int64_t tile = 0; tile < n_tiles; tile++) {
             int32_t *counts = a->tile_counts + tile * width;
-            int32_t n_picks = counts[r], n_rows = counts[s->n_experts + r];
-            counts[r] = pick;
+            int32_t n_assignments = counts[r], n_rows = counts[s->n_experts + r];
+            counts[r] = assignment;
             counts[s->n_experts + r] = row;
-            pick += n_picks;
+            assignment += n_assignments;
             row += n_rows;
             counts[s->n_experts + s->n_ranks] =
                 r == 0 ? n_rows : counts[s->n_experts + s->n_ranks] + n_rows;
@@ -153,10 +153,10 @@ typedef struct send_job {
     int width;
 } send_job;
 
-static void start_row(const xp_ep_send_args *a, int32_t row, int64_t token, int32_t pick,
+static void start_row(const xp_ep_send_args *a, int32_t row, int64_t token, int32_t assignment,
                       int32_t *listed) {
     a->send_token[row] = (int32_t)token;
-    a->send_pick[row] = pick;
+    a->send_assignment[row] = assignment;
     a->token_row[(*listed)++] = row;
 }
 
@@ -165,29 +165,30 @@ static void send_tile(void *context, int64_t tile, int worker) {
     const xp_ep_send_args *a = job->args;
     const xp_ep_shape *s = a->shape;
     (void)worker; /* each tile has its own cursors */
-    int32_t *pick_at = a->tile_counts + tile * job->width, *row_at = pick_at + s->n_experts;
+    int32_t *assignment_at = a->tile_counts + tile * job->width,
+            *row_at = assignment_at + s->n_experts;
     int32_t listed = row_at[s->n_ranks];
     int64_t end =
         (tile + 1) * s->tile_tokens < a->n_tokens ? (tile + 1) * s->tile_tokens : a->n_tokens;
     for (int64_t t = tile * s->tile_tokens; t < end; t++) {
         int32_t expert[XP_EP_MAX_TOP_K], place[XP_EP_MAX_TOP_K];
-        int n = sorted_picks(a->topk_idx + t * s->top_k, s->top_k, expert, place);
+        int n = sorted_assignments(a->topk_idx + t * s->top_k, s->top_k, expert, place);
         a->token_first[t] = listed;
         int last_rank = -1;
         if (s->local && n == 0)
-            start_row(a, row_at[0]++, t, pick_at[0], &listed);
+            start_row(a, row_at[0]++, t, assignment_at[0], &listed);
         for (int i = 0; i < n; i++) {
             int rank = expert[i] / s->n_local;
             bool first = rank != last_rank;
-            int32_t pick = pick_at[rank]++, entry = (int32_t)(t * s->top_k + place[i]);
+            int32_t assignment = assignment_at[rank]++, entry = (int32_t)(t * s->top_k + place[i]);
             if (first)
-                start_row(a, row_at[rank]++, t, pick, &listed);
+                start_row(a, row_at[rank]++, t, assignment, &listed);
             last_rank = rank;
-            a->pick_entry[pick] = entry;
-            a->picks[rank][pick - a->pick_base[rank]] =
-                (xp_ep_pick){.expert = (uint32_t)(expert[i] - rank * s->n_local) |
-                                       (first ? XP_EP_FIRST_PICK : 0),
-                             .weight = a->topk_weight ? a->topk_weight[entry] : 1.0F};
+            a->assignment_entry[assignment] = entry;
+            a->assignments[rank][assignment - a->assignment_base[rank]] =
+                (xp_ep_assignment){.expert = (uint32_t)(expert[i] - rank * s->n_local) |
+                                             (first ? XP_EP_FIRST_ASSIGNMENT : 0),
+                                   .weight = a->topk_weight ? a->topk_weight[entry] : 1.0F};
         }
     }
 }
@@ -199,29 +200,29 @@ void xp_ep_cpu_build_send(xp_stream *stream, const xp_ep_send_args *args) {
     make_cursors(args, n_tiles, job.width);
     run_tiles(stream, send_tile, &job, n_tiles);
     args->token_first[args->n_tokens] = args->row_base[s->n_ranks];
-    args->send_pick[args->row_base[s->n_ranks]] = args->pick_base[s->n_ranks];
+    args->send_assignment[args->row_base[s->n_ranks]] = args->assignment_base[s->n_ranks];
 }
 
 /* ---- receive side ---- */
 
 typedef struct recv_job {
     const xp_ep_recv_args *args;
-    int64_t tile_picks;
+    int64_t tile_assignments;
     int64_t round, first_row, end_row;
-    int32_t first_pick;
+    int32_t first_assignment;
 } recv_job;
 
-static int64_t pick_end(const recv_job *job, int64_t tile) {
-    int64_t end = (tile + 1) * job->tile_picks;
-    return end < job->args->n_picks ? end : job->args->n_picks;
+static int64_t assignment_end(const recv_job *job, int64_t tile) {
+    int64_t end = (tile + 1) * job->tile_assignments;
+    return end < job->args->n_assignments ? end : job->args->n_assignments;
 }
 
 static void count_rows_tile(void *context, int64_t tile, int worker) {
     const recv_job *job = context;
     (void)worker; /* one count a tile */
     int32_t n = 0;
-    for (int64_t i = tile * job->tile_picks; i < pick_end(job, tile); i++)
-        n += (job->args->picks[i].expert & XP_EP_FIRST_PICK) != 0;
+    for (int64_t i = tile * job->tile_assignments; i < assignment_end(job, tile); i++)
+        n += (job->args->assignments[i].expert & XP_EP_FIRST_ASSIGNMENT) != 0;
     job->args->tile_counts[tile] = n;
 }
 
@@ -229,9 +230,9 @@ static void find_rows_tile(void *context, int64_t tile, int worker) {
     const recv_job *job = context;
     (void)worker; /* writes its rows only */
     int32_t row = job->args->tile_counts[tile];
-    for (int64_t i = tile * job->tile_picks; i < pick_end(job, tile); i++) {
-        if ((job->args->picks[i].expert & XP_EP_FIRST_PICK) != 0)
-            job->args->recv_pick[row++] = (int32_t)i;
+    for (int64_t i = tile * job->tile_assignments; i < assignment_end(job, tile); i++) {
+        if ((job->args->assignments[i].expert & XP_EP_FIRST_ASSIGNMENT) != 0)
+            job->args->recv_assignment[row++] = (int32_t)i;
     }
 }
 
@@ -243,12 +244,12 @@ static void prefix(int32_t *counts, int64_t n, int64_t stride, int32_t start) {
     }
 }
 
-/* First row whose first pick is not below `pick`. */
-static int32_t row_at_pick(const xp_ep_recv_args *a, int64_t pick) {
+/* First row whose first assignment is not below `assignment`. */
+static int32_t row_at_assignment(const xp_ep_recv_args *a, int64_t assignment) {
     int64_t low = 0, high = a->n_rows;
     while (low < high) {
         int64_t middle = (low + high) / 2;
-        if (a->recv_pick[middle] < pick)
+        if (a->recv_assignment[middle] < assignment)
             low = middle + 1;
         else
             high = middle;
@@ -269,8 +270,8 @@ static void count_experts_tile(void *context, int64_t tile, int worker) {
     int32_t *counts = a->tile_counts + tile * n_local;
     memset(counts, 0, (size_t)n_local * sizeof *counts);
     int64_t first = job->first_row + tile * a->shape->tile_tokens;
-    for (int64_t i = a->recv_pick[first]; i < a->recv_pick[row_end(job, tile)]; i++)
-        counts[a->picks[i].expert & ~XP_EP_FIRST_PICK]++;
+    for (int64_t i = a->recv_assignment[first]; i < a->recv_assignment[row_end(job, tile)]; i++)
+        counts[a->assignments[i].expert & ~XP_EP_FIRST_ASSIGNMENT]++;
 }
 
 static void place_tile(void *context, int64_t tile, int worker) {
@@ -278,15 +279,15 @@ static void place_tile(void *context, int64_t tile, int worker) {
     const xp_ep_recv_args *a = job->args;
     (void)worker; /* each tile has its own cursors */
     int32_t *cursor = a->tile_counts + tile * a->shape->n_local;
-    int32_t *gather = a->gather + job->round * a->shape->pick_capacity;
-    float *weight = a->weight + job->round * a->shape->pick_capacity;
+    int32_t *gather = a->gather + job->round * a->shape->assignment_capacity;
+    float *weight = a->weight + job->round * a->shape->assignment_capacity;
     for (int64_t row = job->first_row + tile * a->shape->tile_tokens; row < row_end(job, tile);
          row++) {
-        for (int64_t i = a->recv_pick[row]; i < a->recv_pick[row + 1]; i++) {
-            int32_t at = cursor[a->picks[i].expert & ~XP_EP_FIRST_PICK]++;
-            a->pick_pos[i] = at;
+        for (int64_t i = a->recv_assignment[row]; i < a->recv_assignment[row + 1]; i++) {
+            int32_t at = cursor[a->assignments[i].expert & ~XP_EP_FIRST_ASSIGNMENT]++;
+            a->assignment_pos[i] = at;
             gather[at] = (int32_t)(row - job->first_row);
-            weight[at] = a->picks[i].weight;
+            weight[at] = a->assignments[i].weight;
         }
     }
 }
@@ -311,17 +312,19 @@ static void build_round(xp_stream *stream, recv_job *job) {
 
 void xp_ep_cpu_build_recv(xp_stream *stream, const xp_ep_recv_args *args) {
     const xp_ep_shape *s = args->shape;
-    recv_job job = {.args = args, .tile_picks = s->tile_tokens * s->row_picks};
+    recv_job job = {.args = args, .tile_assignments = s->tile_tokens * s->row_assignments};
     if (!args->rows_known) {
-        int64_t n_tiles = tiles_of(args->n_picks, job.tile_picks);
+        int64_t n_tiles = tiles_of(args->n_assignments, job.tile_assignments);
         run_tiles(stream, count_rows_tile, &job, n_tiles);
         prefix(args->tile_counts, n_tiles, 1, 0);
         run_tiles(stream, find_rows_tile, &job, n_tiles);
-        args->recv_pick[args->n_rows] = (int32_t)args->n_picks;
+        args->recv_assignment[args->n_rows] = (int32_t)args->n_assignments;
     }
     for (int64_t round = 0; round < args->n_rounds; round++)
         args->round_row[round] =
-            round == 0 ? 0 : row_at_pick(args, xp_ep_shape_round_start(s, args->n_picks, round));
+            round == 0
+                ? 0
+                : row_at_assignment(args, xp_ep_shape_round_start(s, args->n_assignments, round));
     args->round_row[args->n_rounds] = (int32_t)args->n_rows;
     for (int64_t round = 0; round < args->n_rounds; round++) {
         job.round = round;

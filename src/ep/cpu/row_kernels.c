@@ -69,7 +69,7 @@ static const void *piece(const void *row, int64_t column, size_t size) {
 
 /* acc = the sum of a set of rows over a block of columns; false when the set is empty. */
 static bool sum_set(const sum_job *job, float *acc, const row_set *set, int64_t column, int64_t n) {
-    const void *rows[XP_EP_MAX_TOP_K]; /* a set holds picks of one token */
+    const void *rows[XP_EP_MAX_TOP_K]; /* a set holds assignments of one token */
     for (int64_t i = 0; i < set->n; i++)
         rows[i] = piece(row_of(set, i), column, job->size);
     if (set->n > 0)
@@ -119,7 +119,7 @@ static void reduce_tile(void *context, int64_t tile, int worker) {
             float acc[BLOCK];
             int64_t n = block_at(a->dim, column);
             if (!sum_set(job, acc, &set, column, n))
-                memset(acc, 0, sizeof acc); /* a local group's token without picks */
+                memset(acc, 0, sizeof acc); /* a local group's token without assignments */
             job->math->store(dst + (size_t)column * job->size, acc, n, job->dtype);
         }
     }
@@ -153,8 +153,8 @@ static row_set value_of(const xp_ep_sum_args *a, int dest, int32_t row, size_t r
         set.base = near->y;
         set.index = near->pos;
         first = near->first + (row - a->row_base[dest]);
-    } else if (a->row_picks) {
-        first = a->row_picks + row;
+    } else if (a->row_assignments) {
+        first = a->row_assignments + row;
     }
     if (first) {
         set.first = first[0];
@@ -185,7 +185,7 @@ static bool list_rows(const xp_ep_sum_args *a, int64_t token, size_t row_bytes, 
 
 static void sum_token(const sum_job *job, int64_t token) {
     const xp_ep_sum_args *a = job->sum;
-    row_set sets[XP_EP_MAX_TOP_K]; /* a row has at least one of the token's picks */
+    row_set sets[XP_EP_MAX_TOP_K]; /* a row has at least one of the token's assignments */
     int n_sets;
     size_t row_bytes = (size_t)a->dim * job->size;
     if (!list_rows(a, token, row_bytes, sets, &n_sets))

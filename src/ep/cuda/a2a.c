@@ -1,5 +1,5 @@
 /*
- * a2a on GPUs: kernels pack one row a pick, the communicator exchanges device memory, kernels
+ * a2a on GPUs: kernels pack one row an assignment, the communicator exchanges device memory, kernels
  * unpack and add. How many bytes go where the host must know: it waits for the plan once a layer,
  * and once more when the plan has several rounds.
  */
@@ -16,7 +16,8 @@ static void count_bytes(const xp_ep_step *step, bool home) {
     xp_ep_group *group = step->group;
     for (int r = 0; r < group->shape.n_ranks; r++)
         xp_ep_add(r == group->rank ? &group->totals.bytes_kept : &group->totals.bytes_sent_remote,
-                  (home ? xp_ep_cuda_recv_picks(step, r).n : xp_ep_cuda_send_picks(step, r).n) *
+                  (home ? xp_ep_cuda_recv_assignments(step, r).n
+                        : xp_ep_cuda_send_assignments(step, r).n) *
                       (int64_t)group->shape.row_bytes);
 }
 
@@ -26,8 +27,8 @@ static xp_status dispatch(const xp_ep_step *step, cudaStream_t stream, const voi
     const a2a_slot *slot = xp_ep_a2a_slot(step);
     XP_TRY(xp_ep_cuda_pack_rows(stream, &v, &rows, x, slot->out));
     count_bytes(step, false);
-    XP_TRY(xp_ep_cuda_exchange_picks(step, &slot->box, false, (int64_t)rows.row_bytes, slot->out,
-                                     slot->in));
+    XP_TRY(xp_ep_cuda_exchange_assignments(step, &slot->box, false, (int64_t)rows.row_bytes,
+                                           slot->out, slot->in));
     return xp_ep_cuda_unpack_rows(stream, &v, &rows, slot->in, recv);
 }
 
@@ -35,12 +36,12 @@ static xp_status bring_home(const xp_ep_step *step, cudaStream_t stream, const x
     const xp_ep_cuda_plan v = xp_ep_cuda_view(step);
     const xp_ep_cuda_rows rows = xp_ep_cuda_rows_of(step);
     const a2a_slot *slot = xp_ep_a2a_slot(step);
-    XP_TRY(xp_ep_cuda_pack_picks(stream, &v, &rows, home->y, slot->in));
+    XP_TRY(xp_ep_cuda_pack_assignments(stream, &v, &rows, home->y, slot->in));
     count_bytes(step, true);
     /* Rows of earlier rounds lie at other places of `out` and are still there for the sum. */
-    XP_TRY(xp_ep_cuda_exchange_picks(step, &slot->box, true, (int64_t)rows.row_bytes, slot->in,
-                                     slot->out));
-    XP_TRY(xp_ep_cuda_sum_picks(stream, &v, &rows, slot->out, home->out));
+    XP_TRY(xp_ep_cuda_exchange_assignments(step, &slot->box, true, (int64_t)rows.row_bytes,
+                                           slot->in, slot->out));
+    XP_TRY(xp_ep_cuda_sum_assignments(stream, &v, &rows, slot->out, home->out));
     return xp_ep_cuda_mailbox_weights(step, &slot->box, home);
 }
 

@@ -75,13 +75,13 @@ xp_ep_cuda_plan xp_ep_cuda_view(const xp_ep_step *step) {
         .n_experts = s->n_experts,
         .n_local = s->n_local,
         .top_k = s->top_k,
-        .row_picks = s->row_picks,
+        .row_assignments = s->row_assignments,
         .block_ints = s->block_ints,
         .dead = dead_word(step),
         .local = s->local,
         .max_rounds = s->max_rounds,
-        .pick_capacity = s->pick_capacity,
-        .round_picks = s->round_picks,
+        .assignment_capacity = s->assignment_capacity,
+        .round_assignments = s->round_assignments,
         .recv_capacity = s->recv_capacity,
         .max_tokens = s->max_tokens,
         .tile_tokens = s->tile_tokens,
@@ -92,24 +92,24 @@ xp_ep_cuda_plan xp_ep_cuda_view(const xp_ep_step *step) {
         .block = tiles + s->n_tiles * (s->n_experts + s->n_ranks + 3),
         .blocks = plan->blocks,
         .send_row_base = plan->send_row_base,
-        .send_pick_base = plan->send_pick_base,
+        .send_assignment_base = plan->send_assignment_base,
         .recv_row_base = plan->recv_row_base,
-        .recv_pick_base = plan->recv_pick_base,
+        .recv_assignment_base = plan->recv_assignment_base,
         .dest_row_base = plan->dest_row_base,
-        .dest_pick_base = plan->dest_pick_base,
+        .dest_assignment_base = plan->dest_assignment_base,
         .source_row_base = plan->source_row_base,
-        .source_pick_base = plan->source_pick_base,
+        .source_assignment_base = plan->source_assignment_base,
         .send_token = plan->send_token,
-        .send_pick = plan->send_pick,
-        .pick_entry = plan->pick_entry,
+        .send_assignment = plan->send_assignment,
+        .assignment_entry = plan->assignment_entry,
         .token_first = plan->token_first,
         .token_row = plan->token_row,
         .send_round = plan->send_round,
         .dest_slot = plan->dest_slot,
-        .first_picks = plan->round_picks,
-        .recv_pick = plan->recv_pick,
+        .first_assignments = plan->round_assignments,
+        .recv_assignment = plan->recv_assignment,
         .round_row = plan->round_row,
-        .pick_pos = plan->pick_pos,
+        .assignment_pos = plan->assignment_pos,
         .offsets = plan->offsets,
         .gather = plan->gather,
         .n_recv = plan->n_recv,
@@ -130,10 +130,10 @@ static xp_ep_routing_error find_error(const xp_ep_shape *s, const int32_t *topk_
 
 /* One rank: nothing is exchanged. */
 static xp_status build_alone(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_plan *v) {
-    xp_ep_pick *picks = NULL;
-    step->group->ops->aim_picks(step, &picks);
-    v->picks_to[0] = (xp_ep_cuda_pick *)picks;
-    v->picks = (const xp_ep_cuda_pick *)picks;
+    xp_ep_assignment *assignments = NULL;
+    step->group->ops->aim_assignments(step, &assignments);
+    v->assignments_to[0] = (xp_ep_cuda_assignment *)assignments;
+    v->assignments = (const xp_ep_cuda_assignment *)assignments;
     v->block = step->plan->blocks; /* its block is all there is */
     XP_TRY(xp_ep_cuda_route(stream, v));
     XP_TRY(xp_ep_cuda_build_send(stream, v));
@@ -191,7 +191,7 @@ xp_status xp_ep_cuda_wait(xp_ep_plan *plan, xp_ep_counts *counts) {
     *counts = (xp_ep_counts){.n_rounds = host->totals[0],
                              .expert_tokens = host->expert_tokens,
                              .n_recv = host->totals[1],
-                             .n_picks = host->totals[2]};
+                             .n_assignments = host->totals[2]};
     return XP_OK;
 }
 
@@ -236,7 +236,7 @@ static xp_status bring_home_alone(const xp_ep_step *step, cudaStream_t stream,
     return xp_ep_cuda_keep_weights(stream, &v, step->round, home->d_weight, home->d_topk_weight);
 }
 
-/* Entries without a pick are zero. */
+/* Entries without an assignment are zero. */
 static xp_status clear_weights(const xp_ep_step *step, cudaStream_t stream,
                                const xp_ep_home *home) {
     const size_t n = (size_t)(step->plan->n_tokens * step->group->shape.top_k);

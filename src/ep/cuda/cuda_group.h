@@ -40,7 +40,7 @@ typedef struct xp_ep_cuda_state {
     int *devices; /* [R] each rank's GPU, as this process numbers it; threads */
     xp_ep_gates *gates;
     int64_t *bytes;          /* [4, R] memory of `exchange` */
-    xp_ep_exchange exchange; /* of picks or their rows, the one being made */
+    xp_ep_exchange exchange; /* of assignments or their rows, the one being made */
     /* Where hosts meet: a communicator that nobody else uses, and what each says of its meeting. */
     xp_comm *hosts;
     xp_ep_cuda_note *notes; /* [R] */

@@ -24,11 +24,11 @@ extern "C" {
 
 #define XP_EP_CUDA_MAX_RANKS XP_EP_GPU_MAX_RANKS /* a lane a rank */
 
-/** One pick as its source tells it to the expert's rank: xp_ep_pick. */
-typedef struct xp_ep_cuda_pick {
+/** One assignment as its source tells it to the expert's rank: xp_ep_assignment. */
+typedef struct xp_ep_cuda_assignment {
     uint32_t expert;
     float weight;
-} xp_ep_cuda_pick;
+} xp_ep_cuda_assignment;
 
 /** The first meeting that failed. */
 typedef struct xp_ep_cuda_failure {
@@ -60,38 +60,41 @@ typedef struct xp_ep_cuda_fate {
 /** What a plan's kernels know: the shape, and device memory of the plan and of its slot. Array
  * lengths and meanings: xp_ep_plan. */
 typedef struct xp_ep_cuda_plan {
-    int n_ranks, rank, n_experts, n_local, top_k, row_picks, block_ints;
+    int n_ranks, rank, n_experts, n_local, top_k, row_assignments, block_ints;
     int32_t bad_kind, bad_value; /* what the host has found wrong with this rank's routing, or 0 */
     const uint32_t *dead;        /* xp_ep_cuda_fate, or NULL where no meeting can fail */
     bool local;
-    int64_t max_rounds, pick_capacity, round_picks, recv_capacity, max_tokens;
+    int64_t max_rounds, assignment_capacity, round_assignments, recv_capacity, max_tokens;
     int64_t tile_tokens, n_tokens;
     const int32_t *topk_idx;
     const float *topk_weight;
-    int32_t *tile_counts;        /* [n_tiles, E + R], then [n_tiles, L] */
-    unsigned long long *refused; /* [1] smallest (token, kind, value) of a bad pick; ~0: none */
-    int32_t *block;              /* [block_ints] this rank's */
-    int32_t *blocks;             /* [R, block_ints] */
-    xp_ep_cuda_pick *picks_to[XP_EP_CUDA_MAX_RANKS]; /* all ranks' picks at rank d; or, packed, */
-    bool packs_picks;                                /* this rank's send picks */
-    const xp_ep_cuda_pick *picks;                    /* received */
-    int32_t *send_row_base, *send_pick_base, *recv_row_base, *recv_pick_base;
-    int32_t *dest_row_base, *dest_pick_base, *source_row_base, *source_pick_base;
-    int32_t *send_token, *send_pick, *pick_entry, *token_first, *token_row, *send_round;
-    int32_t *dest_slot;   /* first [R, max_rounds] for the sources, then as in xp_ep_plan */
-    int32_t *first_picks; /* xp_ep_plan's round_picks */
-    int32_t *recv_pick, *round_row, *pick_pos, *offsets, *gather, *n_recv;
+    int32_t *tile_counts; /* [n_tiles, E + R], then [n_tiles, L] */
+    unsigned long long
+        *refused;    /* [1] smallest (token, kind, value) of a bad assignment; ~0: none */
+    int32_t *block;  /* [block_ints] this rank's */
+    int32_t *blocks; /* [R, block_ints] */
+    xp_ep_cuda_assignment
+        *assignments_to[XP_EP_CUDA_MAX_RANKS]; /* all ranks' assignments at rank d; or, packed, */
+    bool packs_assignments;                    /* this rank's send assignments */
+    const xp_ep_cuda_assignment *assignments;  /* received */
+    int32_t *send_row_base, *send_assignment_base, *recv_row_base, *recv_assignment_base;
+    int32_t *dest_row_base, *dest_assignment_base, *source_row_base, *source_assignment_base;
+    int32_t *send_token, *send_assignment, *assignment_entry, *token_first, *token_row, *send_round;
+    int32_t *dest_slot;         /* first [R, max_rounds] for the sources, then as in xp_ep_plan */
+    int32_t *first_assignments; /* xp_ep_plan's round_assignments */
+    int32_t *recv_assignment, *round_row, *assignment_pos, *offsets, *gather, *n_recv;
     float *weight;
     int64_t *expert_tokens;
-    int32_t *totals; /* [4 + R] rounds, recv rows, recv picks, refused; picks to each rank */
+    int32_t *
+        totals; /* [4 + R] rounds, recv rows, recv assignments, refused; assignments to each rank */
     xp_ep_cuda_news *news;
 } xp_ep_cuda_plan;
 
-/** Count this rank's picks; plan->block is complete after it. */
+/** Count this rank's assignments; plan->block is complete after it. */
 xp_status xp_ep_cuda_route(cudaStream_t stream, const xp_ep_cuda_plan *plan);
-/** With every rank's block: bases, then the lists of rows and picks to send. */
+/** With every rank's block: bases, then the lists of rows and assignments to send. */
 xp_status xp_ep_cuda_build_send(cudaStream_t stream, const xp_ep_cuda_plan *plan);
-/** With every pick for this rank: rounds and the experts' lists. */
+/** With every assignment for this rank: rounds and the experts' lists. */
 xp_status xp_ep_cuda_build_recv(cudaStream_t stream, const xp_ep_cuda_plan *plan);
 
 /** plan->dest_slot from `starts` [R, max_rounds], what each destination has told. */
@@ -140,7 +143,7 @@ xp_status xp_ep_cuda_keep_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
 xp_status xp_ep_cuda_sum_home(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                               const xp_ep_cuda_rows *rows, const void *home, const void *y,
                               void *out);
-/** d_topk_weight at (token, k) of every own pick of the round = d_weight of its pick row. */
+/** d_topk_weight at (token, k) of every own assignment of the round = d_weight of its assignment row. */
 xp_status xp_ep_cuda_keep_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
                                   const float *d_weight, float *d_topk_weight);
 
@@ -170,25 +173,26 @@ xp_status xp_ep_cuda_push_weights(cudaStream_t stream, const xp_ep_cuda_plan *pl
 xp_status xp_ep_cuda_sum_arrived(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                  const xp_ep_cuda_rows *rows, const void *home, const void *y,
                                  void *out);
-/** Both levels over a2a: `picks` holds one row a send pick. */
-xp_status xp_ep_cuda_sum_picks(cudaStream_t stream, const xp_ep_cuda_plan *plan,
-                               const xp_ep_cuda_rows *rows, const void *picks, void *out);
-/** d_topk_weight at (token, k) of every send pick i of the round = values[i]. */
+/** Both levels over a2a: `assignments` holds one row a send assignment. */
+xp_status xp_ep_cuda_sum_assignments(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                                     const xp_ep_cuda_rows *rows, const void *assignments,
+                                     void *out);
+/** d_topk_weight at (token, k) of every send assignment i of the round = values[i]. */
 xp_status xp_ep_cuda_place_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
                                    const float *values, float *d_topk_weight);
 
-/* a2a: pick rows between tensors and what the all-to-all sends and receives. */
+/* a2a: assignment rows between tensors and what the all-to-all sends and receives. */
 
-/** out[i] = the token row of send pick i, for picks of the round. */
+/** out[i] = the token row of send assignment i, for assignments of the round. */
 xp_status xp_ep_cuda_pack_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                const xp_ep_cuda_rows *rows, const void *x, void *out);
-/** recv = the first pick's row of every recv row; `in` has a row for each recv pick of the round.
+/** recv = the first assignment's row of every recv row; `in` has a row for each recv assignment of the round.
  */
 xp_status xp_ep_cuda_unpack_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                  const xp_ep_cuda_rows *rows, const void *in, void *recv);
-/** in[i] = the expert row of recv pick i of the round. */
-xp_status xp_ep_cuda_pack_picks(cudaStream_t stream, const xp_ep_cuda_plan *plan,
-                                const xp_ep_cuda_rows *rows, const void *y, void *in);
+/** in[i] = the expert row of recv assignment i of the round. */
+xp_status xp_ep_cuda_pack_assignments(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                                      const xp_ep_cuda_rows *rows, const void *y, void *in);
 xp_status xp_ep_cuda_pack_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
                                   const float *d_weight, float *out);
 
@@ -200,7 +204,7 @@ xp_status xp_ep_cuda_copy_rows(cudaStream_t stream, const xp_ep_cuda_rows *rows,
 /** Sums of up to 32 rows. */
 xp_status xp_ep_cuda_reduce_rows(cudaStream_t stream, const xp_ep_cuda_rows *rows,
                                  const xp_ep_reduce_args *args);
-/** Tokens of up to 32 rows; without row_picks and near. */
+/** Tokens of up to 32 rows; without row_assignments and near. */
 xp_status xp_ep_cuda_sum_rows(cudaStream_t stream, const xp_ep_cuda_rows *rows,
                               const xp_ep_sum_args *args);
 

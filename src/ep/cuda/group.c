@@ -7,7 +7,8 @@
 #include "ep/cuda/cuda_group.h"
 #include "ep/transport/p2p.h"
 
-_Static_assert(sizeof(xp_ep_pick) == sizeof(xp_ep_cuda_pick), "the same pick for both devices");
+_Static_assert(sizeof(xp_ep_assignment) == sizeof(xp_ep_cuda_assignment),
+               "the same assignment for both devices");
 
 static const char *const phases[] = {"plan", "dispatch", "combine", "combine backward",
                                      "dispatch backward"};

@@ -14,20 +14,20 @@ typedef struct xp_ep_cuda_more {
 } xp_ep_cuda_more;
 
 /**
- * Build the plan; the host has blocks and picks by round afterwards. It waits for the device once,
+ * Build the plan; the host has blocks and assignments by round afterwards. It waits for the device once,
  * and once more for several rounds.
  * @return XP_EINVAL on every rank when one's routing is refused
  */
 XP_NODISCARD xp_status xp_ep_cuda_mailbox_build(const xp_ep_step *step, cudaStream_t stream,
                                                 xp_ep_cuda_plan *view, const xp_ep_mailbox *box,
                                                 const xp_ep_cuda_more *more);
-/** Picks of this step's round to or from rank r, in this rank's numbering. */
-xp_ep_span xp_ep_cuda_send_picks(const xp_ep_step *step, int r);
-xp_ep_span xp_ep_cuda_recv_picks(const xp_ep_step *step, int r);
-/** Things of `size` bytes, one a pick of this step's round: the recv side's lie packed. */
-XP_NODISCARD xp_status xp_ep_cuda_exchange_picks(const xp_ep_step *step, const xp_ep_mailbox *box,
-                                                 bool home, int64_t size, const void *send,
-                                                 void *recv);
+/** Assignments of this step's round to or from rank r, in this rank's numbering. */
+xp_ep_span xp_ep_cuda_send_assignments(const xp_ep_step *step, int r);
+xp_ep_span xp_ep_cuda_recv_assignments(const xp_ep_step *step, int r);
+/** Things of `size` bytes, one an assignment of this step's round: the recv side's lie packed. */
+XP_NODISCARD xp_status xp_ep_cuda_exchange_assignments(const xp_ep_step *step,
+                                                       const xp_ep_mailbox *box, bool home,
+                                                       int64_t size, const void *send, void *recv);
 /** As xp_ep_mailbox_weights(). */
 XP_NODISCARD xp_status xp_ep_cuda_mailbox_weights(const xp_ep_step *step, const xp_ep_mailbox *box,
                                                   const xp_ep_home *home);

@@ -181,8 +181,8 @@ static xp_status build(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_p
     const p2p_area *mine = xp_ep_p2p_area(step, step->group->rank);
     xp_ep_p2p_begin(step);
     for (int d = 0; d < s->n_ranks; d++)
-        v->picks_to[d] = (xp_ep_cuda_pick *)xp_ep_p2p_area(step, d)->picks;
-    v->picks = (const xp_ep_cuda_pick *)mine->picks;
+        v->assignments_to[d] = (xp_ep_cuda_assignment *)xp_ep_p2p_area(step, d)->assignments;
+    v->assignments = (const xp_ep_cuda_assignment *)mine->assignments;
     XP_TRY(xp_ep_cuda_route(stream, v));
     XP_TRY(meet(step, stream,
                 &(meeting){.point = P2P_COUNTS,
@@ -197,7 +197,7 @@ static xp_status build(const xp_ep_step *step, cudaStream_t stream, xp_ep_cuda_p
     XP_TRY(xp_ep_cuda_build_send(stream, v));
     /* Also when routing is refused: a rank that went on to its next plan would overwrite counts
      * that others still read. */
-    XP_TRY(meet(step, stream, &(meeting){.point = P2P_PICKS, .least_rounds = -1}));
+    XP_TRY(meet(step, stream, &(meeting){.point = P2P_ASSIGNMENTS, .least_rounds = -1}));
     XP_TRY(xp_ep_cuda_build_recv(stream, v));
     XP_TRY(exchange_starts(step, stream, v));
     return xp_ep_cuda_state_of(step)->meets == XP_EP_MEET_ON_HOST ? read_plan(step) : XP_OK;

@@ -75,14 +75,14 @@ static __global__ void __launch_bounds__(MOVE_THREADS)
         const int s = owner_of(p.recv_row_base, (int)row);
         if (s == p.rank && keeps_own)
             continue;
-        const int first = p.recv_pick[row], n = p.recv_pick[row + 1] - first;
-        const int pick = lane_id() < n ? p.pick_pos[first + lane_id()] : 0;
+        const int first = p.recv_assignment[row], n = p.recv_assignment[row + 1] - first;
+        const int assignment = lane_id() < n ? p.assignment_pos[first + lane_id()] : 0;
         T *to = (T *)peers.home[s] + (p.source_row_base[s] + row - p.recv_row_base[s]) * dim;
         for (int64_t base = 0; base < dim; base += 32 * N * C) {
             const int64_t column = base + lane_id() * N;
             float sum[C][N];
             bool any = false;
-            add_rows<T, N, C, AHEAD>(sum, any, y, dim, column, pick, 0, n);
+            add_rows<T, N, C, AHEAD>(sum, any, y, dim, column, assignment, 0, n);
             store_sum<T, N, C>(to, dim, column, sum);
         }
     }
@@ -93,16 +93,18 @@ static __global__ void __launch_bounds__(MOVE_THREADS)
     }
 }
 
-/* Gradients of the weights of the picks of this round, likewise. */
+/* Gradients of the weights of the assignments of this round, likewise. */
 static __global__ void push_weights_kernel(const xp_ep_cuda_plan p, const xp_ep_cuda_peers peers,
                                            int64_t round, const float *d_weight) {
     if (is_dead(p))
         return;
-    const int begin = p.recv_pick[p.round_row[round]], end = p.recv_pick[p.round_row[round + 1]];
+    const int begin = p.recv_assignment[p.round_row[round]],
+              end = p.recv_assignment[p.round_row[round + 1]];
     for (int i = begin + (int)(blockIdx.x * blockDim.x + threadIdx.x); i < end;
          i += (int)(gridDim.x * blockDim.x)) {
-        const int s = owner_of(p.recv_pick_base, i);
-        peers.weights[s][p.source_pick_base[s] + i - p.recv_pick_base[s]] = d_weight[p.pick_pos[i]];
+        const int s = owner_of(p.recv_assignment_base, i);
+        peers.weights[s][p.source_assignment_base[s] + i - p.recv_assignment_base[s]] =
+            d_weight[p.assignment_pos[i]];
     }
 }
 
@@ -110,13 +112,13 @@ static __global__ void place_weights_kernel(const xp_ep_cuda_plan p, int64_t rou
                                             const float *values, float *d_topk_weight) {
     if (is_dead(p))
         return;
-    const int n = p.n_ranks, end = p.send_pick_base[n];
+    const int n = p.n_ranks, end = p.send_assignment_base[n];
     for (int i = (int)(blockIdx.x * blockDim.x + threadIdx.x); i < end;
          i += (int)(gridDim.x * blockDim.x)) {
-        const int d = owner_of(p.send_pick_base, i);
-        if (i >= p.send_pick[p.send_round[round * n + d]] &&
-            i < p.send_pick[p.send_round[(round + 1) * n + d]])
-            d_topk_weight[p.pick_entry[i]] = values[i];
+        const int d = owner_of(p.send_assignment_base, i);
+        if (i >= p.send_assignment[p.send_round[round * n + d]] &&
+            i < p.send_assignment[p.send_round[(round + 1) * n + d]])
+            d_topk_weight[p.assignment_entry[i]] = values[i];
     }
 }
 
@@ -171,15 +173,15 @@ xp_status xp_ep_cuda_push_sums(cudaStream_t stream, const xp_ep_cuda_plan *p,
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine");
 }
 
-static unsigned weight_blocks(int64_t n_picks) {
-    const int64_t n = tiles_of(n_picks, 256);
+static unsigned weight_blocks(int64_t n_assignments) {
+    const int64_t n = tiles_of(n_assignments, 256);
     return (unsigned)(n < 1 ? 1 : n < 16 ? n : 16);
 }
 
 xp_status xp_ep_cuda_push_weights(cudaStream_t stream, const xp_ep_cuda_plan *p, int64_t round,
                                   const xp_ep_cuda_peers *peers, const float *d_weight) {
-    push_weights_kernel<<<weight_blocks(p->pick_capacity), 256, 0, stream>>>(*p, *peers, round,
-                                                                             d_weight);
+    push_weights_kernel<<<weight_blocks(p->assignment_capacity), 256, 0, stream>>>(*p, *peers,
+                                                                                   round, d_weight);
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine: weights");
 }
 

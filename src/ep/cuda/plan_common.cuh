@@ -7,10 +7,10 @@
 enum {
     ROWS_AHEAD = 4, /* loads in flight while a warp walks its tokens one by one */
     SHARED_MOST = 48 * 1024,
-    FIRST_PICK = (int)0x80000000u,
+    FIRST_ASSIGNMENT = (int)0x80000000u,
     TOTAL_ROUNDS = 0,
     TOTAL_ROWS = 1,
-    TOTAL_PICKS = 2,
+    TOTAL_ASSIGNMENTS = 2,
     TOTAL_REFUSED = 3,
     TOTAL_TO = 4
 };

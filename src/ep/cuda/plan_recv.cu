@@ -1,17 +1,17 @@
 /*
  * The expert rank's half of a plan: rounds, then for each round the experts' lists. A block takes a
- * tile of the round's rows, a warp a consecutive part of it row by row, a lane one pick.
+ * tile of the round's rows, a warp a consecutive part of it row by row, a lane one assignment.
  */
 #include "ep/cuda/plan_common.cuh"
 
 enum { ROW_WARPS = 8 };
 
-/* The first of [low, high) whose pick is not below `start`. */
-static __device__ int first_row_at(const int32_t *pick_of_row, int low, int high, int64_t start,
-                                   int64_t shift) {
+/* The first of [low, high) whose assignment is not below `start`. */
+static __device__ int first_row_at(const int32_t *assignment_of_row, int low, int high,
+                                   int64_t start, int64_t shift) {
     while (low < high) {
         const int middle = low + (high - low) / 2;
-        if (pick_of_row[middle] + shift < start)
+        if (assignment_of_row[middle] + shift < start)
             low = middle + 1;
         else
             high = middle;
@@ -20,19 +20,22 @@ static __device__ int first_row_at(const int32_t *pick_of_row, int low, int high
 }
 
 /* xp_ep_shape_round_start() */
-static __device__ int64_t round_start(const xp_ep_cuda_plan &p, int64_t n_picks, int64_t round) {
+static __device__ int64_t round_start(const xp_ep_cuda_plan &p, int64_t n_assignments,
+                                      int64_t round) {
     if (round == 0)
         return 0;
-    return n_picks <= p.pick_capacity ? n_picks
-                                      : min((long long)(round * p.round_picks), (long long)n_picks);
+    return n_assignments <= p.assignment_capacity
+               ? n_assignments
+               : min((long long)(round * p.round_assignments), (long long)n_assignments);
 }
 
-static __device__ __forceinline__ bool starts_row(const xp_ep_cuda_plan &p, int64_t pick) {
-    return pick < p.totals[TOTAL_PICKS] && (p.picks[pick].expert & (uint32_t)FIRST_PICK) != 0;
+static __device__ __forceinline__ bool starts_row(const xp_ep_cuda_plan &p, int64_t assignment) {
+    return assignment < p.totals[TOTAL_ASSIGNMENTS] &&
+           (p.assignments[assignment].expert & (uint32_t)FIRST_ASSIGNMENT) != 0;
 }
 
-/* tile_counts[tile] = rows that start among the tile's picks. */
-static __global__ void count_rows_kernel(const xp_ep_cuda_plan p, int64_t tile_picks) {
+/* tile_counts[tile] = rows that start among the tile's assignments. */
+static __global__ void count_rows_kernel(const xp_ep_cuda_plan p, int64_t tile_assignments) {
     __shared__ int n_rows;
     if (is_dead(p))
         return;
@@ -40,8 +43,8 @@ static __global__ void count_rows_kernel(const xp_ep_cuda_plan p, int64_t tile_p
         n_rows = 0;
     __syncthreads();
     int own = 0;
-    for (int64_t i = threadIdx.x; i < tile_picks; i += blockDim.x)
-        own += starts_row(p, blockIdx.x * tile_picks + i);
+    for (int64_t i = threadIdx.x; i < tile_assignments; i += blockDim.x)
+        own += starts_row(p, blockIdx.x * tile_assignments + i);
     own = __reduce_add_sync(ALL_LANES, own);
     if (lane_id() == 0)
         atomicAdd(&n_rows, own);
@@ -56,19 +59,19 @@ static __global__ void scan_rows_kernel(const xp_ep_cuda_plan p, int64_t n_tiles
         return;
     scan_column(p.tile_counts, 1, n_tiles);
     if (lane_id() == 0)
-        p.recv_pick[p.totals[TOTAL_ROWS]] = p.totals[TOTAL_PICKS];
+        p.recv_assignment[p.totals[TOTAL_ROWS]] = p.totals[TOTAL_ASSIGNMENTS];
 }
 
-/* recv_pick: the first pick of each row. A block goes through its tile in steps of a thread a pick.
+/* recv_assignment: the first assignment of each row. A block goes through its tile in steps of a thread an assignment.
  */
-static __global__ void find_rows_kernel(const xp_ep_cuda_plan p, int64_t tile_picks) {
+static __global__ void find_rows_kernel(const xp_ep_cuda_plan p, int64_t tile_assignments) {
     __shared__ int before[ROW_WARPS];
     if (is_dead(p))
         return;
     int row = p.tile_counts[blockIdx.x];
-    for (int64_t i = threadIdx.x; i - threadIdx.x < tile_picks; i += blockDim.x) {
-        const int64_t pick = blockIdx.x * tile_picks + i;
-        const bool first = i < tile_picks && starts_row(p, pick);
+    for (int64_t i = threadIdx.x; i - threadIdx.x < tile_assignments; i += blockDim.x) {
+        const int64_t assignment = blockIdx.x * tile_assignments + i;
+        const bool first = i < tile_assignments && starts_row(p, assignment);
         const unsigned firsts = __ballot_sync(ALL_LANES, first);
         if (lane_id() == 0)
             before[threadIdx.x / 32] = __popc(firsts);
@@ -79,13 +82,13 @@ static __global__ void find_rows_kernel(const xp_ep_cuda_plan p, int64_t tile_pi
             row += before[w];
         }
         if (first)
-            p.recv_pick[at] = (int32_t)pick;
+            p.recv_assignment[at] = (int32_t)assignment;
         __syncthreads();
     }
 }
 
 /* What other ranks must know of each round: where their rows start in it; and, where the host makes
- * the exchange, the first pick to and from each rank. */
+ * the exchange, the first assignment to and from each rank. */
 static __device__ void tell_rounds(const xp_ep_cuda_plan &p) {
     const int n = p.n_ranks;
     for (int64_t i = threadIdx.x; i < (p.max_rounds + 1) * n; i += blockDim.x) {
@@ -94,8 +97,8 @@ static __device__ void tell_rounds(const xp_ep_cuda_plan &p) {
         const int row = min(max(p.round_row[r], low), high);
         if (r < p.max_rounds)
             p.dest_slot[s * p.max_rounds + r] = row - p.round_row[r];
-        p.first_picks[r * 2 * n + s] = p.send_pick[p.send_round[i]];
-        p.first_picks[r * 2 * n + n + s] = p.recv_pick[row];
+        p.first_assignments[r * 2 * n + s] = p.send_assignment[p.send_round[i]];
+        p.first_assignments[r * 2 * n + n + s] = p.recv_assignment[row];
     }
 }
 
@@ -110,14 +113,16 @@ static __global__ void rounds_kernel(const xp_ep_cuda_plan p) {
         const int d = (int)(i % n), base = p.send_row_base[d], end = p.send_row_base[d + 1];
         int row = r == 0 ? base : end;
         if (r > 0 && r < n_rounds)
-            row = first_row_at(p.send_pick, base, end, round_start(p, p.totals[TOTAL_TO + d], r),
-                               (int64_t)p.dest_pick_base[d] - p.send_pick_base[d]);
+            row = first_row_at(p.send_assignment, base, end,
+                               round_start(p, p.totals[TOTAL_TO + d], r),
+                               (int64_t)p.dest_assignment_base[d] - p.send_assignment_base[d]);
         p.send_round[i] = row;
     }
     for (int64_t r = threadIdx.x; r <= p.max_rounds; r += blockDim.x) {
         int row = r == 0 ? 0 : n_rows;
         if (r > 0 && r < n_rounds)
-            row = first_row_at(p.recv_pick, 0, n_rows, round_start(p, p.totals[TOTAL_PICKS], r), 0);
+            row = first_row_at(p.recv_assignment, 0, n_rows,
+                               round_start(p, p.totals[TOTAL_ASSIGNMENTS], r), 0);
         p.round_row[r] = row;
     }
     __syncthreads();
@@ -126,13 +131,13 @@ static __global__ void rounds_kernel(const xp_ep_cuda_plan p) {
     if (n > 1)
         tell_rounds(p);
     if (threadIdx.x == 0) {
-        const int later = p.totals[TOTAL_PICKS] - p.recv_pick[p.round_row[1]];
+        const int later = p.totals[TOTAL_ASSIGNMENTS] - p.recv_assignment[p.round_row[1]];
         if (later > 0)
             atomicAdd(&p.news->overflow_rows, (unsigned long long)later);
     }
 }
 
-/* tile_counts[tile] = picks of each local expert. Counting has no order. */
+/* tile_counts[tile] = assignments of each local expert. Counting has no order. */
 static __global__ void count_kernel(const xp_ep_cuda_plan p, int64_t round) {
     extern __shared__ int counts[];
     if (is_dead(p))
@@ -143,9 +148,10 @@ static __global__ void count_kernel(const xp_ep_cuda_plan p, int64_t round) {
     __syncthreads();
     const int64_t begin = min((long long)(blockIdx.x * p.tile_tokens), (long long)n_rows),
                   end = min((long long)(begin + p.tile_tokens), (long long)n_rows);
-    const int last = p.recv_pick[first + end];
-    for (int i = p.recv_pick[first + begin] + (int)threadIdx.x; i < last; i += (int)blockDim.x)
-        atomicAdd(&counts[p.picks[i].expert & ~(uint32_t)FIRST_PICK], 1);
+    const int last = p.recv_assignment[first + end];
+    for (int i = p.recv_assignment[first + begin] + (int)threadIdx.x; i < last;
+         i += (int)blockDim.x)
+        atomicAdd(&counts[p.assignments[i].expert & ~(uint32_t)FIRST_ASSIGNMENT], 1);
     __syncthreads();
     for (int e = (int)threadIdx.x; e < p.n_local; e += (int)blockDim.x)
         p.tile_counts[blockIdx.x * (int64_t)p.n_local + e] = counts[e];
@@ -169,7 +175,7 @@ static __global__ void scan_kernel(const xp_ep_cuda_plan p, int64_t round, int64
     }
 }
 
-/* Every pick to its place: expert-major, rows ascending. */
+/* Every assignment to its place: expert-major, rows ascending. */
 static __global__ void place_kernel(const xp_ep_cuda_plan p, int64_t round) {
     extern __shared__ int shared[];
     if (is_dead(p))
@@ -184,9 +190,9 @@ static __global__ void place_kernel(const xp_ep_cuda_plan p, int64_t round) {
         shared[i] = 0;
     __syncthreads();
     if (walk.begin < walk.end) {
-        const int last = p.recv_pick[walk.end];
-        for (int i = p.recv_pick[walk.begin] + lane_id(); i < last; i += 32)
-            atomicAdd(&cursor[p.picks[i].expert & ~(uint32_t)FIRST_PICK], 1);
+        const int last = p.recv_assignment[walk.end];
+        for (int i = p.recv_assignment[walk.begin] + lane_id(); i < last; i += 32)
+            atomicAdd(&cursor[p.assignments[i].expert & ~(uint32_t)FIRST_ASSIGNMENT], 1);
     }
     __syncthreads();
     const int32_t *offsets = p.offsets + round * (n + 1),
@@ -200,10 +206,10 @@ static __global__ void place_kernel(const xp_ep_cuda_plan p, int64_t round) {
         }
     }
     __syncthreads();
-    int32_t *gather = p.gather + round * p.pick_capacity;
-    float *weight = p.weight + round * p.pick_capacity;
+    int32_t *gather = p.gather + round * p.assignment_capacity;
+    float *weight = p.weight + round * p.assignment_capacity;
     for (int64_t row = walk.begin; row < walk.end; row += ROWS_AHEAD) {
-        xp_ep_cuda_pick pick[ROWS_AHEAD];
+        xp_ep_cuda_assignment assignment[ROWS_AHEAD];
         int at[ROWS_AHEAD];
         bool mine[ROWS_AHEAD];
 #pragma unroll
@@ -211,31 +217,31 @@ static __global__ void place_kernel(const xp_ep_cuda_plan p, int64_t round) {
             mine[i] = false;
             at[i] = 0;
             if (row + i < walk.end) {
-                at[i] = p.recv_pick[row + i] + lane_id();
-                mine[i] = at[i] < p.recv_pick[row + i + 1];
+                at[i] = p.recv_assignment[row + i] + lane_id();
+                mine[i] = at[i] < p.recv_assignment[row + i + 1];
             }
-            pick[i] = mine[i] ? p.picks[at[i]] : xp_ep_cuda_pick{0, 0};
+            assignment[i] = mine[i] ? p.assignments[at[i]] : xp_ep_cuda_assignment{0, 0};
         }
 #pragma unroll
         for (int i = 0; i < ROWS_AHEAD; i++) { /* a row's experts differ: no two lanes meet */
             if (mine[i]) {
-                const int to = cursor[pick[i].expert & ~(uint32_t)FIRST_PICK]++;
-                p.pick_pos[at[i]] = to;
+                const int to = cursor[assignment[i].expert & ~(uint32_t)FIRST_ASSIGNMENT]++;
+                p.assignment_pos[at[i]] = to;
                 gather[to] = (int32_t)(row + i - first);
-                weight[to] = pick[i].weight;
+                weight[to] = assignment[i].weight;
             }
             __syncwarp();
         }
     }
 }
 
-/* The rows of a rank among several are known by the first pick of each. */
+/* The rows of a rank among several are known by the first assignment of each. */
 static void find_rows(cudaStream_t stream, const xp_ep_cuda_plan *p) {
-    const int64_t tile_picks = p->tile_tokens * p->row_picks;
+    const int64_t tile_assignments = p->tile_tokens * p->row_assignments;
     const int64_t n_tiles = tiles_of(p->n_ranks * p->max_tokens, p->tile_tokens);
-    count_rows_kernel<<<(unsigned)n_tiles, ROW_WARPS * 32, 0, stream>>>(*p, tile_picks);
+    count_rows_kernel<<<(unsigned)n_tiles, ROW_WARPS * 32, 0, stream>>>(*p, tile_assignments);
     scan_rows_kernel<<<1, 32, 0, stream>>>(*p, n_tiles);
-    find_rows_kernel<<<(unsigned)n_tiles, ROW_WARPS * 32, 0, stream>>>(*p, tile_picks);
+    find_rows_kernel<<<(unsigned)n_tiles, ROW_WARPS * 32, 0, stream>>>(*p, tile_assignments);
 }
 
 xp_status xp_ep_cuda_build_recv(cudaStream_t stream, const xp_ep_cuda_plan *p) {

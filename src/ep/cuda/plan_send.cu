@@ -1,6 +1,6 @@
 /*
  * The source's half of a plan. A block takes a tile of tokens, a warp a consecutive part of it
- * token by token, a lane one pick. Positions come from counts by tile (route), their prefix
+ * token by token, a lane one assignment. Positions come from counts by tile (route), their prefix
  * (totals), and counts by warp inside the tile, so every place is fixed by the routing alone.
  */
 #include "ep/cuda/plan_common.cuh"
@@ -14,12 +14,13 @@ static __device__ void refuse(const xp_ep_cuda_plan &p, int64_t token, int kind,
     atomicMin(p.refused, key);
 }
 
-/* A lane's pick of a token: its expert, -1 without one. */
-static __device__ __forceinline__ int load_pick(const xp_ep_cuda_plan &p, int64_t t, int64_t end) {
+/* A lane's assignment of a token: its expert, -1 without one. */
+static __device__ __forceinline__ int load_assignment(const xp_ep_cuda_plan &p, int64_t t,
+                                                      int64_t end) {
     return t < end && lane_id() < p.top_k ? p.topk_idx[t * p.top_k + lane_id()] : -1;
 }
 
-/* Lanes whose picks go to the same rank; lanes without a pick are alone. */
+/* Lanes whose assignments go to the same rank; lanes without an assignment are alone. */
 static __device__ __forceinline__ unsigned same_rank(int id, int rank) {
     return __match_any_sync(ALL_LANES, id >= 0 ? rank : -1 - lane_id());
 }
@@ -32,24 +33,24 @@ static __device__ void count_token(const xp_ep_cuda_plan &p, int64_t t, int id, 
             refuse(p, t, OUT_OF_RANGE, id);
         return;
     }
-    const bool picked = id >= 0;
-    const unsigned twins = __match_any_sync(ALL_LANES, picked ? id : -1 - lane_id());
-    if (picked && lane_id() == __ffs((int)twins) - 1) {
+    const bool selected = id >= 0;
+    const unsigned twins = __match_any_sync(ALL_LANES, selected ? id : -1 - lane_id());
+    if (selected && lane_id() == __ffs((int)twins) - 1) {
         counts[id]++;
         if ((twins & (twins - 1)) != 0)
             refuse(p, t, DUPLICATE, id);
     }
-    const int rank = picked ? id / p.n_local : 0;
+    const int rank = selected ? id / p.n_local : 0;
     const unsigned peers = same_rank(id, rank);
-    if (picked && lane_id() == __ffs((int)peers) - 1)
+    if (selected && lane_id() == __ffs((int)peers) - 1)
         counts[p.n_experts + rank]++;
-    const bool empty = __ballot_sync(ALL_LANES, picked) == 0;
+    const bool empty = __ballot_sync(ALL_LANES, selected) == 0;
     if (p.local && empty && lane_id() == 0)
         counts[p.n_experts]++;
     __syncwarp();
 }
 
-/* tile_counts[tile] = picks of each expert, rows to each rank. */
+/* tile_counts[tile] = assignments of each expert, rows to each rank. */
 static __global__ void route_kernel(const xp_ep_cuda_plan p) {
     extern __shared__ int counts[];
     if (is_dead(p))
@@ -64,7 +65,7 @@ static __global__ void route_kernel(const xp_ep_cuda_plan p) {
         int id[ROWS_AHEAD];
 #pragma unroll
         for (int i = 0; i < ROWS_AHEAD; i++)
-            id[i] = load_pick(p, t + i, walk.end);
+            id[i] = load_assignment(p, t + i, walk.end);
 #pragma unroll
         for (int i = 0; i < ROWS_AHEAD; i++)
             if (t + i < walk.end)
@@ -103,7 +104,7 @@ static __global__ void totals_kernel(const xp_ep_cuda_plan p, int64_t n_tiles) {
 /* One block: what every rank's counts say about bases and rounds. */
 static __global__ void derive_kernel(const xp_ep_cuda_plan p) {
     __shared__ int rows[XP_EP_CUDA_MAX_RANKS][XP_EP_CUDA_MAX_RANKS],
-        picks[XP_EP_CUDA_MAX_RANKS][XP_EP_CUDA_MAX_RANKS];
+        assignments[XP_EP_CUDA_MAX_RANKS][XP_EP_CUDA_MAX_RANKS];
     const int n = p.n_ranks, me = p.rank;
     int bad_rank = -1;
     if (is_dead(p))
@@ -119,7 +120,7 @@ static __global__ void derive_kernel(const xp_ep_cuda_plan p) {
             sum += block[d * p.n_local + e];
         sum = __reduce_add_sync(ALL_LANES, sum);
         if (lane_id() == 0) {
-            picks[s][d] = bad_rank >= 0 ? 0 : sum;
+            assignments[s][d] = bad_rank >= 0 ? 0 : sum;
             rows[s][d] = bad_rank >= 0 ? 0 : block[p.n_experts + d];
         }
     }
@@ -132,31 +133,31 @@ static __global__ void derive_kernel(const xp_ep_cuda_plan p) {
     __syncthreads();
     const int r = (int)threadIdx.x;
     if (r < n) { /* this rank's place among the others, at r and from r */
-        int dest_rows = 0, dest_picks = 0, source_rows = 0, source_picks = 0, all = 0;
-        int send_rows = 0, send_picks = 0, recv_rows = 0, recv_picks = 0;
+        int dest_rows = 0, dest_assignments = 0, source_rows = 0, source_assignments = 0, all = 0;
+        int send_rows = 0, send_assignments = 0, recv_rows = 0, recv_assignments = 0;
         for (int i = 0; i < n; i++) {
             dest_rows += i < me ? rows[i][r] : 0;
-            dest_picks += i < me ? picks[i][r] : 0;
+            dest_assignments += i < me ? assignments[i][r] : 0;
             source_rows += i < me ? rows[r][i] : 0;
-            source_picks += i < me ? picks[r][i] : 0;
+            source_assignments += i < me ? assignments[r][i] : 0;
             send_rows += i < r ? rows[me][i] : 0;
-            send_picks += i < r ? picks[me][i] : 0;
+            send_assignments += i < r ? assignments[me][i] : 0;
             recv_rows += i < r ? rows[i][me] : 0;
-            recv_picks += i < r ? picks[i][me] : 0;
-            all += picks[i][r];
+            recv_assignments += i < r ? assignments[i][me] : 0;
+            all += assignments[i][r];
         }
-        p.dest_row_base[r] = dest_rows, p.dest_pick_base[r] = dest_picks;
-        p.source_row_base[r] = source_rows, p.source_pick_base[r] = source_picks;
-        p.send_row_base[r] = send_rows, p.send_pick_base[r] = send_picks;
-        p.recv_row_base[r] = recv_rows, p.recv_pick_base[r] = recv_picks;
+        p.dest_row_base[r] = dest_rows, p.dest_assignment_base[r] = dest_assignments;
+        p.source_row_base[r] = source_rows, p.source_assignment_base[r] = source_assignments;
+        p.send_row_base[r] = send_rows, p.send_assignment_base[r] = send_assignments;
+        p.recv_row_base[r] = recv_rows, p.recv_assignment_base[r] = recv_assignments;
         p.totals[TOTAL_TO + r] = all;
         if (r == n - 1) {
             p.send_row_base[n] = send_rows + rows[me][r];
-            p.send_pick_base[n] = send_picks + picks[me][r];
+            p.send_assignment_base[n] = send_assignments + assignments[me][r];
             p.recv_row_base[n] = recv_rows + rows[r][me];
-            p.recv_pick_base[n] = recv_picks + picks[r][me];
+            p.recv_assignment_base[n] = recv_assignments + assignments[r][me];
             p.totals[TOTAL_ROWS] = recv_rows + rows[r][me];
-            p.totals[TOTAL_PICKS] = recv_picks + picks[r][me];
+            p.totals[TOTAL_ASSIGNMENTS] = recv_assignments + assignments[r][me];
             p.totals[TOTAL_REFUSED] = bad_rank >= 0;
         }
     }
@@ -165,8 +166,9 @@ static __global__ void derive_kernel(const xp_ep_cuda_plan p) {
         int64_t most = 1;
         for (int i = 0; i < n; i++) {
             const int64_t all = p.totals[TOTAL_TO + i];
-            if (all > p.pick_capacity)
-                most = max((long long)most, (long long)((all + p.round_picks - 1) / p.round_picks));
+            if (all > p.assignment_capacity)
+                most = max((long long)most,
+                           (long long)((all + p.round_assignments - 1) / p.round_assignments));
         }
         p.totals[TOTAL_ROUNDS] = (int)most;
         if (bad_rank >= 0 && p.news->error[0] == 0) {
@@ -180,9 +182,9 @@ static __global__ void derive_kernel(const xp_ep_cuda_plan p) {
     }
 }
 
-/* A warp's cursors: next pick and next row to each rank. */
+/* A warp's cursors: next assignment and next row to each rank. */
 struct cursors {
-    int *pick, *row;
+    int *assignment, *row;
 };
 
 static __device__ void count_rows(const xp_ep_cuda_plan &p, int id, const cursors &c) {
@@ -191,33 +193,34 @@ static __device__ void count_rows(const xp_ep_cuda_plan &p, int id, const cursor
     const bool empty = __ballot_sync(ALL_LANES, id >= 0) == 0;
     if (id >= 0 && lane_id() == __ffs((int)peers) - 1) {
         c.row[rank]++;
-        c.pick[rank] += __popc(peers);
+        c.assignment[rank] += __popc(peers);
     }
     if (p.local && empty && lane_id() == 0)
         c.row[0]++;
     __syncwarp();
 }
 
-static __device__ void start_row(const xp_ep_cuda_plan &p, int row, int64_t token, int pick,
+static __device__ void start_row(const xp_ep_cuda_plan &p, int row, int64_t token, int assignment,
                                  int listed) {
     p.send_token[row] = (int32_t)token;
-    p.send_pick[row] = pick;
+    p.send_assignment[row] = assignment;
     p.token_row[listed] = row;
     if (p.n_ranks == 1)
-        p.recv_pick[row] = pick; /* rows are this rank's own, also those without picks */
+        p.recv_assignment[row] =
+            assignment; /* rows are this rank's own, also those without assignments */
 }
 
 /* Returns how many rows the token has. */
 static __device__ int place_token(const xp_ep_cuda_plan &p, int64_t t, int id, float weight,
                                   const cursors &c, int listed) {
-    const bool picked = id >= 0;
-    const int rank = picked ? id / p.n_local : 0;
-    int lower = 0; /* this rank's picks of lower experts */
+    const bool selected = id >= 0;
+    const int rank = selected ? id / p.n_local : 0;
+    int lower = 0; /* this rank's assignments of lower experts */
     for (int k = 0; k < p.top_k; k++) {
         const int other = __shfl_sync(ALL_LANES, id, k);
-        lower += picked && other >= rank * p.n_local && other < id;
+        lower += selected && other >= rank * p.n_local && other < id;
     }
-    const bool first = picked && lower == 0;
+    const bool first = selected && lower == 0;
     const unsigned firsts = __ballot_sync(ALL_LANES, first);
     int rows_before = 0;
     for (int k = 0; k < p.top_k; k++) {
@@ -227,26 +230,27 @@ static __device__ int place_token(const xp_ep_cuda_plan &p, int64_t t, int id, f
     const unsigned peers = same_rank(id, rank);
     if (lane_id() == 0)
         p.token_first[t] = listed;
-    if (picked) {
-        const int pick = c.pick[rank] + lower;
-        p.pick_entry[pick] = (int32_t)(t * p.top_k + lane_id());
-        const int to =
-            p.packs_picks ? pick : pick - p.send_pick_base[rank] + p.dest_pick_base[rank];
-        p.picks_to[rank][to] = {
-            (uint32_t)(id - rank * p.n_local) | (first ? (uint32_t)FIRST_PICK : 0u), weight};
+    if (selected) {
+        const int assignment = c.assignment[rank] + lower;
+        p.assignment_entry[assignment] = (int32_t)(t * p.top_k + lane_id());
+        const int to = p.packs_assignments ? assignment
+                                           : assignment - p.send_assignment_base[rank] +
+                                                 p.dest_assignment_base[rank];
+        p.assignments_to[rank][to] = {
+            (uint32_t)(id - rank * p.n_local) | (first ? (uint32_t)FIRST_ASSIGNMENT : 0u), weight};
         if (first)
-            start_row(p, c.row[rank], t, pick, listed + rows_before);
+            start_row(p, c.row[rank], t, assignment, listed + rows_before);
     }
     int n_rows = __popc(firsts);
     if (p.local && n_rows == 0) {
         if (lane_id() == 0)
-            start_row(p, c.row[0], t, c.pick[0], listed);
+            start_row(p, c.row[0], t, c.assignment[0], listed);
         n_rows = 1;
     }
     __syncwarp();
     if (first) {
         c.row[rank]++;
-        c.pick[rank] += __popc(peers);
+        c.assignment[rank] += __popc(peers);
     } else if (p.local && firsts == 0 && lane_id() == 0) {
         c.row[0]++;
     }
@@ -254,21 +258,21 @@ static __device__ int place_token(const xp_ep_cuda_plan &p, int64_t t, int id, f
     return n_rows;
 }
 
-/* From counts to the first pick and row of each warp; the first row in the tokens' lists. */
+/* From counts to the first assignment and row of each warp; the first row in the tokens' lists. */
 static __device__ void start_cursors(const xp_ep_cuda_plan &p, int *shared, int *listed) {
     const int n_warps = (int)blockDim.x / 32, n = p.n_ranks;
     const int32_t *before = p.tile_counts + blockIdx.x * (int64_t)(p.n_experts + n);
     for (int r = (int)threadIdx.x / 32; r < n; r += n_warps) {
-        int picks = 0;
+        int assignments = 0;
         for (int e = lane_id(); e < p.n_local; e += 32)
-            picks += before[r * p.n_local + e];
-        picks = p.send_pick_base[r] + __reduce_add_sync(ALL_LANES, picks);
+            assignments += before[r * p.n_local + e];
+        assignments = p.send_assignment_base[r] + __reduce_add_sync(ALL_LANES, assignments);
         int rows = p.send_row_base[r] + before[p.n_experts + r];
         for (int w = 0; w < n_warps && lane_id() == 0; w++) {
-            int *pick = shared + w * 2 * n + r, *row = pick + n;
-            const int n_picks = *pick, n_rows = *row;
-            *pick = picks, *row = rows;
-            picks += n_picks, rows += n_rows;
+            int *assignment = shared + w * 2 * n + r, *row = assignment + n;
+            const int n_assignments = *assignment, n_rows = *row;
+            *assignment = assignments, *row = rows;
+            assignments += n_assignments, rows += n_rows;
         }
     }
     __syncthreads();
@@ -284,7 +288,7 @@ static __device__ void start_cursors(const xp_ep_cuda_plan &p, int *shared, int 
     __syncwarp();
 }
 
-/* Lists of rows and picks to send. */
+/* Lists of rows and assignments to send. */
 static __global__ void send_kernel(const xp_ep_cuda_plan p) {
     extern __shared__ int shared[];
     const int n = p.n_ranks, n_warps = (int)blockDim.x / 32;
@@ -294,9 +298,9 @@ static __global__ void send_kernel(const xp_ep_cuda_plan p) {
     const bool refused = p.totals[TOTAL_REFUSED] != 0;
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         p.token_first[p.n_tokens] = p.send_row_base[n];
-        p.send_pick[p.send_row_base[n]] = p.send_pick_base[n];
+        p.send_assignment[p.send_row_base[n]] = p.send_assignment_base[n];
         if (n == 1)
-            p.recv_pick[p.send_row_base[n]] = p.send_pick_base[n];
+            p.recv_assignment[p.send_row_base[n]] = p.send_assignment_base[n];
     }
     if (refused) {
         for (int64_t t = walk.begin + lane_id(); t < walk.end; t += 32)
@@ -311,7 +315,7 @@ static __global__ void send_kernel(const xp_ep_cuda_plan p) {
     int *own = shared + (int)threadIdx.x / 32 * 2 * n;
     const cursors c = {own, own + n};
     for (int64_t t = walk.begin; t < walk.end; t++)
-        count_rows(p, load_pick(p, t, walk.end), c);
+        count_rows(p, load_assignment(p, t, walk.end), c);
     __syncthreads();
     int listed = 0;
     start_cursors(p, shared, &listed);
@@ -320,7 +324,7 @@ static __global__ void send_kernel(const xp_ep_cuda_plan p) {
         float weight[ROWS_AHEAD];
 #pragma unroll
         for (int i = 0; i < ROWS_AHEAD; i++) {
-            id[i] = load_pick(p, t + i, walk.end);
+            id[i] = load_assignment(p, t + i, walk.end);
             weight[i] = id[i] >= 0 && p.topk_weight != nullptr
                             ? p.topk_weight[(t + i) * p.top_k + lane_id()]
                             : 1.0f;

@@ -6,7 +6,7 @@
 #include "ep/cuda/plan_common.cuh"
 #include "ops/cuda/vector.cuh"
 
-enum { N_THREADS = 256, PICKS_AHEAD = 8 };
+enum { N_THREADS = 256, ASSIGNMENTS_AHEAD = 8 };
 
 /* recv[i] = x[send_token[first + i]]. Bytes moved: two times the rows. */
 template <typename V>
@@ -28,14 +28,14 @@ static __global__ void __launch_bounds__(N_THREADS)
 template <typename T, int N>
 static __device__ __forceinline__ void add_rows(float (&sum)[N], const T *base, int64_t dim,
                                                 const int32_t *index, int begin, int end) {
-    for (int j = begin; j < end; j += PICKS_AHEAD) {
-        vec<T, N> row[PICKS_AHEAD];
+    for (int j = begin; j < end; j += ASSIGNMENTS_AHEAD) {
+        vec<T, N> row[ASSIGNMENTS_AHEAD];
 #pragma unroll
-        for (int k = 0; k < PICKS_AHEAD; k++)
+        for (int k = 0; k < ASSIGNMENTS_AHEAD; k++)
             if (j + k < end)
                 row[k] = load_vec<T, N>(base + (int64_t)index[j + k] * dim);
 #pragma unroll
-        for (int k = 0; k < PICKS_AHEAD; k++) {
+        for (int k = 0; k < ASSIGNMENTS_AHEAD; k++) {
             if (j + k < end) {
                 float value[N];
                 unpack(row[k], value);
@@ -47,18 +47,18 @@ static __device__ __forceinline__ void add_rows(float (&sum)[N], const T *base, 
     }
 }
 
-/* The value of one send row at a column: a row that came home, or the sum of this rank's picks
+/* The value of one send row at a column: a row that came home, or the sum of this rank's assignments
  * rounded to the row type. */
 template <typename T, int N>
 static __device__ __forceinline__ void row_value(float (&value)[N], const xp_ep_cuda_plan &p,
                                                  int64_t dim, int row, const T *home, const T *y) {
     const int own = p.send_row_base[p.rank];
     if (y != nullptr && row >= own && row < p.send_row_base[p.rank + 1]) {
-        const int32_t *first = p.recv_pick + p.recv_row_base[p.rank] + (row - own);
+        const int32_t *first = p.recv_assignment + p.recv_row_base[p.rank] + (row - own);
 #pragma unroll
         for (int i = 0; i < N; i++)
             value[i] = 0;
-        add_rows<T, N>(value, y, dim, p.pick_pos, first[0], first[1]);
+        add_rows<T, N>(value, y, dim, p.assignment_pos, first[0], first[1]);
 #pragma unroll
         for (int i = 0; i < N; i++)
             value[i] = rounded<T>(value[i]);
@@ -112,12 +112,12 @@ static __global__ void weights_kernel(const xp_ep_cuda_plan p, int64_t round, co
     const int first_row = max(low, own), end_row = min(high, p.recv_row_base[p.rank + 1]);
     if (first_row >= end_row)
         return;
-    /* This rank's picks are in the same order as source and as expert rank. */
-    const int shift = p.send_pick_base[p.rank] - p.recv_pick_base[p.rank];
-    const int begin = p.recv_pick[first_row], end = p.recv_pick[end_row];
+    /* This rank's assignments are in the same order as source and as expert rank. */
+    const int shift = p.send_assignment_base[p.rank] - p.recv_assignment_base[p.rank];
+    const int begin = p.recv_assignment[first_row], end = p.recv_assignment[end_row];
     for (int i = begin + (int)(blockIdx.x * N_THREADS + threadIdx.x); i < end;
          i += (int)gridDim.x * N_THREADS)
-        d_topk_weight[p.pick_entry[i + shift]] = d_weight[p.pick_pos[i]];
+        d_topk_weight[p.assignment_entry[i + shift]] = d_weight[p.assignment_pos[i]];
 }
 
 static bool is_wide(const xp_ep_cuda_rows *rows, const void *a, const void *b) {

@@ -8,19 +8,19 @@ static __device__ __forceinline__ token_lists lists_of(const xp_ep_cuda_plan &p,
     return {p.token_first, p.token_row, p.send_row_base, fresh, fresh + p.n_ranks, round == 0};
 }
 
-/* The picks of one row, a lane each. */
-struct row_picks {
+/* The assignments of one row, a lane each. */
+struct row_assignments {
     int index, n;
 };
 
-/* sum (+)= the row's picks added up and rounded to the row type. */
+/* sum (+)= the row's assignments added up and rounded to the row type. */
 template <typename T, int N>
-static __device__ __forceinline__ void add_row_of_picks(float (&sum)[C][N], bool &any,
-                                                        const T *rows, int64_t dim, int64_t column,
-                                                        const row_picks &picks) {
+static __device__ __forceinline__ void
+add_row_of_assignments(float (&sum)[C][N], bool &any, const T *rows, int64_t dim, int64_t column,
+                       const row_assignments &assignments) {
     float value[C][N];
     bool some = false;
-    add_rows<T, N, C, AHEAD>(value, some, rows, dim, column, picks.index, 0, picks.n);
+    add_rows<T, N, C, AHEAD>(value, some, rows, dim, column, assignments.index, 0, assignments.n);
 #pragma unroll
     for (int c = 0; c < C; c++) {
         if (column + c * 32 * N >= dim)
@@ -50,12 +50,12 @@ static __global__ void __launch_bounds__(MOVE_THREADS)
         const bool is_own = from_y && lane_id() < list.n && list.row >= low && list.row < high;
         const unsigned owns = __ballot_sync(ALL_LANES, is_own);
         const int own = owns != 0 ? __ffs((int)owns) - 1 : list.n;
-        row_picks picks = {0, 0};
+        row_assignments assignments = {0, 0};
         if (own < list.n) {
             const int row = __shfl_sync(ALL_LANES, list.row, own) - low + p.recv_row_base[p.rank];
-            const int first = p.recv_pick[row];
-            picks.n = p.recv_pick[row + 1] - first;
-            picks.index = lane_id() < picks.n ? p.pick_pos[first + lane_id()] : 0;
+            const int first = p.recv_assignment[row];
+            assignments.n = p.recv_assignment[row + 1] - first;
+            assignments.index = lane_id() < assignments.n ? p.assignment_pos[first + lane_id()] : 0;
         }
         for (int64_t base = 0; base < dim; base += 32 * N * C) {
             const int64_t column = base + lane_id() * N;
@@ -64,7 +64,7 @@ static __global__ void __launch_bounds__(MOVE_THREADS)
             clear(sum);
             add_rows<T, N, C, AHEAD>(sum, any, home, dim, column, list.row, 0, own);
             if (own < list.n) {
-                add_row_of_picks<T, N>(sum, any, y, dim, column, picks);
+                add_row_of_assignments<T, N>(sum, any, y, dim, column, assignments);
                 add_rows<T, N, C, AHEAD>(sum, any, home, dim, column, list.row, own + 1, list.n);
             }
             store_sum<T, N, C>(out + t * dim, dim, column, sum);
@@ -72,10 +72,11 @@ static __global__ void __launch_bounds__(MOVE_THREADS)
     }
 }
 
-/* Rows are sums of the picks that came back, one row each. */
+/* Rows are sums of the assignments that came back, one row each. */
 template <typename T, int N>
 static __global__ void __launch_bounds__(MOVE_THREADS)
-    sum_picks_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t dim, const T *back, T *out) {
+    sum_assignments_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t dim, const T *back,
+                           T *out) {
     for (int64_t t = warp_id(); t < p.n_tokens; t += warp_count()) {
         const token_rows list = list_rows(lists_of(p, round), t);
         if (!list.fresh)
@@ -87,9 +88,10 @@ static __global__ void __launch_bounds__(MOVE_THREADS)
             clear(sum);
             for (int i = 0; i < list.n; i++) {
                 const int row = __shfl_sync(ALL_LANES, list.row, i);
-                const int first = p.send_pick[row];
-                const row_picks picks = {first + lane_id(), p.send_pick[row + 1] - first};
-                add_row_of_picks<T, N>(sum, any, back, dim, column, picks);
+                const int first = p.send_assignment[row];
+                const row_assignments assignments = {first + lane_id(),
+                                                     p.send_assignment[row + 1] - first};
+                add_row_of_assignments<T, N>(sum, any, back, dim, column, assignments);
             }
             store_sum<T, N, C>(out + t * dim, dim, column, sum);
         }
@@ -100,7 +102,7 @@ typedef struct sum_args {
     cudaStream_t stream;
     const xp_ep_cuda_plan *p;
     const xp_ep_cuda_rows *rows;
-    const void *home, *y; /* y NULL: home holds picks */
+    const void *home, *y; /* y NULL: home holds assignments */
     void *out;
 } sum_args;
 
@@ -110,7 +112,7 @@ template <typename T, int N> static void launch(const sum_args &a) {
         sum_arrived_kernel<T, N><<<n_blocks, MOVE_THREADS, 0, a.stream>>>(
             *a.p, a.rows->round, a.rows->dim, (const T *)a.home, (const T *)a.y, (T *)a.out);
     else
-        sum_picks_kernel<T, N><<<n_blocks, MOVE_THREADS, 0, a.stream>>>(
+        sum_assignments_kernel<T, N><<<n_blocks, MOVE_THREADS, 0, a.stream>>>(
             *a.p, a.rows->round, a.rows->dim, (const T *)a.home, (T *)a.out);
 }
 
@@ -135,7 +137,8 @@ xp_status xp_ep_cuda_sum_arrived(cudaStream_t stream, const xp_ep_cuda_plan *p,
     return sum({stream, p, rows, home, y, out});
 }
 
-xp_status xp_ep_cuda_sum_picks(cudaStream_t stream, const xp_ep_cuda_plan *p,
-                               const xp_ep_cuda_rows *rows, const void *picks, void *out) {
-    return sum({stream, p, rows, picks, NULL, out});
+xp_status xp_ep_cuda_sum_assignments(cudaStream_t stream, const xp_ep_cuda_plan *p,
+                                     const xp_ep_cuda_rows *rows, const void *assignments,
+                                     void *out) {
+    return sum({stream, p, rows, assignments, NULL, out});
 }

@@ -7,9 +7,9 @@
 typedef struct a2a_slot {
     xp_ep_mailbox box;
     char *
-        out; /* [max_send_picks, D] a row for each of this rank's picks, as sent and as come home */
-    char *in;            /* [P, D] a row for each pick of this rank's experts in the round */
-    int32_t *pick_token; /* [max_send_picks] */
+        out; /* [max_send_assignments, D] a row for each of this rank's assignments, as sent and as come home */
+    char *in; /* [P, D] a row for each assignment of this rank's experts in the round */
+    int32_t *assignment_token; /* [max_send_assignments] */
 } a2a_slot;
 
 typedef struct a2a_state {

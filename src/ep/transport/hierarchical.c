@@ -143,12 +143,12 @@ static xp_status share_blocks(const xp_ep_step *step, const int32_t *block) {
     return xp_ep_mailbox_share_blocks(step, &xp_ep_hier_slot(step)->box, block);
 }
 
-static void aim_picks(const xp_ep_step *step, xp_ep_pick **targets) {
-    xp_ep_mailbox_aim_picks(step, &xp_ep_hier_slot(step)->box, targets);
+static void aim_assignments(const xp_ep_step *step, xp_ep_assignment **targets) {
+    xp_ep_mailbox_aim_assignments(step, &xp_ep_hier_slot(step)->box, targets);
 }
 
-static xp_status share_picks(const xp_ep_step *step, const xp_ep_pick **picks) {
-    return xp_ep_mailbox_share_picks(step, &xp_ep_hier_slot(step)->box, picks);
+static xp_status share_assignments(const xp_ep_step *step, const xp_ep_assignment **assignments) {
+    return xp_ep_mailbox_share_assignments(step, &xp_ep_hier_slot(step)->box, assignments);
 }
 
 /* The host's plan is all there: the lists follow from it. */
@@ -263,7 +263,8 @@ xp_status xp_ep_hier_dispatch(const xp_ep_step *step, const xp_ep_hier_moves *mo
 }
 
 /* First-level sums of this rank's recv rows into `rows`. */
-static xp_status sum_picks(const xp_ep_step *step, const xp_ep_hier_moves *moves, const void *y) {
+static xp_status sum_assignments(const xp_ep_step *step, const xp_ep_hier_moves *moves,
+                                 const void *y) {
     const xp_ep_relay_grid *grid = &((const hier_state *)step->group->state)->grid;
     const xp_ep_plan *plan = step->plan;
     const xp_ep_shape *s = &step->group->shape;
@@ -272,14 +273,14 @@ static xp_status sum_picks(const xp_ep_step *step, const xp_ep_hier_moves *moves
         for (int node = 0; node < grid->n_nodes; node++) {
             const int source = grid->rank_at[node * grid->n_places + place];
             const xp_ep_span rows = xp_ep_relay_recv(&plan->relay->plan, source, step->round);
-            XP_TRY(
-                moves->reduce_rows(step, &(xp_ep_reduce_args){.n_rows = rows.n,
-                                                              .dim = s->dim,
-                                                              .dtype = s->dtype,
-                                                              .y = y,
-                                                              .first = plan->recv_pick + rows.first,
-                                                              .pos = plan->pick_pos,
-                                                              .dst = to}));
+            XP_TRY(moves->reduce_rows(
+                step, &(xp_ep_reduce_args){.n_rows = rows.n,
+                                           .dim = s->dim,
+                                           .dtype = s->dtype,
+                                           .y = y,
+                                           .first = plan->recv_assignment + rows.first,
+                                           .pos = plan->assignment_pos,
+                                           .dst = to}));
             to += (size_t)rows.n * s->row_bytes;
         }
     }
@@ -325,7 +326,7 @@ static xp_status sum_nodes(const xp_ep_step *step, const xp_ep_hier_moves *moves
 
 xp_status xp_ep_hier_bring_home(const xp_ep_step *step, const xp_ep_hier_moves *moves,
                                 const xp_ep_home *home) {
-    XP_TRY(sum_picks(step, moves, home->y));
+    XP_TRY(sum_assignments(step, moves, home->y));
     XP_TRY(cross_places(step, moves, true));
     XP_TRY(sum_node(step, moves));
     /* Rows of earlier rounds lie at other places of `out` and are still there for the sum. */
@@ -370,8 +371,8 @@ const xp_ep_transport_ops xp_ep_hierarchical_ops = {
     .create = create,
     .destroy = destroy,
     .share_blocks = share_blocks,
-    .aim_picks = aim_picks,
-    .share_picks = share_picks,
+    .aim_assignments = aim_assignments,
+    .share_assignments = share_assignments,
     .finish_plan = finish_plan,
     .dispatch = dispatch,
     .bring_home = bring_home,

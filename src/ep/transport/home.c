@@ -1,7 +1,7 @@
 /* What every transport does at the two ends of bringing rows home. */
 #include "ep/transport/transport.h"
 
-void xp_ep_sum_home(const xp_ep_step *step, const void *rows, const int32_t *row_picks,
+void xp_ep_sum_home(const xp_ep_step *step, const void *rows, const int32_t *row_assignments,
                     const xp_ep_expert_rows *near, void *out) {
     const xp_ep_group *group = step->group;
     const xp_ep_plan *plan = step->plan;
@@ -20,24 +20,26 @@ void xp_ep_sum_home(const xp_ep_step *step, const void *rows, const int32_t *row
                                                .n_dests = s->n_ranks,
                                                .write_all = step->round == 0,
                                                .rows = rows,
-                                               .row_picks = row_picks,
+                                               .row_assignments = row_assignments,
                                                .near = near,
                                                .out = out});
 }
 
 xp_ep_expert_rows xp_ep_expert_rows_for(const xp_ep_step *step, int source, const void *y) {
     const xp_ep_plan *plan = step->plan;
-    return (xp_ep_expert_rows){
-        .y = y, .first = plan->recv_pick + plan->recv_row_base[source], .pos = plan->pick_pos};
+    return (xp_ep_expert_rows){.y = y,
+                               .first = plan->recv_assignment + plan->recv_row_base[source],
+                               .pos = plan->assignment_pos};
 }
 
-void xp_ep_place_weights(const xp_ep_step *step, xp_ep_span picks, const float *values,
+void xp_ep_place_weights(const xp_ep_step *step, xp_ep_span assignments, const float *values,
                          float *d_topk_weight) {
-    step->group->kernels->move(step->stream,
-                               &(xp_ep_move_args){.n = picks.n,
-                                                  .dst = d_topk_weight,
-                                                  .dst_index = step->plan->pick_entry + picks.first,
-                                                  .src = values});
+    step->group->kernels->move(
+        step->stream,
+        &(xp_ep_move_args){.n = assignments.n,
+                           .dst = d_topk_weight,
+                           .dst_index = step->plan->assignment_entry + assignments.first,
+                           .src = values});
 }
 
 xp_ep_reduce_args xp_ep_partial_rows(const xp_ep_step *step, int source, const void *y, void *dst) {
@@ -48,7 +50,7 @@ xp_ep_reduce_args xp_ep_partial_rows(const xp_ep_step *step, int source, const v
                                .dim = s->dim,
                                .dtype = s->dtype,
                                .y = y,
-                               .first = plan->recv_pick + rows.first,
-                               .pos = plan->pick_pos,
+                               .first = plan->recv_assignment + rows.first,
+                               .pos = plan->assignment_pos,
                                .dst = dst};
 }

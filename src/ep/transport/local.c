@@ -3,16 +3,17 @@
 #include "ep/transport/transport.h"
 
 typedef struct local_state {
-    xp_ep_pick **picks; /* [n_slots] */
+    xp_ep_assignment **assignments; /* [n_slots] */
     void *memory;
 } local_state;
 
-static size_t carve(const xp_ep_shape *shape, char *base, xp_ep_pick **picks) {
+static size_t carve(const xp_ep_shape *shape, char *base, xp_ep_assignment **assignments) {
     xp_ep_carver carver = {.base = base};
     for (int i = 0; i < shape->n_slots; i++) {
-        void *at = xp_ep_carve(&carver, (size_t)shape->max_send_picks * sizeof(xp_ep_pick));
-        if (picks)
-            picks[i] = at;
+        void *at =
+            xp_ep_carve(&carver, (size_t)shape->max_send_assignments * sizeof(xp_ep_assignment));
+        if (assignments)
+            assignments[i] = at;
     }
     return carver.used;
 }
@@ -26,11 +27,11 @@ static xp_status create(xp_ep_group *group) {
     local_state *state = calloc(1, sizeof *state);
     group->state = state;
     if (state)
-        state->picks = calloc((size_t)group->shape.n_slots, sizeof *state->picks);
-    if (!state || !state->picks)
+        state->assignments = calloc((size_t)group->shape.n_slots, sizeof *state->assignments);
+    if (!state || !state->assignments)
         return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
     XP_TRY(xp_device_alloc(group->device, carve(&group->shape, NULL, NULL), "ep", &state->memory));
-    carve(&group->shape, state->memory, state->picks);
+    carve(&group->shape, state->memory, state->assignments);
     return XP_OK;
 }
 
@@ -39,7 +40,7 @@ static void destroy(xp_ep_group *group) {
     if (!state)
         return;
     xp_device_free(group->device, state->memory);
-    free(state->picks);
+    free(state->assignments);
     free(state);
 }
 
@@ -49,14 +50,14 @@ static xp_status share_blocks(const xp_ep_step *step, const int32_t *block) {
     return XP_OK;
 }
 
-static void aim_picks(const xp_ep_step *step, xp_ep_pick **targets) {
+static void aim_assignments(const xp_ep_step *step, xp_ep_assignment **targets) {
     const local_state *state = step->group->state;
-    targets[0] = state->picks[step->plan->slot];
+    targets[0] = state->assignments[step->plan->slot];
 }
 
-static xp_status share_picks(const xp_ep_step *step, const xp_ep_pick **picks) {
+static xp_status share_assignments(const xp_ep_step *step, const xp_ep_assignment **assignments) {
     const local_state *state = step->group->state;
-    *picks = state->picks[step->plan->slot];
+    *assignments = state->assignments[step->plan->slot];
     return XP_OK;
 }
 
@@ -89,13 +90,14 @@ static xp_status bring_home(const xp_ep_step *step, const xp_ep_home *home) {
         xp_ep_sum_home(step, NULL, NULL, &near, home->out);
     xp_ep_add(&step->group->totals.bytes_kept, own.n_rows * (int64_t)group->shape.row_bytes);
     if (home->d_topk_weight && home->d_weight) {
-        xp_ep_span picks = xp_ep_plan_recv_picks(plan, 0, step->round);
-        group->kernels->move(step->stream,
-                             &(xp_ep_move_args){.n = picks.n,
-                                                .dst = home->d_topk_weight,
-                                                .dst_index = plan->pick_entry + picks.first,
-                                                .src = home->d_weight,
-                                                .src_index = plan->pick_pos + picks.first});
+        xp_ep_span assignments = xp_ep_plan_recv_assignments(plan, 0, step->round);
+        group->kernels->move(
+            step->stream,
+            &(xp_ep_move_args){.n = assignments.n,
+                               .dst = home->d_topk_weight,
+                               .dst_index = plan->assignment_entry + assignments.first,
+                               .src = home->d_weight,
+                               .src_index = plan->assignment_pos + assignments.first});
     }
     return XP_OK;
 }
@@ -106,8 +108,8 @@ const xp_ep_transport_ops xp_ep_local_ops = {
     .create = create,
     .destroy = destroy,
     .share_blocks = share_blocks,
-    .aim_picks = aim_picks,
-    .share_picks = share_picks,
+    .aim_assignments = aim_assignments,
+    .share_assignments = share_assignments,
     .dispatch = dispatch,
     .bring_home = bring_home,
 };

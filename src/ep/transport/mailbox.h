@@ -1,4 +1,4 @@
-/** Counts, picks and gradients of weights over collectives: what the a2a and the hierarchical
+/** Counts, assignments and gradients of weights over collectives: what the a2a and the hierarchical
  * transport have in common. */
 #ifndef XP_EP_TRANSPORT_MAILBOX_H
 #define XP_EP_TRANSPORT_MAILBOX_H
@@ -10,10 +10,10 @@
  * same time. */
 typedef struct xp_ep_mailbox {
     xp_comm *comm;
-    xp_ep_pick *picks_out;   /* [max_send_picks] */
-    xp_ep_pick *picks_in;    /* [max_recv_picks] */
-    float *weights_out;      /* [P] */
-    float *weights_in;       /* [max_send_picks] */
+    xp_ep_assignment *assignments_out; /* [max_send_assignments] */
+    xp_ep_assignment *assignments_in;  /* [max_recv_assignments] */
+    float *weights_out;                /* [P] */
+    float *weights_in;                 /* [max_send_assignments] */
     xp_ep_exchange exchange; /* [R] the one being made; on GPUs the device's state has it */
 } xp_ep_mailbox;
 
@@ -25,10 +25,10 @@ void xp_ep_mailbox_close(xp_ep_mailbox *box);
 /** The transport functions of the same names. */
 xp_status xp_ep_mailbox_share_blocks(const xp_ep_step *step, const xp_ep_mailbox *box,
                                      const int32_t *block);
-void xp_ep_mailbox_aim_picks(const xp_ep_step *step, const xp_ep_mailbox *box,
-                             xp_ep_pick **targets);
-xp_status xp_ep_mailbox_share_picks(const xp_ep_step *step, const xp_ep_mailbox *box,
-                                    const xp_ep_pick **picks);
+void xp_ep_mailbox_aim_assignments(const xp_ep_step *step, const xp_ep_mailbox *box,
+                                   xp_ep_assignment **targets);
+xp_status xp_ep_mailbox_share_assignments(const xp_ep_step *step, const xp_ep_mailbox *box,
+                                          const xp_ep_assignment **assignments);
 /** Gradients of weights to their sources and into d_topk_weight; nothing when home has none. */
 xp_status xp_ep_mailbox_weights(const xp_ep_step *step, const xp_ep_mailbox *box,
                                 const xp_ep_home *home);

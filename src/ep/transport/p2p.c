@@ -20,8 +20,8 @@ static size_t carve(const xp_ep_shape *s, bool direct, char *base, p2p_area *are
         .near = xp_ep_carve(&c, n_ranks * sizeof(xp_ep_expert_rows)),
         .blocks = xp_ep_carve(&c, n_ranks * (size_t)s->block_ints * sizeof(int32_t)),
         .starts = xp_ep_carve(&c, n_ranks * (size_t)s->max_rounds * sizeof(int32_t)),
-        .picks = xp_ep_carve(&c, (size_t)s->max_recv_picks * sizeof(xp_ep_pick)),
-        .weights = xp_ep_carve(&c, (size_t)s->max_send_picks * sizeof(float)),
+        .assignments = xp_ep_carve(&c, (size_t)s->max_recv_assignments * sizeof(xp_ep_assignment)),
+        .weights = xp_ep_carve(&c, (size_t)s->max_send_assignments * sizeof(float)),
         .home = xp_ep_carve(&c, (size_t)s->max_send_rows * s->row_bytes),
         .recv = direct ? NULL : xp_ep_carve(&c, (size_t)s->recv_capacity * s->row_bytes),
     };
@@ -103,19 +103,19 @@ static xp_status share_blocks(const xp_ep_step *step, const int32_t *block) {
 /* Meet once more: a rank that went on to its next plan would overwrite counts that others still
  * read. */
 static xp_status refuse(const xp_ep_step *step) {
-    post_all(step, P2P_PICKS);
-    return wait_all(step, P2P_PICKS);
+    post_all(step, P2P_ASSIGNMENTS);
+    return wait_all(step, P2P_ASSIGNMENTS);
 }
 
-static void aim_picks(const xp_ep_step *step, xp_ep_pick **targets) {
+static void aim_assignments(const xp_ep_step *step, xp_ep_assignment **targets) {
     for (int d = 0; d < step->group->shape.n_ranks; d++)
-        targets[d] = xp_ep_p2p_area(step, d)->picks + step->plan->dest_pick_base[d];
+        targets[d] = xp_ep_p2p_area(step, d)->assignments + step->plan->dest_assignment_base[d];
 }
 
-static xp_status share_picks(const xp_ep_step *step, const xp_ep_pick **picks) {
-    post_all(step, P2P_PICKS);
-    XP_TRY(wait_all(step, P2P_PICKS));
-    *picks = xp_ep_p2p_area(step, step->group->rank)->picks;
+static xp_status share_assignments(const xp_ep_step *step, const xp_ep_assignment **assignments) {
+    post_all(step, P2P_ASSIGNMENTS);
+    XP_TRY(wait_all(step, P2P_ASSIGNMENTS));
+    *assignments = xp_ep_p2p_area(step, step->group->rank)->assignments;
     return XP_OK;
 }
 
@@ -227,14 +227,16 @@ static void push_sums(const xp_ep_step *step, int source, const xp_ep_home *home
 /* Gradients of the weights of those rows. */
 static void push_weights(const xp_ep_step *step, int source, const xp_ep_home *home) {
     const xp_ep_plan *plan = step->plan;
-    xp_ep_span picks = xp_ep_plan_recv_picks(plan, source, step->round);
-    int64_t first = plan->source_pick_base[source] + (picks.first - plan->recv_pick_base[source]);
+    xp_ep_span assignments = xp_ep_plan_recv_assignments(plan, source, step->round);
+    int64_t first = plan->source_assignment_base[source] +
+                    (assignments.first - plan->recv_assignment_base[source]);
     if (home->d_weight)
         step->group->kernels->move(
-            step->stream, &(xp_ep_move_args){.n = picks.n,
-                                             .dst = xp_ep_p2p_area(step, source)->weights + first,
-                                             .src = home->d_weight,
-                                             .src_index = plan->pick_pos + picks.first});
+            step->stream,
+            &(xp_ep_move_args){.n = assignments.n,
+                               .dst = xp_ep_p2p_area(step, source)->weights + first,
+                               .src = home->d_weight,
+                               .src_index = plan->assignment_pos + assignments.first});
 }
 
 /* All that this rank's experts have for the other ranks, and what its own window needs. */
@@ -293,8 +295,9 @@ static xp_status read_in_place(const xp_ep_step *step, const xp_ep_home *home) {
         int peer = peer_at(group, i);
         XP_TRY(xp_ep_p2p_wait(step, peer, P2P_READY));
         push_weights(step, peer, home);
-        xp_ep_span picks = xp_ep_plan_recv_picks(step->plan, peer, step->round);
-        count_bytes(step, peer, picks.n * (int64_t)group->shape.row_bytes); /* that it reads */
+        xp_ep_span assignments = xp_ep_plan_recv_assignments(step->plan, peer, step->round);
+        count_bytes(step, peer,
+                    assignments.n * (int64_t)group->shape.row_bytes); /* that it reads */
     }
     XP_TRY(lock_peers(step));
     xp_ep_sum_home(step, NULL, NULL, xp_ep_p2p_area(step, me)->near, home->out);
@@ -305,7 +308,7 @@ static xp_status read_in_place(const xp_ep_step *step, const xp_ep_home *home) {
 
 /*
  * Every rank adds up its own tokens' rows where the experts left them, so the work goes by tokens
- * and not by picks: with sums made by the experts' ranks, the rank whose experts everybody picks
+ * and not by assignments: with sums made by the experts' ranks, the rank whose experts everybody assignments
  * would do nearly all of the adding while the others wait.
  */
 static xp_status add_in_place(const xp_ep_step *step, const xp_ep_home *home) {
@@ -326,8 +329,9 @@ static xp_status bring_home(const xp_ep_step *step, const xp_ep_home *home) {
     XP_TRY(in_place ? add_in_place(step, home) : add_pushed(step, home));
     const p2p_area *mine = xp_ep_p2p_area(step, group->rank);
     for (int d = 0; d < group->shape.n_ranks && home->d_topk_weight; d++) {
-        xp_ep_span picks = xp_ep_plan_send_picks(plan, d, step->round);
-        xp_ep_place_weights(step, picks, mine->weights + picks.first, home->d_topk_weight);
+        xp_ep_span assignments = xp_ep_plan_send_assignments(plan, d, step->round);
+        xp_ep_place_weights(step, assignments, mine->weights + assignments.first,
+                            home->d_topk_weight);
     }
     return XP_OK;
 }
@@ -339,8 +343,8 @@ const xp_ep_transport_ops xp_ep_p2p_ops = {
     .destroy = destroy,
     .share_blocks = share_blocks,
     .refuse = refuse,
-    .aim_picks = aim_picks,
-    .share_picks = share_picks,
+    .aim_assignments = aim_assignments,
+    .share_assignments = share_assignments,
     .finish_plan = finish_plan,
     .dispatch = dispatch,
     .bring_home = bring_home,

@@ -1,6 +1,6 @@
 /**
  * The p2p transport's memory and signals. Every rank's window holds, for each slot, what its peers
- * write there: flags, their counts, their picks, rows that come home, and (between processes) rows
+ * write there: flags, their counts, their assignments, rows that come home, and (between processes) rows
  * that arrive.
  *
  * A call on a slot has an epoch, the same on all ranks because all make the same calls in the same
@@ -15,11 +15,11 @@
 #include "ep/transport/transport.h"
 
 typedef enum p2p_point {
-    P2P_COUNTS = 0, /* the peer's block is in my window */
-    P2P_PICKS,      /* its picks are */
-    P2P_STARTS,     /* where its rounds start is */
-    P2P_READY,      /* the peer's rows may be written, or its expert rows read, now */
-    P2P_DATA,       /* the peer has written mine, and read mine */
+    P2P_COUNTS = 0,  /* the peer's block is in my window */
+    P2P_ASSIGNMENTS, /* its assignments are */
+    P2P_STARTS,      /* where its rounds start is */
+    P2P_READY,       /* the peer's rows may be written, or its expert rows read, now */
+    P2P_DATA,        /* the peer has written mine, and read mine */
     P2P_BUSY, /* not an epoch: 1 while the peer uses memory of mine that is not the window's */
     P2P_N_POINTS
 } p2p_point;
@@ -31,15 +31,15 @@ typedef struct p2p_flag {
 /** One slot of one rank's window, as this process addresses it. */
 typedef struct p2p_area {
     xp_bell *bell;
-    p2p_flag *flags;         /* [P2P_N_POINTS, R] */
-    void **recv_at;          /* [R] threads: where rank d wants its rows, written by d */
-    xp_ep_expert_rows *near; /* [R] threads: rank d's expert rows for me, written by d */
-    int32_t *blocks;         /* [R, block_ints] */
-    int32_t *starts;         /* [R, max_rounds] */
-    xp_ep_pick *picks;       /* [max_recv_picks] */
-    float *weights;          /* [max_send_picks] gradients of weights on their way home */
-    char *home;              /* [max_send_rows, D] first-level sums on their way home */
-    char *recv;              /* [recv_capacity, D]; processes only */
+    p2p_flag *flags;               /* [P2P_N_POINTS, R] */
+    void **recv_at;                /* [R] threads: where rank d wants its rows, written by d */
+    xp_ep_expert_rows *near;       /* [R] threads: rank d's expert rows for me, written by d */
+    int32_t *blocks;               /* [R, block_ints] */
+    int32_t *starts;               /* [R, max_rounds] */
+    xp_ep_assignment *assignments; /* [max_recv_assignments] */
+    float *weights; /* [max_send_assignments] gradients of weights on their way home */
+    char *home;     /* [max_send_rows, D] first-level sums on their way home */
+    char *recv;     /* [recv_capacity, D]; processes only */
 } p2p_area;
 
 typedef struct p2p_state {

@@ -9,8 +9,12 @@
 #define LOOK_AROUND_S 0.01
 
 static const char *const point_names[P2P_N_POINTS] = {
-    [P2P_COUNTS] = "counts", [P2P_PICKS] = "picks", [P2P_STARTS] = "starts of rounds",
-    [P2P_READY] = "ready",   [P2P_DATA] = "rows",   [P2P_BUSY] = "end of use",
+    [P2P_COUNTS] = "counts",
+    [P2P_ASSIGNMENTS] = "assignments",
+    [P2P_STARTS] = "starts of rounds",
+    [P2P_READY] = "ready",
+    [P2P_DATA] = "rows",
+    [P2P_BUSY] = "end of use",
 };
 
 const char *xp_ep_p2p_point_name(p2p_point point) {

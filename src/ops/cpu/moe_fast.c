@@ -48,11 +48,11 @@ static void route_token(const router_job *j, int64_t t, int64_t *keys) {
     int32_t *idx = args->topk_idx + t * args->top_k;
     float *weight = args->topk_weight + t * args->top_k;
     if (args->forced == NULL)
-        j->kernels->pick_keys(scores, args->bias, args->n_experts, keys);
+        j->kernels->topk_keys(scores, args->bias, args->n_experts, keys);
     float sum = 0;
     for (int k = 0; k < args->top_k; k++) {
         idx[k] = args->forced ? args->forced[t * args->top_k + k]
-                              : j->kernels->pick(keys, args->n_experts);
+                              : j->kernels->select(keys, args->n_experts);
         weight[k] = scores[idx[k]];
         sum += weight[k];
     }
@@ -82,7 +82,7 @@ static xp_status router_forward(xp_stream *stream, const xp_router_args *args) {
 }
 
 /**
- * Formulas: reference_moe.c. A token's own terms are K picks; all other experts get -scores * inner
+ * Formulas: reference_moe.c. A token's own terms are K assignments; all other experts get -scores * inner
  * (softmax), the density's and the z-loss's share.
  */
 static void route_token_backward(const xp_router_backward_args *args, int64_t t, float *d_scores) {
@@ -92,7 +92,7 @@ static void route_token_backward(const xp_router_backward_args *args, int64_t t,
     const float *d_weight = args->d_topk_weight + t * args->top_k;
     float *d_logits = args->dlogits + t * n_experts;
 
-    /* The few terms of the picks in fp64: what cancels in theory (one normalised pick) then cancels
+    /* The few terms of the assignments in fp64: what cancels in theory (one normalised assignment) then cancels
      * here. */
     double sum = 1e-20;
     double dot = 0;

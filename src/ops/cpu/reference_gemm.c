@@ -108,7 +108,7 @@ static const int32_t *from_row(const int32_t *gather, int64_t row) {
     return gather ? gather + row : NULL;
 }
 
-/** Stored row 0 of a view that starts at pick row `row`: with a gather list the list moves, without
+/** Stored row 0 of a view that starts at assignment row `row`: with a gather list the list moves, without
  * one the matrix does. */
 static view rows_from(const void *data, xp_dtype dtype, int64_t ld, const int32_t *gather,
                       int64_t row) {

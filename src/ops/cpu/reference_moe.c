@@ -27,21 +27,21 @@ static void score(const xp_router_args *args, const float *logits, double lse, f
     }
 }
 
-static bool was_picked(const int32_t *picked, int n, int e) {
+static bool was_selected(const int32_t *selected, int n, int e) {
     for (int k = 0; k < n; k++)
-        if (picked[k] == e)
+        if (selected[k] == e)
             return true;
     return false;
 }
 
-/** The expert with the largest biased score that is not among the first n picks; the lower id wins
+/** The expert with the largest biased score that is not among the first n assignments; the lower id wins
  * a tie, NaN loses. */
-static int best_expert(const xp_router_args *args, const float *scores, const int32_t *picked,
+static int best_expert(const xp_router_args *args, const float *scores, const int32_t *selected,
                        int n) {
     int best = -1;
     float best_score = NAN;
     for (int e = 0; e < args->n_experts; e++) {
-        if (was_picked(picked, n, e))
+        if (was_selected(selected, n, e))
             continue;
         float biased = args->bias ? scores[e] + args->bias[e] : scores[e];
         if (best < 0 || biased > best_score || (isnan(best_score) && !isnan(biased))) {
@@ -84,7 +84,7 @@ static xp_status router_forward(xp_stream *stream, const xp_router_args *args) {
 }
 
 /**
- * The gradient of the k-th weight is (w_k = route_scale * s_k / S, S = sum of picked s + 1e-20,
+ * The gradient of the k-th weight is (w_k = route_scale * s_k / S, S = sum of selected s + 1e-20,
  * when normalised): d s_k = route_scale * (dw_k - sum_j dw_j s_j / S) / S
  */
 static double score_gradient(const xp_router_backward_args *args, const float *d_weight, int k,
@@ -114,7 +114,7 @@ static void route_token_backward(const xp_router_backward_args *args, int64_t t)
     float *d_logits = args->dlogits + t * args->n_experts;
 
     double sum = 1e-20;
-    double dot = 0; /* sum over picks of dw * s */
+    double dot = 0; /* sum over assignments of dw * s */
     for (int k = 0; k < args->top_k; k++) {
         sum += (double)scores[idx[k]];
         dot += (double)d_weight[k] * (double)scores[idx[k]];

@@ -8,11 +8,11 @@ static int64_t count_valid(const int32_t *targets, int64_t n) {
     return valid;
 }
 
-static int64_t count_picks(const int32_t *ids, int64_t n, int expert) {
-    int64_t picks = 0;
+static int64_t count_assignments(const int32_t *ids, int64_t n, int expert) {
+    int64_t assignments = 0;
     for (int64_t i = 0; i < n; i++)
-        picks += ids[i] == expert;
-    return picks;
+        assignments += ids[i] == expert;
+    return assignments;
 }
 
 /* One sequence: fills its row of the density and returns its part of the loss. */
@@ -24,8 +24,9 @@ static double sequence_aux(const xp_router_losses_args *args, int64_t s) {
                     (double)count_valid(args->targets + first, n);
     double loss = 0;
     for (int e = 0; e < args->n_experts; e++) {
-        double picked = (double)count_picks(ids, n * args->top_k, e);
-        double density = weight * args->n_experts * picked / (double)(n * args->top_k) / (double)n;
+        double selected = (double)count_assignments(ids, n * args->top_k, e);
+        double density =
+            weight * args->n_experts * selected / (double)(n * args->top_k) / (double)n;
         double sum = 0;
         for (int64_t t = 0; t < n; t++)
             sum += (double)scores[t * args->n_experts + e];

@@ -56,7 +56,7 @@ static void row_sigmoid(const float *x, int64_t n, float *out) {
         v_store_part(out + i, n - i, v_sigmoid(v_load_part(x + i, n - i, 0)));
 }
 
-/* ---- picks --------------------------------------------------------------------------------------
+/* ---- assignments --------------------------------------------------------------------------------------
  */
 
 /** An integer that orders as the float does, NaN first. */
@@ -68,14 +68,14 @@ static int32_t float_order(float x) {
     return normal == normal ? order : INT32_MIN + 1;
 }
 
-static void row_pick_keys(const float *scores, const float *bias, int n, int64_t *keys) {
+static void row_topk_keys(const float *scores, const float *bias, int n, int64_t *keys) {
     for (int i = 0; i < n; i++) {
         float biased = bias ? scores[i] + bias[i] : scores[i];
         keys[i] = (int64_t)float_order(biased) * (INT64_C(1) << 32) + (INT32_MAX - i);
     }
 }
 
-static int32_t row_pick(int64_t *keys, int n) {
+static int32_t row_select(int64_t *keys, int n) {
     int64_t largest = INT64_MIN;
     for (int i = 0; i < n; i++)
         largest = keys[i] > largest ? keys[i] : largest;
@@ -238,8 +238,8 @@ const xp_row_kernels xp_row_kernels_avx2 = {
     .exp_sum = row_exp_sum,
     .scale = row_scale,
     .sigmoid = row_sigmoid,
-    .pick_keys = row_pick_keys,
-    .pick = row_pick,
+    .topk_keys = row_topk_keys,
+    .select = row_select,
     .silu = row_silu,
     .silu_backward = row_silu_backward,
     .sum = row_sum,

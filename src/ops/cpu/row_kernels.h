@@ -37,9 +37,9 @@ typedef struct xp_row_kernels {
      * keys[i] orders (scores[i] + bias[i], -i): the largest key is the largest biased score, of
      * equal ones the first; NaN below everything. bias may be NULL.
      */
-    void (*pick_keys)(const float *scores, const float *bias, int n, int64_t *keys);
+    void (*topk_keys)(const float *scores, const float *bias, int n, int64_t *keys);
     /** Index of the largest key, which is taken out: INT64_MIN. */
-    int32_t (*pick)(int64_t *keys, int n);
+    int32_t (*select)(int64_t *keys, int n);
     /** h = silu(a) * b * p */
     void (*silu)(const float *a, const float *b, float p, int64_t n, float *h);
     /** @return sum over the row of dh * silu(a) * b */

@@ -1,4 +1,4 @@
-/* How often each expert was picked. Sums of integers: atomics give the same result in any order. */
+/* How often each expert was selected. Sums of integers: atomics give the same result in any order. */
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
 

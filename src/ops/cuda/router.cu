@@ -1,7 +1,7 @@
 /*
  * Router: scores, the K largest, their weights; and the gradient. One warp a token; lane l owns
  * experts l, l + 32, ... The arithmetic is fp64 like the plain code's: a few operations a score,
- * and which experts are picked then does not depend on the device.
+ * and which experts are selected then does not depend on the device.
  */
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
@@ -73,14 +73,14 @@ template <int V> __global__ void __launch_bounds__(THREADS) forward(xp_router_ar
         scores[e] = x[i];
         biased[i] = args.bias != NULL ? x[i] + args.bias[e] : x[i];
     }
-    unsigned picked = 0; /* bit i: expert lane + 32 i */
+    unsigned selected = 0; /* bit i: expert lane + 32 i */
     for (int k = 0; args.forced == NULL && k < args.top_k; k++) {
         float best = NAN;
         int best_id = INT_MAX;
 #pragma unroll
         for (int i = 0; i < V; i++) {
             const int e = lane + 32 * i;
-            if (e < n && (picked >> i & 1) == 0 && is_better(biased[i], e, best, best_id)) {
+            if (e < n && (selected >> i & 1) == 0 && is_better(biased[i], e, best, best_id)) {
                 best = biased[i];
                 best_id = e;
             }
@@ -94,23 +94,23 @@ template <int V> __global__ void __launch_bounds__(THREADS) forward(xp_router_ar
             }
         }
         if (best_id % 32 == lane)
-            picked |= 1u << (best_id / 32);
+            selected |= 1u << (best_id / 32);
         if (lane == 0)
             idx[k] = best_id;
     }
     for (int k = lane; args.forced != NULL && k < args.top_k; k += 32)
         idx[k] = args.forced[t * args.top_k + k];
     __syncwarp(); /* scores and idx of all lanes */
-    double scale = (double)args.route_scale, of_picks = 0;
+    double scale = (double)args.route_scale, of_assignments = 0;
     for (int k = 0; k < args.top_k; k++)
-        of_picks += (double)scores[idx[k]];
+        of_assignments += (double)scores[idx[k]];
     if (args.route_norm)
-        scale /= of_picks + 1e-20;
+        scale /= of_assignments + 1e-20;
     for (int k = lane; k < args.top_k; k += 32)
         args.topk_weight[t * args.top_k + k] = (float)((double)scores[idx[k]] * scale);
 }
 
-/* d s_k of the k-th pick; see the plain code. */
+/* d s_k of the k-th assignment; see the plain code. */
 static __device__ __forceinline__ double score_gradient(const xp_router_backward_args &args,
                                                         double d_weight, double sum, double dot) {
     const double scale = (double)args.route_scale;

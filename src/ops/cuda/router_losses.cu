@@ -16,20 +16,21 @@ static __device__ double valid_tokens(const int32_t *targets, int64_t n, double 
     return block_sum(valid, partial);
 }
 
-/* Block (s, tile of TILE experts): counts the picks of its experts in sequence s. */
+/* Block (s, tile of TILE experts): counts the assignments of its experts in sequence s. */
 __global__ void __launch_bounds__(THREADS) density(xp_router_losses_args args) {
     __shared__ double partial[THREADS / 32];
-    __shared__ int picks[TILE];
+    __shared__ int assignments[TILE];
     const int64_t s = blockIdx.x, n = args.seq_len;
     const int first = (int)blockIdx.y * TILE;
     if (threadIdx.x < TILE)
-        picks[threadIdx.x] = 0;
-    const double valid = valid_tokens(args.targets + s * n, n, partial); /* its barriers: picks */
+        assignments[threadIdx.x] = 0;
+    const double valid =
+        valid_tokens(args.targets + s * n, n, partial); /* its barriers: assignments */
     const int32_t *ids = args.topk_idx + s * n * args.top_k;
     for (int64_t i = threadIdx.x; i < n * args.top_k; i += THREADS) {
         const int e = ids[i] - first;
         if (e >= 0 && e < TILE)
-            atomicAdd(&picks[e], 1); /* integers: the same in any order */
+            atomicAdd(&assignments[e], 1); /* integers: the same in any order */
     }
     __syncthreads();
     const int e = first + (int)threadIdx.x;
@@ -37,8 +38,8 @@ __global__ void __launch_bounds__(THREADS) density(xp_router_losses_args args) {
         return;
     const double weight = (double)args.aux_coeff * (double)args.loss_scale * valid;
     args.aux_density[s * args.n_experts + e] =
-        (float)(weight * args.n_experts * (double)picks[threadIdx.x] / (double)(n * args.top_k) /
-                (double)n);
+        (float)(weight * args.n_experts * (double)assignments[threadIdx.x] /
+                (double)(n * args.top_k) / (double)n);
 }
 
 /* lse = 0 where the token is not valid. */

@@ -1,4 +1,4 @@
-/* h = silu(a) * b * p over pick rows, and its backward with dp: one pass over memory each. */
+/* h = silu(a) * b * p over assignment rows, and its backward with dp: one pass over memory each. */
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/reduce.cuh"

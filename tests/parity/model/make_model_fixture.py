@@ -112,15 +112,15 @@ def moe(c, w, p, x, bias):
     """[S, D] of one sequence -> output, auxiliary loss (without coefficient), squared lse per token."""
     logits = x @ w[p + "gate.weight"].T
     scores = logits.softmax(-1) if c.score == "softmax" else logits.sigmoid()
-    picks = (scores + bias).topk(c.top_k, -1).indices
-    weight = scores.gather(-1, picks)
+    assignments = (scores + bias).topk(c.top_k, -1).indices
+    weight = scores.gather(-1, assignments)
     if c.norm:
         weight = weight / weight.sum(-1, keepdim=True)
     weight = weight * c.scale
     rows = []
     for t in range(x.shape[0]):
-        rows.append(sum(weight[t, k] * mlp(w, f"{p}experts.{int(e)}.", x[t]) for k, e in enumerate(picks[t])))
-    density = torch.bincount(picks.flatten(), minlength=c.experts).double() / picks.numel()
+        rows.append(sum(weight[t, k] * mlp(w, f"{p}experts.{int(e)}.", x[t]) for k, e in enumerate(assignments[t])))
+    density = torch.bincount(assignments.flatten(), minlength=c.experts).double() / assignments.numel()
     return torch.stack(rows), c.experts * (density * scores.mean(0)).sum(), torch.logsumexp(logits, -1) ** 2
 
 

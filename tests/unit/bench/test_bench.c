@@ -29,7 +29,7 @@ static void test_samples(void **state) {
     assert_int_equal(s.n, XP_BENCH_MAX_SAMPLES);
 }
 
-/* T = 4, K = 2, E = 4, R = 2, modulo: tokens 0 and 2 pick experts 0, 1 (rank 0), tokens 1 and 3
+/* T = 4, K = 2, E = 4, R = 2, modulo: tokens 0 and 2 select experts 0, 1 (rank 0), tokens 1 and 3
  * experts 2, 3. */
 static void test_ep_bytes(void **state) {
     (void)state;

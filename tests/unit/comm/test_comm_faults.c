@@ -6,7 +6,9 @@
 #include <cmocka.h>
 #include <string.h>
 #include <time.h>
+#include <stdatomic.h>
 #include <unistd.h>
+#include "comm/on_failure.h"
 #include "ranks.h"
 
 static double now(void) {
@@ -170,6 +172,53 @@ static void test_queued(void **state) {
     free(jobs);
 }
 
+static void count_call(void *context) {
+    atomic_fetch_add((_Atomic int *)context, 1);
+}
+
+/* Every rank's hook runs once, also where the rank waits for nothing of the communicator; a removed
+ * one never does, one that comes after the failure does at once. */
+static void hook_body(rank_job *job) {
+    _Atomic int n = 0, n_removed = 0, n_late = 0;
+    xp_failure_hook hook = {.call = count_call, .context = &n};
+    xp_failure_hook removed = {.call = count_call, .context = &n_removed};
+    xp_failure_hook late = {.call = count_call, .context = &n_late};
+    xp_comm *pair;
+    RANK_CHECK(job, xp_comm_split(job->comm, job->rank / 2, &pair) == XP_OK);
+    xp_comm_on_failure(pair, &hook);
+    xp_comm_on_failure(job->comm, &removed);
+    xp_comm_remove_on_failure(job->comm, &removed);
+    RANK_CHECK(job, atomic_load(&n) == 0);
+    RANK_CHECK(job,
+               xp_comm_barrier(job->comm, NULL) == XP_OK); /* after it rank 3 may fail any time */
+    if (job->rank == 3)
+        xp_comm_abort(job->comm, "made to give up");
+    const double started = now();
+    while (atomic_load(&n) == 0 && now() - started < 5)
+        usleep(100);
+    job->seconds = now() - started;
+    xp_comm_on_failure(job->comm, &late);
+    RANK_CHECK(job, atomic_load(&n_late) == 1);
+    RANK_CHECK(job, atomic_load(&n) == 1);
+    RANK_CHECK(job, atomic_load(&n_removed) == 0);
+    RANK_CHECK(job, xp_comm_async_error(job->comm) == XP_ECOMM);
+    xp_comm_remove_on_failure(pair, &hook);
+    xp_comm_remove_on_failure(pair, &late);
+    xp_comm_remove_on_failure(pair, &removed); /* not there: nothing happens */
+    xp_comm_destroy(pair);
+}
+
+static void test_hooks(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(4, 30, NULL, hook_body);
+    for (int r = 0; r < 4; r++) {
+        if (jobs[r].n_wrong)
+            fail_msg("%s", jobs[r].first);
+        assert_true(jobs[r].seconds < 2);
+    }
+    free(jobs);
+}
+
 static void test_arguments(void **state) {
     (void)state;
     xp_thread_world *world = NULL;
@@ -193,10 +242,10 @@ static void test_arguments(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_late),      cmocka_unit_test(test_chain),
-        cmocka_unit_test(test_abort),     cmocka_unit_test(test_mismatch),
-        cmocka_unit_test(test_storm),     cmocka_unit_test(test_queued),
-        cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_late),  cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_abort), cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_storm), cmocka_unit_test(test_queued),
+        cmocka_unit_test(test_hooks), cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

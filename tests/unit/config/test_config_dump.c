@@ -164,14 +164,14 @@ static void every_field_belongs_to_a_section_once(void **state) {
     }
 }
 
-/** docs/config.md carries the tables between two marker lines; `expar config --markdown` prints
+/** docs/reference/config.md carries the tables between two marker lines; `expar config --markdown` prints
  * them. */
 static void the_documentation_page_is_up_to_date(void **state) {
     (void)state;
     char *page = NULL, *tables = NULL;
     size_t n_bytes = 0;
-    assert_int_equal(xp_file_read(XP_SOURCE_DIR "/docs/config.md", 1 << 20, &page, &n_bytes),
-                     XP_OK);
+    assert_int_equal(
+        xp_file_read(XP_SOURCE_DIR "/docs/reference/config.md", 1 << 20, &page, &n_bytes), XP_OK);
     assert_int_equal(xp_config_help(NULL, true, &tables), XP_OK);
     static const char begin[] = "<!-- begin: expar config --markdown -->\n";
     char *start = strstr(page, begin);
@@ -180,8 +180,9 @@ static void the_documentation_page_is_up_to_date(void **state) {
     assert_non_null(end);
     *end = '\0';
     if (strcmp(start + strlen(begin), tables) != 0)
-        fail_msg("docs/config.md is out of date: put the output of `expar config --markdown` "
-                 "between its markers");
+        fail_msg(
+            "docs/reference/config.md is out of date: put the output of `expar config --markdown` "
+            "between its markers");
     free(page);
     free(tables);
 }

@@ -116,7 +116,7 @@ typedef struct problem {
     xp_device *device;
     xp_stream *stream;
     bool several_rounds;
-    int64_t n_tokens, pick_capacity;
+    int64_t n_tokens, assignment_capacity;
     int32_t ids[MAX_TOKENS * TOP_K];
     float weights[MAX_TOKENS * TOP_K], x[MAX_TOKENS * DIM];
     float *y, *d_weight;
@@ -153,8 +153,8 @@ static xp_status make_side(problem *p, side *s, xp_comm *comm, double factor, bo
     XP_TRY(xp_ep_group_create(comm, p->device, &config, &s->group));
     s->group->config.on_gpu = on_gpu; /* of the plans to come */
     XP_TRY(xp_ep_plan_create(s->group, &s->plan));
-    p->pick_capacity = s->group->shape.pick_capacity;
-    s->recv = calloc((size_t)p->pick_capacity * DIM, sizeof(float));
+    p->assignment_capacity = s->group->shape.assignment_capacity;
+    s->recv = calloc((size_t)p->assignment_capacity * DIM, sizeof(float));
     s->out = calloc((size_t)MAX_TOKENS * DIM, sizeof(float));
     memset(s->d_topk_weight, 0, sizeof s->d_topk_weight);
     return XP_OK;
@@ -195,7 +195,7 @@ static void check_round(rank_job *job, problem *p, int64_t round) {
                              .round = round,
                              .phase = "dispatch"};
     const xp_tensor x = xp_tensor_2d(p->x, XP_F32, p->n_tokens, DIM),
-                    y = xp_tensor_2d(p->y, XP_F32, p->pick_capacity, DIM);
+                    y = xp_tensor_2d(p->y, XP_F32, p->assignment_capacity, DIM);
     xp_tensor recv = xp_tensor_2d(p->own.recv, XP_F32, cap, DIM),
               out = xp_tensor_2d(p->own.out, XP_F32, p->n_tokens, DIM);
     RANK_CHECK(job,
@@ -203,9 +203,9 @@ static void check_round(rank_job *job, problem *p, int64_t round) {
     RANK_CHECK(job, xp_ep_hier_dispatch(&step, &moves, p->x, p->gpu.recv) == XP_OK);
     RANK_CHECK(job, saw(mine, "cross all-to-allv, node all-to-allv"));
     RANK_CHECK(job, memcmp(p->own.recv, p->gpu.recv, (size_t)(cap * DIM) * sizeof(float)) == 0);
-    for (int64_t i = 0; i < p->pick_capacity * DIM; i++)
+    for (int64_t i = 0; i < p->assignment_capacity * DIM; i++)
         p->y[i] = noise((uint32_t)(job->rank + 7 * round), (uint32_t)i);
-    for (int64_t i = 0; i < p->pick_capacity; i++)
+    for (int64_t i = 0; i < p->assignment_capacity; i++)
         p->d_weight[i] = noise((uint32_t)(job->rank + 11 * round), (uint32_t)i);
     RANK_CHECK(job, xp_ep_dispatch_backward(p->own.group, p->own.plan, round, &y, p->d_weight, &out,
                                             p->own.d_topk_weight, p->stream) == XP_OK);
@@ -224,8 +224,8 @@ static void check_problem(rank_job *job, problem *p, record *r) {
     r->plan = plan;
     r->plan_bytes = xp_ep_plan_measure(&p->gpu.group->shape);
     r->relay_bytes = xp_ep_relay_measure(&p->gpu.group->shape, &p->gpu.group->config);
-    p->y = calloc((size_t)p->pick_capacity * DIM, sizeof(float));
-    p->d_weight = calloc((size_t)p->pick_capacity, sizeof(float));
+    p->y = calloc((size_t)p->assignment_capacity * DIM, sizeof(float));
+    p->d_weight = calloc((size_t)p->assignment_capacity, sizeof(float));
     RANK_CHECK(job, xp_ep_plan_build(p->own.group, p->ids, p->weights, p->n_tokens, p->stream,
                                      p->own.plan) == XP_OK);
     RANK_CHECK(job, xp_ep_plan_build(p->gpu.group, p->ids, p->weights, p->n_tokens, p->stream,

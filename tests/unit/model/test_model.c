@@ -115,7 +115,7 @@ static void test_counts(void **state) {
     }
 }
 
-/* An expert that nobody picks: its gradient is exactly zero, also over what the buffer held before.
+/* An expert that nobody selects: its gradient is exactly zero, also over what the buffer held before.
  */
 static void test_idle_expert_has_zero_gradient(void **state) {
     (void)state;
@@ -381,7 +381,7 @@ static void test_bf16(void **state) {
             xp_model_args args = xp_test_args(&arch);
             args.dtype = i == 0 ? XP_F32 : XP_BF16;
             args.recompute = i < 2 ? XP_RECOMPUTE_NONE : (xp_recompute)(i - 1);
-            args.forced_balance = XP_FORCED_MODULO; /* rounding must not change the picks */
+            args.forced_balance = XP_FORCED_MODULO; /* rounding must not change the assignments */
             xp_test_model t;
             xp_test_model_create(args, 1, &t);
             losses[i] = xp_test_step(&t).loss_sum;

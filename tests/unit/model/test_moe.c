@@ -194,7 +194,7 @@ typedef struct rank_job {
     bool ok;
 } rank_job;
 
-/* Every token picks experts 0 and 1: one rank gets all rows, more than a balanced load saves. */
+/* Every token selects experts 0 and 1: one rank gets all rows, more than a balanced load saves. */
 static void skew(layer *l) {
     xp_moe_expert_bias(l->moe)[0] = 10.0F;
     xp_moe_expert_bias(l->moe)[1] = 10.0F;

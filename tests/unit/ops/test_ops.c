@@ -272,7 +272,7 @@ static void documents_take_no_memory_for_pairs(void **state) {
     assert_int_equal(xp_attention_scratch_gpu(&args, true), 0);
 }
 
-/* Every mode: the load is uniform, a token's picks differ; spread puts them on as many ranks as
+/* Every mode: the load is uniform, a token's assignments differ; spread puts them on as many ranks as
  * there can be. */
 static void forced_balance_is_uniform(void **state) {
     (void)state;

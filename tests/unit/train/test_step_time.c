@@ -105,13 +105,16 @@ static void parts_make_the_step(void **state) {
     assert_true(c.step_s > d.step_s && d.step_s > a.step_s);
 }
 
-/* One pick a token: it stays with 1 of R ranks. 4 times 2 bytes x 2048 a token and layer. */
+/* One assignment a token: it stays with 1 of R ranks. 4 times 2 bytes x 2048 a token and layer. */
 static void bytes_of_an_exchange(void **state) {
     (void)state;
     const double row = 4.0 * 2 * 2048 * 16384 * 8;
     const wanted p2p = {"h100", 4, 1, {EP("4"), BACKEND("deepep"), "--moe.top_k", "1", NULL}},
                  a2a = {"h100", 4, 1, {EP("4"), BACKEND("standard"), "--moe.top_k", "1", NULL}},
-                 picks = {"h100", 4, 1, {EP("4"), BACKEND("standard"), "--moe.top_k", "8", NULL}},
+                 assignments = {"h100",
+                                4,
+                                1,
+                                {EP("4"), BACKEND("standard"), "--moe.top_k", "8", NULL}},
                  all = {"h100", 4, 1, {EP("4"), BACKEND("deepep"), "--moe.top_k", "16", NULL}},
                  nodes = {"h100", 4, 2, {EP("4"), BACKEND("standard"), "--moe.top_k", "1", NULL}},
                  relay = {"h100",
@@ -121,7 +124,7 @@ static void bytes_of_an_exchange(void **state) {
                            "--moe.top_k", "16", NULL}};
     assert_true(fabs(predicted(&p2p).link_bytes / (row * 3 / 4) - 1) < 1e-9);
     assert_true(fabs(predicted(&a2a).link_bytes / (row * 3 / 4) - 1) < 1e-9);
-    assert_true(fabs(predicted(&picks).link_bytes / (row * 8 * 3 / 4) - 1) < 1e-9);
+    assert_true(fabs(predicted(&assignments).link_bytes / (row * 8 * 3 / 4) - 1) < 1e-9);
     assert_true(fabs(predicted(&all).link_bytes / (row * 3) - 1) < 1e-9); /* every rank, once */
     assert_true(predicted(&all).network_bytes == 0);
     const xp_step_prediction two = predicted(&nodes), once = predicted(&relay);
@@ -130,7 +133,7 @@ static void bytes_of_an_exchange(void **state) {
     assert_true(fabs(once.network_bytes / row - 1) < 1e-9); /* the other node, once */
 }
 
-/* 8 picks in turn over 16 ranks (spread) are 8 ranks of one node of two; over 128 experts (modulo)
+/* 8 assignments in turn over 16 ranks (spread) are 8 ranks of one node of two; over 128 experts (modulo)
  * one rank of 8 experts. */
 static void bytes_of_forced_load(void **state) {
     (void)state;
