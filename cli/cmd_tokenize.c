@@ -55,7 +55,8 @@ static bool ends_with(const char *path, const char *ending) {
 }
 
 static bool holds_documents(const char *path) {
-    if (xp_path_is_folder(path))
+    bool folder = false;
+    if (xp_path_is_folder(path, &folder) == XP_OK && folder)
         return true;
     for (const char *const *ending = xp_data_text_endings(); *ending != NULL; ending++)
         if (ends_with(path, *ending))

@@ -157,14 +157,17 @@ static xp_status open_index(const char *folder, const char *index, xp_hf_reader 
 
 static xp_status open_folder(const char *folder, xp_hf_reader *reader) {
     char *single = xp_path_join(folder, SINGLE_FILE), *index = xp_path_join(folder, INDEX_FILE);
-    xp_status status;
-    if (single == NULL || index == NULL)
-        status = no_memory(folder);
-    else if (xp_path_exists(single))
+    bool has_single = false, has_index = false;
+    xp_status status = single == NULL || index == NULL ? no_memory(folder) : XP_OK;
+    if (status == XP_OK)
+        status = xp_path_exists(single, &has_single);
+    if (status == XP_OK)
+        status = xp_path_exists(index, &has_index);
+    if (status == XP_OK && has_single)
         status = open_single(single, reader);
-    else if (xp_path_exists(index))
+    else if (status == XP_OK && has_index)
         status = open_index(folder, index, reader);
-    else
+    else if (status == XP_OK)
         status = xp_error(XP_ENOENT, "%s holds neither " SINGLE_FILE " nor " INDEX_FILE, folder);
     free(single);
     free(index);
@@ -197,13 +200,15 @@ static xp_status name_tensors(const char *folder, xp_hf_reader *reader) {
 }
 
 xp_status xp_hf_open(const char *folder, xp_hf_reader **reader) {
-    if (!xp_path_exists(folder))
+    bool exists = false, is_folder = false;
+    XP_TRY(xp_path_exists(folder, &exists));
+    XP_TRY(xp_path_is_folder(folder, &is_folder));
+    if (!exists)
         return xp_error(XP_ENOENT, "%s: no such file or folder", folder);
     xp_hf_reader *made = calloc(1, sizeof *made);
     if (made == NULL)
         return no_memory(folder);
-    xp_status status =
-        xp_path_is_folder(folder) ? open_folder(folder, made) : open_single(folder, made);
+    xp_status status = is_folder ? open_folder(folder, made) : open_single(folder, made);
     if (status == XP_OK)
         status = name_tensors(folder, made);
     if (status != XP_OK) {

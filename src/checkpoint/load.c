@@ -82,7 +82,9 @@ fail:
 }
 
 xp_status xp_ckpt_open_path(const char *path, xp_ckpt **ckpt) {
-    if (!xp_path_is_folder(path))
+    bool is_folder = false;
+    XP_TRY(xp_path_is_folder(path, &is_folder));
+    if (!is_folder)
         return xp_error(XP_ENOENT, "%s: no such checkpoint folder", path);
     xp_status status = open_path(path, ckpt);
     if (status == XP_ENOENT)
@@ -95,8 +97,12 @@ xp_status xp_ckpt_open_path(const char *path, xp_ckpt **ckpt) {
 static xp_status open_step(const char *folder, int64_t step, xp_ckpt **ckpt) {
     xp_step_paths paths;
     XP_TRY(xp_step_paths_create(folder, step, &paths));
-    bool aside = !xp_path_is_folder(paths.final) && xp_path_is_folder(paths.aside);
-    xp_status status = xp_ckpt_open_path(aside ? paths.aside : paths.final, ckpt);
+    bool final = false, aside = false;
+    xp_status status = xp_path_is_folder(paths.final, &final);
+    if (status == XP_OK && !final)
+        status = xp_path_is_folder(paths.aside, &aside);
+    if (status == XP_OK)
+        status = xp_ckpt_open_path(aside ? paths.aside : paths.final, ckpt);
     xp_step_paths_free(&paths);
     if (status == XP_OK && (*ckpt)->manifest->step != step) {
         status = xp_error(XP_EFORMAT, "%s says it is of step %lld", (*ckpt)->path,

@@ -115,6 +115,8 @@ xp_status xp_file_write_atomic(const char *path, const void *data, size_t n_byte
 
 xp_status xp_file_sync_folder(const char *path) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 && errno == EACCES)
+        return XP_OK; /* it may be written but not read: it cannot be synced */
     if (fd < 0)
         return system_error("cannot open folder", path);
     /* Some file systems cannot sync folders; then there is nothing more to be done. */
@@ -128,8 +130,18 @@ xp_status xp_file_sync_folder(const char *path) {
     return XP_OK;
 }
 
+/* A new name is durable when its folder is synced. */
+static xp_status make_folder(const char *path) {
+    if (mkdir(path, 0777) != 0)
+        return errno == EEXIST ? XP_OK : system_error("cannot create folder", path);
+    char parent[PATH_MAX];
+    strcpy(parent, path);
+    return xp_file_sync_folder(dirname(parent));
+}
+
 xp_status xp_folder_create(const char *path) {
     char part[PATH_MAX];
+    bool is_folder = false;
     size_t n = strlen(path);
     if (n == 0 || n >= sizeof part)
         return xp_error(XP_EINVAL, "cannot create folder \"%s\": %s", path,
@@ -140,50 +152,93 @@ xp_status xp_folder_create(const char *path) {
             continue;
         char kept = part[i];
         part[i] = '\0';
-        if (mkdir(part, 0777) != 0 && errno != EEXIST)
-            return system_error("cannot create folder", part);
+        XP_TRY(make_folder(part));
         part[i] = kept;
     }
-    if (!xp_path_is_folder(path))
+    XP_TRY(xp_path_is_folder(path, &is_folder));
+    if (!is_folder)
         return xp_error(XP_EIO, "cannot create folder %s: a file of that name is in the way", path);
     return XP_OK;
 }
 
-xp_status xp_folder_remove(const char *path) {
+static xp_status visit_entries(DIR *folder, const char *path, xp_folder_entry_fn entry,
+                               void *context) {
+    for (;;) {
+        errno = 0;
+        const struct dirent *found = readdir(folder);
+        if (found == NULL)
+            return errno == 0 ? XP_OK : system_error("cannot list folder", path);
+        if (strcmp(found->d_name, ".") != 0 && strcmp(found->d_name, "..") != 0)
+            XP_TRY(entry(context, path, found->d_name));
+    }
+}
+
+xp_status xp_folder_each(const char *path, xp_folder_entry_fn entry, void *context) {
     DIR *folder = opendir(path);
     if (folder == NULL)
-        return errno == ENOENT ? XP_OK : system_error("cannot open folder", path);
-    xp_status status = XP_OK;
-    struct dirent *entry;
-    while (status == XP_OK && (entry = readdir(folder)) != NULL) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
-        char *child = xp_path_join(path, entry->d_name);
-        struct stat st;
-        if (child == NULL)
-            status = xp_error(XP_ENOMEM, "%s: out of memory", path);
-        else if (lstat(child, &st) != 0)
-            status = system_error("cannot look at", child);
-        else if (S_ISDIR(st.st_mode))
-            status = xp_folder_remove(child);
-        else if (unlink(child) != 0)
-            status = system_error("cannot remove", child);
-        free(child);
-    }
+        return system_error("cannot open folder", path);
+    xp_status status = visit_entries(folder, path, entry, context);
     closedir(folder);
+    return status;
+}
+
+static xp_status remove_entry(void *context, const char *folder, const char *name) {
+    (void)context;
+    char *child = xp_path_join(folder, name);
+    struct stat st;
+    xp_status status = XP_OK;
+    if (child == NULL)
+        return xp_error(XP_ENOMEM, "%s: out of memory", folder);
+    if (lstat(child, &st) != 0)
+        status = system_error("cannot look at", child);
+    else if (S_ISDIR(st.st_mode))
+        status = xp_folder_remove(child);
+    else if (unlink(child) != 0)
+        status = system_error("cannot remove", child);
+    free(child);
+    return status;
+}
+
+xp_status xp_folder_remove(const char *path) {
+    xp_status status = xp_folder_each(path, remove_entry, NULL);
+    if (status == XP_ENOENT) {
+        struct stat st; /* the folder itself is gone, not something inside it */
+        if (lstat(path, &st) != 0 && errno == ENOENT)
+            return XP_OK;
+    }
     if (status == XP_OK && rmdir(path) != 0)
         status = system_error("cannot remove folder", path);
     return status;
 }
 
-bool xp_path_exists(const char *path) {
+/* @param[out] mode  0: nothing is there */
+static xp_status look_at(const char *path, mode_t *mode) {
     struct stat st;
-    return stat(path, &st) == 0;
+    *mode = 0;
+    if (stat(path, &st) == 0) {
+        *mode = st.st_mode;
+        return XP_OK;
+    }
+    if (errno != ENOENT)
+        return xp_error(XP_EIO, "cannot look at %s: %s", path, strerror(errno));
+    if (lstat(path, &st) == 0)
+        return xp_error(XP_EIO, "%s is a link to something that is not there", path);
+    return errno == ENOENT ? XP_OK
+                           : xp_error(XP_EIO, "cannot look at %s: %s", path, strerror(errno));
 }
 
-bool xp_path_is_folder(const char *path) {
-    struct stat st;
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+xp_status xp_path_exists(const char *path, bool *exists) {
+    mode_t mode = 0;
+    XP_TRY(look_at(path, &mode));
+    *exists = mode != 0;
+    return XP_OK;
+}
+
+xp_status xp_path_is_folder(const char *path, bool *folder) {
+    mode_t mode = 0;
+    XP_TRY(look_at(path, &mode));
+    *folder = S_ISDIR(mode);
+    return XP_OK;
 }
 
 char *xp_path_join(const char *a, const char *b) {

@@ -1,6 +1,5 @@
 #include "data/documents.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <glob.h>
 #include <jansson.h>
@@ -61,22 +60,25 @@ static int by_path(const void *a, const void *b) {
     return strcmp(((const xp_data_file *)a)->path, ((const xp_data_file *)b)->path);
 }
 
-static xp_status add_folder(xp_data_files *files, const char *path, const char *const *endings) {
-    DIR *folder = opendir(path);
-    if (folder == NULL)
-        return xp_error(XP_EIO, "cannot open folder %s: %s", path, strerror(errno));
-    xp_status status = XP_OK;
-    struct dirent *entry;
-    while (status == XP_OK && (entry = readdir(folder)) != NULL) {
-        if (entry->d_name[0] == '.' || !has_ending(entry->d_name, endings))
-            continue;
-        char *child = xp_path_join(path, entry->d_name);
-        status =
-            child == NULL ? xp_error(XP_ENOMEM, "%s: out of memory", path) : add_file(files, child);
-        free(child);
-    }
-    closedir(folder);
+typedef struct folder_search {
+    xp_data_files *files;
+    const char *const *endings;
+} folder_search;
+
+static xp_status add_entry(void *context, const char *folder, const char *name) {
+    const folder_search *search = context;
+    if (name[0] == '.' || !has_ending(name, search->endings))
+        return XP_OK;
+    char *child = xp_path_join(folder, name);
+    xp_status status = child == NULL ? xp_error(XP_ENOMEM, "%s: out of memory", folder)
+                                     : add_file(search->files, child);
+    free(child);
     return status;
+}
+
+static xp_status add_folder(xp_data_files *files, const char *path, const char *const *endings) {
+    folder_search search = {.files = files, .endings = endings};
+    return xp_folder_each(path, add_entry, &search);
 }
 
 static xp_status add_glob(xp_data_files *files, const char *pattern, const char *const *endings) {
@@ -87,9 +89,12 @@ static xp_status add_glob(xp_data_files *files, const char *pattern, const char 
     if (result != 0)
         return xp_error(XP_EIO, "cannot search for %s", pattern);
     xp_status status = XP_OK;
-    for (size_t i = 0; i < found.gl_pathc && status == XP_OK; i++)
-        if (!xp_path_is_folder(found.gl_pathv[i]) && has_ending(found.gl_pathv[i], endings))
+    for (size_t i = 0; i < found.gl_pathc && status == XP_OK; i++) {
+        bool is_folder = false;
+        status = xp_path_is_folder(found.gl_pathv[i], &is_folder);
+        if (status == XP_OK && !is_folder && has_ending(found.gl_pathv[i], endings))
             status = add_file(files, found.gl_pathv[i]);
+    }
     globfree(&found);
     return status;
 }
@@ -107,10 +112,13 @@ static xp_status none_found(const char *path, const char *const *endings) {
 
 xp_status xp_data_files_find(const char *path, const char *const *endings, xp_data_files *files) {
     xp_data_files found = {0};
+    bool is_folder = false, exists = false;
+    XP_TRY(xp_path_is_folder(path, &is_folder));
+    XP_TRY(xp_path_exists(path, &exists));
     xp_status status = XP_OK;
-    if (xp_path_is_folder(path))
+    if (is_folder)
         status = add_folder(&found, path, endings);
-    else if (xp_path_exists(path))
+    else if (exists)
         status = has_ending(path, endings) ? add_file(&found, path) : XP_OK;
     else
         status = add_glob(&found, path, endings);

@@ -42,7 +42,7 @@ static uint64_t cache_key(const xp_data_files *files, const xp_tokenizer *tokeni
 static void map_existing(const char *path, uint64_t key, xp_token_cache *cache, bool *found) {
     *found = false;
     xp_file_map map;
-    if (!xp_path_exists(path) || xp_file_map_open(path, &map) != XP_OK)
+    if (xp_file_map_open(path, &map) != XP_OK) /* what cannot be read is built anew */
         return;
     header head;
     if (map.n_bytes >= sizeof head) {

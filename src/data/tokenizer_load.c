@@ -354,7 +354,9 @@ static xp_status read_config(xp_tokenizer *t, const char *folder) {
     xp_status status = XP_OK;
     json_t *config = NULL;
     uint64_t unused = 0;
-    if (xp_path_exists(path)) {
+    bool found = false;
+    status = xp_path_exists(path, &found);
+    if (status == XP_OK && found) {
         status = parse_json(path, &unused, &config);
         if (status == XP_OK)
             status = read_named_token(t, config, "bos_token", &t->bos);
@@ -389,7 +391,9 @@ static xp_status read_tokenizer(xp_tokenizer *t, const char *path) {
 }
 
 static xp_status split_path(const char *path, char **folder, char **file) {
-    if (xp_path_is_folder(path)) {
+    bool is_folder = false;
+    XP_TRY(xp_path_is_folder(path, &is_folder));
+    if (is_folder) {
         *folder = strdup(path);
         *file = xp_path_join(path, "tokenizer.json");
     } else {

@@ -153,7 +153,9 @@ xp_status xp_hf_load_params(const xp_hf_load_args *args) {
     char *extra = xp_path_join(args->folder, XP_HF_EXTRA_FILE);
     if (!extra)
         return no_memory(args->folder);
-    if (xp_path_exists(extra))
+    bool found = false;
+    status = xp_path_exists(extra, &found);
+    if (status == XP_OK && found)
         status = load_bias(extra, args->arch, args->bias);
     free(extra);
     return status;

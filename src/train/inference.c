@@ -12,11 +12,14 @@
 
 xp_status xp_inference_find_ckpt(const char *path, int64_t step, xp_ckpt **ckpt) {
     char inside[4096];
+    bool found = false;
     snprintf(inside, sizeof inside, "%s/manifest.json", path);
-    if (xp_path_exists(inside))
+    XP_TRY(xp_path_exists(inside, &found));
+    if (found)
         return xp_ckpt_open_path(path, ckpt);
     snprintf(inside, sizeof inside, "%s/checkpoint", path);
-    return xp_ckpt_open(xp_path_is_folder(inside) ? inside : path, step, ckpt);
+    XP_TRY(xp_path_is_folder(inside, &found));
+    return xp_ckpt_open(found ? inside : path, step, ckpt);
 }
 
 /* ---- from a checkpoint ------------------------------------------------------------------- */
@@ -114,7 +117,9 @@ static xp_status find_tokenizer(xp_inference *inf, const xp_inference_args *args
 static xp_status open_hf(xp_inference *inf, const xp_inference_args *args) {
     char path[4096];
     snprintf(inf->source, sizeof inf->source, "%s", args->hf);
-    if (!xp_path_is_folder(args->hf))
+    bool found = false;
+    XP_TRY(xp_path_is_folder(args->hf, &found));
+    if (!found)
         return xp_error(XP_ENOENT,
                         "%s is no folder; give a Hugging Face folder with config.json "
                         "and model.safetensors",
@@ -133,7 +138,8 @@ static xp_status open_hf(xp_inference *inf, const xp_inference_args *args) {
                             .warn_context = args->warn_context};
     XP_TRY(xp_hf_load_params(&load));
     snprintf(path, sizeof path, "%s/tokenizer.json", args->hf);
-    return find_tokenizer(inf, args, xp_path_exists(path) ? args->hf : NULL);
+    XP_TRY(xp_path_exists(path, &found));
+    return find_tokenizer(inf, args, found ? args->hf : NULL);
 }
 
 static xp_status fill_from_ckpt(xp_inference *inf, const xp_inference_args *args,

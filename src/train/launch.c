@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "checkpoint/run_lock.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "launch/shim.h"
@@ -114,17 +115,22 @@ static xp_status run_threads(const xp_config_set *config, xp_train_shared *share
 static xp_status launch_threads(const xp_config_set *config, int n, xp_log *log,
                                 xp_train_result *result) {
     const xp_config *c = xp_config_get(config);
-    xp_train_shared *shared = NULL;
     /* What can be known to be wrong is said before the data is read. */
     XP_TRY(xp_start_check(c, &(xp_start){.n_ranks = n}));
-    XP_TRY(xp_train_shared_create(c, log, &shared));
+    xp_run_lock *lock = NULL;
+    XP_TRY(xp_run_lock_take(c->job.dump_folder, NULL, log, &lock));
+    xp_train_shared *shared = NULL;
     xp_signals *signals = NULL;
-    xp_signals_args args = {.shared = shared, .log = log, .saves = c->checkpoint.enable};
-    xp_status status = xp_signals_start(&args, &signals);
+    xp_status status = xp_train_shared_create(c, log, &shared);
+    if (status == XP_OK) {
+        xp_signals_args args = {.shared = shared, .log = log, .saves = c->checkpoint.enable};
+        status = xp_signals_start(&args, &signals);
+    }
     if (status == XP_OK)
         status = run_threads(config, shared, log, n, result);
     xp_signals_stop(signals);
     xp_train_shared_destroy(shared);
+    xp_run_lock_release(lock);
     return status;
 }
 
@@ -184,10 +190,16 @@ static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_tra
                         .timeout_s = (double)c->comm.train_timeout_seconds,
                         .rendezvous_folder = folder ? folder : c->job.dump_folder};
     XP_TRY(xp_mpi_world_create(&args, &comm));
-    xp_status status = run_process(config, comm, log, result);
+    xp_run_lock *lock = NULL;
+    xp_status status = xp_run_lock_take(c->job.dump_folder, comm, log, &lock);
+    if (status == XP_OK)
+        status = run_process(config, comm, log, result);
+    else
+        xp_comm_abort(comm, xp_last_error());
     if (status != XP_OK)
         status = xp_comm_last_words(comm, status);
     xp_comm_destroy(comm);
+    xp_run_lock_release(lock);
     return status;
 }
 

@@ -36,8 +36,9 @@ static xp_status load_tokenizer(xp_train_shared *shared) {
     char *path = xp_path_join(assets, "tokenizer.json");
     if (!path)
         return xp_error(XP_ENOMEM, "no memory for the tokenizer's path");
-    xp_status status = XP_OK;
-    if (needed || xp_path_exists(path))
+    bool found = false;
+    xp_status status = xp_path_exists(path, &found);
+    if (status == XP_OK && (needed || found))
         status = xp_tokenizer_load(assets, &shared->tokenizer);
     free(path);
     XP_TRY(status);

@@ -235,23 +235,30 @@ static xp_status load_hf(xp_trainer *t, const char *path) {
     return xp_shard_adopt_params(t->run.shard, t->run.stream);
 }
 
-static bool holds_manifest(const char *path) {
-    char *manifest = xp_path_join(path, "manifest.json");
-    bool found = manifest && xp_path_exists(manifest);
-    free(manifest);
-    return found;
+/* What a folder has inside under a name. */
+static xp_status look_inside(const char *path, const char *name, bool as_folder, bool *found) {
+    char *inside = xp_path_join(path, name);
+    if (!inside)
+        return xp_error(XP_ENOMEM, "no memory for a path");
+    xp_status status = as_folder ? xp_path_is_folder(inside, found) : xp_path_exists(inside, found);
+    free(inside);
+    return status;
 }
 
 /* A step folder, or a folder of them (a run's checkpoint folder or its dump folder): the newest. */
 static xp_status open_initial(const char *path, const char *folder, xp_ckpt **ckpt) {
-    if (!xp_path_is_folder(path))
+    bool found = false;
+    XP_TRY(xp_path_is_folder(path, &found));
+    if (!found)
         return xp_error(XP_ENOENT, "checkpoint.initial_load_path: there is no folder %s", path);
-    if (holds_manifest(path))
+    XP_TRY(look_inside(path, "manifest.json", false, &found));
+    if (found)
         return xp_ckpt_open_path(path, ckpt);
+    XP_TRY(look_inside(path, folder, true, &found));
     char *inside = xp_path_join(path, folder);
     if (!inside)
         return xp_error(XP_ENOMEM, "no memory for a path");
-    xp_status status = xp_ckpt_open(xp_path_is_folder(inside) ? inside : path, -1, ckpt);
+    xp_status status = xp_ckpt_open(found ? inside : path, -1, ckpt);
     free(inside);
     if (status == XP_ENOENT)
         return xp_error(XP_ENOENT,

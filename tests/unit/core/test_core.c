@@ -226,12 +226,44 @@ static void test_files_are_whole_or_unchanged(void **state) {
     assert_int_not_equal(xp_folder_create(path), XP_OK);
     assert_non_null(strstr(xp_last_error(), path));
     assert_int_equal(xp_folder_remove(folder), XP_OK);
-    assert_false(xp_path_exists(folder));
+    assert_int_not_equal(access(folder, F_OK), 0);
     assert_int_equal(xp_folder_remove(folder), XP_OK);
     assert_int_equal(xp_file_read(path, 4, &data, &n), XP_ENOENT);
     free(deep);
     free(path);
     free(under_file);
+}
+
+/* Only what the system calls not there is absent. */
+static void test_what_cannot_be_looked_at_is_not_absent(void **state) {
+    (void)state;
+    char folder[] = "/tmp/xp-core-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    char *file = xp_path_join(folder, "file"), *under = xp_path_join(folder, "file/x"),
+         *loop = xp_path_join(folder, "loop"), *nowhere = xp_path_join(folder, "nowhere"),
+         *absent = xp_path_join(folder, "absent");
+    assert_int_equal(xp_file_write_atomic(file, "", 0), XP_OK);
+    assert_int_equal(symlink("loop", loop), 0);
+    assert_int_equal(symlink("absent", nowhere), 0);
+    bool is = true;
+    assert_int_equal(xp_path_exists(absent, &is), XP_OK);
+    assert_false(is);
+    assert_int_equal(xp_path_exists(file, &is), XP_OK);
+    assert_true(is);
+    assert_int_equal(xp_path_is_folder(file, &is), XP_OK);
+    assert_false(is);
+    assert_int_equal(xp_path_is_folder(folder, &is), XP_OK);
+    assert_true(is);
+    char *const unclear[] = {under, loop, nowhere};
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(xp_path_exists(unclear[i], &is), XP_EIO);
+        assert_non_null(strstr(xp_last_error(), unclear[i]));
+        assert_int_equal(xp_path_is_folder(unclear[i], &is), XP_EIO);
+    }
+    assert_int_equal(xp_folder_remove(folder), XP_OK);
+    char *const all[] = {file, under, loop, nowhere, absent};
+    for (int i = 0; i < 5; i++)
+        free(all[i]);
 }
 
 int main(void) {
@@ -247,6 +279,7 @@ int main(void) {
         cmocka_unit_test(test_arena_keeps_everything),
         cmocka_unit_test(test_pool_runs_every_tile_once),
         cmocka_unit_test(test_files_are_whole_or_unchanged),
+        cmocka_unit_test(test_what_cannot_be_looked_at_is_not_absent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
