@@ -388,7 +388,7 @@ xp_status xp_trainer_open(const xp_config_set *config, xp_train_shared *shared, 
     xp_status status = create_parts(t);
     if (status != XP_OK) {
         if (world)
-            xp_comm_abort(world, xp_last_error());
+            xp_comm_abort(world, NULL);
         xp_trainer_close(t);
         return status;
     }
@@ -412,7 +412,7 @@ xp_status xp_train_run(const xp_config_set *config, xp_train_shared *shared, xp_
     if (status == XP_OK)
         fill_result(t, result);
     else if (world)
-        xp_comm_abort(world, xp_last_error());
+        xp_comm_abort(world, NULL);
     xp_trainer_close(t);
     return status;
 }
