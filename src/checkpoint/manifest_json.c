@@ -5,6 +5,7 @@
 #include "checkpoint/manifest.h"
 #include "checkpoint/st_dtype.h"
 #include "checkpoint/xxh64.h"
+#include "core/json_text.h"
 
 #define FORMAT_NAME "expar-checkpoint"
 /* The last line: ` "xxh64": "0123456789abcdef"}` and a newline; the hash is of everything before
@@ -238,6 +239,7 @@ static xp_status check_tail(const char *path, const char *text, size_t n_bytes) 
 xp_status xp_manifest_parse(const char *path, const char *text, size_t n_bytes,
                             xp_manifest **manifest) {
     XP_TRY(check_tail(path, text, n_bytes));
+    XP_TRY(xp_json_refuse_nul(path, text, n_bytes));
     json_error_t error;
     json_t *root = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error);
     if (root == NULL)

@@ -10,6 +10,7 @@
 #include "checkpoint/xxh64.h"
 #include "core/arena.h"
 #include "core/file.h"
+#include "core/json_text.h"
 
 #define HASH_CHUNK ((size_t)1 << 24)
 
@@ -191,6 +192,7 @@ static xp_status take_header(xp_st_file *file, json_t *root, size_t data_offset)
 static xp_status read_header(xp_st_file *file) {
     size_t json_bytes = 0, data_offset = 0;
     XP_TRY(find_header(file, &json_bytes, &data_offset));
+    XP_TRY(xp_json_refuse_nul(file->path, (const char *)file->map.data + 8, json_bytes));
     json_error_t error;
     json_t *root =
         json_loadb((const char *)file->map.data + 8, json_bytes, JSON_REJECT_DUPLICATES, &error);

@@ -145,6 +145,6 @@ xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
         xp_error(status, "rank %d ends in %s: rank %d failed in %s", world->rank,
                  mine[0] ? mine : "start", failure->culprit,
                  failure->phase[0] ? failure->phase : "start");
-    xp_error_set_rank(failure->finder); /* not this rank's own words */
+    xp_error_set_rank(failure->reporter); /* not this rank's own words */
     return status;
 }
