@@ -36,6 +36,8 @@ void cli_warn(void *context, const char *text);
  */
 int cli_no_such(const char *what, const char *name, const char *(*name_at)(int i),
                 const char *help);
+/** --device and --dtype of a command that computes, each NULL or a word; false after an error was printed. */
+bool cli_check_device(const char *device, const char *dtype);
 /** Whether --help or -h is among the arguments. */
 bool cli_wants_help(int argc, char **argv);
 

@@ -13,6 +13,7 @@ static const struct {
      "whole training steps beside OpenBLAS's matrix product, and time by phase"},
     {"ops", bench_ops, "each op beside the copy rate or the matrix product"},
     {"ep", bench_ep, "dispatch and combine beside memcpy, over sizes, transports and routings"},
+    {"decode", bench_decode, "tokens a second of text generation beside the memory's rate"},
     {"scaling", bench_scaling, "strong and weak scaling of training, a row a run"},
 };
 #define N_KINDS ((int)(sizeof kinds / sizeof kinds[0]))
@@ -33,6 +34,7 @@ static void print_help(FILE *file) {
           "  expar bench step --ep --json\n"
           "  expar bench ops --op 'grouped_*'\n"
           "  expar bench ep --ranks 2\n"
+          "  expar bench decode --flavor 10B-A1B\n"
           "  expar bench scaling --ranks 1,2 --batch 1,2,4\n"
           "  expar bench KIND --help\n",
           file);

@@ -12,7 +12,7 @@
 #include "train/evaluate.h"
 
 typedef struct eval_options {
-    const char *hf, *checkpoint, *tokens, *data, *tokenizer, *logits;
+    const char *hf, *checkpoint, *tokens, *data, *tokenizer, *logits, *device, *dtype;
     int64_t step, seq_len, batch, max_rows, threads;
     bool json;
 } eval_options;
@@ -125,6 +125,8 @@ static xp_status run(const eval_options *o) {
                               .n_rows = o->batch,
                               .seq_len = o->seq_len,
                               .keep_logits = o->logits != NULL,
+                              .device = o->device,
+                              .dtype = o->dtype,
                               .n_threads = (int)o->threads,
                               .warn = cli_warn};
     xp_inference inf;
@@ -173,6 +175,8 @@ int cmd_eval(int argc, char **argv) {
         {"--rows", CLI_INT, &o.max_rows, "N", "the first N rows only", 0, 1e15},
         {"--logits", CLI_STRING, &o.logits, "FILE", "write fp32 logits [rows, S, vocab] as .npy", 0,
          0},
+        {"--device", CLI_STRING, &o.device, "WHERE", "auto, cpu or cuda (auto: a GPU that works)", 0, 0},
+        {"--dtype", CLI_STRING, &o.dtype, "TYPE", "float32 or bfloat16 (on a GPU bfloat16)", 0, 0},
         {"--threads", CLI_INT, &o.threads, "N", "default: all cores", 1, 4096},
         {"--json", CLI_FLAG, &o.json, NULL, "one JSON object", 0, 0},
     };
@@ -197,6 +201,8 @@ int cmd_eval(int argc, char **argv) {
                 command.usage);
         return XP_EXIT_USAGE;
     }
+    if (!cli_check_device(o.device, o.dtype))
+        return XP_EXIT_USAGE;
     xp_status status = run(&o);
     return status == XP_OK ? XP_EXIT_OK : cli_fail(status);
 }
