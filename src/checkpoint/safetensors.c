@@ -6,8 +6,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <xxhash.h>
 #include "checkpoint/st_dtype.h"
-#include "checkpoint/xxh64.h"
 #include "core/arena.h"
 #include "core/file.h"
 #include "core/json_text.h"
@@ -273,13 +273,17 @@ void xp_st_release(const xp_st_tensor *tensor) {
     release_range(tensor->data, (size_t)tensor->n_bytes);
 }
 
-uint64_t xp_st_xxh64(const xp_st_file *file) {
-    xp_xxh64 hash;
-    xp_xxh64_init(&hash);
+xp_status xp_st_xxh64(const xp_st_file *file, uint64_t *hash) {
+    XXH64_state_t *state = XXH64_createState();
+    if (state == NULL)
+        return xp_error(XP_ENOMEM, "no memory to check a safetensors file");
+    XXH64_reset(state, 0);
     for (size_t at = 0, n; at < file->map.n_bytes; at += n) {
         n = file->map.n_bytes - at < HASH_CHUNK ? file->map.n_bytes - at : HASH_CHUNK;
-        xp_xxh64_update(&hash, file->map.data + at, n);
+        XXH64_update(state, file->map.data + at, n);
         release_range(file->map.data + at, n);
     }
-    return xp_xxh64_digest(&hash);
+    *hash = XXH64_digest(state);
+    XXH64_freeState(state);
+    return XP_OK;
 }
