@@ -7,10 +7,27 @@
 #include "model/arch.h"
 #include "model/params.h"
 
-static const char *const toml_words[] = {
-    "[training]\n", "[[training.datasets]]\n", "steps = ", "\"\"\"", "'''", "= [{path = \"a\", weight = 2}]",
-    "\\u00e9", "1979-05-27T07:32:00Z", "0x", "inf", "nan", "\r\n", "\xef\xbb\xbf", "{a.b = 1}", "#", "1_000",
-    "[model]\n", "compile.x = 1", "true", "\xff", NULL};
+static const char *const toml_words[] = {"[training]\n",
+                                         "[[training.datasets]]\n",
+                                         "steps = ",
+                                         "\"\"\"",
+                                         "'''",
+                                         "= [{path = \"a\", weight = 2}]",
+                                         "\\u00e9",
+                                         "1979-05-27T07:32:00Z",
+                                         "0x",
+                                         "inf",
+                                         "nan",
+                                         "\r\n",
+                                         "\xef\xbb\xbf",
+                                         "{a.b = 1}",
+                                         "#",
+                                         "1_000",
+                                         "[model]\n",
+                                         "compile.x = 1",
+                                         "true",
+                                         "\xff",
+                                         NULL};
 
 /* What was read is written and read again: nothing may change. */
 static fuzz_verdict check_dump(fuzz_state *s, const xp_config_set *set) {
@@ -54,7 +71,8 @@ static fuzz_verdict run_overrides(fuzz_state *s, const unsigned char *data, size
     memcpy(copy, data, n);
     copy[n] = '\0';
     for (char *word; n_words < 64 && (word = strsep(&rest, "\n")) != NULL;)
-        if (word[0] != '\0' && strstr(word, "config_file") == NULL && strstr(word, "config-file") == NULL)
+        if (word[0] != '\0' && strstr(word, "config_file") == NULL &&
+            strstr(word, "config-file") == NULL)
             words[n_words++] = word;
     xp_config_set *set = NULL;
     xp_status status = xp_config_load(n_words, words, false, &set);
@@ -86,12 +104,41 @@ static fuzz_verdict run_hf_config(fuzz_state *s, const unsigned char *data, size
     return good ? FUZZ_ACCEPTED : fuzz_wrong(s, "sizes that overflow");
 }
 
-static const char *const json_words[] = {"\"num_experts\"", "\"num_hidden_layers\"", "null", "true", "[]", "{}",
-                                         "1e400", "NaN", "\"rope_scaling\"", "\"qwen3\"", "\\ud800", "\xff", ",",
-                                         ":", "\"head_dim\": ", "2147483647", "30000", NULL};
-static const char *const option_words[] = {"--", "=", "\n", ".", "--training.steps", "--no_", "no_",
-                                           "--training.datasets\n", "a=1,b=2", "1e9", "true", "-", ",", "\xff",
-                                           "--checkpoint.", "--compile.x", NULL};
+static const char *const json_words[] = {"\"num_experts\"",
+                                         "\"num_hidden_layers\"",
+                                         "null",
+                                         "true",
+                                         "[]",
+                                         "{}",
+                                         "1e400",
+                                         "NaN",
+                                         "\"rope_scaling\"",
+                                         "\"qwen3\"",
+                                         "\\ud800",
+                                         "\xff",
+                                         ",",
+                                         ":",
+                                         "\"head_dim\": ",
+                                         "2147483647",
+                                         "30000",
+                                         NULL};
+static const char *const option_words[] = {"--",
+                                           "=",
+                                           "\n",
+                                           ".",
+                                           "--training.steps",
+                                           "--no_",
+                                           "no_",
+                                           "--training.datasets\n",
+                                           "a=1,b=2",
+                                           "1e9",
+                                           "true",
+                                           "-",
+                                           ",",
+                                           "\xff",
+                                           "--checkpoint.",
+                                           "--compile.x",
+                                           NULL};
 
 const fuzz_target *fuzz_config_target(int i) {
     static const fuzz_target targets[] = {

@@ -13,22 +13,75 @@
 #define VOCAB     300
 #define CACHE_KEY 0x0123456789abcdefU
 
-static const char *const json_words[] = {"\"text\"", "\\ud83d", "\\u0000", "\n", "{", "}", "[", "]", "\"", ",", ":",
-                                         "null", "1e400", "NaN", "\xef\xbb\xbf", "\xed\xa0\x80", "\xff", "\r\n",
-                                         "{\"text\": \"a\"}\n", NULL};
-static const char *const tokenizer_words[] = {
-    "\"BPE\"", "\"merges\"", "\"added_tokens\"", "\"id\": ", "\"content\"", "\"Split\"", "\"Regex\"", "\"ByteLevel\"",
-    "\\\\p{L}", "(?i:", "[^\\\\s]", "+", "*", "{1,3}", "|", ")", "(?!", "\"NFC\"", "\"special\": true", "\"a b\"",
-    "[\"a\", \"b\"]", "null", "true", "\"lstrip\": true", "\"Sequence\"", "16777215", NULL};
-static const char *const text_words[] = {"<|endoftext|>", "\xf0\x9f\x98\x80", "\xcc\x81", "\xe4\xb8\xad", " ", "\n\n",
-                                         "'ll", "123456", "\xff", "\xed\xa0\x80", "\xef\xbf\xbd", "\t", NULL};
+static const char *const json_words[] = {"\"text\"",
+                                         "\\ud83d",
+                                         "\\u0000",
+                                         "\n",
+                                         "{",
+                                         "}",
+                                         "[",
+                                         "]",
+                                         "\"",
+                                         ",",
+                                         ":",
+                                         "null",
+                                         "1e400",
+                                         "NaN",
+                                         "\xef\xbb\xbf",
+                                         "\xed\xa0\x80",
+                                         "\xff",
+                                         "\r\n",
+                                         "{\"text\": \"a\"}\n",
+                                         NULL};
+static const char *const tokenizer_words[] = {"\"BPE\"",
+                                              "\"merges\"",
+                                              "\"added_tokens\"",
+                                              "\"id\": ",
+                                              "\"content\"",
+                                              "\"Split\"",
+                                              "\"Regex\"",
+                                              "\"ByteLevel\"",
+                                              "\\\\p{L}",
+                                              "(?i:",
+                                              "[^\\\\s]",
+                                              "+",
+                                              "*",
+                                              "{1,3}",
+                                              "|",
+                                              ")",
+                                              "(?!",
+                                              "\"NFC\"",
+                                              "\"special\": true",
+                                              "\"a b\"",
+                                              "[\"a\", \"b\"]",
+                                              "null",
+                                              "true",
+                                              "\"lstrip\": true",
+                                              "\"Sequence\"",
+                                              "16777215",
+                                              NULL};
+static const char *const text_words[] = {"<|endoftext|>",
+                                         "\xf0\x9f\x98\x80",
+                                         "\xcc\x81",
+                                         "\xe4\xb8\xad",
+                                         " ",
+                                         "\n\n",
+                                         "'ll",
+                                         "123456",
+                                         "\xff",
+                                         "\xed\xa0\x80",
+                                         "\xef\xbf\xbd",
+                                         "\t",
+                                         NULL};
 
 static xp_status load_tokenizer(fuzz_state *s) {
-    return xp_tokenizer_load(XP_SOURCE_DIR "/tests/fuzz/corpus/tokenizer/small.json", &s->tokenizer);
+    return xp_tokenizer_load(XP_SOURCE_DIR "/tests/fuzz/corpus/tokenizer/small.json",
+                             &s->tokenizer);
 }
 
 /* Ids are tokens, and what they decode to is the text as it was repaired. */
-static fuzz_verdict check_encoding(fuzz_state *s, const xp_tokenizer *t, const char *text, size_t n) {
+static fuzz_verdict check_encoding(fuzz_state *s, const xp_tokenizer *t, const char *text,
+                                   size_t n) {
     xp_token_list list = {0};
     char *decoded = NULL;
     size_t n_decoded = 0;
@@ -44,7 +97,8 @@ static fuzz_verdict check_encoding(fuzz_state *s, const xp_tokenizer *t, const c
 }
 
 static fuzz_verdict run_tokenizer(fuzz_state *s, const unsigned char *data, size_t n) {
-    static const char text[] = "The cat's 12 hats<|endoftext|>\n\n \xc3\xa9 e\xcc\x81 \xf0\x9f\x98\x80\xff x";
+    static const char text[] =
+        "The cat's 12 hats<|endoftext|>\n\n \xc3\xa9 e\xcc\x81 \xf0\x9f\x98\x80\xff x";
     (void)data;
     (void)n;
     xp_tokenizer *t = NULL;
@@ -91,7 +145,8 @@ static fuzz_verdict run_encode(fuzz_state *s, const unsigned char *data, size_t 
     size_t n_text;
     xp_status status = xp_tokenizer_decode(s->tokenizer, ids, n_ids, true, &text, &n_text);
     free(text);
-    bool split = n > 0 && data[0] == '<'; /* both ways must be seen: text is never refused, ids are */
+    bool split =
+        n > 0 && data[0] == '<'; /* both ways must be seen: text is never refused, ids are */
     return split ? FUZZ_ACCEPTED : fuzz_judge(s, status);
 }
 
@@ -179,17 +234,33 @@ static fuzz_verdict run_token_cache(fuzz_state *s, const unsigned char *data, si
 
 const fuzz_target *fuzz_data_target(int i) {
     static const fuzz_target targets[] = {
-        {.name = "tokenizer", .file = "tokenizer.json", .words = tokenizer_words, .run = run_tokenizer},
-        {.name = "tokenizer_config", .file = "tokenizer_config.json", .words = json_words,
-         .set_up = put_tokenizer, .run = run_names},
-        {.name = "model_eos", .file = "config.json", .words = json_words, .set_up = put_tokenizer,
+        {.name = "tokenizer",
+         .file = "tokenizer.json",
+         .words = tokenizer_words,
+         .run = run_tokenizer},
+        {.name = "tokenizer_config",
+         .file = "tokenizer_config.json",
+         .words = json_words,
+         .set_up = put_tokenizer,
          .run = run_names},
-        {.name = "encode", .file = "text", .words = text_words, .set_up = load_tokenizer, .run = run_encode},
+        {.name = "model_eos",
+         .file = "config.json",
+         .words = json_words,
+         .set_up = put_tokenizer,
+         .run = run_names},
+        {.name = "encode",
+         .file = "text",
+         .words = text_words,
+         .set_up = load_tokenizer,
+         .run = run_encode},
         {.name = "jsonl", .file = "input.jsonl", .words = json_words, .run = run_documents},
         {.name = "gz", .file = "input.jsonl.gz", .run = run_documents},
         {.name = "zst", .file = "input.txt.zst", .run = run_documents},
         {.name = "token_file", .file = "input.bin", .run = run_token_file},
-        {.name = "token_cache", .file = "input.tokens", .repair = sign_cache, .run = run_token_cache},
+        {.name = "token_cache",
+         .file = "input.tokens",
+         .repair = sign_cache,
+         .run = run_token_cache},
     };
     return i < (int)(sizeof targets / sizeof targets[0]) ? &targets[i] : NULL;
 }

@@ -41,9 +41,9 @@ static xp_status add_input(void *context, const char *folder, const char *name) 
     if (c->n == MAX_INPUTS)
         return XP_OK;
     char *path = xp_path_join(folder, name);
-    xp_status status = path == NULL ? XP_ENOMEM
-                                    : xp_file_read(path, FUZZ_MAX_BYTES, &c->data[c->n],
-                                                   &c->n_bytes[c->n]);
+    xp_status status = path == NULL
+                           ? XP_ENOMEM
+                           : xp_file_read(path, FUZZ_MAX_BYTES, &c->data[c->n], &c->n_bytes[c->n]);
     free(path);
     c->n += status == XP_OK;
     return status;
@@ -79,8 +79,8 @@ static int run_files(fuzz_state *s, const fuzz_target *t, const options *o) {
             return 1;
         }
         fuzz_verdict verdict = try_input(s, t, (unsigned char *)data, n, false);
-        printf("%s: %s %s\n", o->files[i], verdict == FUZZ_ACCEPTED ? "accepted" : "refused:",
-               xp_last_error());
+        printf("%s: %s %s\n", o->files[i],
+               verdict == FUZZ_ACCEPTED ? "accepted" : "refused:", xp_last_error());
         free(data);
         if (verdict == FUZZ_WRONG) {
             tell_wrong(s, t);
@@ -112,11 +112,12 @@ static int fuzz(fuzz_state *s, const fuzz_target *t, const options *o, corpus *c
             return 1;
         }
     }
-    printf("fuzz %s: %lld inputs, %lld accepted, %lld refused, %.1f s, the slowest %.3f s\n", t->name,
-           (long long)done, (long long)n_by[FUZZ_ACCEPTED], (long long)n_by[FUZZ_REFUSED],
+    printf("fuzz %s: %lld inputs, %lld accepted, %lld refused, %.1f s, the slowest %.3f s\n",
+           t->name, (long long)done, (long long)n_by[FUZZ_ACCEPTED], (long long)n_by[FUZZ_REFUSED],
            xp_time_s() - start, slowest);
     if (n_by[FUZZ_ACCEPTED] == 0 || n_by[FUZZ_REFUSED] == 0) {
-        fprintf(stderr, "fuzz %s: all inputs went one way: the corpus or the mutator does not fit\n",
+        fprintf(stderr,
+                "fuzz %s: all inputs went one way: the corpus or the mutator does not fit\n",
                 t->name);
         return 1;
     }
@@ -172,7 +173,8 @@ int main(int argc, char **argv) {
     if (getenv("XP_FUZZ_SECONDS") != NULL && !xp_parse_f64(getenv("XP_FUZZ_SECONDS"), &o.seconds))
         return usage();
     char folder[64];
-    snprintf(folder, sizeof folder, "%s/xp-fuzz-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+    snprintf(folder, sizeof folder, "%s/xp-fuzz-XXXXXX",
+             access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     if (mkdtemp(folder) == NULL) {
         perror(folder);
         return 1;

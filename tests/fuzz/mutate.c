@@ -19,19 +19,20 @@ static size_t splice(unsigned char *data, size_t n, size_t at, size_t removed, c
 }
 
 static size_t put_number(fuzz_state *s, unsigned char *data, size_t n, size_t at) {
-    static const int64_t edges[] = {0,           1,          -1,        2,         127,      128,
-                                    255,         256,        32767,     65535,     65536,    INT32_MAX,
-                                    INT32_MIN,   UINT32_MAX, INT64_MAX, INT64_MIN, 16777216, 1 << 20,
-                                    4294967296LL};
+    static const int64_t edges[] = {0,         1,         -1,        2,           127,
+                                    128,       255,       256,       32767,       65535,
+                                    65536,     INT32_MAX, INT32_MIN, UINT32_MAX,  INT64_MAX,
+                                    INT64_MIN, 16777216,  1 << 20,   4294967296LL};
     int64_t value = edges[fuzz_draw(s, sizeof edges / sizeof edges[0])];
     size_t width = (size_t)1 << fuzz_draw(s, 4);
     return splice(data, n, at, fuzz_draw(s, 4) == 0 ? 0 : width, &value, width);
 }
 
 static size_t put_decimal(fuzz_state *s, unsigned char *data, size_t n) {
-    static const char *const numbers[] = {"-1",  "0",     "1",    "2147483648", "9223372036854775807",
-                                          "1e9", "1e400", "0.5",  "4294967296", "99999999999999999999",
-                                          "01",  "-0",    "1e-9", "65536"};
+    static const char *const numbers[] = {
+        "-1",  "0",     "1",    "2147483648", "9223372036854775807",
+        "1e9", "1e400", "0.5",  "4294967296", "99999999999999999999",
+        "01",  "-0",    "1e-9", "65536"};
     size_t start = n == 0 ? 0 : fuzz_draw(s, n);
     for (size_t i = start; i < n; i++)
         if (data[i] >= '0' && data[i] <= '9') {
