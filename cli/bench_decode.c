@@ -49,14 +49,16 @@ static void print_result(const decode_options *o, const xp_inference *inf, doubl
     const double active_gb =
         (double)xp_arch_n_active_params(&inf->arch) * (double)xp_dtype_bytes(inf->dtype) / 1e9;
     if (o->json)
-        printf("{\"model\": \"%s\", \"device\": \"%s\", \"dtype\": \"%s\", \"prompt_tokens\": %lld, "
-               "\"prompt_s\": %.6f, \"tokens\": %lld, \"tokens_per_s\": %.3f, \"active_weights_gb\": "
-               "%.3f, \"weights_gb_per_s\": %.1f}\n",
-               inf->source, xp_device_name(inf->device), xp_dtype_name(inf->dtype),
-               (long long)o->prompt, prompt_s, (long long)o->tokens, rate, active_gb,
-               active_gb * rate);
+        printf(
+            "{\"model\": \"%s\", \"device\": \"%s\", \"dtype\": \"%s\", \"prompt_tokens\": %lld, "
+            "\"prompt_s\": %.6f, \"tokens\": %lld, \"tokens_per_s\": %.3f, \"active_weights_gb\": "
+            "%.3f, \"weights_gb_per_s\": %.1f}\n",
+            inf->source, xp_device_name(inf->device), xp_dtype_name(inf->dtype),
+            (long long)o->prompt, prompt_s, (long long)o->tokens, rate, active_gb,
+            active_gb * rate);
     else
-        printf("%s on %s, %s: %.1f tokens/s (%.2f ms each), a prompt of %lld tokens in %.1f ms; a token "
+        printf("%s on %s, %s: %.1f tokens/s (%.2f ms each), a prompt of %lld tokens in %.1f ms; a "
+               "token "
                "reads %.2f GB of weights: %.0f GB/s\n",
                inf->source, xp_device_name(inf->device), xp_dtype_name(inf->dtype), rate,
                1e3 / rate, (long long)o->prompt, 1e3 * prompt_s, active_gb, active_gb * rate);
@@ -89,19 +91,21 @@ int bench_decode(int argc, char **argv) {
     decode_options o = {.open = {.step = -1, .warn = cli_warn}, .prompt = 128, .tokens = 100};
     bool done;
     const cli_option options[] = {
-        {"--flavor", CLI_STRING, &o.open.flavor, "NAME", "random weights of this flavor (tiny_moe); or",
-         0, 0},
+        {"--flavor", CLI_STRING, &o.open.flavor, "NAME",
+         "random weights of this flavor (tiny_moe); or", 0, 0},
         {"--hf", CLI_STRING, &o.open.hf, "DIR", "a Hugging Face folder; or", 0, 0},
         {"--checkpoint", CLI_STRING, &o.open.checkpoint, "DIR", "a run", 0, 0},
         {"--prompt-tokens", CLI_INT, &o.prompt, "N", "tokens of the prompt (128)", 1, 1 << 20},
         {"--tokens", CLI_INT, &o.tokens, "N", "tokens to generate (100)", 1, 1e6},
         {"--device", CLI_STRING, &o.open.device, "WHERE", "auto, cpu or cuda (auto)", 0, 0},
-        {"--dtype", CLI_STRING, &o.open.dtype, "TYPE", "float32 or bfloat16 (on a GPU bfloat16)", 0, 0},
+        {"--dtype", CLI_STRING, &o.open.dtype, "TYPE", "float32 or bfloat16 (on a GPU bfloat16)", 0,
+         0},
         {"--json", CLI_FLAG, &o.json, NULL, "one JSON object", 0, 0},
     };
     const cli_syntax command = {
         .usage = "expar bench decode [--flavor NAME | --hf DIR | --checkpoint DIR] [options]",
-        .about = "Tokens a second of `expar generate` for one sequence. Its limit is the memory: each token reads "
+        .about = "Tokens a second of `expar generate` for one sequence. Its limit is the memory: "
+                 "each token reads "
                  "the weights that it uses.",
         .examples = "  expar bench decode --flavor 10B-A1B --device cuda\n",
         .options = options,

@@ -195,8 +195,10 @@ int cmd_generate(int argc, char **argv) {
         {"--top-p", CLI_FLOAT, &s.top_p, "X",
          "sample from the likeliest tokens up to this mass (1.0)", 1e-6, 1},
         {"--seed", CLI_INT, &seed, "N", "the same seed gives the same text (0)", 0, 1e18},
-        {"--device", CLI_STRING, &args.device, "WHERE", "auto, cpu or cuda (auto: a GPU that works)", 0, 0},
-        {"--dtype", CLI_STRING, &args.dtype, "TYPE", "float32 or bfloat16 (on a GPU bfloat16)", 0, 0},
+        {"--device", CLI_STRING, &args.device, "WHERE",
+         "auto, cpu or cuda (auto: a GPU that works)", 0, 0},
+        {"--dtype", CLI_STRING, &args.dtype, "TYPE", "float32 or bfloat16 (on a GPU bfloat16)", 0,
+         0},
         {"--threads", CLI_INT, &threads, "N", "default: all cores", 1, 4096},
     };
     const cli_syntax command = {

@@ -65,7 +65,8 @@ static xp_status reserve(xp_decoder *decoder) {
     const size_t logits = rounded((size_t)arch->vocab_size * sizeof(float));
     const size_t scores = rounded((size_t)decoder->max_tokens * sizeof(float));
     const size_t ids = rounded((size_t)decoder->max_tokens * sizeof(int32_t));
-    XP_TRY(xp_device_alloc(device, 2 * cache + rope + logits + scores, "decoder", &decoder->memory));
+    XP_TRY(
+        xp_device_alloc(device, 2 * cache + rope + logits + scores, "decoder", &decoder->memory));
     char *at = decoder->memory;
     decoder->keys = at;
     decoder->values = at + cache;
@@ -123,6 +124,10 @@ void xp_decoder_destroy(xp_decoder *decoder) {
     xp_device_free(decoder->model->device, decoder->memory);
     xp_host_free(decoder->model->device, decoder->staging);
     free(decoder);
+}
+
+void xp_decoder_reset(xp_decoder *decoder) {
+    decoder->n_cached = 0;
 }
 
 /* At most as many tokens as the model's buffers hold. */

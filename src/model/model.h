@@ -139,5 +139,7 @@ void xp_decoder_destroy(xp_decoder *decoder);
  */
 XP_NODISCARD xp_status xp_decoder_feed(xp_decoder *decoder, const int32_t *tokens, int64_t n,
                                        float *logits);
+/** Forget all tokens. */
+void xp_decoder_reset(xp_decoder *decoder);
 
 #endif

@@ -225,7 +225,8 @@ xp_status xp_check_attention_decode(const xp_attention_decode_args *args) {
     XP_TRY(need_size(args->n_cached, 0, op, "n_cached"));
     XP_TRY(check_heads(args->n_heads, args->n_kv_heads, args->head_dim, op));
     if (args->n_heads % args->n_kv_heads != 0 || args->head_dim > 256)
-        return xp_error(XP_EINVAL, "%s: %d query heads, %d key/value heads, head_dim %d (at most 256)", op,
+        return xp_error(XP_EINVAL,
+                        "%s: %d query heads, %d key/value heads, head_dim %d (at most 256)", op,
                         args->n_heads, args->n_kv_heads, args->head_dim);
     XP_TRY(need_rows(args->dtype, op, "dtype"));
     XP_TRY(need_ld(args->ldv, (int64_t)args->n_kv_heads * args->head_dim, op, "ldv"));

@@ -38,8 +38,8 @@ static xp_status check_finite(const xp_ckpt *ckpt, const xp_param_slice *slice, 
     return XP_OK;
 }
 
-static xp_status load_ckpt_slice(xp_inference *inf, const xp_ckpt *ckpt, const xp_param_slice *slice,
-                                 float *buffer) {
+static xp_status load_ckpt_slice(xp_inference *inf, const xp_ckpt *ckpt,
+                                 const xp_param_slice *slice, float *buffer) {
     char name[160];
     snprintf(name, sizeof name, "param/%s", slice->hf_name);
     for (int64_t done = 0, n; done < slice->n_elements; done += n) {
@@ -100,8 +100,8 @@ static xp_status make_device(xp_inference *inf, const xp_inference_args *args) {
     const xp_cuda_backend *cuda;
     const char *kind = args->device ? args->device : "auto";
     const int n_threads = args->n_threads > 0 ? args->n_threads : xp_train_n_cores();
-    const bool on_gpu =
-        strcmp(kind, "cuda") == 0 || (strcmp(kind, "auto") == 0 && xp_cuda_backend_get(&cuda) == XP_OK);
+    const bool on_gpu = strcmp(kind, "cuda") == 0 ||
+                        (strcmp(kind, "auto") == 0 && xp_cuda_backend_get(&cuda) == XP_OK);
     const xp_device_args device = {.kind = on_gpu ? XP_DEVICE_CUDA : XP_DEVICE_CPU,
                                    .n_threads = n_threads,
                                    .caps = args->caps};
@@ -130,12 +130,12 @@ static xp_status make_model(xp_inference *inf, const xp_inference_args *args) {
                            .device = inf->device};
     xp_status status = xp_model_create(&model, &inf->model);
     if (status == XP_ENOMEM && xp_device_total_bytes(inf->device) > 0)
-        return xp_error_context(status,
-                                "%s (%.1f GiB) does not hold this model in %s; bfloat16, fewer rows at a time, or "
-                                "--device cpu need less of it",
-                                xp_device_name(inf->device),
-                                (double)xp_device_total_bytes(inf->device) / (1 << 30),
-                                xp_dtype_name(inf->dtype));
+        return xp_error_context(
+            status,
+            "%s (%.1f GiB) does not hold this model in %s; bfloat16, fewer rows at a time, or "
+            "--device cpu need less of it",
+            xp_device_name(inf->device), (double)xp_device_total_bytes(inf->device) / (1 << 30),
+            xp_dtype_name(inf->dtype));
     XP_TRY(status);
     if (inf->arch.n_experts > 0) {
         inf->bias = calloc((size_t)(inf->arch.n_layers * inf->arch.n_experts), sizeof *inf->bias);

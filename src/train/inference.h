@@ -20,10 +20,11 @@ typedef struct xp_inference_args {
     int64_t n_rows, seq_len; /* of a batch, at most */
     bool keep_logits;
     bool document_attention;
-    const char *device; /* "cpu", "cuda"; NULL or "auto": a GPU when this machine has one that works */
-    const char *caps;   /* xp_device_args.caps */
-    const char *dtype;  /* "float32", "bfloat16"; NULL: float32 on the CPU, bfloat16 on a GPU */
-    int n_threads;      /* 0 = all cores */
+    const char
+        *device; /* "cpu", "cuda"; NULL or "auto": a GPU when this machine has one that works */
+    const char *caps;  /* xp_device_args.caps */
+    const char *dtype; /* "float32", "bfloat16"; NULL: float32 on the CPU, bfloat16 on a GPU */
+    int n_threads;     /* 0 = all cores */
     void (*warn)(void *context, const char *text); /* about tensors that nothing uses, or NULL */
     void *warn_context;
 } xp_inference_args;

@@ -35,9 +35,9 @@ static void decode(ck_context *ctx, const decode_shape *s, xp_dtype dtype) {
                   n_rows = s->n_cached + s->n_tokens + s->unused;
     ck_case c;
     ck_case_init(&c, "attention_decode", call_decode);
-    snprintf(c.shape, sizeof c.shape, "T=%lld after %lld, H=%d G=%d C=%d %s%s", (long long)s->n_tokens,
-             (long long)s->n_cached, s->n_heads, s->n_kv_heads, s->head_dim, xp_dtype_name(dtype),
-             s->pad > 0 ? " padded" : "");
+    snprintf(c.shape, sizeof c.shape, "T=%lld after %lld, H=%d G=%d C=%d %s%s",
+             (long long)s->n_tokens, (long long)s->n_cached, s->n_heads, s->n_kv_heads, s->head_dim,
+             xp_dtype_name(dtype), s->pad > 0 ? " padded" : "");
     c.size[0] = s->n_tokens, c.size[1] = s->n_cached, c.size[2] = s->n_heads,
     c.size[3] = s->n_kv_heads, c.size[4] = s->head_dim, c.size[5] = s->pad, c.size[6] = dtype;
     c.nan_spreads = true; /* keys are loaded in groups, also behind the last one */
@@ -48,8 +48,10 @@ static void decode(ck_context *ctx, const decode_shape *s, xp_dtype dtype) {
     ck_inout(&c, "v_cache", dtype, n_rows * kv_width, CK_EXACT);
     ck_out(&c, "out", dtype, s->n_tokens * q_width, CK_CHAIN)->row = q_width;
     ck_scratch(&c, "scores", XP_F32, s->n_cached + s->n_tokens);
-    c.flops = 4.0 * (double)(q_width * s->n_tokens) * ((double)s->n_cached + (double)s->n_tokens / 2);
-    c.bytes = 2.0 * (double)((s->n_cached + s->n_tokens) * kv_width) * (double)xp_dtype_bytes(dtype);
+    c.flops =
+        4.0 * (double)(q_width * s->n_tokens) * ((double)s->n_cached + (double)s->n_tokens / 2);
+    c.bytes =
+        2.0 * (double)((s->n_cached + s->n_tokens) * kv_width) * (double)xp_dtype_bytes(dtype);
     ck_run(ctx, &c);
 }
 

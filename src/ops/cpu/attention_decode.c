@@ -14,7 +14,8 @@ static void append(const xp_attention_decode_args *args) {
     for (int64_t t = 0; t < args->n_tokens; t++)
         for (int64_t i = 0; i < width; i++) {
             const int64_t to = (args->n_cached + t) * width + i;
-            xp_cpu_store(args->k_cache, args->dtype, to, xp_cpu_load(args->k, args->dtype, t * width + i));
+            xp_cpu_store(args->k_cache, args->dtype, to,
+                         xp_cpu_load(args->k, args->dtype, t * width + i));
             xp_cpu_store(args->v_cache, args->dtype, to,
                          xp_cpu_load(args->v, args->dtype, t * args->ldv + i));
         }

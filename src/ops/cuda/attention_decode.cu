@@ -27,9 +27,7 @@ template <typename T> __global__ void append(xp_attention_decode_args a) {
 }
 
 /* What a warp has seen so far. Lane l holds the elements l, l + 32, ... of the output. */
-template <int N> struct running {
-    float max, sum, out[N];
-};
+template <int N> struct running { float max, sum, out[N]; };
 
 template <typename T, int N>
 static __device__ __forceinline__ void load_row(const T *row, int dim, float (&x)[N]) {
@@ -42,9 +40,9 @@ static __device__ __forceinline__ void load_row(const T *row, int dim, float (&x
 
 /* Keys [first, first + AHEAD) below n into the warp's running result. */
 template <typename T, int N>
-static __device__ __forceinline__ void take_keys(const xp_attention_decode_args &a, const float (&q)[N],
-                                                 int64_t first, int64_t n, int64_t at,
-                                                 running<N> &r) {
+static __device__ __forceinline__ void take_keys(const xp_attention_decode_args &a,
+                                                 const float (&q)[N], int64_t first, int64_t n,
+                                                 int64_t at, running<N> &r) {
     const int64_t width = (int64_t)a.n_kv_heads * a.head_dim;
     float k[AHEAD][N], v[AHEAD][N], score[AHEAD], highest = r.max;
 #pragma unroll
@@ -79,7 +77,8 @@ static __device__ __forceinline__ void take_keys(const xp_attention_decode_args 
 }
 
 /* Block: one head of one new token. Grid: (heads, new tokens). */
-template <typename T, int N> __global__ void __launch_bounds__(THREADS) decode(xp_attention_decode_args a) {
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS) decode(xp_attention_decode_args a) {
     __shared__ float maxima[WARPS], sums[WARPS], outs[WARPS][MAX_DIM];
     const int head = (int)blockIdx.x, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const int64_t t = blockIdx.y, n = a.n_cached + t + 1;

@@ -65,7 +65,8 @@ static void write_rows(const parity *p, int step, char *path) {
 /* Loss over the recorded rows, and the logits [n]. Caller frees. */
 static float *evaluate(const parity *p, int step, const char *dtype, double *loss) {
     const int64_t n = p->n_rows * p->seq_len * p->arch.vocab_size;
-    char folder[512], path[] = "/tmp/expar_inference_XXXXXX.bin", logits_path[] = "/tmp/expar_logits_XXXXXX";
+    char folder[512], path[] = "/tmp/expar_inference_XXXXXX.bin",
+                      logits_path[] = "/tmp/expar_logits_XXXXXX";
     fixture_path(folder, sizeof folder, p->name, "");
     write_rows(p, step, path);
     xp_inference_args open = inference_args(folder, true, dtype);
