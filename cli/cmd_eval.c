@@ -9,11 +9,13 @@
 #include "core/file.h"
 #include "core/text.h"
 #include "options.h"
+#include "ranks.h"
 #include "train/evaluate.h"
 
 typedef struct eval_options {
     const char *hf, *checkpoint, *tokens, *data, *tokenizer, *logits, *device, *dtype;
-    int64_t step, seq_len, batch, max_rows, threads;
+    cli_ranks ranks;
+    int64_t n_ranks, step, seq_len, batch, max_rows, threads;
     bool json;
 } eval_options;
 
@@ -79,7 +81,7 @@ static xp_status evaluate_to(const eval_options *o, xp_inference *inf, const xp_
                              .n_rows = o->batch,
                              .max_rows = o->max_rows,
                              .logits = logits,
-                             .progress = show_progress,
+                             .progress = o->ranks.speaks ? show_progress : NULL,
                              .context = &start};
     xp_evaluation with, without;
     if (logits != NULL) {
@@ -93,13 +95,14 @@ static xp_status evaluate_to(const eval_options *o, xp_inference *inf, const xp_
         XP_TRY(xp_inference_use_bias(inf, false));
         XP_TRY(xp_evaluate(&args, &without));
     }
-    print_result(o, inf, &with, inf->has_bias ? &without : NULL);
+    if (o->ranks.speaks)
+        print_result(o, inf, &with, inf->has_bias ? &without : NULL);
     return XP_OK;
 }
 
 /* The logits file appears under its name when it is whole. */
 static xp_status evaluate(const eval_options *o, xp_inference *inf, const xp_dataset *dataset) {
-    if (o->logits == NULL)
+    if (o->logits == NULL || !o->ranks.speaks)
         return evaluate_to(o, inf, dataset, NULL);
     char tmp[4096];
     snprintf(tmp, sizeof tmp, "%s.tmp", o->logits);
@@ -117,7 +120,8 @@ static xp_status evaluate(const eval_options *o, xp_inference *inf, const xp_dat
 }
 
 static xp_status run(const eval_options *o) {
-    xp_inference_args open = {.hf = o->hf,
+    xp_inference_args open = {.comm = o->ranks.comm,
+                              .hf = o->hf,
                               .checkpoint = o->checkpoint,
                               .step = o->step,
                               .tokenizer = o->tokenizer,
@@ -128,7 +132,7 @@ static xp_status run(const eval_options *o) {
                               .device = o->device,
                               .dtype = o->dtype,
                               .n_threads = (int)o->threads,
-                              .warn = cli_warn};
+                              .warn = o->ranks.speaks ? cli_warn : NULL};
     xp_inference inf;
     XP_TRY(xp_inference_open(&open, &inf));
     char cache[] = "/tmp/expar-eval-XXXXXX";
@@ -178,6 +182,8 @@ int cmd_eval(int argc, char **argv) {
         {"--device", CLI_STRING, &o.device, "WHERE", "auto, cpu or cuda (auto: a GPU that works)",
          0, 0},
         {"--dtype", CLI_STRING, &o.dtype, "TYPE", "float32 or bfloat16 (on a GPU bfloat16)", 0, 0},
+        {"--ranks", CLI_INT, &o.n_ranks, "N", "processes, a GPU each, that share the experts (1)",
+         1, 4096},
         {"--threads", CLI_INT, &o.threads, "N", "default: all cores", 1, 4096},
         {"--json", CLI_FLAG, &o.json, NULL, "one JSON object", 0, 0},
     };
@@ -204,6 +210,7 @@ int cmd_eval(int argc, char **argv) {
     }
     if (!cli_check_device(o.device, o.dtype))
         return XP_EXIT_USAGE;
-    xp_status status = run(&o);
-    return status == XP_OK ? XP_EXIT_OK : cli_fail(status);
+    if (!cli_ranks_join(argc, argv, o.n_ranks, &o.ranks, &code))
+        return code;
+    return cli_ranks_end(&o.ranks, run(&o));
 }

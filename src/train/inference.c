@@ -6,6 +6,7 @@
 #include <string.h>
 #include "checkpoint/state.h"
 #include "core/file.h"
+#include "device/gpu_placement.h"
 #include "device/plugin.h"
 #include "train/hf_io.h"
 #include "train/arch_values.h"
@@ -96,16 +97,57 @@ static xp_status load_ckpt_bias(xp_inference *inf, const xp_ckpt *ckpt) {
 
 /* ---- both -------------------------------------------------------------------------------- */
 
+static int count_local_ranks(const xp_comm *comm, int below) {
+    int n = 0;
+    for (int r = 0; comm && r < below; r++)
+        n += xp_comm_node(comm, r) == xp_comm_node(comm, xp_comm_rank(comm));
+    return n;
+}
+
+/* A kernel that waits for a rank on the same GPU could wait for ever. */
+static xp_status check_own_gpu(const xp_inference *inf, xp_comm *comm,
+                               const xp_cuda_backend *cuda) {
+    char mine[XP_GPU_ID_BYTES], *all = calloc((size_t)xp_comm_size(comm), sizeof mine);
+    if (!all)
+        return xp_error(XP_ENOMEM, "no memory for the ranks' GPUs");
+    xp_status status = cuda->sharing->identity(inf->device, mine);
+    if (status == XP_OK)
+        status = xp_comm_all_gather(comm, mine, all, sizeof mine, XP_U8, NULL);
+    for (int a = 0; status == XP_OK && a < xp_comm_size(comm); a++)
+        for (int b = 0; status == XP_OK && b < a; b++)
+            if (memcmp(all + a * XP_GPU_ID_BYTES, all + b * XP_GPU_ID_BYTES, XP_GPU_ID_BYTES) == 0)
+                status = xp_error(
+                    XP_ECONFIG,
+                    "ranks %d and %d have the same GPU: use at most as many ranks as there "
+                    "are GPUs",
+                    b, a);
+    free(all);
+    return status;
+}
+
 static xp_status make_device(xp_inference *inf, const xp_inference_args *args) {
-    const xp_cuda_backend *cuda;
+    const xp_cuda_backend *cuda = NULL;
     const char *kind = args->device ? args->device : "auto";
-    const int n_threads = args->n_threads > 0 ? args->n_threads : xp_train_n_cores();
-    const bool on_gpu = strcmp(kind, "cuda") == 0 ||
-                        (strcmp(kind, "auto") == 0 && xp_cuda_backend_get(&cuda) == XP_OK);
-    const xp_device_args device = {.kind = on_gpu ? XP_DEVICE_CUDA : XP_DEVICE_CPU,
-                                   .n_threads = n_threads,
-                                   .caps = args->caps};
+    const int n_local = args->comm ? count_local_ranks(args->comm, xp_comm_size(args->comm)) : 1;
+    const int n_cores = xp_train_n_cores() / n_local;
+    xp_device_args device = {.kind = XP_DEVICE_CPU,
+                             .n_threads = args->n_threads > 0 ? args->n_threads
+                                          : n_cores < 1       ? 1
+                                                              : n_cores,
+                             .caps = args->caps};
+    if (strcmp(kind, "cuda") == 0 ||
+        (strcmp(kind, "auto") == 0 && xp_cuda_backend_get(&cuda) == XP_OK))
+        device.kind = XP_DEVICE_CUDA;
+    if (device.kind == XP_DEVICE_CUDA && args->comm) {
+        int n_devices = 0;
+        XP_TRY(xp_cuda_backend_get(&cuda));
+        XP_TRY(cuda->device_count(&n_devices));
+        device.index =
+            xp_gpu_choose(count_local_ranks(args->comm, xp_comm_rank(args->comm)), n_devices);
+    }
     XP_TRY(xp_device_create(&device, &inf->device));
+    if (device.kind == XP_DEVICE_CUDA && args->comm)
+        XP_TRY(check_own_gpu(inf, args->comm, cuda));
     XP_TRY(xp_stream_create(inf->device, XP_STREAM_COMPUTE, &inf->stream));
     /* A guarded CPU stands for a GPU. */
     const bool shares_host = xp_device_shares_host(inf->device);
@@ -127,7 +169,13 @@ static xp_status make_model(xp_inference *inf, const xp_inference_args *args) {
                            .inference = true,
                            .keep_logits = args->keep_logits,
                            .ep = {.capacity_factor = 2.0},
+                           .ep_comm = args->comm,
                            .device = inf->device};
+    if (args->comm &&
+        (inf->arch.n_experts == 0 || inf->arch.n_experts % xp_comm_size(args->comm) != 0))
+        return xp_error(XP_ECONFIG, "%d ranks do not divide the model's %d experts%s",
+                        xp_comm_size(args->comm), inf->arch.n_experts,
+                        inf->arch.n_experts == 0 ? ": a dense model runs on one" : "");
     xp_status status = xp_model_create(&model, &inf->model);
     if (status == XP_ENOMEM && xp_device_total_bytes(inf->device) > 0)
         return xp_error_context(

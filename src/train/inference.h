@@ -1,6 +1,7 @@
 /**
  * A trained model for forward passes: from a Hugging Face folder, or from a training checkpoint of
- * any rank count. On the CPU in fp32, or on a GPU in fp32 or bf16; all experts on one rank.
+ * any rank count. On the CPU in fp32, or on a GPU in fp32 or bf16. Several ranks share the experts; everything else
+ * is on each, and all of them compute the same rows.
  */
 #ifndef XP_TRAIN_INFERENCE_H
 #define XP_TRAIN_INFERENCE_H
@@ -10,6 +11,8 @@
 #include "model/model.h"
 
 typedef struct xp_inference_args {
+    xp_comm *comm; /* the ranks that share the experts, borrowed; NULL = one rank. Opening and every
+                                pass are collective */
     const char *flavor;      /* a flavor with random weights, to measure speed; or */
     const char *hf;          /* Hugging Face folder; or */
     const char *checkpoint;  /* a run's dump folder, its checkpoint folder, or one step-N folder */

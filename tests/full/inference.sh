@@ -73,6 +73,19 @@ for seed in 1 2; do
     check "the same text for seed $seed again, bf16" cmp "$work/1.txt" "$work/2.txt"
 done
 
+# ---- experts shared by two GPUs
+if [ "$(nvidia-smi -L 2> /dev/null | wc -l)" -ge 2 ]; then
+    cpu=$(loss_of cpu float32 tests/parity/hf/fixtures/moe_gqa)
+    two=$("$bin/expar" eval --hf tests/parity/hf/fixtures/moe_gqa --tokens "$work/ids.bin" --seq 15 --rows 8 --device cuda --dtype float32 \
+        --ranks 2 --json 2>> "$work/err" | sed -n 's/.*"loss": \([0-9.eE+-]*\).*/\1/p')
+    check "expar eval on two GPUs, fp32" same_loss "${cpu:-0}" "${two:-0}" 1e-5
+    for ranks in 1 2; do
+        "$bin/expar" generate --checkpoint "$work/run" --prompt "the quick" --greedy --max-tokens 100 --device cuda --dtype float32 \
+            --ranks $ranks > "$work/$ranks.txt" 2>> "$work/err"
+    done
+    check "greedy text on two GPUs" cmp "$work/1.txt" "$work/2.txt"
+fi
+
 # ---- speed
 check "10B-A1B, one sequence, bf16" "$bin/expar" bench decode --flavor 10B-A1B --device cuda --prompt-tokens 128 --tokens 100
 cat "$work/log"
