@@ -1,6 +1,8 @@
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include "cli.h"
 #include "commands.h"
 #include "expar/version.h"
@@ -33,7 +35,16 @@ static int check_output(int code) {
     return XP_EXIT_FAILED;
 }
 
+/* A closed standard descriptor would be given to the next file that is opened, and what is printed
+ * would end up there. */
+static void fill_standard_files(void) {
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            _exit(XP_EXIT_FAILED);
+}
+
 int main(int argc, char **argv) {
+    fill_standard_files();
     signal(SIGXFSZ, SIG_IGN); /* a file past the limit is an error with a message, not the end */
     if (argc < 2) {
         print_help(stderr);

@@ -89,9 +89,13 @@ static const xp_field fields[] = {
 
     {CHOICE(optimizer, name, "AdamW", "AdamW"), TT, .help = "the optimizer"},
     {FLOAT(optimizer, lr, "8e-4", 0, 1e6), TT, .help = "peak learning rate"},
-    {FLOAT(optimizer, beta1, "0.9", 0, 0.9999999), TT, .help = "decay of the first moment"},
-    {FLOAT(optimizer, beta2, "0.95", 0, 0.9999999), TT, .help = "decay of the second moment"},
-    {FLOAT(optimizer, eps, "1e-8", 0, 1), TT, .help = "added to the root of the second moment"},
+    {FLOAT(optimizer, beta1, "0.9", 0, 0.9999999), TT, .range = "at least 0 and below 1",
+     .help = "decay of the first moment"},
+    {FLOAT(optimizer, beta2, "0.95", 0, 0.9999999), TT, .range = "at least 0 and below 1",
+     .help = "decay of the second moment"},
+    {FLOAT(optimizer, eps, "1e-8", 1e-30, 1), TT,
+     .range = "1e-30 to 1: with less, a parameter without a gradient is updated by 0 / 0",
+     .help = "added to the root of the second moment"},
     {FLOAT(optimizer, weight_decay, "0.1", 0, 1e6), TT,
      .help = "decoupled weight decay, on all parameters"},
 
