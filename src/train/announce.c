@@ -206,9 +206,19 @@ static void warn_about_schedule(xp_trainer *t) {
                         (long long)t->schedule.decay_steps);
 }
 
+static void describe_checkpoints(xp_trainer *t) {
+    if (!t->config->checkpoint.enable)
+        xp_trainer_say(t, "checkpoints: off, nothing will be saved (--checkpoint.enable saves)");
+    else if (t->config->debug.moe_force_load_balance && t->n_moe_layers > 0)
+        xp_trainer_warn(t,
+                        "debug.moe_force_load_balance is on: tokens go to experts by number, and "
+                        "the router learns nothing; the checkpoints are for measurements only");
+}
+
 void xp_trainer_describe(xp_trainer *t) {
     describe_model(t);
     describe_ranks(t);
     describe_data(t);
+    describe_checkpoints(t);
     warn_about_schedule(t);
 }
