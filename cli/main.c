@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include "cli.h"
 #include "commands.h"
+#include "core/bus_error.h"
 #include "expar/version.h"
 
 static void print_help(FILE *file) {
@@ -46,6 +47,7 @@ static void fill_standard_files(void) {
 int main(int argc, char **argv) {
     fill_standard_files();
     signal(SIGXFSZ, SIG_IGN); /* a file past the limit is an error with a message, not the end */
+    xp_bus_error_report();
     if (argc < 2) {
         print_help(stderr);
         return XP_EXIT_USAGE;

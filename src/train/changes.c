@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "checkpoint/xxh64.h"
+#include <xxhash.h>
 #include "core/text.h"
 #include "train/run_state.h"
 
@@ -25,16 +25,14 @@ xp_status xp_trainer_hash_data(xp_trainer *t) {
     int32_t *row = calloc((size_t)seq_len + 1, 4 * sizeof *row);
     if (!row)
         return xp_error(XP_ENOMEM, "no memory for a row of the data");
-    xp_xxh64 hash;
-    xp_xxh64_init(&hash);
+    t->data_hash = 0;
     for (int64_t i = 0; i < N_SAMPLES && i < n_rows; i++) {
         int64_t n = n_rows > N_SAMPLES ? n_rows / N_SAMPLES * i : i;
         if (xp_dataset_row(data, n, row, row + seq_len, row + 2 * seq_len, row + 3 * seq_len) ==
             XP_OK)
-            xp_xxh64_update(&hash, row, (size_t)seq_len * sizeof *row);
+            t->data_hash = XXH64(row, (size_t)seq_len * sizeof *row, t->data_hash);
     }
     xp_error_clear();
-    t->data_hash = xp_xxh64_digest(&hash);
     free(row);
     return XP_OK;
 }

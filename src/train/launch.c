@@ -163,7 +163,7 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
     xp_train_shared *shared = NULL;
     xp_status status = share_data(xp_config_get(config), comm, log, &shared);
     if (status != XP_OK) {
-        xp_comm_abort(comm, xp_last_error());
+        xp_comm_abort(comm, NULL);
         xp_train_shared_destroy(shared);
         return status;
     }
@@ -194,7 +194,7 @@ static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_tra
     if (status == XP_OK)
         status = run_process(config, comm, log, result);
     else
-        xp_comm_abort(comm, xp_last_error());
+        xp_comm_abort(comm, NULL);
     if (status != XP_OK)
         status = xp_comm_last_words(comm, status);
     xp_comm_destroy(comm);

@@ -228,7 +228,7 @@ xp_status xp_ep_cuda_check_group(const xp_ep_group *group) {
              world_rank(group, f->reporter), group->timeout_s, phases[f->phase],
              xp_ep_p2p_point_name((p2p_point)f->point), (long long)f->round,
              world_rank(group, f->missing), calls, more);
-    return xp_comm_fail(group->comm, text);
+    return xp_comm_fail_timeout(group->comm, f->missing, text);
 }
 
 /* The first failed meeting; else the first routing that the device has refused. */

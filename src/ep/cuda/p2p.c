@@ -90,7 +90,7 @@ static xp_status refuse_meeting(const xp_ep_step *step, int rank, const xp_ep_cu
         (long long)mine->round, xp_comm_world_rank(comm, rank),
         xp_ep_p2p_point_name((p2p_point)theirs->point), theirs->epoch, theirs->slot,
         (long long)theirs->round);
-    return xp_comm_fail(step->group->comm, text);
+    return xp_comm_fail_mismatch(step->group->comm, text);
 }
 
 static xp_status meet_hosts(const xp_ep_step *step, p2p_point point) {

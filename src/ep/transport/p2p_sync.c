@@ -90,7 +90,7 @@ xp_status xp_ep_p2p_wait(const xp_ep_step *step, int peer, p2p_point point) {
              xp_comm_world_rank(group->comm, group->rank), group->timeout_s, step->phase,
              xp_ep_p2p_point_name(point), (long long)step->round,
              xp_comm_world_rank(group->comm, peer), atomic_load(wait.flag), wait.epoch);
-    return xp_comm_fail(group->comm, text);
+    return xp_comm_fail_timeout(group->comm, peer, text);
 }
 
 xp_status xp_ep_p2p_lock(const xp_ep_step *step, int peer) {

@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <unistd.h>
 #include "comm/on_failure.h"
+#include "core/error.h"
 #include "ranks.h"
 
 static double now(void) {
@@ -21,6 +22,7 @@ static void keep_error(rank_job *job, xp_status status, double started) {
     job->status = status;
     job->seconds = now() - started;
     snprintf(job->error, sizeof job->error, "%s", xp_last_error());
+    RANK_CHECK(job, xp_comm_get_failure(job->comm, &job->failure) == (status == XP_ECOMM));
 }
 
 /* The last rank does not come to the second all-reduce. */
@@ -36,6 +38,15 @@ static void late_body(rank_job *job) {
     RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_ECOMM); /* it stays */
 }
 
+static void expect_record(const rank_job *job, xp_failure_reason reason, int culprit,
+                          const char *phase) {
+    assert_string_equal(xp_failure_reason_name(job->failure.reason),
+                        xp_failure_reason_name(reason));
+    assert_int_equal(job->failure.culprit, culprit);
+    assert_string_equal(job->failure.phase, phase);
+    assert_string_equal(job->failure.text, job->error);
+}
+
 static void test_late(void **state) {
     (void)state;
     rank_job *jobs = run_ranks(5, 0.3, NULL, late_body);
@@ -45,6 +56,8 @@ static void test_late(void **state) {
         assert_non_null(strstr(jobs[r].error, "rank 4"));
         assert_non_null(strstr(jobs[r].error, "gradients"));
         assert_null(strstr(jobs[r].error, "rank 3 (")); /* who came is not blamed */
+        expect_record(&jobs[r], XP_FAILURE_TIMEOUT, 4, "gradients");
+        assert_in_range(jobs[r].failure.reporter, 0, 3);
         if (r < 4)
             assert_true(jobs[r].seconds < 0.8);
     }
@@ -71,6 +84,7 @@ static void test_chain(void **state) {
     for (int r = 0; r < 3; r++) {
         assert_int_equal(jobs[r].status, XP_ECOMM);
         assert_non_null(strstr(jobs[r].error, "for rank 3"));
+        assert_int_equal(jobs[r].failure.culprit, 3);
     }
     free(jobs);
 }
@@ -97,7 +111,36 @@ static void test_abort(void **state) {
         assert_int_equal(jobs[r].n_wrong, 0);
         assert_int_equal(jobs[r].status, XP_ECOMM);
         assert_string_equal(jobs[r].error, "rank 1 gave up in checkpoint: the disk is full");
+        expect_record(&jobs[r], XP_FAILURE_ABORT, 1, "checkpoint");
+        assert_int_equal(jobs[r].failure.reporter, 1);
         assert_true(jobs[r].seconds < 5);
+    }
+    free(jobs);
+}
+
+/* A failure that all ranks have agreed on stays its rank's, whichever rank aborts first; a reason that
+ * only looks like the last error is the caller's own. */
+static void agreed_body(rank_job *job) {
+    RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_OK);
+    if (job->rank == 0) {
+        xp_error(XP_EIO, "rank 2: the disk is full");
+        xp_error_set_rank(2);
+        xp_comm_abort(job->comm, NULL);
+        RANK_CHECK(job, strcmp(xp_last_error(), "rank 2: the disk is full") == 0);
+    }
+    while (xp_comm_async_error(job->comm) == XP_OK)
+        usleep(1000);
+    keep_error(job, xp_comm_async_error(job->comm), now());
+}
+
+static void test_agreed(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(3, 30, NULL, agreed_body);
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(jobs[r].n_wrong, 0);
+        assert_string_equal(jobs[r].error, "rank 2 gave up in the run: the disk is full");
+        expect_record(&jobs[r], XP_FAILURE_ABORT, 2, "");
+        assert_int_equal(jobs[r].failure.reporter, 0);
     }
     free(jobs);
 }
@@ -115,6 +158,7 @@ static void test_mismatch(void **state) {
     for (int r = 0; r < 3; r++) {
         assert_int_equal(jobs[r].status, XP_ECOMM);
         assert_non_null(strstr(jobs[r].error, "do not make the same call"));
+        expect_record(&jobs[r], XP_FAILURE_MISMATCH, -1, "");
     }
     free(jobs);
 }
@@ -242,10 +286,11 @@ static void test_arguments(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_late),  cmocka_unit_test(test_chain),
-        cmocka_unit_test(test_abort), cmocka_unit_test(test_mismatch),
-        cmocka_unit_test(test_storm), cmocka_unit_test(test_queued),
-        cmocka_unit_test(test_hooks), cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_late),      cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_abort),     cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_storm),     cmocka_unit_test(test_queued),
+        cmocka_unit_test(test_hooks),     cmocka_unit_test(test_agreed),
+        cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
