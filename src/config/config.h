@@ -33,7 +33,8 @@ typedef struct xp_config {
         bool print_config;
         int64_t threads_per_rank; /* 0 = cores / local ranks */
         int64_t log_rank;         /* -1 = rank 0 only; from LOG_RANK */
-        int64_t ngpu;             /* rank threads; 0 = unset; from NGPU */
+        int64_t ngpu;             /* ranks of a machine; 0 = unset; from NGPU */
+        const char *ranks;        /* "auto", "threads", "processes" */
     } job;
     struct {
         const char *name, *flavor, *hf_assets_path;

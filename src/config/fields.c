@@ -45,7 +45,10 @@ static const xp_field fields[] = {
     {INT(job, threads_per_rank, "0", 0, 4096), .unset = "cores / ranks of this machine",
      .help = "CPU threads of each rank"},
     {INT(job, ngpu, "0", 0, 65536), .unset = "chosen by the command",
-     .help = "ranks to start as threads of this process; the environment's NGPU"},
+     .help = "ranks of this machine, of each node with --hostfile; the environment's NGPU"},
+    {CHOICE(job, ranks, "auto", "auto|threads|processes"),
+     .help = "what ranks are; auto: processes where each of several ranks has a GPU of its own, "
+             "else threads of one process"},
     {INT(job, log_rank, "-1", 0, 1e9), .unset = "rank 0",
      .help = "the rank whose lines are shown; the environment's LOG_RANK"},
 
