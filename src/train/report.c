@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 #include "core/file.h"
 #include "predict/gpus.h"
@@ -55,6 +56,40 @@ static void write_metrics(xp_trainer *t, const xp_step_record *record) {
     t->metrics_fail = status != XP_OK;
 }
 
+/* A part that follows the step line, where the terminal has room for it. */
+static void add_part(xp_text *line, int *used, int columns, const char *part) {
+    *used += 2 + (int)strlen(part);
+    if (columns == 0 || *used <= columns)
+        xp_text_printf(line, "  %s", part);
+    else
+        *used = columns; /* parts come in their order: none after one that has no room */
+}
+
+static void print_step(xp_trainer *t, const xp_step_record *record) {
+    xp_text line = {0}, plain = {0};
+    char part[64], number[32];
+    double step_s = t->interval_s / (double)t->interval_steps;
+    xp_metrics_line(record, false, &plain);
+    xp_metrics_line(record, xp_log_has_color(t->log), &line);
+    int used = (int)plain.length, columns = xp_log_columns(t->log);
+    snprintf(part, sizeof part, "lr: %.2e", record->lr);
+    add_part(&line, &used, columns, part);
+    if (t->n_ranks > 1) {
+        xp_format_thousands(record->tps * t->n_ranks, number);
+        snprintf(part, sizeof part, "total: %s", number);
+        add_part(&line, &used, columns, part);
+    }
+    snprintf(part, sizeof part, "time: %.3gs", step_s);
+    add_part(&line, &used, columns, part);
+    xp_format_duration(step_s * (double)(t->config->training.steps - t->step), number);
+    snprintf(part, sizeof part, "ETA: %s", number);
+    if (t->step < t->config->training.steps)
+        add_part(&line, &used, columns, part);
+    xp_trainer_say(t, "%s", line.failed ? "step line: out of memory" : line.data);
+    xp_text_free(&line);
+    xp_text_free(&plain);
+}
+
 void xp_trainer_report(xp_trainer *t, xp_step_record *record) {
     remember_loss(t, record->loss);
     t->interval_steps++;
@@ -70,11 +105,8 @@ void xp_trainer_report(xp_trainer *t, xp_step_record *record) {
     bool first = t->step == t->first_step + 1;
     bool line = t->step == 1 || first || due(t->step, t->config->metrics.log_freq);
     if (line && t->log) {
-        xp_text text = {0};
         fill_rates(t, t->interval_s, t->interval_steps, record);
-        xp_metrics_line(record, xp_log_has_color(t->log), &text);
-        xp_trainer_say(t, "%s", text.failed ? "step line: out of memory" : text.data);
-        xp_text_free(&text);
+        print_step(t, record);
     }
     if (line) {
         t->interval_steps = 0;

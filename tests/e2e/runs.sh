@@ -115,6 +115,32 @@ for closed in '<&-' '>&-' '2>&-' '<&- >&- 2>&-'; do
     "$EXPAR" eval --checkpoint closed/checkpoint/step-4 --tokens tokens.bin --seq 32 --rows 2 > eval.log 2>&1 || fail "closed $closed: step-4"
 done
 
+# ---- what follows the step line; a launcher that is not understood; little address space
+train 2 line --training.steps 3 --metrics.log_freq 1
+expect_text line.log "^step:  2  loss: .*mfu: n/a  lr: [0-9.]*e-0[0-9]  total: [0-9,]*  time: [0-9.e-]*s  ETA: [0-9]*s"
+for value in 'WORLD_SIZE=8 RANK=3' MV2_COMM_WORLD_SIZE=2; do
+    NGPU=1 env $value "$EXPAR" train --job.config_file tiny.toml --job.dump_folder foreign --training.steps 2 > foreign.log 2>&1
+    rc=$?
+    expect_rc 2 "$value"
+    expect_text foreign.log "$value in the environment: another launcher"
+    [ ! -e foreign ] || fail "$value: a folder was made"
+done
+WORLD_SIZE=1 train 1 alone --training.steps 2
+expect_rc 0 "WORLD_SIZE=1"
+if ! ldd "$EXPAR" | grep -qE 'lib[at]san'; then
+    for kib in 60000 100000 150000 250000 400000 700000; do
+        (ulimit -v $kib; timeout -s KILL 20 "$EXPAR" --version) > version.log 2>&1
+        rc=$?
+        [ $rc -ne 137 ] || fail "--version hangs under ulimit -v $kib"
+        [ $rc -eq 127 ] || [ $rc -eq 126 ] || expect_text version.log "^expar 0"
+        (ulimit -v $kib; NGPU=1 timeout -s KILL 30 "$EXPAR" train --job.config_file tiny.toml --job.dump_folder small --training.steps 2) > small.log 2>&1
+        rc=$?
+        [ $rc -ne 137 ] || fail "train hangs under ulimit -v $kib"
+        [ $rc -eq 0 ] || [ -s small.log ] || fail "train ends without a word under ulimit -v $kib"
+        rm -rf small
+    done
+fi
+
 # ---- bounds of Adam
 train 1 eps --optimizer.eps 0
 expect_rc 2 "eps 0"

@@ -125,7 +125,8 @@ off_t lseek(int fd, off_t at, int whence) {
 }
 
 int rename(const char *from, const char *to) {
-    return fails("rename", from) ? -1 : (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+    return fails("rename", from) ? -1
+                                 : (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
 }
 
 int renameat2(int from_fd, const char *from, int to_fd, const char *to, unsigned flags) {

@@ -48,9 +48,10 @@ static uint64_t add_hash(uint64_t hash, const char *text) {
 
 /* The same on all ranks of one start and on no others. */
 static uint64_t job_key(void) {
-    const char *const names[] = {"PMIX_NAMESPACE",        "OMPI_MCA_ess_base_jobid",
-                                 "OMPI_MCA_orte_hnp_uri", "SLURM_JOB_ID",
-                                 "SLURM_STEP_ID",         "PMI_JOBID"};
+    const char *const names[] = {
+        "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_hnp_uri",
+        "SLURM_JOB_ID",   "SLURM_STEP_ID",           "SLURM_RESTART_COUNT",
+        "PMI_JOBID"};
     uint64_t key = 0xcbf29ce484222325U;
     for (size_t i = 0; i < COUNT(names); i++)
         key = add_hash(key, getenv(names[i]));
