@@ -110,8 +110,9 @@ static const xp_field fields[] = {
     {FLOAT(optimizer, eps, "1e-8", 1e-30, 1), TT,
      .range = "1e-30 to 1: with less, a parameter without a gradient is updated by 0 / 0",
      .help = "added to the root of the second moment"},
-    {FLOAT(optimizer, weight_decay, "0.1", 0, 1e6), TT,
-     .help = "decoupled weight decay, on all parameters"},
+    {FLOAT(optimizer, weight_decay, "0.1", 0, 1e6), TT, .help = "decoupled weight decay"},
+    {BOOL(optimizer, decay_norms, "true"),
+     .help = "weight decay on all parameters; false: on matrices only, norms stay out of it"},
 
     {INT(lr_scheduler, warmup_steps, "200", 0, BIG), TT, .help = "steps of linear warm-up"},
     {INT(lr_scheduler, total_steps, "0", 0, BIG), TT, .unset = "training.steps",

@@ -171,6 +171,7 @@ static xp_status queue_update(xp_trainer *t, double lr) {
         .beta2 = (float)t->config->optimizer.beta2,
         .eps = (float)t->config->optimizer.eps,
         .weight_decay = (float)t->config->optimizer.weight_decay,
+        .decay_matrices_only = !t->config->optimizer.decay_norms,
         .step = ++t->optimizer_steps,
         .max_norm = t->config->training.max_norm,
     };

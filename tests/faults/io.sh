@@ -18,7 +18,7 @@ attack() {
         CALLS_LOG=$WORK/calls.log CALLS_ROOT=$root run_with $ranks $mode $steps
         n=$(wc -l < calls.log)
         survived=0 warned=0 ended=0
-        for at in $(numbers "$n" "${SAMPLES:-12}"); do
+        for at in $(numbers "$n" "${SAMPLES:-5}"); do
             for error in 5 28; do
                 fresh
                 CALLS_AT=$at CALLS_ERRNO=$error CALLS_ROOT=$root run_with $ranks $mode $steps
@@ -40,5 +40,5 @@ run 2 base2 disabled 4
 attack "load and save" 1 disabled 4 ""
 attack "load and asynchronous save" 1 async 4 ""
 attack "resume" 1 disabled 8 base
-SAMPLES=6 attack "resume on 2 ranks, asynchronous" 2 async 8 base2
+attack "resume on 2 ranks, asynchronous" 2 async 8 base2
 echo "$total failing calls"

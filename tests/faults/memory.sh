@@ -12,7 +12,7 @@ attack() { # NAME RANKS MODE STEPS FROM
     mv dump good
     n=$(wc -l < calls.log)
     survived=0 warned=0 ended=0
-    for at in $(numbers "$n" "${SAMPLES:-40}"); do
+    for at in $(numbers "$n" "${SAMPLES:-16}"); do
         fresh
         CALLS_AT=$at run_with $ranks $mode $steps
         judge "$name, allocation $at of $n ($(sed -n "${at}p" calls.log)) fails" $ranks dump $steps
