@@ -84,7 +84,6 @@ static xp_status open_data(const xp_train_shared *shared, const source *from, co
     if (!from->path && n_sources == 0)
         return xp_error(XP_ECONFIG, "%s is not set: name a file, folder or glob with the data",
                         from->path_key);
-    const char *attention = config->training.attention;
     xp_dataset_source sources[XP_MIXTURE_MAX_SOURCES];
     if (n_sources > XP_MIXTURE_MAX_SOURCES)
         return xp_error(XP_ECONFIG, "training.datasets has %d sources, at most %d are possible",
@@ -108,7 +107,7 @@ static xp_status open_data(const xp_train_shared *shared, const source *from, co
         .seed = config->debug.seed > 0 ? (uint64_t)config->debug.seed : 0,
         .eos_id = shared->tokenizer ? xp_tokenizer_eos(shared->tokenizer) : -1,
         .note_borders = from->sources != NULL,
-        .document_attention = attention && strcmp(attention, "document") == 0,
+        .document_attention = xp_run_attention(config) == XP_ATTENTION_DOCUMENT,
         .log = log,
         .pool = pool,
     };
