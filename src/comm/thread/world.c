@@ -146,8 +146,8 @@ static xp_wait_state thread_wait_state(const xp_comm *base, int rank) {
                                                                      : XP_WAIT_BUSY;
 }
 
-static void thread_farewell(xp_comm *base) {
-    xp_team_farewell((xp_thread_comm *)base);
+static bool thread_final_barrier(xp_comm *base, int64_t id) {
+    return xp_team_final_barrier((xp_thread_comm *)base, id);
 }
 
 static const xp_failure *thread_failure(const xp_comm *base) {
@@ -215,5 +215,5 @@ const xp_comm_provider xp_thread_provider = {
     .wait_state = thread_wait_state,
     .window_create = xp_thread_window_create,
     .window_destroy = xp_thread_window_destroy,
-    .farewell = thread_farewell,
+    .final_barrier = thread_final_barrier,
 };
