@@ -6,6 +6,7 @@
 #include "cli.h"
 #include "config/config.h"
 #include "core/log.h"
+#include "expar/comm.h"
 #include "train/launch.h"
 
 static const char usage[] =
@@ -97,6 +98,7 @@ int cmd_train(int argc, char **argv) {
     xp_config_set *config = NULL;
     xp_status status = load(argc, argv, &config);
     if (status != XP_OK) {
+        xp_mpi_world_abort(NULL, NULL); /* it may be this rank alone */
         if (speaks_for_node())
             cli_fail(status);
         return XP_EXIT_USAGE;

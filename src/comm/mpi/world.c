@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "comm/mpi/rendezvous.h"
+#include "comm/rendezvous.h"
 #include "comm/mpi/world.h"
 #include "core/sync.h"
 

@@ -89,6 +89,14 @@ xp_status xp_thread_world_comm(xp_thread_world *world, int rank, xp_comm **comm)
     return xp_team_join(world->all, rank, comm);
 }
 
+void xp_thread_world_abort(xp_thread_world *world, int rank, const char *reason) {
+    char text[XP_FAILURE_TEXT];
+    snprintf(text, sizeof text, "rank %d gave up before it had a communicator: %s", rank,
+             reason ? reason : xp_last_error());
+    const xp_failure failure = xp_failure_make(XP_FAILURE_ABORT, rank, rank, text);
+    xp_world_fail(world, &failure);
+}
+
 void xp_world_fail(xp_thread_world *world, const xp_failure *failure) {
     pthread_mutex_lock(&world->lock);
     if (!atomic_load(&world->failed)) {

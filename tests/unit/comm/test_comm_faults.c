@@ -277,6 +277,29 @@ static void test_window_lifetime(void **state) {
     expect_all(2, two_windows_body);
 }
 
+/* Rank 2 never gets as far as a communicator. */
+static void absent_body(rank_job *job) {
+    const double started = now();
+    if (job->rank == 2) {
+        usleep(50000);
+        xp_thread_world_abort(job->world, 2, "its GPU is gone");
+    }
+    keep_error(job, xp_comm_barrier(job->comm, NULL), started);
+}
+
+static void test_absent(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(3, 30, NULL, absent_body);
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(jobs[r].n_wrong, 0);
+        assert_string_equal(jobs[r].error,
+                            "rank 2 gave up before it had a communicator: its GPU is gone");
+        expect_record(&jobs[r], XP_FAILURE_ABORT, 2, "");
+        assert_true(jobs[r].seconds < 2);
+    }
+    free(jobs);
+}
+
 static void count_call(void *context) {
     atomic_fetch_add((_Atomic int *)context, 1);
 }
@@ -347,15 +370,11 @@ static void test_arguments(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_late),
-        cmocka_unit_test(test_chain),
-        cmocka_unit_test(test_abort),
-        cmocka_unit_test(test_mismatch),
-        cmocka_unit_test(test_storm),
-        cmocka_unit_test(test_queued),
-        cmocka_unit_test(test_hooks),
-        cmocka_unit_test(test_agreed),
-        cmocka_unit_test(test_window_lifetime),
+        cmocka_unit_test(test_late),      cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_abort),     cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_storm),     cmocka_unit_test(test_queued),
+        cmocka_unit_test(test_hooks),     cmocka_unit_test(test_agreed),
+        cmocka_unit_test(test_absent),    cmocka_unit_test(test_window_lifetime),
         cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
