@@ -140,6 +140,7 @@ static xp_status run(const eval_options *o) {
                             .cache_folder = cache,
                             .vocab_size = inf.arch.vocab_size,
                             .seq_len = o->seq_len,
+                            .note_borders = true,
                             .eos_id = -1};
     if (status == XP_OK)
         status = xp_dataset_open(&data, &dataset);

@@ -6,6 +6,7 @@
 #include "checkpoint/st_dtype.h"
 #include "core/arena.h"
 #include "core/file.h"
+#include "core/json_text.h"
 
 #define SINGLE_FILE     "model.safetensors"
 #define INDEX_FILE      "model.safetensors.index.json"
@@ -145,9 +146,12 @@ static xp_status open_index(const char *folder, const char *index, xp_hf_reader 
     char *text;
     size_t n_bytes;
     XP_TRY(xp_file_read(index, MAX_INDEX_BYTES, &text, &n_bytes));
+    xp_status clean = xp_json_refuse_nul(index, text, n_bytes);
     json_error_t error;
-    json_t *root = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error);
+    json_t *root =
+        clean == XP_OK ? json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error) : NULL;
     free(text);
+    XP_TRY(clean);
     if (root == NULL)
         return xp_error(XP_EFORMAT, "%s:%d:%d: %s", index, error.line, error.column, error.text);
     xp_status status = take_index(folder, index, root, reader);

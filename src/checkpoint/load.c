@@ -3,11 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 #include "checkpoint/manifest.h"
 #include "checkpoint/publish.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/state.h"
-#include "checkpoint/xxh64.h"
 #include "core/file.h"
 
 #define MAX_MANIFEST_BYTES ((size_t)1 << 31)
@@ -216,8 +216,7 @@ static xp_status map_piece(const xp_ckpt *ckpt, const xp_manifest_tensor *tensor
     if (stored == NULL || stored->dtype != tensor->dtype || stored->n_elements != piece->n)
         return xp_error(XP_EFORMAT, "%s/%s: tensor '%.200s' is not what the manifest says",
                         ckpt->path, file, piece->tensor);
-    if (!ckpt->checked[index] &&
-        xp_xxh64_hash(stored->data, (size_t)stored->n_bytes) != piece->xxh64)
+    if (!ckpt->checked[index] && XXH64(stored->data, (size_t)stored->n_bytes, 0) != piece->xxh64)
         return xp_error(XP_EFORMAT,
                         "%s/%s: the bytes of '%.200s' do not fit their checksum: damaged",
                         ckpt->path, file, piece->tensor);
@@ -293,7 +292,9 @@ xp_status xp_ckpt_verify(const xp_ckpt *ckpt) {
         const xp_manifest_file *file = &ckpt->manifest->files[i];
         const xp_st_file *shard = NULL;
         XP_TRY(open_shard(ckpt, i, &shard));
-        if (xp_st_n_bytes(shard) != file->n_bytes || xp_st_xxh64(shard) != file->xxh64)
+        uint64_t hash = 0;
+        XP_TRY(xp_st_xxh64(shard, &hash));
+        if (xp_st_n_bytes(shard) != file->n_bytes || hash != file->xxh64)
             return xp_error(XP_EFORMAT, "%s/%s does not fit its checksum: damaged", ckpt->path,
                             file->name);
     }

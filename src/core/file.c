@@ -48,17 +48,29 @@ static xp_status refuse_lfs_pointer(const char *path, const void *data, size_t n
         path);
 }
 
-xp_status xp_file_read(const char *path, size_t max_bytes, char **data, size_t *n_bytes) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
+/* Opening a pipe must not wait for its writer: O_NONBLOCK changes nothing for files. */
+static xp_status open_to_read(const char *path, int *fd, struct stat *st) {
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (*fd < 0)
         return system_error("cannot open", path);
-    struct stat st;
     xp_status status = XP_OK;
-    if (fstat(fd, &st) != 0)
+    if (fstat(*fd, st) != 0)
         status = system_error("cannot read", path);
-    else if (S_ISDIR(st.st_mode))
+    else if (S_ISDIR(st->st_mode))
         status = xp_error(XP_EIO, "cannot read %s: it is a folder", path);
-    else if ((uint64_t)st.st_size > max_bytes)
+    else if (S_ISFIFO(st->st_mode) || S_ISSOCK(st->st_mode))
+        status = xp_error(XP_EIO, "cannot read %s: it is a pipe, not a regular file", path);
+    if (status != XP_OK)
+        close(*fd);
+    return status;
+}
+
+xp_status xp_file_read(const char *path, size_t max_bytes, char **data, size_t *n_bytes) {
+    int fd;
+    struct stat st;
+    XP_TRY(open_to_read(path, &fd, &st));
+    xp_status status = XP_OK;
+    if ((uint64_t)st.st_size > max_bytes)
         status = xp_error(XP_EFORMAT, "%s has %lld bytes, more than the %zu allowed here", path,
                           (long long)st.st_size, max_bytes);
     char *buffer = NULL;
@@ -254,15 +266,12 @@ char *xp_path_join(const char *a, const char *b) {
 }
 
 xp_status xp_file_map_open(const char *path, xp_file_map *map) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return system_error("cannot open", path);
+    int fd;
     struct stat st;
+    XP_TRY(open_to_read(path, &fd, &st));
     xp_status status = XP_OK;
     void *data = NULL;
-    if (fstat(fd, &st) != 0)
-        status = system_error("cannot read", path);
-    else if (!S_ISREG(st.st_mode))
+    if (!S_ISREG(st.st_mode))
         status = xp_error(XP_EIO, "cannot read %s: it is not a regular file", path);
     else if (st.st_size > 0) {
         data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);

@@ -66,6 +66,10 @@ static xp_status value_int(const xp_ckpt *ckpt, const char *key, int64_t *value)
     if (!text || !xp_parse_i64(text, value))
         return xp_error(XP_EFORMAT, "%s: the manifest's %s is missing or no number",
                         xp_ckpt_path(ckpt), key);
+    /* Row and token numbers are computed from these: 2^53 leaves room for every product. */
+    if (*value < 0 || *value > (int64_t)1 << 53)
+        return xp_error(XP_EFORMAT, "%s: the manifest's %s is %lld, must be 0 to 2^53",
+                        xp_ckpt_path(ckpt), key, (long long)*value);
     return XP_OK;
 }
 

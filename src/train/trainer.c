@@ -85,6 +85,7 @@ static xp_status create_loader(xp_trainer *t) {
         .data_rank = t->rank,
         .n_data_ranks = t->n_ranks,
         .n_prefetch = 2,
+        .log = t->log,
     };
     XP_TRY(xp_loader_create(t->shared->data, &args, &t->loader));
     return xp_step_batches_create(&t->run, &t->batches);

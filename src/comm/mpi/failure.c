@@ -3,6 +3,7 @@
 #include <string.h>
 #include <time.h>
 #include "comm/mpi/world.h"
+#include "core/error.h"
 #include "core/file.h"
 
 /* Ranks that know of a failure leave within this time; the one that tells the user waits for them.
@@ -139,8 +140,11 @@ xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
     char mine[XP_FAILURE_PHASE];
     xp_board_get_activity(world->board.mine, mine);
     if (failure->culprit < 0 || failure->culprit == world->rank)
-        return xp_error(status, "rank %d ends: %s", world->rank, failure->text);
-    return xp_error(status, "rank %d ends in %s: rank %d failed in %s", world->rank,
-                    mine[0] ? mine : "start", failure->culprit,
-                    failure->phase[0] ? failure->phase : "start");
+        xp_error(status, "rank %d ends: %s", world->rank, failure->text);
+    else
+        xp_error(status, "rank %d ends in %s: rank %d failed in %s", world->rank,
+                 mine[0] ? mine : "start", failure->culprit,
+                 failure->phase[0] ? failure->phase : "start");
+    xp_error_set_rank(failure->reporter); /* not this rank's own words */
+    return status;
 }

@@ -10,7 +10,6 @@
 #include <string.h>
 #include <unistd.h>
 #include "checkpoint/state.h"
-#include "checkpoint/xxh64.h"
 #include "core/file.h"
 #include "layout.h"
 #include "scratch.h"
