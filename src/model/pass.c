@@ -40,7 +40,7 @@ static xp_status queue_loss_scale(xp_model *model, float loss_scale, xp_stream *
     if (model->n_passes++ >= XP_MODEL_SCALE_SLOTS)
         XP_TRY(xp_event_query(model->scale_copied[slot], &copied));
     if (!copied)
-        XP_TRY(xp_event_sync(model->scale_copied[slot]));
+        XP_TRY(xp_event_sync(model->scale_copied[slot], stream));
     float *staged = &model->staged->loss_scales[slot];
     *staged = loss_scale;
     XP_TRY(xp_copy(stream, model->work.loss_scale, staged, sizeof *staged));

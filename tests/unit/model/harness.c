@@ -118,8 +118,8 @@ static void make_batch(xp_test_model *t, const xp_model_args *args) {
 }
 
 void xp_test_model_create(xp_model_args args, int n_threads, xp_test_model *t) {
-    xp_test_model_create_on(&(xp_device_args){.kind = XP_DEVICE_CPU, .n_threads = n_threads}, args,
-                            t);
+    const xp_device_args device = {.kind = XP_DEVICE_CPU, .n_threads = n_threads};
+    xp_test_model_create_on(&device, args, t);
 }
 
 void xp_test_model_create_on(const xp_device_args *device, xp_model_args args, xp_test_model *t) {
