@@ -4,6 +4,7 @@
 #include <string.h>
 #include "cli.h"
 #include "config_words.h"
+#include "train/complete.h"
 #include "core/text.h"
 #include "device/plugin.h"
 #include "ep/shape.h"
@@ -464,6 +465,8 @@ static int run(plan *p, const plan_options *o) {
 static int load_and_run(const plan_options *o) {
     plan p = {.o = o};
     xp_status status = xp_config_load(o->words.n, (char **)o->words.words, false, &p.set);
+    if (status == XP_OK)
+        status = xp_config_complete(p.set);
     if (status != XP_OK) {
         cli_fail(status);
         return XP_EXIT_USAGE;

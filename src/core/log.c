@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 struct xp_log {
@@ -26,6 +27,13 @@ void xp_log_destroy(xp_log *log) {
 
 bool xp_log_has_color(const xp_log *log) {
     return log != NULL && log->color;
+}
+
+int xp_log_columns(const xp_log *log) {
+    struct winsize size;
+    if (log == NULL || ioctl(fileno(log->file), TIOCGWINSZ, &size) != 0)
+        return 0;
+    return size.ws_col;
 }
 
 /* stdio locks the stream for the one fputs, so lines of several threads never mix. */
@@ -56,20 +64,5 @@ void xp_log_warn(xp_log *log, const char *format, ...) {
     va_start(args, format);
     put_line(log, XP_LOG_WARN,
              xp_log_has_color(log) ? "\033[33mwarning:\033[0m " : "warning: ", format, args);
-    va_end(args);
-}
-
-void xp_log_error(xp_log *log, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    put_line(log, XP_LOG_ERROR,
-             xp_log_has_color(log) ? "\033[31merror:\033[0m " : "error: ", format, args);
-    va_end(args);
-}
-
-void xp_log_debug(xp_log *log, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    put_line(log, XP_LOG_DEBUG, "", format, args);
     va_end(args);
 }

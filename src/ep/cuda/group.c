@@ -4,6 +4,7 @@
 #include <string.h>
 #include "comm/provider.h"
 #include "device/device_internal.h"
+#include "device/gpu_placement.h"
 #include "ep/cuda/cuda_group.h"
 #include "ep/transport/p2p.h"
 
@@ -27,12 +28,6 @@ static xp_cuda_device *device_of(const xp_ep_group *group) {
 
 /* ---- create ------------------------------------------------------------------------------ */
 
-/* Which GPU a rank has, for people of other processes too. */
-typedef struct seat {
-    char uuid[16];
-    int64_t index;
-} seat;
-
 static xp_status let_address(int mine, int theirs) {
     int can = 0;
     if (mine == theirs)
@@ -51,20 +46,17 @@ static xp_status let_address(int mine, int theirs) {
     return xp_cuda_check(result, "peer access");
 }
 
-/* How the ranks sit on GPUs: who can address whom, and how many share. */
-static xp_status use_seats(xp_ep_group *group, const seat *seats) {
+/* Who can address whom, and how many share a GPU. */
+static xp_status use_placement(xp_ep_group *group, const xp_rank_gpu *gpus) {
     xp_ep_cuda_state *state = group->device_state;
     const xp_cuda_device *device = device_of(group);
-    const int n = group->shape.n_ranks, me = group->rank;
+    const int n = group->shape.n_ranks;
+    const xp_gpu_placement placement = xp_gpu_placement_of(gpus, n, group->rank);
     const bool p2p = group->transport == XP_EP_P2P;
     const bool threads = xp_comm_shares_addresses(group->comm);
-    int n_here = 0;
-    bool any_shared = group->config.shares_gpus;
+    const bool any_shared = group->config.shares_gpus || placement.any_shared;
     for (int r = 0; r < n; r++) {
-        state->devices[r] = (int)seats[r].index;
-        n_here += memcmp(seats[r].uuid, seats[me].uuid, sizeof seats[r].uuid) == 0;
-        for (int q = 0; q < r; q++)
-            any_shared |= memcmp(seats[r].uuid, seats[q].uuid, sizeof seats[r].uuid) == 0;
+        state->devices[r] = gpus[r].index;
         if (p2p && threads)
             XP_TRY(let_address(device->index, state->devices[r]));
     }
@@ -75,7 +67,7 @@ static xp_status use_seats(xp_ep_group *group, const seat *seats) {
     /* Communicators inside the group see only some of the ranks that share. */
     if (any_shared && group->transport == XP_EP_HIERARCHICAL)
         xp_device_set_shared(group->device, true);
-    const int half = device->n_sms / 2 / n_here;
+    const int half = device->n_sms / 2 / placement.n_on_mine;
     state->n_row_blocks = group->config.num_sms > 0 ? group->config.num_sms : half > 1 ? half : 1;
     return XP_OK;
 }
@@ -109,21 +101,20 @@ static xp_status open_ranks(xp_ep_group *group) {
     const size_t n = (size_t)group->shape.n_ranks;
     struct cudaDeviceProp p;
     XP_TRY(xp_cuda_check(cudaGetDeviceProperties(&p, device_of(group)->index), "GPU"));
-    seat mine = {.index = device_of(group)->index};
-    memcpy(mine.uuid, p.uuid.bytes, sizeof mine.uuid);
+    xp_rank_gpu mine = {.on_gpu = 1, .index = device_of(group)->index};
+    memcpy(mine.id, p.uuid.bytes, sizeof mine.id);
     state->devices = calloc(n, sizeof *state->devices);
     state->bytes = calloc(4 * n, sizeof *state->bytes);
     if (state->bytes != NULL)
         state->exchange = (xp_ep_exchange){state->bytes, state->bytes + n, state->bytes + 2 * n,
                                            state->bytes + 3 * n};
-    seat *seats = calloc(n, sizeof *seats);
-    xp_status status =
-        state->devices == NULL || state->bytes == NULL || seats == NULL
-            ? xp_error(XP_ENOMEM, "no memory for an expert parallel group")
-            : xp_comm_all_gather(group->comm, &mine, seats, sizeof mine, XP_U8, NULL);
+    xp_rank_gpu *gpus = calloc(n, sizeof *gpus);
+    xp_status status = state->devices == NULL || state->bytes == NULL || gpus == NULL
+                           ? xp_error(XP_ENOMEM, "no memory for an expert parallel group")
+                           : xp_comm_all_gather(group->comm, &mine, gpus, sizeof mine, XP_U8, NULL);
     if (status == XP_OK)
-        status = use_seats(group, seats);
-    free(seats);
+        status = use_placement(group, gpus);
+    free(gpus);
     if (status == XP_OK && group->transport == XP_EP_P2P && xp_comm_shares_addresses(group->comm))
         status = xp_ep_gates_open(group->comm, &state->gates);
     if (status == XP_OK)
