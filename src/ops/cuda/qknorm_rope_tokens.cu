@@ -41,16 +41,17 @@ template <int LANES>
 static __device__ __forceinline__ angles load_angles(const tokens &t, int64_t token, int lane) {
     angles a;
     const float *from = t.rope + (int64_t)t.positions[token] * (16 * LANES) + lane * 8;
-    unpack(load_vec<float, 4>(from), *(float (*)[4])a.cosine);
-    unpack(load_vec<float, 4>(from + 4), *(float (*)[4])(a.cosine + 4));
-    unpack(load_vec<float, 4>(from + LANES * 8), *(float (*)[4])a.sine);
-    unpack(load_vec<float, 4>(from + LANES * 8 + 4), *(float (*)[4])(a.sine + 4));
+    unpack(load_vec<float, 4>(from), *(float(*)[4])a.cosine);
+    unpack(load_vec<float, 4>(from + 4), *(float(*)[4])(a.cosine + 4));
+    unpack(load_vec<float, 4>(from + LANES * 8), *(float(*)[4])a.sine);
+    unpack(load_vec<float, 4>(from + LANES * 8 + 4), *(float(*)[4])(a.sine + 4));
     return a;
 }
 
 /* 1 / rms of a head over its LANES threads; every thread of the warp calls it. */
 template <int LANES>
-static __device__ __forceinline__ float rstd_of(const float (&x)[8], const float (&y)[8], float eps) {
+static __device__ __forceinline__ float rstd_of(const float (&x)[8], const float (&y)[8],
+                                                float eps) {
     float squares = 0;
 #pragma unroll
     for (int i = 0; i < 8; i++)
@@ -74,7 +75,8 @@ __global__ void __launch_bounds__(FORWARD_THREADS) forward(tokens t, bf16 *q, bf
         halves h[FORWARD_AHEAD];
 #pragma unroll
         for (int u = 0; u < FORWARD_AHEAD; u++)
-            h[u] = first + GROUPS * u < n ? load_halves<LANES>(in + (first + GROUPS * u) * C) : halves{};
+            h[u] = first + GROUPS * u < n ? load_halves<LANES>(in + (first + GROUPS * u) * C)
+                                          : halves{};
 #pragma unroll
         for (int u = 0; u < FORWARD_AHEAD; u++) {
             const int head = first + GROUPS * u;
@@ -95,7 +97,9 @@ __global__ void __launch_bounds__(FORWARD_THREADS) forward(tokens t, bf16 *q, bf
                 y[i] = y[i] * a.cosine[i] + x[i] * a.sine[i];
                 x[i] = turned;
             }
-            bf16 *out = (is_q ? q + (token * t.n_q + head) * C : k + (token * t.n_k + head - t.n_q) * C) + lane * 8;
+            bf16 *out =
+                (is_q ? q + (token * t.n_q + head) * C : k + (token * t.n_k + head - t.n_q) * C) +
+                lane * 8;
             store_vec<bf16, 8>(out, x);
             store_vec<bf16, 8>(out + LANES * 8, y);
         }
@@ -107,8 +111,9 @@ typedef float weight_sums[2][2][8];
 
 /* Gradient of one head through rotation and norm; dw += its part. Every thread of the warp calls it. */
 template <int LANES>
-static __device__ __forceinline__ void backward_head(const tokens &t, const angles &a, const halves &in, const halves &grad,
-                                                     const halves &w, bool is_q, bool valid, bf16 *out, weight_sums &dw) {
+static __device__ __forceinline__ void
+backward_head(const tokens &t, const angles &a, const halves &in, const halves &grad,
+              const halves &w, bool is_q, bool valid, bf16 *out, weight_sums &dw) {
     float x[8], y[8], gx[8], gy[8], wx[8], wy[8], dot = 0;
     unpack(in.low, x);
     unpack(in.high, y);
@@ -151,10 +156,12 @@ static __device__ __forceinline__ void backward_head(const tokens &t, const angl
  */
 template <int LANES>
 __global__ void __launch_bounds__(BACKWARD_THREADS)
-    backward(tokens t, int64_t block_tokens, const bf16 *dq, const bf16 *dk, bf16 *dqkv, float *partial) {
+    backward(tokens t, int64_t block_tokens, const bf16 *dq, const bf16 *dk, bf16 *dqkv,
+             float *partial) {
     constexpr int C = 16 * LANES, GROUPS = 32 / LANES, N_SUMS = BACKWARD_THREADS / LANES;
     extern __shared__ float shared[]; /* [N_SUMS, 2C] */
-    const int lane = (int)threadIdx.x % LANES, group = (int)threadIdx.x % 32 / LANES, n = t.n_q + t.n_k;
+    const int lane = (int)threadIdx.x % LANES, group = (int)threadIdx.x % 32 / LANES,
+              n = t.n_q + t.n_k;
     const int64_t first = blockIdx.x * block_tokens;
     const int64_t last = first + block_tokens < t.n_tokens ? first + block_tokens : t.n_tokens;
     const halves wq = load_halves<LANES>(t.q_norm + lane * 8);
@@ -163,15 +170,18 @@ __global__ void __launch_bounds__(BACKWARD_THREADS)
     for (int64_t token = first + threadIdx.x / 32; token < last; token += BACKWARD_THREADS / 32) {
         const int64_t row = token * (n + t.n_k) * C + lane * 8;
         const angles a = load_angles<LANES>(t, token, lane);
-        for (int head = group; head - group < n; head += GROUPS) { /* whole warps: sums over a head */
+        for (int head = group; head - group < n;
+             head += GROUPS) { /* whole warps: sums over a head */
             const bool valid = head < n, is_q = head < t.n_q;
             halves in = {}, grad = {};
             if (valid) {
-                const bf16 *from = is_q ? dq + (token * t.n_q + head) * C : dk + (token * t.n_k + head - t.n_q) * C;
+                const bf16 *from = is_q ? dq + (token * t.n_q + head) * C
+                                        : dk + (token * t.n_k + head - t.n_q) * C;
                 in = load_halves<LANES>(t.qkv + row + head * C);
                 grad = load_halves<LANES>(from + lane * 8);
             }
-            backward_head<LANES>(t, a, in, grad, is_q ? wq : wk, is_q, valid, dqkv + row + head * C, dw);
+            backward_head<LANES>(t, a, in, grad, is_q ? wq : wk, is_q, valid, dqkv + row + head * C,
+                                 dw);
         }
     }
     float *mine = shared + threadIdx.x / LANES * 2 * C + lane * 8;
@@ -211,20 +221,23 @@ template <int LANES> void launch_forward(const xp_qknorm_rope_args *a, cudaStrea
 /* [N_SUMS, 2C] floats: 32 KB whatever LANES is. */
 template <int LANES> void launch_backward(const xp_qknorm_rope_backward_args *a, cudaStream_t s) {
     const int64_t n_tokens = a->forward.n_tokens;
-    backward<LANES><<<(unsigned)xp_ops_n_gpu_blocks(n_tokens), BACKWARD_THREADS, BACKWARD_THREADS * 32 * sizeof(float), s>>>(
-        tokens_of(&a->forward), xp_ops_gpu_block_rows(n_tokens), (const bf16 *)a->dq, (const bf16 *)a->dk, (bf16 *)a->dqkv,
-        a->scratch);
+    backward<LANES><<<(unsigned)xp_ops_n_gpu_blocks(n_tokens), BACKWARD_THREADS,
+                      BACKWARD_THREADS * 32 * sizeof(float), s>>>(
+        tokens_of(&a->forward), xp_ops_gpu_block_rows(n_tokens), (const bf16 *)a->dq,
+        (const bf16 *)a->dk, (bf16 *)a->dqkv, a->scratch);
 }
 
 } // namespace
 
 extern "C" bool xp_cuda_qknorm_tokens_serve(const xp_qknorm_rope_args *a) {
-    return a->dtype == XP_BF16 && (a->head_dim == 64 || a->head_dim == 128 || a->head_dim == 256) && a->q_norm != NULL &&
-           a->k_norm != NULL && xp_is_aligned(a->qkv) && xp_is_aligned(a->q) && xp_is_aligned(a->k) &&
-           xp_is_aligned(a->q_norm) && xp_is_aligned(a->k_norm) && xp_is_aligned(a->rope);
+    return a->dtype == XP_BF16 && (a->head_dim == 64 || a->head_dim == 128 || a->head_dim == 256) &&
+           a->q_norm != NULL && a->k_norm != NULL && xp_is_aligned(a->qkv) && xp_is_aligned(a->q) &&
+           xp_is_aligned(a->k) && xp_is_aligned(a->q_norm) && xp_is_aligned(a->k_norm) &&
+           xp_is_aligned(a->rope);
 }
 
-extern "C" xp_status xp_cuda_qknorm_tokens_forward(cudaStream_t stream, const xp_qknorm_rope_args *args) {
+extern "C" xp_status xp_cuda_qknorm_tokens_forward(cudaStream_t stream,
+                                                   const xp_qknorm_rope_args *args) {
     if (args->head_dim == 64)
         launch_forward<4>(args, stream);
     else if (args->head_dim == 128)
@@ -234,7 +247,8 @@ extern "C" xp_status xp_cuda_qknorm_tokens_forward(cudaStream_t stream, const xp
     return xp_cuda_check(cudaGetLastError(), "qknorm_rope_forward");
 }
 
-extern "C" xp_status xp_cuda_qknorm_tokens_backward(cudaStream_t stream, const xp_qknorm_rope_backward_args *args) {
+extern "C" xp_status xp_cuda_qknorm_tokens_backward(cudaStream_t stream,
+                                                    const xp_qknorm_rope_backward_args *args) {
     if (args->forward.head_dim == 64)
         launch_backward<4>(args, stream);
     else if (args->forward.head_dim == 128)

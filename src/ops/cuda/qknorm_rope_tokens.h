@@ -13,7 +13,8 @@ extern "C" {
 bool xp_cuda_qknorm_tokens_serve(const xp_qknorm_rope_args *args);
 xp_status xp_cuda_qknorm_tokens_forward(cudaStream_t stream, const xp_qknorm_rope_args *args);
 /** dqkv, and into args->scratch the partial sums of dq_norm and dk_norm: [xp_ops_n_gpu_blocks(T), 2C]. */
-xp_status xp_cuda_qknorm_tokens_backward(cudaStream_t stream, const xp_qknorm_rope_backward_args *args);
+xp_status xp_cuda_qknorm_tokens_backward(cudaStream_t stream,
+                                         const xp_qknorm_rope_backward_args *args);
 
 #ifdef __cplusplus
 }
