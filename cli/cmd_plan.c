@@ -6,7 +6,7 @@
 #include "config_words.h"
 #include "core/text.h"
 #include "device/plugin.h"
-#include "ep/shape.h"
+#include "ep/internal.h"
 #include "lists.h"
 #include "model/arch.h"
 #include "options.h"
