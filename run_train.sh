@@ -4,7 +4,7 @@
 #   ./run_train.sh                                   a small MoE with expert parallelism on real text, a rank a core
 #   NGPU=8 CONFIG_FILE=my.toml ./run_train.sh --training.steps 100
 #
-# environment: NGPU         ranks (default: the cores, at most 8, a power of two)
+# environment: NGPU         ranks (default with CONFIG_FILE: all GPUs, without GPUs 1; else the cores, at most 8, a power of two)
 #              CONFIG_FILE  the TOML file (default configs/debug_moe.toml)
 #              LOG_RANK     whose messages to show (default 0)
 # arguments:   --section.key value overrides; ./run_train.sh --help lists the keys
@@ -24,7 +24,6 @@ for arg in "$@"; do
 done
 
 if [ -n "${CONFIG_FILE:-}" ]; then
-    export NGPU=${NGPU:-1}
     cd "$called_from"
     # A path that only exists from here (configs/...) is meant from here.
     if [ ! -e "$CONFIG_FILE" ] && [ -e "$here/$CONFIG_FILE" ]; then

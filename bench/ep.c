@@ -353,7 +353,7 @@ static xp_status run_rank(xp_bench_rank *rank, void *data) {
     r->rank = rank;
     const xp_status status = measure(r);
     if (status != XP_OK && rank->world)
-        xp_comm_abort(rank->world, xp_last_error());
+        xp_comm_abort(rank->world, NULL);
     for (int i = 0; i < r->c->n_transports; i++) {
         xp_ep_plan_destroy(r->lanes[i].plan);
         xp_ep_group_destroy(r->lanes[i].group);

@@ -61,7 +61,7 @@ typedef struct timed {
 
 static xp_status run_timed(void *context) {
     const timed *t = context;
-    return t->gemm ? t->who->ops->gemm.gemm(t->who->stream, t->gemm)
+    return t->gemm ? t->who->ops->gemm(t->who->stream, t->gemm)
                    : t->call(t->who->stream, t->grouped);
 }
 
@@ -236,7 +236,7 @@ static xp_grouped_args args_of(const bench *b, const shape *s, kind which) {
 }
 
 static xp_status call_of(const side *who, kind which, xp_grouped_args *args, timed *t) {
-    const xp_gemm_ops *ops = &who->ops->gemm;
+    const xp_ops *ops = who->ops;
     *t = (timed){.who = who,
                  .grouped = args,
                  .call = which <= FORWARD_IN_ORDER ? ops->grouped_forward

@@ -65,7 +65,7 @@ static xp_status run_rank(rank_thread *r) {
     if (status != XP_OK) {
         note_failure(r->rank.team, &r->rank, status);
         if (r->rank.world)
-            xp_comm_abort(r->rank.world, xp_last_error());
+            xp_comm_abort(r->rank.world, NULL);
     }
     xp_comm_destroy(r->rank.world);
     return status;
@@ -124,7 +124,7 @@ static xp_status run_process(xp_comm *world, xp_bench_rank_fn fn, void *context)
         rank.n_local += xp_comm_node(world, r) == xp_comm_node(world, rank.rank);
     const xp_status status = fn(&rank, context);
     if (status != XP_OK)
-        xp_comm_abort(world, xp_last_error());
+        xp_comm_abort(world, NULL);
     return status;
 }
 

@@ -34,7 +34,7 @@ static xp_status call_gemm(const xp_ops *ops, xp_stream *stream, op_memory *m, f
                                .ldb = WIDTH,
                                .ldc = WIDTH,
                                .alpha = 1.0F};
-    return ops->gemm.gemm(stream, &args);
+    return ops->gemm(stream, &args);
 }
 
 static xp_status call_rmsnorm(const xp_ops *ops, xp_stream *stream, op_memory *m, float *out) {
@@ -45,7 +45,7 @@ static xp_status call_rmsnorm(const xp_ops *ops, xp_stream *stream, op_memory *m
                                   .w = m->b,
                                   .y = out,
                                   .rstd = m->rstd};
-    return ops->norm.rmsnorm_forward(stream, &args);
+    return ops->rmsnorm_forward(stream, &args);
 }
 
 static xp_status call_activation(const xp_ops *ops, xp_stream *stream, op_memory *m, float *out) {
@@ -56,12 +56,12 @@ static xp_status call_activation(const xp_ops *ops, xp_stream *stream, op_memory
                                          .ld = WIDTH,
                                          .p = m->p,
                                          .h = out};
-    return ops->moe.silu_gate_prob_forward(stream, &args);
+    return ops->silu_gate_prob_forward(stream, &args);
 }
 
 static xp_status call_axpy(const xp_ops *ops, xp_stream *stream, op_memory *m, float *out) {
     const xp_axpy_args args = {.n = (int64_t)ROWS * WIDTH, .alpha = 0.5F, .x = m->a, .y = out};
-    return ops->optim.axpy(stream, &args);
+    return ops->axpy(stream, &args);
 }
 
 static const struct {

@@ -182,7 +182,7 @@ static xp_status run_rank(xp_bench_rank *rank, void *context) {
         r.b->report->n_ranks = rank->n_ranks;
     const xp_status status = measure(&r);
     if (status != XP_OK && rank->world)
-        xp_comm_abort(rank->world, xp_last_error());
+        xp_comm_abort(rank->world, NULL);
     for (int v = 0; v < r.b->args->n_variants; v++)
         xp_trainer_close(r.trainers[v]);
     return status;

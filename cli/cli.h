@@ -25,6 +25,10 @@ int cmd_doctor(int argc, char **argv);
 /** "error: <last error>" on stderr; the exit code for the status (XP_ECONFIG and XP_EINVAL: usage,
  * else failed). */
 int cli_fail(xp_status status);
+/** The exit code for the status. */
+int cli_exit_code(xp_status status);
+/** "warning: <text>" on stderr, for functions that report to a callback. */
+void cli_warn(void *context, const char *text);
 /**
  * "error: there is no <what> "<name>"", with the nearest name or with the help that lists them.
  * @param name_at  the i-th name, NULL past the last

@@ -4,13 +4,24 @@
 #include "cli.h"
 #include "core/text.h"
 
+int cli_exit_code(xp_status status) {
+    return status == XP_ECONFIG || status == XP_EINVAL ? XP_EXIT_USAGE : XP_EXIT_FAILED;
+}
+
 int cli_fail(xp_status status) {
     const char *text = xp_last_error();
     bool color = isatty(fileno(stderr)) == 1;
     fflush(stdout);
     fprintf(stderr, "%serror:%s %s\n", color ? "\033[31m" : "", color ? "\033[0m" : "",
             text[0] ? text : xp_status_text(status));
-    return status == XP_ECONFIG || status == XP_EINVAL ? XP_EXIT_USAGE : XP_EXIT_FAILED;
+    return cli_exit_code(status);
+}
+
+void cli_warn(void *context, const char *text) {
+    (void)context;
+    bool color = isatty(fileno(stderr)) == 1;
+    fflush(stdout);
+    fprintf(stderr, "%swarning:%s %s\n", color ? "\033[33m" : "", color ? "\033[0m" : "", text);
 }
 
 int cli_no_such(const char *what, const char *name, const char *(*name_at)(int i),

@@ -171,12 +171,17 @@ static double read_gib(const char *key) {
     return read_key("/proc/meminfo", key, value, sizeof value) ? atof(value) / (1024 * 1024) : 0;
 }
 
+static bool is_there(const char *path) {
+    bool exists = false;
+    return xp_path_exists(path, &exists) == XP_OK && exists;
+}
+
 static int count_numa_nodes(void) {
     int n = 0;
     char path[64];
     do
         snprintf(path, sizeof path, "/sys/devices/system/node/node%d", n);
-    while (xp_path_exists(path) && ++n < 1024);
+    while (is_there(path) && ++n < 1024);
     return n > 0 ? n : 1;
 }
 
@@ -230,7 +235,7 @@ static void report_gpus(doctor *d) {
             report_peer_access(d, cuda, n);
         return;
     }
-    if (xp_path_exists("/proc/driver/nvidia/version"))
+    if (is_there("/proc/driver/nvidia/version"))
         report(d, MISSING, "GPU", "see the line about the CUDA backend above",
                "there is an NVIDIA driver, but the CUDA backend is not in use");
     else

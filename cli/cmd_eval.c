@@ -125,7 +125,8 @@ static xp_status run(const eval_options *o) {
                               .n_rows = o->batch,
                               .seq_len = o->seq_len,
                               .keep_logits = o->logits != NULL,
-                              .n_threads = (int)o->threads};
+                              .n_threads = (int)o->threads,
+                              .warn = cli_warn};
     xp_inference inf;
     XP_TRY(xp_inference_open(&open, &inf));
     char cache[] = "/tmp/expar-eval-XXXXXX";
@@ -139,6 +140,7 @@ static xp_status run(const eval_options *o) {
                             .cache_folder = cache,
                             .vocab_size = inf.arch.vocab_size,
                             .seq_len = o->seq_len,
+                            .note_borders = true,
                             .eos_id = -1};
     if (status == XP_OK)
         status = xp_dataset_open(&data, &dataset);

@@ -58,7 +58,10 @@ static xp_status export_ckpt(const export_options *o, const xp_ckpt *ckpt, bool 
         *seq_len = 2048;
     const char *tokenizer =
         o->tokenizer != NULL ? o->tokenizer : xp_ckpt_value_get(ckpt, "model.hf_assets_path");
-    if (tokenizer != NULL && (tokenizer[0] == '\0' || !xp_path_exists(tokenizer)))
+    bool found = false;
+    if (tokenizer != NULL && tokenizer[0] != '\0')
+        XP_TRY(xp_path_exists(tokenizer, &found));
+    if (!found)
         tokenizer = NULL;
     xp_hf_from_ckpt_args args = {.ckpt = ckpt,
                                  .arch = &arch,

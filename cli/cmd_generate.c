@@ -9,20 +9,24 @@
 #include "options.h"
 #include "train/inference.h"
 
+#define MAX_PIECE 1024
+
 typedef struct sampler {
     double temperature, top_p;
     uint64_t seed;
-    int64_t n_drawn, vocab;
-    int32_t *order; /* [vocab] */
+    int64_t n_drawn, vocab, n_ids;
+    int32_t
+        *ids; /* [n_ids] those of [0, vocab) that the tokenizer has; models have rows for more */
+    int32_t *order; /* [n_ids] */
     float *weights; /* [vocab] */
 } sampler;
 
-static int32_t greedy(const float *logits, int64_t vocab) {
-    int64_t best = 0;
-    for (int64_t i = 1; i < vocab; i++)
-        if (logits[i] > logits[best])
-            best = i;
-    return (int32_t)best;
+static int32_t greedy(const sampler *s, const float *logits) {
+    int32_t best = s->ids[0];
+    for (int64_t i = 1; i < s->n_ids; i++)
+        if (logits[s->ids[i]] > logits[best])
+            best = s->ids[i];
+    return best;
 }
 
 static int by_weight(const void *a, const void *b, void *context) {
@@ -36,18 +40,18 @@ static int by_weight(const void *a, const void *b, void *context) {
 /* Temperature, then the smallest set of tokens whose probability reaches top_p, then one draw. */
 static int32_t draw(sampler *s, const float *logits) {
     if (s->temperature == 0.0)
-        return greedy(logits, s->vocab);
-    float top = logits[greedy(logits, s->vocab)];
+        return greedy(s, logits);
+    float top = logits[greedy(s, logits)];
     double sum = 0;
-    for (int64_t i = 0; i < s->vocab; i++) {
-        s->weights[i] = (float)exp(((double)logits[i] - top) / s->temperature);
-        s->order[i] = (int32_t)i;
-        sum += s->weights[i];
+    for (int64_t i = 0; i < s->n_ids; i++) {
+        int32_t id = s->order[i] = s->ids[i];
+        s->weights[id] = (float)exp(((double)logits[id] - top) / s->temperature);
+        sum += s->weights[id];
     }
-    qsort_r(s->order, (size_t)s->vocab, sizeof *s->order, by_weight, s->weights);
+    qsort_r(s->order, (size_t)s->n_ids, sizeof *s->order, by_weight, s->weights);
     double kept = 0;
     int64_t n = 0;
-    while (n < s->vocab && (n == 0 || kept < s->top_p * sum))
+    while (n < s->n_ids && (n == 0 || kept < s->top_p * sum))
         kept += s->weights[s->order[n++]];
     double at =
         kept * (double)xp_rng_uniform(s->seed, xp_rng_stream("generate"), (uint64_t)s->n_drawn++);
@@ -95,57 +99,76 @@ static xp_status append(xp_token_list *list, int32_t id) {
     return XP_OK;
 }
 
-static xp_status generate(xp_inference *inf, xp_decoder *decoder, const char *prompt,
+static xp_status encode_prompt(const xp_tokenizer *tokenizer, const char *prompt,
+                               xp_token_list *ids) {
+    int32_t bos = xp_tokenizer_bos(tokenizer), eos = xp_tokenizer_eos(tokenizer);
+    int32_t start = bos >= 0 ? bos : eos;
+    if (bos >= 0 || (prompt[0] == '\0' && start >= 0))
+        XP_TRY(append(ids, start));
+    XP_TRY(xp_tokenizer_encode(tokenizer, prompt, strlen(prompt), ids));
+    if (ids->n == 0)
+        return xp_error(XP_EINVAL, "an empty prompt needs a tokenizer with a BOS or EOS token; "
+                                   "give --prompt TEXT");
+    return XP_OK;
+}
+
+static xp_status generate(const xp_tokenizer *tokenizer, xp_decoder *decoder, xp_token_list *ids,
                           int64_t max_tokens, sampler *s) {
-    xp_token_list ids = {0};
     float *logits = malloc((size_t)s->vocab * sizeof *logits);
     xp_status status = logits == NULL ? xp_error(XP_ENOMEM, "out of memory") : XP_OK;
-    int32_t bos = xp_tokenizer_bos(inf->tokenizer), eos = xp_tokenizer_eos(inf->tokenizer);
-    int32_t start = bos >= 0 ? bos : eos;
-    if (status == XP_OK && (bos >= 0 || (prompt[0] == '\0' && start >= 0)))
-        status = append(&ids, start);
-    if (status == XP_OK)
-        status = xp_tokenizer_encode(inf->tokenizer, prompt, strlen(prompt), &ids);
-    if (status == XP_OK && ids.n == 0)
-        status = xp_error(XP_EINVAL, "an empty prompt needs a tokenizer with a BOS or EOS token; "
-                                     "give --prompt TEXT");
+    int32_t eos = xp_tokenizer_eos(tokenizer);
     int64_t fed = 0;
     size_t printed = 0;
     for (int64_t i = 0; i < max_tokens && status == XP_OK; i++) {
-        status = xp_decoder_feed(decoder, ids.ids + fed, ids.n - fed, logits);
+        status = xp_decoder_feed(decoder, ids->ids + fed, ids->n - fed, logits);
         if (status != XP_OK)
             break;
-        fed = ids.n;
+        fed = ids->n;
         int32_t next = draw(s, logits);
         if (next == eos)
             break;
-        status = append(&ids, next);
+        status = append(ids, next);
         if (status == XP_OK)
-            status = print_new(inf->tokenizer, &ids, &printed, false);
+            status = print_new(tokenizer, ids, &printed, false);
     }
     if (status == XP_OK)
-        status = print_new(inf->tokenizer, &ids, &printed, true);
+        status = print_new(tokenizer, ids, &printed, true);
     if (printed > 0)
         printf("\n");
     free(logits);
-    xp_token_list_free(&ids);
     return status;
+}
+
+/* Ids that are tokens, of those that the model has rows for. */
+static xp_status prepare(sampler *s, const xp_tokenizer *tokenizer, int64_t vocab) {
+    s->vocab = vocab;
+    s->ids = malloc((size_t)vocab * sizeof *s->ids);
+    s->order = malloc((size_t)vocab * sizeof *s->order);
+    s->weights = malloc((size_t)vocab * sizeof *s->weights);
+    if (s->ids == NULL || s->order == NULL || s->weights == NULL)
+        return xp_error(XP_ENOMEM, "out of memory");
+    for (int64_t id = 0; id < vocab; id++)
+        if (xp_tokenizer_has(tokenizer, id))
+            s->ids[s->n_ids++] = (int32_t)id;
+    return s->n_ids > 0 ? XP_OK : xp_error(XP_ECONFIG, "the tokenizer has no token of the model's");
 }
 
 static xp_status run(const xp_inference_args *args, const char *prompt, int64_t max_tokens,
                      sampler *s) {
     xp_inference inf;
     XP_TRY(xp_inference_open(args, &inf));
-    s->vocab = inf.arch.vocab_size;
-    s->order = malloc((size_t)s->vocab * sizeof *s->order);
-    s->weights = malloc((size_t)s->vocab * sizeof *s->weights);
     xp_decoder *decoder = NULL;
-    xp_status status = s->order == NULL || s->weights == NULL
-                           ? xp_error(XP_ENOMEM, "out of memory")
-                           : xp_decoder_create(inf.model, args->seq_len, &decoder);
+    xp_token_list ids = {0};
+    xp_status status = prepare(s, inf.tokenizer, inf.arch.vocab_size);
     if (status == XP_OK)
-        status = generate(&inf, decoder, prompt, max_tokens, s);
+        status = encode_prompt(inf.tokenizer, prompt, &ids);
+    if (status == XP_OK)
+        status = xp_decoder_create(inf.model, ids.n + max_tokens, &decoder);
+    if (status == XP_OK)
+        status = generate(inf.tokenizer, decoder, &ids, max_tokens, s);
     xp_decoder_destroy(decoder);
+    xp_token_list_free(&ids);
+    free(s->ids);
     free(s->order);
     free(s->weights);
     xp_inference_close(&inf);
@@ -155,7 +178,7 @@ static xp_status run(const xp_inference_args *args, const char *prompt, int64_t 
 int cmd_generate(int argc, char **argv) {
     const char *prompt = "";
     int64_t max_tokens = 100, seed = 0, threads = 0;
-    xp_inference_args args = {.step = -1, .need_tokenizer = true, .n_rows = 1};
+    xp_inference_args args = {.step = -1, .need_tokenizer = true, .n_rows = 1, .warn = cli_warn};
     sampler s = {.temperature = 1.0, .top_p = 1.0};
     bool use_greedy = false, done;
     const cli_option options[] = {
@@ -195,8 +218,10 @@ int cmd_generate(int argc, char **argv) {
         s.temperature = 0;
     s.seed = (uint64_t)seed;
     args.n_threads = (int)threads;
-    /* the prompt's tokens are at most its bytes and a start token */
+    /* Tokens are fed in pieces of this length at most; the decoder's room follows from the encoded prompt. */
     args.seq_len = max_tokens + (int64_t)strlen(prompt) + 2;
+    if (args.seq_len > MAX_PIECE)
+        args.seq_len = MAX_PIECE;
     xp_status status = run(&args, prompt, max_tokens, &s);
     return status == XP_OK ? XP_EXIT_OK : cli_fail(status);
 }

@@ -8,16 +8,16 @@
 #include "cli.h"
 #include "core/file.h"
 #include "core/text.h"
-#include "data/documents.h"
+#include "data/data_files.h"
 #include "data/tokenizer.h"
 #include "options.h"
+#include "tokenize_input.h"
 
 #define MAX_FILES     1024
-#define MAX_BYTES     ((size_t)1 << 40)
 #define BENCH_SECONDS 2.0
 
 typedef struct tokenize_options {
-    const char *tokenizer, *out, *bench;
+    const char *tokenizer, *out, *bench, *text_field, *bad_lines;
     bool decode, skip_special, special, json;
 } tokenize_options;
 
@@ -25,71 +25,12 @@ typedef struct tokenize_options {
 typedef struct sink {
     const tokenize_options *o;
     const xp_tokenizer *tokenizer;
+    tokenize_input *input;
     FILE *file; /* of ids (--out), or NULL: print */
     xp_token_list list;
     int64_t n_documents, n_tokens;
     size_t n_bytes;
 } sink;
-
-typedef xp_status (*document_fn)(void *context, const char *text, size_t n);
-
-static xp_status read_stream(FILE *stream, const char *name, char **data, size_t *n) {
-    xp_text text = {0};
-    char block[65536];
-    xp_text_puts(&text, "");
-    for (size_t got; (got = fread(block, 1, sizeof block, stream)) > 0;)
-        xp_text_add(&text, block, got);
-    if (ferror(stream) || text.failed) {
-        xp_text_free(&text);
-        return text.failed ? xp_error(XP_ENOMEM, "no memory to read %s", name)
-                           : xp_error(XP_EIO, "cannot read %s: %s", name, strerror(errno));
-    }
-    *data = text.data;
-    *n = text.length;
-    return XP_OK;
-}
-
-static bool ends_with(const char *path, const char *ending) {
-    size_t n = strlen(path), m = strlen(ending);
-    return n >= m && strcmp(path + n - m, ending) == 0;
-}
-
-static bool holds_documents(const char *path) {
-    if (xp_path_is_folder(path))
-        return true;
-    for (const char *const *ending = xp_data_text_endings(); *ending != NULL; ending++)
-        if (ends_with(path, *ending))
-            return true;
-    return false;
-}
-
-/* A file of a known kind: its documents. Standard input ("-") and any other file: one document. */
-static xp_status each_document(const char *path, document_fn fn, void *context) {
-    char *text = NULL;
-    size_t n = 0;
-    bool is_stdin = strcmp(path, "-") == 0;
-    if (is_stdin || !holds_documents(path)) {
-        XP_TRY(is_stdin ? read_stream(stdin, "standard input", &text, &n)
-                        : xp_file_read(path, MAX_BYTES, &text, &n));
-        xp_status status = fn(context, text, n);
-        free(text);
-        return status;
-    }
-    xp_data_files files = {0};
-    xp_documents *documents = NULL;
-    XP_TRY(xp_data_files_find(path, xp_data_text_endings(), &files));
-    xp_status status = xp_documents_open(&files, &documents);
-    while (status == XP_OK) {
-        status = xp_documents_next(documents, &text, &n);
-        if (status != XP_OK || text == NULL)
-            break;
-        status = fn(context, text, n);
-        free(text);
-    }
-    xp_documents_close(documents);
-    xp_data_files_free(&files);
-    return status;
-}
 
 static void print_ids(const xp_token_list *list, bool json) {
     fputs(json ? "{\"ids\": [" : "", stdout);
@@ -183,10 +124,9 @@ static xp_status decode_file(const sink *s, const char *path) {
     size_t n = 0, n_text = 0;
     xp_token_list list = {0};
     bool is_stdin = strcmp(path, "-") == 0;
-    XP_TRY(is_stdin ? read_stream(stdin, "standard input", &data, &n)
-                    : xp_file_read(path, MAX_BYTES, &data, &n));
+    XP_TRY(tokenize_read_all(path, &data, &n));
     xp_status status =
-        ends_with(path, ".bin") ? unpack_ids(data, n, &list) : parse_ids(data, n, &list);
+        xp_data_name_ends(path, ".bin") ? unpack_ids(data, n, &list) : parse_ids(data, n, &list);
     if (status == XP_OK)
         status =
             xp_tokenizer_decode(s->tokenizer, list.ids, list.n, s->o->skip_special, &text, &n_text);
@@ -270,7 +210,7 @@ static xp_status time_encoding(const sink *s, const corpus *c) {
 
 static xp_status bench(const sink *s) {
     corpus c = {0};
-    xp_status status = each_document(s->o->bench, keep_document, &c);
+    xp_status status = tokenize_each_document(s->input, s->o->bench, keep_document, &c);
     if (status == XP_OK && c.n_bytes == 0)
         status = xp_error(XP_EFORMAT, "%s: no text to measure with", s->o->bench);
     if (status == XP_OK)
@@ -285,7 +225,8 @@ static xp_status bench(const sink *s) {
 static xp_status each_input(sink *s, const char *const *paths) {
     static const char *const standard_input[] = {"-", NULL};
     for (paths = paths[0] != NULL ? paths : standard_input; *paths != NULL; paths++)
-        XP_TRY(s->o->decode ? decode_file(s, *paths) : each_document(*paths, take_document, s));
+        XP_TRY(s->o->decode ? decode_file(s, *paths)
+                            : tokenize_each_document(s->input, *paths, take_document, s));
     return XP_OK;
 }
 
@@ -327,7 +268,14 @@ static xp_status write_out(sink *s, const char *const *paths) {
 static xp_status run(const tokenize_options *o, const char *const *paths) {
     xp_tokenizer *tokenizer = NULL;
     XP_TRY(xp_tokenizer_load(o->tokenizer, &tokenizer));
-    sink s = {.o = o, .tokenizer = tokenizer};
+    tokenize_input input = {.text_field = o->text_field,
+                            .skip_bad_lines = o->bad_lines && strcmp(o->bad_lines, "skip") == 0,
+                            .stdin_is_lines = o->out != NULL};
+    sink s = {.o = o, .tokenizer = tokenizer, .input = &input};
+    bool warn;
+    const char *note = xp_tokenizer_border_note(tokenizer, &warn);
+    if (o->out != NULL && note != NULL)
+        fprintf(stderr, "%s%s\n", warn ? "warning: " : "", note);
     xp_status status = o->bench != NULL ? bench(&s)
                        : o->out != NULL ? write_out(&s, paths)
                                         : each_input(&s, paths);
@@ -353,17 +301,25 @@ int cmd_tokenize(int argc, char **argv) {
         {"--special", CLI_FLAG, &o.special, NULL,
          "print the ids with what the tokenizer's post-processor adds", 0, 0},
         {"--json", CLI_FLAG, &o.json, NULL, "one JSON object a document", 0, 0},
+        {"--text-field", CLI_STRING, &o.text_field, "NAME",
+         "the field of a JSON line that holds its text (text)", 0, 0},
+        {"--bad-lines", CLI_STRING, &o.bad_lines, "error|skip",
+         "a JSON line that cannot be read: an error, or skipped and counted (error)", 0, 0},
         {"--bench", CLI_STRING, &o.bench, "FILE", "measure the speed on this text", 0, 0},
     };
     const cli_syntax command = {
         .usage = "expar tokenize --tokenizer DIR [options] [FILE...]",
-        .about = "Token ids of text, a line a document, or the text of ids. Files: .txt, .jsonl, "
-                 ".json, each also "
-                 ".gz;\nany other file and standard input are one document.",
-        .examples = "  echo -n 'Hello world' | expar tokenize --tokenizer assets/tokenizer\n"
-                    "  expar tokenize --tokenizer Qwen3-0.6B --out train.bin data/*.jsonl.gz\n"
-                    "  expar tokenize --tokenizer Qwen3-0.6B --decode train.bin | head\n"
-                    "  expar tokenize --tokenizer Qwen3-0.6B --bench book.txt\n",
+        .about = "Token ids of text, a line a document, or the text of ids. Files are read as "
+                 "training reads them: .txt,\n.jsonl, .json, each also .gz and .zst; folders with "
+                 "all below them; globs. Standard input (\"-\")\nis one document, with --out JSON "
+                 "lines.",
+        .examples =
+            "  echo -n 'Hello world' | expar tokenize --tokenizer assets/tokenizer\n"
+            "  expar tokenize --tokenizer Qwen3-0.6B --out train.bin data/*.jsonl.gz\n"
+            "  duckdb -c \"COPY (SELECT text FROM 'x.parquet') TO '/dev/stdout' (FORMAT json)\" |\n"
+            "      expar tokenize --tokenizer Qwen3-0.6B --out train.bin -\n"
+            "  expar tokenize --tokenizer Qwen3-0.6B --decode train.bin | head\n"
+            "  expar tokenize --tokenizer Qwen3-0.6B --bench book.txt\n",
         .options = options,
         .n_options = sizeof options / sizeof options[0],
         .max_positionals = MAX_FILES};
@@ -376,6 +332,8 @@ int cmd_tokenize(int argc, char **argv) {
         : o.decode && o.special                  ? "--special is for encoding"
         : o.skip_special && !o.decode            ? "--skip-special goes with --decode"
         : o.out != NULL && (o.special || o.json) ? "--out goes alone: documents get BOS and EOS"
+        : o.bad_lines && strcmp(o.bad_lines, "skip") != 0 && strcmp(o.bad_lines, "error") != 0
+            ? "--bad-lines is error or skip"
         : o.bench != NULL && (o.decode || o.out != NULL || paths[0] != NULL) ? "--bench goes alone"
                                                                              : NULL;
     if (wrong != NULL) {

@@ -21,7 +21,8 @@ int cmd_tokenizer_train(int argc, char **argv) {
         .usage = "expar tokenizer-train FILE... --vocab N --out DIR",
         .about = "Train a byte-level BPE tokenizer (the pre-tokeniser of Qwen3, NFC) on text: "
                  ".txt, .jsonl, .json, "
-                 "each also .gz,\nfolders and globs. Hugging Face tokenizers reads the result. The "
+                 "each also .gz and .zst,\nfolders and globs. Hugging Face tokenizers reads the "
+                 "result. The "
                  "same text gives "
                  "the same files.",
         .examples =

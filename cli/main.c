@@ -3,6 +3,7 @@
 #include <string.h>
 #include "cli.h"
 #include "commands.h"
+#include "core/bus_error.h"
 #include "expar/version.h"
 
 static void print_help(FILE *file) {
@@ -35,6 +36,7 @@ static int check_output(int code) {
 
 int main(int argc, char **argv) {
     signal(SIGXFSZ, SIG_IGN); /* a file past the limit is an error with a message, not the end */
+    xp_bus_error_report();
     if (argc < 2) {
         print_help(stderr);
         return XP_EXIT_USAGE;

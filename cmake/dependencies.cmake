@@ -5,15 +5,15 @@ pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(JANSSON REQUIRED IMPORTED_TARGET jansson)
 pkg_check_modules(ZLIB REQUIRED IMPORTED_TARGET zlib)
-pkg_check_modules(PROTOBUF_C REQUIRED IMPORTED_TARGET libprotobuf-c)
+pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
+pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(OPENBLAS REQUIRED IMPORTED_TARGET openblas)
-find_program(PROTOC_C protoc-c REQUIRED)
 if(XP_TESTS)
     pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 endif()
 # A build folder that is carried to a machine without these libraries: they lie beside libexpar.so, where every program of
 # the folder looks first. (Debian's archives are not position independent, so they cannot go into it.) OpenBLAS stays outside.
-option(XP_BUNDLE_DEPS "copy PCRE2, utf8proc, Jansson, zlib, protobuf-c and cmocka beside libexpar.so" OFF)
+option(XP_BUNDLE_DEPS "copy PCRE2, utf8proc, Jansson, zlib, Zstandard, xxHash and cmocka beside libexpar.so" OFF)
 if(XP_BUNDLE_DEPS)
     set(CMAKE_BUILD_RPATH "$ORIGIN/../lib")
     # The rest is copied by scripts/bundle_libraries.sh; cmocka is not a library of libexpar.so.

@@ -132,7 +132,7 @@ static xp_status run_rank(worker *w) {
     status = run_layer(comm, device, stream);
 done:
     if (status != XP_OK)
-        xp_comm_abort(comm, xp_last_error());
+        xp_comm_abort(comm, NULL);
     xp_stream_destroy(stream);
     xp_device_destroy(device);
     xp_comm_destroy(comm);

@@ -4,7 +4,7 @@ set -eu
 folder=$(dirname "$1")
 ldd "$1" | awk '/=> \// {print $1, $3}' | while read -r name path; do
     case $name in
-    libpcre2-8.so* | libutf8proc.so* | libjansson.so* | libz.so* | libprotobuf-c.so*)
+    libpcre2-8.so* | libutf8proc.so* | libjansson.so* | libz.so* | libzstd.so* | libxxhash.so*)
         [ "$(dirname "$path")" = "$folder" ] || cp -fL "$path" "$folder/$name" ;;
     esac
 done

@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 declare -A direct=(
-    [core]="" [config]="core" [device]="core" [ops]="device" [comm]="device" [ep]="ops comm" [model]="ops ep config"
+    [core]="" [launch]="core" [config]="core" [device]="core" [ops]="device" [comm]="device" [ep]="ops comm" [model]="ops ep config"
     [parallel]="ops comm model config" [data]="core" [checkpoint]="device comm" [predict]="model parallel config train"
-    [train]="core config device ops comm ep model parallel data checkpoint predict"
+    [train]="core launch config device ops comm ep model parallel data checkpoint predict"
 )
 reach() { # everything that $1 may include
     local seen=" $1 " queue=("$1") next dep

@@ -3,9 +3,9 @@
 # usage: scripts/setup.sh [--tests]     --tests: also what only the tests and checks need
 set -euo pipefail
 
-build=(gcc cmake ninja-build pkg-config protobuf-c-compiler libc6-dev libprotobuf-c-dev libjansson-dev libpcre2-dev
-    libutf8proc-dev zlib1g-dev libopenblas-pthread-dev libopenmpi-dev openmpi-bin libcmocka-dev)
-tests=(clang-format g++ python3)
+build=(gcc cmake ninja-build pkg-config libc6-dev libjansson-dev libpcre2-dev libutf8proc-dev zlib1g-dev
+    libzstd-dev libxxhash-dev libopenblas-pthread-dev libopenmpi-dev openmpi-bin libcmocka-dev)
+tests=(clang-format g++ python3 zstd xxhash)
 
 wanted=("${build[@]}")
 for arg in "$@"; do

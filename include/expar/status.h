@@ -35,7 +35,8 @@ extern "C" {
     X(XP_ENOENT, -9, "not found")                                                                  \
     X(XP_EINTERRUPTED, -10, "interrupted")                                                         \
     X(XP_EDEVICE, -11, "accelerator error")                                                        \
-    X(XP_EINTERNAL, -12, "internal error")
+    X(XP_EINTERNAL, -12, "internal error")                                                         \
+    X(XP_EBUSY, -13, "in use")
 
 #define XP_STATUS_ENUM(name, value, text) name = value,
 typedef enum xp_status { XP_STATUS_LIST(XP_STATUS_ENUM) } xp_status;

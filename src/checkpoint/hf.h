@@ -3,6 +3,7 @@
 #ifndef XP_CHECKPOINT_HF_H
 #define XP_CHECKPOINT_HF_H
 
+#include <stdbool.h>
 #include "checkpoint/safetensors.h"
 
 typedef struct xp_hf_reader xp_hf_reader;
@@ -14,9 +15,22 @@ typedef struct xp_hf_reader xp_hf_reader;
  */
 XP_NODISCARD xp_status xp_hf_open(const char *folder, xp_hf_reader **reader);
 void xp_hf_close(xp_hf_reader *reader);
+/** By its plain name (xp_hf_plain_name); NULL when absent. */
 const xp_st_tensor *xp_hf_find(const xp_hf_reader *reader, const char *name);
 int64_t xp_hf_n_tensors(const xp_hf_reader *reader);
-const xp_st_tensor *xp_hf_tensor_at(const xp_hf_reader *reader, int64_t i); /* sorted by name */
+const xp_st_tensor *xp_hf_tensor_at(const xp_hf_reader *reader,
+                                    int64_t i); /* sorted by plain name */
+/** Place of a tensor in that order, -1 when absent. */
+int64_t xp_hf_index(const xp_hf_reader *reader, const char *name);
+const char *xp_hf_name_at(const xp_hf_reader *reader, int64_t i); /* the plain name */
+
+/**
+ * A tensor's name without what torch.compile, FSDP, DDP and activation checkpointing put into it, and as
+ * transformers' plain Qwen3ForCausalLM calls it: "model.language_model.layers.0.x" and "layers.0.x" are
+ * "model.layers.0.x".
+ * @return whether `out` differs from `name`; false, and out unset, when `room` is too small
+ */
+bool xp_hf_plain_name(const char *name, size_t room, char *out);
 
 /** One tensor to export; `fill` writes elements [first, first + n) as fp32 into out. */
 typedef struct xp_hf_source {

@@ -1,4 +1,3 @@
-#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
@@ -195,9 +194,7 @@ static xp_status copy_tokenizer(const export_run *run) {
             return no_memory(run);
         char *data = NULL;
         size_t n_bytes = 0;
-        xp_status status = i > 0 && !xp_path_exists(from)
-                               ? XP_ENOENT
-                               : xp_file_read(from, (size_t)1 << 30, &data, &n_bytes);
+        xp_status status = xp_file_read(from, (size_t)1 << 30, &data, &n_bytes);
         free(from);
         if (status == XP_OK)
             status = write_text(run, tokenizer_files[i], data, n_bytes);
@@ -239,37 +236,38 @@ static bool has_mark(const char *folder, const char *name) {
     return ours;
 }
 
+/** What the export's folder holds already. */
+typedef struct target_content {
+    bool any, marked;
+    char foreign[256];
+} target_content;
+
+static xp_status see_target_entry(void *context, const char *folder, const char *name) {
+    target_content *content = context;
+    size_t n = strlen(name);
+    content->any = true;
+    if (!is_export_name(name))
+        snprintf(content->foreign, sizeof content->foreign, "%s", name);
+    else if (!content->marked && n > 12 && strcmp(name + n - 12, ".safetensors") == 0)
+        content->marked = has_mark(folder, name);
+    return XP_OK;
+}
+
 /** Nothing of the user's may be lost: the target is absent, empty, or an earlier export and nothing
  * else. */
 static xp_status check_target(const export_run *run) {
-    if (!xp_path_exists(run->target))
+    target_content content = {0};
+    xp_status status = xp_folder_each(run->target, see_target_entry, &content);
+    if (status == XP_ENOENT)
         return XP_OK;
-    DIR *dir = opendir(run->target);
-    if (dir == NULL) {
-        char text[128];
-        return xp_error(XP_EINVAL, "cannot export to %s: %s", run->target,
-                        strerror_r(errno, text, sizeof text));
-    }
-    bool empty = true, marked = false;
-    char foreign[256] = "";
-    for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
-        const char *name = entry->d_name;
-        if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
-            continue;
-        empty = false;
-        size_t n = strlen(name);
-        if (!is_export_name(name))
-            snprintf(foreign, sizeof foreign, "%s", name);
-        else if (!marked && n > 12 && strcmp(name + n - 12, ".safetensors") == 0)
-            marked = has_mark(run->target, name);
-    }
-    closedir(dir);
-    if (empty || (marked && foreign[0] == '\0'))
+    if (status != XP_OK)
+        return xp_error_context(XP_EINVAL, "cannot export to %s", run->target);
+    if (!content.any || (content.marked && content.foreign[0] == '\0'))
         return XP_OK;
     return xp_error(
         XP_EINVAL,
         "%s exists and is no earlier export (%s is in it): choose another folder or remove it",
-        run->target, foreign[0] != '\0' ? foreign : "a model of another origin");
+        run->target, content.foreign[0] != '\0' ? content.foreign : "a model of another origin");
 }
 
 /** "a/b/" -> "a/b", "a/.b.tmp", "a/.b.old"; the parent is made. */

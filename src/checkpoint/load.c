@@ -3,11 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 #include "checkpoint/manifest.h"
 #include "checkpoint/publish.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/state.h"
-#include "checkpoint/xxh64.h"
 #include "core/file.h"
 
 #define MAX_MANIFEST_BYTES ((size_t)1 << 31)
@@ -82,7 +82,9 @@ fail:
 }
 
 xp_status xp_ckpt_open_path(const char *path, xp_ckpt **ckpt) {
-    if (!xp_path_is_folder(path))
+    bool is_folder = false;
+    XP_TRY(xp_path_is_folder(path, &is_folder));
+    if (!is_folder)
         return xp_error(XP_ENOENT, "%s: no such checkpoint folder", path);
     xp_status status = open_path(path, ckpt);
     if (status == XP_ENOENT)
@@ -95,8 +97,12 @@ xp_status xp_ckpt_open_path(const char *path, xp_ckpt **ckpt) {
 static xp_status open_step(const char *folder, int64_t step, xp_ckpt **ckpt) {
     xp_step_paths paths;
     XP_TRY(xp_step_paths_create(folder, step, &paths));
-    bool aside = !xp_path_is_folder(paths.final) && xp_path_is_folder(paths.aside);
-    xp_status status = xp_ckpt_open_path(aside ? paths.aside : paths.final, ckpt);
+    bool final = false, aside = false;
+    xp_status status = xp_path_is_folder(paths.final, &final);
+    if (status == XP_OK && !final)
+        status = xp_path_is_folder(paths.aside, &aside);
+    if (status == XP_OK)
+        status = xp_ckpt_open_path(aside ? paths.aside : paths.final, ckpt);
     xp_step_paths_free(&paths);
     if (status == XP_OK && (*ckpt)->manifest->step != step) {
         status = xp_error(XP_EFORMAT, "%s says it is of step %lld", (*ckpt)->path,
@@ -210,8 +216,7 @@ static xp_status map_piece(const xp_ckpt *ckpt, const xp_manifest_tensor *tensor
     if (stored == NULL || stored->dtype != tensor->dtype || stored->n_elements != piece->n)
         return xp_error(XP_EFORMAT, "%s/%s: tensor '%.200s' is not what the manifest says",
                         ckpt->path, file, piece->tensor);
-    if (!ckpt->checked[index] &&
-        xp_xxh64_hash(stored->data, (size_t)stored->n_bytes) != piece->xxh64)
+    if (!ckpt->checked[index] && XXH64(stored->data, (size_t)stored->n_bytes, 0) != piece->xxh64)
         return xp_error(XP_EFORMAT,
                         "%s/%s: the bytes of '%.200s' do not fit their checksum: damaged",
                         ckpt->path, file, piece->tensor);
@@ -287,7 +292,9 @@ xp_status xp_ckpt_verify(const xp_ckpt *ckpt) {
         const xp_manifest_file *file = &ckpt->manifest->files[i];
         const xp_st_file *shard = NULL;
         XP_TRY(open_shard(ckpt, i, &shard));
-        if (xp_st_n_bytes(shard) != file->n_bytes || xp_st_xxh64(shard) != file->xxh64)
+        uint64_t hash = 0;
+        XP_TRY(xp_st_xxh64(shard, &hash));
+        if (xp_st_n_bytes(shard) != file->n_bytes || hash != file->xxh64)
             return xp_error(XP_EFORMAT, "%s/%s does not fit its checksum: damaged", ckpt->path,
                             file->name);
     }

@@ -2,9 +2,10 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 #include "checkpoint/manifest.h"
 #include "checkpoint/st_dtype.h"
-#include "checkpoint/xxh64.h"
+#include "core/json_text.h"
 
 #define FORMAT_NAME "expar-checkpoint"
 /* The last line: ` "xxh64": "0123456789abcdef"}` and a newline; the hash is of everything before
@@ -63,8 +64,7 @@ xp_status xp_manifest_to_json(const xp_manifest *manifest, xp_text *text) {
     }
     xp_text_puts(text, "],\n");
     if (!text->failed)
-        xp_text_printf(text, TAIL_PREFIX "%016" PRIx64 "\"}\n",
-                       xp_xxh64_hash(text->data, text->length));
+        xp_text_printf(text, TAIL_PREFIX "%016" PRIx64 "\"}\n", XXH64(text->data, text->length, 0));
     return text->failed ? xp_error(XP_ENOMEM, "no memory for a checkpoint's manifest") : XP_OK;
 }
 
@@ -226,7 +226,7 @@ static xp_status check_tail(const char *path, const char *text, size_t n_bytes) 
     char expected[TAIL_BYTES + 1];
     if (n_bytes > TAIL_BYTES) {
         snprintf(expected, sizeof expected, TAIL_PREFIX "%016" PRIx64 "\"}\n",
-                 xp_xxh64_hash(text, n_bytes - TAIL_BYTES));
+                 XXH64(text, n_bytes - TAIL_BYTES, 0));
         if (memcmp(text + n_bytes - TAIL_BYTES, expected, TAIL_BYTES) == 0)
             return XP_OK;
     }
@@ -238,6 +238,7 @@ static xp_status check_tail(const char *path, const char *text, size_t n_bytes) 
 xp_status xp_manifest_parse(const char *path, const char *text, size_t n_bytes,
                             xp_manifest **manifest) {
     XP_TRY(check_tail(path, text, n_bytes));
+    XP_TRY(xp_json_refuse_nul(path, text, n_bytes));
     json_error_t error;
     json_t *root = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error);
     if (root == NULL)

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "checkpoint/xxh64.h"
+#include <xxhash.h>
 #include "core/file.h"
 
 #define BUFFER_BYTES (1 << 20)
@@ -19,7 +19,7 @@ struct xp_outfile {
     unsigned char *buffer;
     size_t n_buffered;
     int64_t n_bytes;
-    xp_xxh64 hash;
+    XXH64_state_t *hash;
     xp_status status; /* the first failure, kept */
     int fd;
     bool committed;
@@ -40,15 +40,17 @@ xp_status xp_outfile_open(const char *path, xp_outfile **out) {
     if (file == NULL)
         return xp_error(XP_ENOMEM, "no memory to write %s", path);
     file->fd = -1;
-    xp_xxh64_init(&file->hash);
+    file->hash = XXH64_createState();
     file->path = strdup(path);
     file->buffer = malloc(BUFFER_BYTES);
     if (asprintf(&file->tmp_path, "%s.tmp", path) < 0)
         file->tmp_path = NULL;
-    if (file->path == NULL || file->buffer == NULL || file->tmp_path == NULL) {
+    if (file->path == NULL || file->buffer == NULL || file->tmp_path == NULL ||
+        file->hash == NULL) {
         xp_outfile_close(file);
         return xp_error(XP_ENOMEM, "no memory to write %s", path);
     }
+    XXH64_reset(file->hash, 0);
     file->fd = open(file->tmp_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (file->fd < 0) {
         xp_status status = write_failed(file, errno, "create");
@@ -95,7 +97,7 @@ static xp_status flush(xp_outfile *out) {
 xp_status xp_outfile_write(xp_outfile *out, const void *data, size_t n_bytes) {
     if (out->status != XP_OK || n_bytes == 0)
         return out->status;
-    xp_xxh64_update(&out->hash, data, n_bytes);
+    XXH64_update(out->hash, data, n_bytes);
     out->n_bytes += (int64_t)n_bytes;
     if (n_bytes > BUFFER_BYTES - out->n_buffered)
         XP_TRY(flush(out));
@@ -134,7 +136,7 @@ int64_t xp_outfile_n_bytes(const xp_outfile *out) {
 }
 
 uint64_t xp_outfile_xxh64(const xp_outfile *out) {
-    return xp_xxh64_digest(&out->hash);
+    return XXH64_digest(out->hash);
 }
 
 void xp_outfile_close(xp_outfile *out) {
@@ -144,6 +146,7 @@ void xp_outfile_close(xp_outfile *out) {
         close(out->fd);
     if (!out->committed && out->tmp_path != NULL)
         unlink(out->tmp_path);
+    XXH64_freeState(out->hash);
     free(out->path);
     free(out->tmp_path);
     free(out->buffer);

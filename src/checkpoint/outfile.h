@@ -20,6 +20,7 @@ XP_NODISCARD xp_status xp_outfile_write(xp_outfile *out, const void *data, size_
 /** Flush, fsync, rename, fsync the folder. */
 XP_NODISCARD xp_status xp_outfile_commit(xp_outfile *out);
 int64_t xp_outfile_n_bytes(const xp_outfile *out);
+/** XXH64 (seed 0) of what was written so far. */
 uint64_t xp_outfile_xxh64(const xp_outfile *out);
 /** Closes; what was not committed is removed. NULL is accepted. */
 void xp_outfile_close(xp_outfile *out);

@@ -1,6 +1,5 @@
 #include "checkpoint/publish.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -106,13 +105,13 @@ static int64_t parse_step(const char *name, const char *prefix, const char *suff
     return step;
 }
 
-static bool has_manifest(const char *folder, const char *name) {
+static xp_status has_manifest(const char *folder, const char *name, bool *found) {
     char *path;
     if (asprintf(&path, "%s/%s/%s", folder, name, XP_CKPT_MANIFEST) < 0)
-        return false;
-    bool there = xp_path_exists(path);
+        return xp_error(XP_ENOMEM, "no memory to list checkpoints");
+    xp_status status = xp_path_exists(path, found);
     free(path);
-    return there;
+    return status;
 }
 
 static int compare_steps(const void *a, const void *b) {
@@ -120,82 +119,77 @@ static int compare_steps(const void *a, const void *b) {
     return (*left > *right) - (*left < *right);
 }
 
-static xp_status append_step(int64_t **steps, int64_t *n, int64_t step) {
-    int64_t *grown = realloc(*steps, (size_t)(*n + 1) * sizeof *grown);
+typedef struct step_list {
+    int64_t *steps, n;
+} step_list;
+
+static xp_status append_step(step_list *list, int64_t step) {
+    int64_t *grown = realloc(list->steps, (size_t)(list->n + 1) * sizeof *grown);
     if (grown == NULL)
         return xp_error(XP_ENOMEM, "no memory to list checkpoints");
-    grown[(*n)++] = step;
-    *steps = grown;
+    grown[list->n++] = step;
+    list->steps = grown;
     return XP_OK;
 }
 
+static xp_status list_entry(void *context, const char *folder, const char *name) {
+    bool complete = false;
+    int64_t step = parse_step(name, "step-", "");
+    if (step < 0)
+        step = parse_step(name, ".step-", ".old");
+    if (step < 0)
+        return XP_OK;
+    XP_TRY(has_manifest(folder, name, &complete));
+    return complete ? append_step(context, step) : XP_OK;
+}
+
 xp_status xp_steps_list(const char *folder, int64_t **steps, int64_t *n) {
-    int64_t *found = NULL, n_found = 0;
+    step_list found = {0};
     *steps = NULL;
     *n = 0;
-    DIR *dir = opendir(folder);
-    if (dir == NULL && errno == ENOENT)
-        return XP_OK;
-    if (dir == NULL) {
-        char text[128];
-        return xp_error(XP_EIO, "cannot list the checkpoints in %s: %s", folder,
-                        strerror_r(errno, text, sizeof text));
-    }
-    xp_status status = XP_OK;
-    for (struct dirent *entry; status == XP_OK && (entry = readdir(dir)) != NULL;) {
-        int64_t step = parse_step(entry->d_name, "step-", "");
-        if (step < 0)
-            step = parse_step(entry->d_name, ".step-", ".old");
-        if (step >= 0 && has_manifest(folder, entry->d_name))
-            status = append_step(&found, &n_found, step);
-    }
-    closedir(dir);
+    xp_status status = xp_folder_each(folder, list_entry, &found);
+    bool exists = true;
+    if (status == XP_ENOENT) /* none yet; a link that leads nowhere is an error */
+        status = xp_path_exists(folder, &exists);
     if (status != XP_OK) {
-        free(found);
-        return status;
+        free(found.steps);
+        return xp_error_context(status, "the checkpoints in %s", folder);
     }
-    if (n_found > 0)
-        qsort(found, (size_t)n_found, sizeof *found, compare_steps);
+    if (found.n > 0)
+        qsort(found.steps, (size_t)found.n, sizeof *found.steps, compare_steps);
     int64_t n_unique = 0;
-    for (int64_t i = 0; i < n_found; i++) {
-        if (i == 0 || found[i] != found[n_unique - 1])
-            found[n_unique++] = found[i];
+    for (int64_t i = 0; i < found.n; i++) {
+        if (i == 0 || found.steps[i] != found.steps[n_unique - 1])
+            found.steps[n_unique++] = found.steps[i];
     }
-    *steps = found;
+    *steps = found.steps;
     *n = n_unique;
     return XP_OK;
 }
 
-static xp_status clean_entry(const char *folder, const char *name) {
+static xp_status clean_entry(void *context, const char *folder, const char *name) {
+    (void)context;
     int64_t temp_step = parse_step(name, ".step-", ".tmp");
     int64_t aside_step = parse_step(name, ".step-", ".old");
     if (temp_step < 0 && aside_step < 0)
         return XP_OK;
     xp_step_paths paths;
     XP_TRY(xp_step_paths_create(folder, temp_step >= 0 ? temp_step : aside_step, &paths));
-    xp_status status;
-    if (temp_step >= 0)
+    bool exists = false;
+    xp_status status = xp_path_exists(paths.final, &exists);
+    if (status == XP_OK && temp_step >= 0)
         status = xp_folder_remove(paths.temp);
-    else if (!xp_path_exists(paths.final))
+    else if (status == XP_OK && !exists)
         status = rename(paths.aside, paths.final) == 0 ? sync_parent(paths.final)
                                                        : rename_failed(paths.aside, paths.final);
-    else
+    else if (status == XP_OK)
         status = xp_folder_remove(paths.aside);
     xp_step_paths_free(&paths);
     return status;
 }
 
 xp_status xp_steps_clean(const char *folder) {
-    DIR *dir = opendir(folder);
-    if (dir == NULL) {
-        char text[128];
-        return xp_error(XP_EIO, "cannot read %s: %s", folder, strerror_r(errno, text, sizeof text));
-    }
-    xp_status status = XP_OK;
-    for (struct dirent *entry; status == XP_OK && (entry = readdir(dir)) != NULL;)
-        status = clean_entry(folder, entry->d_name);
-    closedir(dir);
-    return status;
+    return xp_folder_each(folder, clean_entry, NULL);
 }
 
 static xp_status remove_step(const char *folder, int64_t step) {

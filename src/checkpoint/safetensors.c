@@ -6,10 +6,11 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <xxhash.h>
 #include "checkpoint/st_dtype.h"
-#include "checkpoint/xxh64.h"
 #include "core/arena.h"
 #include "core/file.h"
+#include "core/json_text.h"
 
 #define HASH_CHUNK ((size_t)1 << 24)
 
@@ -191,6 +192,7 @@ static xp_status take_header(xp_st_file *file, json_t *root, size_t data_offset)
 static xp_status read_header(xp_st_file *file) {
     size_t json_bytes = 0, data_offset = 0;
     XP_TRY(find_header(file, &json_bytes, &data_offset));
+    XP_TRY(xp_json_refuse_nul(file->path, (const char *)file->map.data + 8, json_bytes));
     json_error_t error;
     json_t *root =
         json_loadb((const char *)file->map.data + 8, json_bytes, JSON_REJECT_DUPLICATES, &error);
@@ -271,13 +273,17 @@ void xp_st_release(const xp_st_tensor *tensor) {
     release_range(tensor->data, (size_t)tensor->n_bytes);
 }
 
-uint64_t xp_st_xxh64(const xp_st_file *file) {
-    xp_xxh64 hash;
-    xp_xxh64_init(&hash);
+xp_status xp_st_xxh64(const xp_st_file *file, uint64_t *hash) {
+    XXH64_state_t *state = XXH64_createState();
+    if (state == NULL)
+        return xp_error(XP_ENOMEM, "no memory to check a safetensors file");
+    XXH64_reset(state, 0);
     for (size_t at = 0, n; at < file->map.n_bytes; at += n) {
         n = file->map.n_bytes - at < HASH_CHUNK ? file->map.n_bytes - at : HASH_CHUNK;
-        xp_xxh64_update(&hash, file->map.data + at, n);
+        XXH64_update(state, file->map.data + at, n);
         release_range(file->map.data + at, n);
     }
-    return xp_xxh64_digest(&hash);
+    *hash = XXH64_digest(state);
+    XXH64_freeState(state);
+    return XP_OK;
 }

@@ -35,8 +35,8 @@ const xp_st_tensor *xp_st_find(const xp_st_file *file, const char *name); /* NUL
 const char *xp_st_metadata(const xp_st_file *file, const char *key);
 /** Bytes of the whole file. */
 int64_t xp_st_n_bytes(const xp_st_file *file);
-/** The 64-bit xxHash of the whole file: reads all of it. */
-uint64_t xp_st_xxh64(const xp_st_file *file);
+/** XXH64 (seed 0) of the whole file: reads all of it. @return XP_OK; XP_ENOMEM */
+XP_NODISCARD xp_status xp_st_xxh64(const xp_st_file *file, uint64_t *hash);
 /**
  * Drop a tensor's pages from this process's memory; the next use reads them again. Loading calls it
  * tensor by tensor, so that a mapped file never counts as a second copy of the model. Only for

@@ -8,12 +8,12 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <xxhash.h>
 #include "checkpoint/agree.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/publish.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/st_dtype.h"
-#include "checkpoint/xxh64.h"
 #include "core/file.h"
 #include "expar/version.h"
 
@@ -120,27 +120,32 @@ static xp_status declare_pieces(const xp_save_job *job, xp_st_writer *writer) {
     return XP_OK;
 }
 
-static xp_status write_piece(const xp_ckpt_piece *piece, xp_st_writer *writer, uint64_t *hash) {
-    xp_xxh64 state;
-    xp_xxh64_init(&state);
+/* A piece and its XXH64; `state` is anyone's. */
+static xp_status write_piece(const xp_ckpt_piece *piece, xp_st_writer *writer, XXH64_state_t *state,
+                             uint64_t *hash) {
+    XXH64_reset(state, 0);
     const char *data = piece->data;
     size_t left = (size_t)piece->n * xp_dtype_bytes(piece->dtype);
     while (left > 0) {
         size_t n = left < CHUNK_BYTES ? left : CHUNK_BYTES;
-        xp_xxh64_update(&state, data, n);
+        XXH64_update(state, data, n);
         XP_TRY(xp_st_writer_data(writer, data, n));
         data += n;
         left -= n;
     }
-    *hash = xp_xxh64_digest(&state);
+    *hash = XXH64_digest(state);
     return XP_OK;
 }
 
 static xp_status fill_shard(xp_save_job *job, xp_st_writer *writer, uint64_t *hashes) {
     XP_TRY(xp_st_writer_add_metadata(writer, "format", "expar-checkpoint"));
     XP_TRY(declare_pieces(job, writer));
-    for (int64_t i = 0; i < job->args.n_pieces; i++)
-        XP_TRY(write_piece(&job->args.pieces[i], writer, &hashes[i]));
+    XXH64_state_t *state = XXH64_createState();
+    xp_status status = state != NULL ? XP_OK : no_memory();
+    for (int64_t i = 0; i < job->args.n_pieces && status == XP_OK; i++)
+        status = write_piece(&job->args.pieces[i], writer, state, &hashes[i]);
+    XXH64_freeState(state);
+    XP_TRY(status);
     XP_TRY(xp_st_writer_finish(writer));
     xp_manifest_file file = {0};
     xp_st_writer_result(writer, &file.n_bytes, &file.xxh64);

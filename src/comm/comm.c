@@ -1,13 +1,10 @@
 /* Checks arguments and puts collectives on streams; the provider does the work. */
 #include "expar/comm.h"
 
-#include <stdio.h>
-#include <string.h>
 #include "comm/device/engine.h"
 #include "comm/device/window.h"
 #include "comm/provider.h"
 #include "comm/reduce.h"
-#include "core/error.h"
 #include "device/cpu/cpu_device.h"
 #include "device/plugin.h"
 #include "device/recorder.h"
@@ -119,36 +116,12 @@ void xp_comm_mark_waiting(xp_comm *comm, int change) {
         comm->provider->mark_waiting(comm, change);
 }
 
+xp_wait_state xp_comm_wait_state(const xp_comm *comm, int rank) {
+    return comm->provider->wait_state ? comm->provider->wait_state(comm, rank) : XP_WAIT_UNKNOWN;
+}
+
 bool xp_comm_is_waiting(const xp_comm *comm, int rank) {
-    return comm->provider->is_waiting && comm->provider->is_waiting(comm, rank);
-}
-
-xp_status xp_comm_fail(xp_comm *comm, const char *text) {
-    comm->provider->fail(comm, -1, text);
-    return comm->provider->async_error(comm);
-}
-
-/* The text behind the name of its rank, which the sentence around it says already. */
-static const char *without_rank(const char *text, int rank) {
-    char name[32];
-    const int n = snprintf(name, sizeof name, "rank %d: ", rank);
-    return strncmp(text, name, (size_t)n) == 0 ? text + n : text;
-}
-
-void xp_comm_abort(xp_comm *comm, const char *reason) {
-    char text[512];
-    const char *phase = atomic_load(&comm->phase);
-    /* A failure that all ranks have agreed on is its rank's, whoever comes here first. */
-    int rank = reason == xp_last_error() ? xp_last_error_rank() : -1;
-    if (rank < 0)
-        rank = comm->world_ranks[comm->rank];
-    snprintf(text, sizeof text, "rank %d gave up in %s: %s", rank, phase ? phase : "the run",
-             reason ? without_rank(reason, rank) : "no reason given");
-    comm->provider->fail(comm, rank, text);
-}
-
-xp_status xp_comm_async_error(const xp_comm *comm) {
-    return comm->provider->async_error(comm);
+    return xp_comm_wait_state(comm, rank) == XP_WAIT_WAITING;
 }
 
 typedef struct queued_call {
@@ -181,10 +154,10 @@ static xp_status run_alone(const xp_comm_call *call, xp_stream *stream) {
 
 /* Whatever this rank alone could not do, the others wait for. */
 static xp_status run_together(xp_comm *comm, const xp_comm_call *call, xp_stream *stream) {
-    XP_TRY(comm->provider->async_error(comm));
+    XP_TRY(xp_comm_async_error(comm));
     const xp_status status = comm->engine->ops->run(comm->engine, call, stream);
     if (status != XP_OK && status != XP_ECOMM)
-        xp_comm_abort(comm, xp_last_error());
+        xp_comm_abort(comm, NULL);
     return status;
 }
 

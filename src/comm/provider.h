@@ -12,6 +12,7 @@
 #define XP_COMM_PROVIDER_H
 
 #include <stdatomic.h>
+#include "comm/failure.h"
 #include "expar/comm.h"
 
 typedef enum xp_comm_kind {
@@ -44,6 +45,13 @@ typedef struct xp_comm_call {
     const char *phase;   /* what for; static string */
 } xp_comm_call;
 
+/** What is known of another rank while somebody waits for it. */
+typedef enum xp_wait_state {
+    XP_WAIT_UNKNOWN = 0, /* a rank of another node: nobody here can see it */
+    XP_WAIT_WAITING,     /* in a wait for others */
+    XP_WAIT_BUSY         /* in none: late, stopped or at work */
+} xp_wait_state;
+
 typedef struct xp_comm_provider {
     const char *name; /* "thread", "mpi" */
     /** Do it and return when this rank's result is there and its inputs may be reused. */
@@ -54,17 +62,17 @@ typedef struct xp_comm_provider {
     xp_status (*run_on_device)(xp_comm *comm, const xp_comm_call *call, xp_stream *stream);
     xp_status (*split)(xp_comm *comm, int color, xp_comm **sub);
     void (*destroy)(xp_comm *comm);
-    /** Make `text` the communicator's sticky failure on every rank unless it has one, and wake
-     * whoever waits. `culprit`: the rank of the world that gave up; -1: `text` tells of a wait. Any
-     * thread. */
-    void (*fail)(xp_comm *comm, int culprit, const char *text);
-    /** XP_OK or the sticky failure, its text in the last error. Never waits. */
-    xp_status (*async_error)(const xp_comm *comm);
+    /** Make this the failure of the world on every rank unless it has one, and wake whoever waits. The
+     * provider fills in the phase, and may replace the culprit of a timeout by the rank that all
+     * wait for in the end. Any thread. */
+    void (*fail)(xp_comm *comm, const xp_failure *failure);
+    /** The world's failure, constant from then on, or NULL. Never waits. */
+    const xp_failure *(*failure)(const xp_comm *comm);
     /** This rank starts (+1) or ends (-1) a wait of its own, outside requests: others that wait for
      * it should blame whom it waits for. May be NULL. */
     void (*mark_waiting)(xp_comm *comm, int change);
-    /** True when `rank` is known to be in a wait itself, here or in a request. May be NULL. */
-    bool (*is_waiting)(const xp_comm *comm, int rank);
+    /** Whether `rank` is in a wait itself, here or in a request. May be NULL: not known. */
+    xp_wait_state (*wait_state)(const xp_comm *comm, int rank);
     xp_status (*window_create)(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
                                xp_window **window);
     void (*window_destroy)(xp_window *window);
@@ -89,7 +97,8 @@ struct xp_comm {
         shares_addresses; /* a plain pointer of one rank is valid on all (threads of one process) */
     double timeout_s;
     _Atomic(const char *) phase;
-    struct xp_comm_engine *engine; /* of collectives on a GPU; NULL until they are prepared */
+    struct xp_failure_hooks *hooks; /* of the world; see comm/on_failure.h */
+    struct xp_comm_engine *engine;  /* of collectives on a GPU; NULL until they are prepared */
 };
 
 /** First member of every provider's window. */
@@ -116,11 +125,10 @@ bool xp_comm_shares_addresses(const xp_comm *comm);
 void xp_comm_show_phase(xp_comm *comm, const char *phase);
 /** Around a wait for other ranks that is no collective (flags in a window). */
 void xp_comm_mark_waiting(xp_comm *comm, int change);
-/** True when `rank` waits for others itself: not the one to blame yet. */
+/** Whether `rank` is in a wait itself: then it is not the one to blame yet. */
+xp_wait_state xp_comm_wait_state(const xp_comm *comm, int rank);
+/** wait_state is WAITING. */
 bool xp_comm_is_waiting(const xp_comm *comm, int rank);
-/** The sticky failure of all ranks becomes `text` unless there is one; always returns XP_ECOMM with
- * the text that holds. */
-xp_status xp_comm_fail(xp_comm *comm, const char *text);
 
 /**
  * The one symbol that mpi_load.c looks for in libexpar_mpi.so: make the world communicator of this

@@ -73,6 +73,16 @@ static xp_status check_model(xp_config_set *set) {
     return XP_OK;
 }
 
+static xp_status check_data(xp_config_set *set) {
+    const xp_config *c = &set->config;
+    if (c->training.datasets.n > 0 && c->training.dataset_path)
+        return xp_error(XP_ECONFIG,
+                        "%straining.datasets and training.dataset_path are both set; give one of "
+                        "them",
+                        where(set, "training", "datasets"));
+    return XP_OK;
+}
+
 static xp_status check_checkpoint(xp_config_set *set) {
     const xp_config *c = &set->config;
     if (c->checkpoint.keep_latest_k == 1)
@@ -127,6 +137,7 @@ xp_status xp_set_check(xp_config_set *set) {
     XP_TRY(check_ranks(set));
     XP_TRY(check_parallelism(set));
     XP_TRY(check_model(set));
+    XP_TRY(check_data(set));
     XP_TRY(check_checkpoint(set));
     XP_TRY(warn_without_effect(set));
     return replace_foreign_values(set);

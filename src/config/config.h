@@ -16,13 +16,25 @@ typedef struct xp_string_list {
     const char **items;
 } xp_string_list;
 
+/** One of several sources of training data. */
+typedef struct xp_data_source {
+    const char *path;
+    double weight; /* positive */
+} xp_data_source;
+
+typedef struct xp_source_list {
+    int n;
+    xp_data_source *items;
+} xp_source_list;
+
 typedef struct xp_config {
     struct {
         const char *config_file, *dump_folder, *description, *save_config_file;
         bool print_config;
         int64_t threads_per_rank; /* 0 = cores / local ranks */
         int64_t log_rank;         /* -1 = rank 0 only; from LOG_RANK */
-        int64_t ngpu;             /* rank threads; 0 = unset; from NGPU */
+        int64_t ngpu;             /* ranks of a machine; 0 = unset; from NGPU */
+        const char *ranks;        /* "auto", "threads", "processes" */
     } job;
     struct {
         const char *name, *flavor, *hf_assets_path;
@@ -33,6 +45,8 @@ typedef struct xp_config {
     } model;
     struct {
         const char *dataset, *dataset_path, *dtype, *attention, *backend;
+        const char *text_field, *bad_lines, *token_type;
+        xp_source_list datasets; /* n = 0: dataset_path */
         int64_t local_batch_size, global_batch_size, seq_len, steps;
         double max_norm;
         int64_t shuffle; /* -1 = by dataset */

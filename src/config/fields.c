@@ -26,6 +26,8 @@
                                                                       .choices = (choices_)
 #define LIST(section, name)                                                                        \
 #section, #name, XP_FIELD_LIST, AT(section.name, xp_string_list), .initial = NULL
+#define SOURCES(section, name)                                                                     \
+#section, #name, XP_FIELD_SOURCES, AT(section.name, xp_source_list), .initial = NULL
 #define TT .torchtitan = true
 
 #define BY_FLAVOR .unset = "by the flavor"
@@ -43,7 +45,10 @@ static const xp_field fields[] = {
     {INT(job, threads_per_rank, "0", 0, 4096), .unset = "cores / ranks of this machine",
      .help = "CPU threads of each rank"},
     {INT(job, ngpu, "0", 0, 65536), .unset = "chosen by the command",
-     .help = "ranks to start as threads of this process; the environment's NGPU"},
+     .help = "ranks of this machine, of each node with --hostfile; the environment's NGPU"},
+    {CHOICE(job, ranks, "auto", "auto|threads|processes"),
+     .help = "what ranks are; auto: processes where each of several ranks has a GPU of its own, "
+             "else threads of one process"},
     {INT(job, log_rank, "-1", 0, 1e9), .unset = "rank 0",
      .help = "the rank whose lines are shown; the environment's LOG_RANK"},
 
@@ -68,8 +73,17 @@ static const xp_field fields[] = {
     {SWITCH(model, tie_embeddings), BY_FLAVOR, .help = "one matrix for embedding and output head"},
 
     {STRING(training, dataset, "text"), TT,
-     .help = "`text` (.txt, .jsonl, .json.gz), `tokens` (.bin), or a c4-style name, read as text"},
-    {PATH(training, dataset_path, NULL), TT, .help = "a file, a folder or a glob"},
+     .help = "`text` (.txt, .jsonl, .json, also .gz and .zst), `tokens` (.bin), or a c4-style "
+             "name, read as text"},
+    {PATH(training, dataset_path, NULL), TT,
+     .help = "a file, a folder with all below it, or a glob"},
+    {SOURCES(training, datasets), .unset = "dataset_path alone",
+     .help = "several sources instead, each {path, weight}: rows come from them in these shares"},
+    {STRING(training, text_field, "text"), .help = "the field of a JSON line that holds its text"},
+    {CHOICE(training, bad_lines, "error", "error|skip"),
+     .help = "a JSON line that cannot be read: an error, or skipped and counted"},
+    {CHOICE(training, token_type, "auto", "auto|uint16|uint32"),
+     .help = "what .bin files without a header hold; auto recognises it"},
     {INT(training, local_batch_size, "8", 1, BIG), TT, .help = "rows of a microbatch on each rank"},
     {INT(training, global_batch_size, "-1", -1, BIG), TT, .zero_refused = true,
      .help = "rows of a step over all ranks, reached by accumulation; -1 = local_batch_size x data "
@@ -258,7 +272,7 @@ const char *xp_field_type_text(const xp_field *field) {
     static const char *const texts[] = {
         [XP_FIELD_INT] = "int",       [XP_FIELD_FLOAT] = "float",   [XP_FIELD_BOOL] = "bool",
         [XP_FIELD_SWITCH] = "bool",   [XP_FIELD_STRING] = "string", [XP_FIELD_PATH] = "path",
-        [XP_FIELD_CHOICE] = "choice", [XP_FIELD_LIST] = "list"};
+        [XP_FIELD_CHOICE] = "choice", [XP_FIELD_LIST] = "list",     [XP_FIELD_SOURCES] = "sources"};
     return field->type == XP_FIELD_CHOICE ? field->choices : texts[field->type];
 }
 

@@ -16,6 +16,8 @@ typedef enum xp_field_type {
     XP_FIELD_CHOICE,  /* const char *, one of `choices`; NULL = unset */
     XP_FIELD_LIST,    /* xp_string_list; an array of strings in TOML, comma-separated on the command
                          line */
+    XP_FIELD_SOURCES, /* xp_source_list; an array of tables in TOML, PATH=WEIGHT,... on the command
+                         line */
 } xp_field_type;
 
 typedef struct xp_field {

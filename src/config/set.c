@@ -177,6 +177,8 @@ static xp_status assign_text(xp_config_set *set, const xp_assignment *a, const c
         return XP_OK;
     case XP_FIELD_LIST:
         return set_list_text(set, a, text);
+    case XP_FIELD_SOURCES:
+        return xp_sources_from_text(set, a, text, member(&set->config, a->field));
     case XP_FIELD_STRING:
     case XP_FIELD_PATH:
     case XP_FIELD_CHOICE:
@@ -210,6 +212,10 @@ static xp_status assign_toml(xp_config_set *set, const xp_assignment *a, const x
         if (v->type != XP_TOML_STRING)
             return fail_type(a, "a list of strings", got);
         return set_list_text(set, a, v->as.string.data);
+    case XP_FIELD_SOURCES:
+        if (v->type != XP_TOML_ARRAY)
+            return fail_type(a, "a list of tables {path, weight}", got);
+        return xp_sources_from_toml(set, a, v->as.array, member(&set->config, a->field));
     case XP_FIELD_STRING:
     case XP_FIELD_PATH:
     case XP_FIELD_CHOICE:
@@ -282,6 +288,8 @@ bool xp_field_is_unset(const xp_config *config, const xp_field *field) {
         return *(const int64_t *)(const void *)at < 0;
     case XP_FIELD_LIST:
         return ((const xp_string_list *)(const void *)at)->n == 0;
+    case XP_FIELD_SOURCES:
+        return ((const xp_source_list *)(const void *)at)->n == 0;
     case XP_FIELD_STRING:
     case XP_FIELD_PATH:
     case XP_FIELD_CHOICE:
@@ -321,6 +329,9 @@ void xp_field_add_value(const xp_config *config, const xp_field *field, bool jso
             xp_text_add_json(text, list->items[i], strlen(list->items[i]));
         }
         xp_text_puts(text, "]");
+        return;
+    case XP_FIELD_SOURCES:
+        xp_sources_add(at, json, text);
         return;
     case XP_FIELD_STRING:
     case XP_FIELD_PATH:

@@ -44,6 +44,12 @@ XP_NODISCARD xp_status xp_set_text(xp_config_set *set, const xp_assignment *assi
 /** Set a field from a TOML value. */
 XP_NODISCARD xp_status xp_set_toml(xp_config_set *set, const xp_assignment *assignment,
                                    const xp_toml_value *value);
+/** Fields of type XP_FIELD_SOURCES, for the two above, and their dump. */
+XP_NODISCARD xp_status xp_sources_from_text(xp_config_set *set, const xp_assignment *assignment,
+                                            const char *text, xp_source_list *list);
+XP_NODISCARD xp_status xp_sources_from_toml(xp_config_set *set, const xp_assignment *assignment,
+                                            const xp_toml_array *array, xp_source_list *list);
+void xp_sources_add(const xp_source_list *list, bool json, xp_text *text);
 /** All fields to their defaults. */
 XP_NODISCARD xp_status xp_set_defaults(xp_config_set *set);
 /** Rules between fields. */

@@ -35,17 +35,42 @@ static xp_status read_all(int fd, const char *path, char *data, size_t n_bytes) 
     return XP_OK;
 }
 
-xp_status xp_file_read(const char *path, size_t max_bytes, char **data, size_t *n_bytes) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
+/* A pointer instead of the file: what a clone without Git LFS leaves behind. No file that is read here
+ * starts like this. */
+static xp_status refuse_lfs_pointer(const char *path, const void *data, size_t n_bytes) {
+    static const char start[] = "version https://git-lfs.github.com/spec/";
+    if (n_bytes < sizeof start - 1 || memcmp(data, start, sizeof start - 1) != 0)
+        return XP_OK;
+    return xp_error(
+        XP_EFORMAT,
+        "%s is a Git LFS pointer, not the file itself: run `git lfs pull` in that folder, "
+        "or download the file",
+        path);
+}
+
+/* Opening a pipe must not wait for its writer: O_NONBLOCK changes nothing for files. */
+static xp_status open_to_read(const char *path, int *fd, struct stat *st) {
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (*fd < 0)
         return system_error("cannot open", path);
-    struct stat st;
     xp_status status = XP_OK;
-    if (fstat(fd, &st) != 0)
+    if (fstat(*fd, st) != 0)
         status = system_error("cannot read", path);
-    else if (S_ISDIR(st.st_mode))
+    else if (S_ISDIR(st->st_mode))
         status = xp_error(XP_EIO, "cannot read %s: it is a folder", path);
-    else if ((uint64_t)st.st_size > max_bytes)
+    else if (S_ISFIFO(st->st_mode) || S_ISSOCK(st->st_mode))
+        status = xp_error(XP_EIO, "cannot read %s: it is a pipe, not a regular file", path);
+    if (status != XP_OK)
+        close(*fd);
+    return status;
+}
+
+xp_status xp_file_read(const char *path, size_t max_bytes, char **data, size_t *n_bytes) {
+    int fd;
+    struct stat st;
+    XP_TRY(open_to_read(path, &fd, &st));
+    xp_status status = XP_OK;
+    if ((uint64_t)st.st_size > max_bytes)
         status = xp_error(XP_EFORMAT, "%s has %lld bytes, more than the %zu allowed here", path,
                           (long long)st.st_size, max_bytes);
     char *buffer = NULL;
@@ -55,6 +80,8 @@ xp_status xp_file_read(const char *path, size_t max_bytes, char **data, size_t *
                                 : read_all(fd, path, buffer, (size_t)st.st_size);
     }
     close(fd);
+    if (status == XP_OK)
+        status = refuse_lfs_pointer(path, buffer, (size_t)st.st_size);
     if (status != XP_OK) {
         free(buffer);
         return status;
@@ -100,6 +127,8 @@ xp_status xp_file_write_atomic(const char *path, const void *data, size_t n_byte
 
 xp_status xp_file_sync_folder(const char *path) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 && errno == EACCES)
+        return XP_OK; /* it may be written but not read: it cannot be synced */
     if (fd < 0)
         return system_error("cannot open folder", path);
     /* Some file systems cannot sync folders; then there is nothing more to be done. */
@@ -113,8 +142,18 @@ xp_status xp_file_sync_folder(const char *path) {
     return XP_OK;
 }
 
+/* A new name is durable when its folder is synced. */
+static xp_status make_folder(const char *path) {
+    if (mkdir(path, 0777) != 0)
+        return errno == EEXIST ? XP_OK : system_error("cannot create folder", path);
+    char parent[PATH_MAX];
+    strcpy(parent, path);
+    return xp_file_sync_folder(dirname(parent));
+}
+
 xp_status xp_folder_create(const char *path) {
     char part[PATH_MAX];
+    bool is_folder = false;
     size_t n = strlen(path);
     if (n == 0 || n >= sizeof part)
         return xp_error(XP_EINVAL, "cannot create folder \"%s\": %s", path,
@@ -125,50 +164,93 @@ xp_status xp_folder_create(const char *path) {
             continue;
         char kept = part[i];
         part[i] = '\0';
-        if (mkdir(part, 0777) != 0 && errno != EEXIST)
-            return system_error("cannot create folder", part);
+        XP_TRY(make_folder(part));
         part[i] = kept;
     }
-    if (!xp_path_is_folder(path))
+    XP_TRY(xp_path_is_folder(path, &is_folder));
+    if (!is_folder)
         return xp_error(XP_EIO, "cannot create folder %s: a file of that name is in the way", path);
     return XP_OK;
 }
 
-xp_status xp_folder_remove(const char *path) {
+static xp_status visit_entries(DIR *folder, const char *path, xp_folder_entry_fn entry,
+                               void *context) {
+    for (;;) {
+        errno = 0;
+        const struct dirent *found = readdir(folder);
+        if (found == NULL)
+            return errno == 0 ? XP_OK : system_error("cannot list folder", path);
+        if (strcmp(found->d_name, ".") != 0 && strcmp(found->d_name, "..") != 0)
+            XP_TRY(entry(context, path, found->d_name));
+    }
+}
+
+xp_status xp_folder_each(const char *path, xp_folder_entry_fn entry, void *context) {
     DIR *folder = opendir(path);
     if (folder == NULL)
-        return errno == ENOENT ? XP_OK : system_error("cannot open folder", path);
-    xp_status status = XP_OK;
-    struct dirent *entry;
-    while (status == XP_OK && (entry = readdir(folder)) != NULL) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
-        char *child = xp_path_join(path, entry->d_name);
-        struct stat st;
-        if (child == NULL)
-            status = xp_error(XP_ENOMEM, "%s: out of memory", path);
-        else if (lstat(child, &st) != 0)
-            status = system_error("cannot look at", child);
-        else if (S_ISDIR(st.st_mode))
-            status = xp_folder_remove(child);
-        else if (unlink(child) != 0)
-            status = system_error("cannot remove", child);
-        free(child);
-    }
+        return system_error("cannot open folder", path);
+    xp_status status = visit_entries(folder, path, entry, context);
     closedir(folder);
+    return status;
+}
+
+static xp_status remove_entry(void *context, const char *folder, const char *name) {
+    (void)context;
+    char *child = xp_path_join(folder, name);
+    struct stat st;
+    xp_status status = XP_OK;
+    if (child == NULL)
+        return xp_error(XP_ENOMEM, "%s: out of memory", folder);
+    if (lstat(child, &st) != 0)
+        status = system_error("cannot look at", child);
+    else if (S_ISDIR(st.st_mode))
+        status = xp_folder_remove(child);
+    else if (unlink(child) != 0)
+        status = system_error("cannot remove", child);
+    free(child);
+    return status;
+}
+
+xp_status xp_folder_remove(const char *path) {
+    xp_status status = xp_folder_each(path, remove_entry, NULL);
+    if (status == XP_ENOENT) {
+        struct stat st; /* the folder itself is gone, not something inside it */
+        if (lstat(path, &st) != 0 && errno == ENOENT)
+            return XP_OK;
+    }
     if (status == XP_OK && rmdir(path) != 0)
         status = system_error("cannot remove folder", path);
     return status;
 }
 
-bool xp_path_exists(const char *path) {
+/* @param[out] mode  0: nothing is there */
+static xp_status look_at(const char *path, mode_t *mode) {
     struct stat st;
-    return stat(path, &st) == 0;
+    *mode = 0;
+    if (stat(path, &st) == 0) {
+        *mode = st.st_mode;
+        return XP_OK;
+    }
+    if (errno != ENOENT)
+        return xp_error(XP_EIO, "cannot look at %s: %s", path, strerror(errno));
+    if (lstat(path, &st) == 0)
+        return xp_error(XP_EIO, "%s is a link to something that is not there", path);
+    return errno == ENOENT ? XP_OK
+                           : xp_error(XP_EIO, "cannot look at %s: %s", path, strerror(errno));
 }
 
-bool xp_path_is_folder(const char *path) {
-    struct stat st;
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+xp_status xp_path_exists(const char *path, bool *exists) {
+    mode_t mode = 0;
+    XP_TRY(look_at(path, &mode));
+    *exists = mode != 0;
+    return XP_OK;
+}
+
+xp_status xp_path_is_folder(const char *path, bool *folder) {
+    mode_t mode = 0;
+    XP_TRY(look_at(path, &mode));
+    *folder = S_ISDIR(mode);
+    return XP_OK;
 }
 
 char *xp_path_join(const char *a, const char *b) {
@@ -184,15 +266,12 @@ char *xp_path_join(const char *a, const char *b) {
 }
 
 xp_status xp_file_map_open(const char *path, xp_file_map *map) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return system_error("cannot open", path);
+    int fd;
     struct stat st;
+    XP_TRY(open_to_read(path, &fd, &st));
     xp_status status = XP_OK;
     void *data = NULL;
-    if (fstat(fd, &st) != 0)
-        status = system_error("cannot read", path);
-    else if (!S_ISREG(st.st_mode))
+    if (!S_ISREG(st.st_mode))
         status = xp_error(XP_EIO, "cannot read %s: it is not a regular file", path);
     else if (st.st_size > 0) {
         data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -200,8 +279,13 @@ xp_status xp_file_map_open(const char *path, xp_file_map *map) {
             status = system_error("cannot map", path);
     }
     close(fd);
+    XP_TRY(status);
+    xp_file_map made = {.data = data, .n_bytes = (size_t)st.st_size};
+    status = refuse_lfs_pointer(path, made.data, made.n_bytes);
     if (status == XP_OK)
-        *map = (xp_file_map){.data = data, .n_bytes = (size_t)st.st_size};
+        *map = made;
+    else
+        xp_file_map_close(&made);
     return status;
 }
 

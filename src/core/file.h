@@ -8,6 +8,9 @@
 #include <stdint.h>
 #include "expar/status.h"
 
+/** Reading and mapping refuse a Git LFS pointer by name (XP_EFORMAT): it stands for a file that was not
+ * downloaded. */
+
 /** Read a whole file; NUL added past the end. @param max_bytes larger files are XP_EFORMAT. Caller
  * frees *data. */
 XP_NODISCARD xp_status xp_file_read(const char *path, size_t max_bytes, char **data,
@@ -16,12 +19,22 @@ XP_NODISCARD xp_status xp_file_read(const char *path, size_t max_bytes, char **d
  * unchanged. */
 XP_NODISCARD xp_status xp_file_write_atomic(const char *path, const void *data, size_t n_bytes);
 XP_NODISCARD xp_status xp_file_sync_folder(const char *path);
-/** mkdir -p. */
+/** mkdir -p; the parents of new folders are synced. */
 XP_NODISCARD xp_status xp_folder_create(const char *path);
 /** rm -r of a folder this program made; XP_OK when it is not there. */
 XP_NODISCARD xp_status xp_folder_remove(const char *path);
-bool xp_path_exists(const char *path);
-bool xp_path_is_folder(const char *path);
+/** One entry of a folder. Another status than XP_OK ends the listing and is its result. */
+typedef xp_status (*xp_folder_entry_fn)(void *context, const char *folder, const char *name);
+/** Every entry but "." and "..", in no order. XP_ENOENT: no such folder. XP_EIO: it cannot be read,
+ * or not to its end. */
+XP_NODISCARD xp_status xp_folder_each(const char *path, xp_folder_entry_fn entry, void *context);
+/**
+ * What stands at a path, links followed. Absent is only what the system says is not there (ENOENT):
+ * a path that cannot be looked at, or a link that leads nowhere, is XP_EIO, never "absent".
+ */
+XP_NODISCARD xp_status xp_path_exists(const char *path, bool *exists);
+/** *folder = there is a folder of this name. Errors as of xp_path_exists(). */
+XP_NODISCARD xp_status xp_path_is_folder(const char *path, bool *folder);
 /** "a/b"; NULL when memory is out. Caller frees. */
 char *xp_path_join(const char *a, const char *b);
 

@@ -1,157 +1,38 @@
 #include "data/documents.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <glob.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <zlib.h>
 
-#include "core/file.h"
 #include "core/text.h"
-
-static const char *const text_endings[] = {".txt",      ".jsonl",   ".json", ".txt.gz",
-                                           ".jsonl.gz", ".json.gz", NULL};
-static const char *const token_endings[] = {".bin", NULL};
-
-const char *const *xp_data_text_endings(void) {
-    return text_endings;
-}
-
-const char *const *xp_data_token_endings(void) {
-    return token_endings;
-}
-
-static bool ends_with(const char *name, const char *ending) {
-    size_t n = strlen(name), m = strlen(ending);
-    return n > m && strcmp(name + n - m, ending) == 0;
-}
-
-static bool has_ending(const char *name, const char *const *endings) {
-    for (; *endings != NULL; endings++)
-        if (ends_with(name, *endings))
-            return true;
-    return false;
-}
-
-static xp_status add_file(xp_data_files *files, const char *path) {
-    struct stat st;
-    if (stat(path, &st) != 0)
-        return xp_error(errno == ENOENT ? XP_ENOENT : XP_EIO, "cannot read %s: %s", path,
-                        strerror(errno));
-    xp_data_file *grown = realloc(files->files, (size_t)(files->n + 1) * sizeof *grown);
-    if (grown == NULL)
-        return xp_error(XP_ENOMEM, "%s: out of memory", path);
-    files->files = grown;
-    char *copy = strdup(path);
-    if (copy == NULL)
-        return xp_error(XP_ENOMEM, "%s: out of memory", path);
-    files->files[files->n++] =
-        (xp_data_file){.path = copy,
-                       .n_bytes = st.st_size,
-                       .mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec};
-    files->n_bytes += st.st_size;
-    return XP_OK;
-}
-
-static int by_path(const void *a, const void *b) {
-    return strcmp(((const xp_data_file *)a)->path, ((const xp_data_file *)b)->path);
-}
-
-static xp_status add_folder(xp_data_files *files, const char *path, const char *const *endings) {
-    DIR *folder = opendir(path);
-    if (folder == NULL)
-        return xp_error(XP_EIO, "cannot open folder %s: %s", path, strerror(errno));
-    xp_status status = XP_OK;
-    struct dirent *entry;
-    while (status == XP_OK && (entry = readdir(folder)) != NULL) {
-        if (entry->d_name[0] == '.' || !has_ending(entry->d_name, endings))
-            continue;
-        char *child = xp_path_join(path, entry->d_name);
-        status =
-            child == NULL ? xp_error(XP_ENOMEM, "%s: out of memory", path) : add_file(files, child);
-        free(child);
-    }
-    closedir(folder);
-    return status;
-}
-
-static xp_status add_glob(xp_data_files *files, const char *pattern, const char *const *endings) {
-    glob_t found;
-    int result = glob(pattern, 0, NULL, &found);
-    if (result == GLOB_NOMATCH)
-        return XP_OK;
-    if (result != 0)
-        return xp_error(XP_EIO, "cannot search for %s", pattern);
-    xp_status status = XP_OK;
-    for (size_t i = 0; i < found.gl_pathc && status == XP_OK; i++)
-        if (!xp_path_is_folder(found.gl_pathv[i]) && has_ending(found.gl_pathv[i], endings))
-            status = add_file(files, found.gl_pathv[i]);
-    globfree(&found);
-    return status;
-}
-
-static xp_status none_found(const char *path, const char *const *endings) {
-    xp_text list = {0};
-    for (; *endings != NULL; endings++)
-        xp_text_printf(&list, "%s%s", list.length > 0 ? ", " : "", *endings);
-    xp_status status =
-        xp_error(XP_ENOENT, "no data at %s: give a file, a folder or a glob of files ending in %s",
-                 path, list.data == NULL ? "?" : list.data);
-    xp_text_free(&list);
-    return status;
-}
-
-xp_status xp_data_files_find(const char *path, const char *const *endings, xp_data_files *files) {
-    xp_data_files found = {0};
-    xp_status status = XP_OK;
-    if (xp_path_is_folder(path))
-        status = add_folder(&found, path, endings);
-    else if (xp_path_exists(path))
-        status = has_ending(path, endings) ? add_file(&found, path) : XP_OK;
-    else
-        status = add_glob(&found, path, endings);
-    if (status == XP_OK && found.n == 0)
-        status = none_found(path, endings);
-    if (status != XP_OK) {
-        xp_data_files_free(&found);
-        return status;
-    }
-    qsort(found.files, (size_t)found.n, sizeof *found.files, by_path);
-    *files = found;
-    return XP_OK;
-}
-
-void xp_data_files_free(xp_data_files *files) {
-    for (int i = 0; i < files->n; i++)
-        free(files->files[i].path);
-    free(files->files);
-    *files = (xp_data_files){0};
-}
+#include "data/byte_source.h"
+#include "data/json_line.h"
 
 struct xp_documents {
-    const xp_data_files *files;
-    int next_file;    /* after the open one */
-    gzFile file;      /* zlib reads plain files as they are */
-    const char *path; /* of the open file */
+    xp_documents_args args;
+    int next_file; /* after the open one */
+    xp_byte_source *source;
+    const char *name; /* of the open file */
     bool whole;       /* a file is a document */
+    bool at_start;    /* nothing of the open file was looked at */
     int64_t line, done_bytes;
     char *buffer; /* read but not used yet: [start, end) */
     size_t start, end;
+    int64_t n_bad;
+    char first_bad[512];
 };
 
 #define BUFFER_BYTES ((size_t)1 << 20)
 
-xp_status xp_documents_open(const xp_data_files *files, xp_documents **documents) {
+xp_status xp_documents_open(const xp_documents_args *args, xp_documents **documents) {
     xp_documents *d = calloc(1, sizeof *d);
     if (d == NULL || (d->buffer = malloc(BUFFER_BYTES)) == NULL) {
         free(d);
         return xp_error(XP_ENOMEM, "documents: out of memory");
     }
-    d->files = files;
+    d->args = *args;
+    if (d->args.text_field == NULL)
+        d->args.text_field = "text";
     *documents = d;
     return XP_OK;
 }
@@ -159,55 +40,90 @@ xp_status xp_documents_open(const xp_data_files *files, xp_documents **documents
 void xp_documents_close(xp_documents *documents) {
     if (documents == NULL)
         return;
-    if (documents->file != NULL)
-        gzclose(documents->file);
+    xp_byte_source_close(documents->source);
     free(documents->buffer);
     free(documents);
 }
 
 int64_t xp_documents_position(const xp_documents *documents) {
     int64_t position = documents->done_bytes;
-    if (documents->file != NULL)
-        position += (int64_t)gzoffset(documents->file);
+    if (documents->source != NULL)
+        position += xp_byte_source_position(documents->source);
     return position;
 }
 
+int64_t xp_documents_n_bad(const xp_documents *documents) {
+    return documents->n_bad;
+}
+
+const char *xp_documents_first_bad(const xp_documents *documents) {
+    return documents->first_bad;
+}
+
+static bool is_whole(const char *path) {
+    return xp_data_name_ends(path, ".txt") || xp_data_name_ends(path, ".txt.gz") ||
+           xp_data_name_ends(path, ".txt.zst");
+}
+
 static xp_status open_next(xp_documents *d) {
-    const xp_data_file *file = &d->files->files[d->next_file++];
-    d->file = gzopen(file->path, "rb");
-    if (d->file == NULL)
-        return xp_error(XP_EIO, "cannot open %s: %s", file->path, strerror(errno));
-    gzbuffer(d->file, 1 << 18);
-    d->path = file->path;
+    const char *path = d->args.files->files[d->next_file].path;
+    d->name = strcmp(path, "-") == 0 ? "standard input" : path;
+    XP_TRY(xp_byte_source_open(path, &d->source));
+    d->next_file++;
     d->line = 0;
     d->start = d->end = 0;
-    d->whole = ends_with(file->path, ".txt") || ends_with(file->path, ".txt.gz");
+    d->at_start = true;
+    d->whole = is_whole(path);
     return XP_OK;
 }
 
 static void close_current(xp_documents *d) {
-    gzclose(d->file);
-    d->file = NULL;
-    d->done_bytes += d->files->files[d->next_file - 1].n_bytes;
+    xp_byte_source_close(d->source);
+    d->source = NULL;
+    d->done_bytes += d->args.files->files[d->next_file - 1].n_bytes;
+}
+
+/* What a file that is no text in UTF-8 begins with. */
+static const struct {
+    const char *bytes;
+    size_t n;
+    const char *what;
+} foreign[] = {
+    {"\xff\xfe", 2, "UTF-16 text; iconv -f UTF-16 -t UTF-8 makes it readable"},
+    {"\xfe\xff", 2, "UTF-16 text; iconv -f UTF-16 -t UTF-8 makes it readable"},
+    {"PAR1", 4,
+     "a Parquet file, whatever its name says; name it .parquet to be told how to read it"},
+    {"ARROW1", 6, "an Arrow file, whatever its name says"},
+    {"PK\x03\x04", 4, "a zip archive, whatever its name says"},
+    {"BZh", 3, "bzip2, whatever its name says"},
+    {"\xfd"
+     "7zXZ",
+     5, "xz, whatever its name says"},
+    {"\x1f\x8b", 2, "gzip inside the packing that was taken off"},
+    {"version https://git-lfs", 23, "a Git LFS pointer, not the data: `git lfs pull` fetches it"},
+};
+
+/* The first bytes of a file: a byte order mark is skipped, other kinds of files are refused. */
+static xp_status look_at_start(xp_documents *d) {
+    const char *at = d->buffer + d->start;
+    size_t n = d->end - d->start;
+    d->at_start = false;
+    if (n >= 3 && memcmp(at, "\xef\xbb\xbf", 3) == 0) {
+        d->start += 3;
+        return XP_OK;
+    }
+    for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++)
+        if (n >= foreign[i].n && memcmp(at, foreign[i].bytes, foreign[i].n) == 0)
+            return xp_error(XP_EFORMAT, "%s is %s", d->name, foreign[i].what);
+    return XP_OK;
 }
 
 /* Refill the empty buffer; *n = 0 at the end of the file. */
 static xp_status refill(xp_documents *d, size_t *n) {
-    int got = gzread(d->file, d->buffer, (unsigned)BUFFER_BYTES);
-    int code = Z_OK;
-    const char *reason = got < 0 ? gzerror(d->file, &code) : "";
-    /* A truncated stream reads as a short file: zlib tells at the end. */
-    if (got == 0) {
-        reason = gzerror(d->file, &code);
-        if (code == Z_OK || code == Z_STREAM_END)
-            reason = "";
-    }
-    if (reason[0] != '\0')
-        return xp_error(code == Z_ERRNO ? XP_EIO : XP_EFORMAT, "cannot read %s: %s", d->path,
-                        code == Z_ERRNO ? strerror(errno) : reason);
+    XP_TRY(xp_byte_source_read(d->source, d->buffer, BUFFER_BYTES, n));
     d->start = 0;
-    d->end = *n = (size_t)got;
-    return XP_OK;
+    d->end = *n;
+    return d->at_start ? look_at_start(d) : XP_OK;
 }
 
 /* Append to `text` up to the next newline (not included), or the whole rest; *end: the file has no
@@ -224,11 +140,12 @@ static xp_status read_unit(xp_documents *d, xp_text *text, bool *end) {
             }
         }
         const char *from = d->buffer + d->start;
-        const char *newline = d->whole ? NULL : memchr(from, '\n', d->end - d->start);
-        size_t n = newline == NULL ? d->end - d->start : (size_t)(newline - from);
+        size_t left = d->end - d->start;
+        const char *newline = d->whole || left == 0 ? NULL : memchr(from, '\n', left);
+        size_t n = newline == NULL ? left : (size_t)(newline - from);
         xp_text_add(text, from, n);
         if (text->failed)
-            return xp_error(XP_ENOMEM, "%s: out of memory", d->path);
+            return xp_error(XP_ENOMEM, "%s: out of memory", d->name);
         d->start += n + (newline != NULL);
         if (newline != NULL)
             return XP_OK;
@@ -242,38 +159,44 @@ static bool is_blank(const char *s, size_t n) {
     return true;
 }
 
-/* The "text" of a JSON line, moved into malloc'd memory. */
-static xp_status take_json(const xp_documents *d, const xp_text *line, char **text,
-                           size_t *n_bytes) {
-    json_error_t where;
-    json_t *object =
-        json_loadb(line->data, line->length, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &where);
-    if (object == NULL)
-        return xp_error(XP_EFORMAT, "%s:%lld:%d: not a JSON object: %s", d->path,
-                        (long long)d->line, where.column, where.text);
-    json_t *value = json_object_get(object, "text");
-    xp_status status = XP_OK;
-    if (!json_is_string(value)) {
-        status = xp_error(XP_EFORMAT, "%s:%lld: no string field \"text\" in the JSON object",
-                          d->path, (long long)d->line);
-    } else {
-        *n_bytes = json_string_length(value);
-        *text = malloc(*n_bytes + 1);
-        if (*text == NULL)
-            status = xp_error(XP_ENOMEM, "%s: out of memory", d->path);
-        else
-            memcpy(*text, json_string_value(value), *n_bytes + 1);
+static const char *first_line_hint(const xp_documents *d, const xp_text *line) {
+    if (d->line != 1 || d->args.skip_bad_lines)
+        return "";
+    if (line->data[0] == '[')
+        return "; a JSON array becomes lines by jq -c '.[]'";
+    return line->data[0] == '{' ? "" : "; a document needs one JSON object on one line";
+}
+
+/* The text of a JSON line, moved into malloc'd memory; *text stays NULL when the line is bad and such lines are skipped. */
+static xp_status take_json(xp_documents *d, const xp_text *line, char **text, size_t *n_bytes) {
+    xp_text value = {0};
+    xp_json_line_error error;
+    xp_status status =
+        xp_json_line_string(line->data, line->length, d->args.text_field, &value, &error);
+    if (status == XP_OK) {
+        *text = value.data;
+        *n_bytes = value.length;
+        return XP_OK;
     }
-    json_decref(object);
-    return status;
+    xp_text_free(&value);
+    if (status != XP_EFORMAT)
+        return status;
+    if (d->n_bad == 0 || !d->args.skip_bad_lines)
+        snprintf(d->first_bad, sizeof d->first_bad, "%.200s:%lld:%zu: %s", d->name,
+                 (long long)d->line, error.offset + 1, error.text);
+    d->n_bad++;
+    if (d->args.skip_bad_lines)
+        return XP_OK;
+    return xp_error(XP_EFORMAT, "%s:%lld:%zu: %s%s", d->name, (long long)d->line, error.offset + 1,
+                    error.text, first_line_hint(d, line));
 }
 
 xp_status xp_documents_next(xp_documents *d, char **text, size_t *n_bytes) {
     *text = NULL;
     *n_bytes = 0;
     for (;;) {
-        if (d->file == NULL) {
-            if (d->next_file == d->files->n)
+        if (d->source == NULL) {
+            if (d->next_file == d->args.files->n)
                 return XP_OK;
             XP_TRY(open_next(d));
         }
@@ -298,6 +221,7 @@ xp_status xp_documents_next(xp_documents *d, char **text, size_t *n_bytes) {
         }
         status = take_json(d, &unit, text, n_bytes);
         xp_text_free(&unit);
-        return status;
+        if (status != XP_OK || *text != NULL)
+            return status;
     }
 }

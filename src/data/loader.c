@@ -139,6 +139,8 @@ xp_status xp_loader_seek(xp_loader *l, int64_t step) {
 
 xp_status xp_loader_next(xp_loader *l, xp_batch *batch) {
     double start = xp_time_s();
+    int64_t n_global = l->args.local_batch_size * l->args.n_data_ranks;
+    xp_dataset_log_restarts(l->dataset, l->next_take * n_global, n_global, l->args.log);
     slot *s = &l->slots[l->next_take % l->n_slots];
     if (l->args.n_prefetch == 0) {
         fill(l, l->next_take++, s);

@@ -4,74 +4,27 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
 
-#define MAGIC       0x31434b5450585045U /* "EPXPTKC1" */
-#define BATCH       256                 /* documents tokenised side by side */
+#include "data/chunk_hash.h"
+#include "data/token_cache_file.h"
+
+#define BATCH       256 /* documents tokenised side by side */
 #define BATCH_BYTES ((size_t)16 << 20)
 #define PROGRESS_S  5.0
-
-typedef struct header {
-    uint64_t magic, key;
-    int64_t n_tokens, n_documents;
-    uint64_t reserved[4];
-} header;
-
-static uint64_t mix(uint64_t hash, uint64_t value) {
-    hash ^= value + 0x9e3779b97f4a7c15U + (hash << 6) + (hash >> 2);
-    hash *= 0xff51afd7ed558ccdU;
-    return hash ^ (hash >> 33);
-}
-
-static uint64_t cache_key(const xp_data_files *files, const xp_tokenizer *tokenizer) {
-    uint64_t key = mix(MAGIC, xp_tokenizer_hash(tokenizer));
-    for (int i = 0; i < files->n; i++) {
-        for (const char *c = files->files[i].path; *c != '\0'; c++)
-            key = mix(key, (unsigned char)*c);
-        key = mix(mix(key, (uint64_t)files->files[i].n_bytes), (uint64_t)files->files[i].mtime_ns);
-    }
-    return key;
-}
-
-/* Check and map a finished cache; *found = false when there is none or it is not what it should be.
- */
-static void map_existing(const char *path, uint64_t key, xp_token_cache *cache, bool *found) {
-    *found = false;
-    xp_file_map map;
-    if (!xp_path_exists(path) || xp_file_map_open(path, &map) != XP_OK)
-        return;
-    header head;
-    if (map.n_bytes >= sizeof head) {
-        memcpy(&head, map.data, sizeof head);
-        uint64_t room = map.n_bytes - sizeof head;
-        bool fits = head.magic == MAGIC && head.key == key && head.n_tokens >= 0 &&
-                    head.n_documents >= 0 && (uint64_t)head.n_tokens <= room / 4 &&
-                    (uint64_t)head.n_documents < room / 8;
-        uint64_t token_bytes = fits ? ((uint64_t)head.n_tokens * 4 + 7) / 8 * 8 : 0;
-        if (fits && token_bytes + ((uint64_t)head.n_documents + 1) * 8 == room) {
-            *cache = (xp_token_cache){
-                .map = map,
-                .tokens = (const uint32_t *)(const void *)(map.data + sizeof head),
-                .starts = (const int64_t *)(const void *)(map.data + sizeof head + token_bytes),
-                .n_tokens = head.n_tokens,
-                .n_documents = head.n_documents};
-            *found = true;
-            return;
-        }
-    }
-    xp_file_map_close(&map);
-}
 
 typedef struct builder {
     const xp_tokenizer *tokenizer;
     FILE *file;
     const char *path;
+    xp_chunk_hash *hash; /* of what was put */
     int64_t *starts;
-    int64_t n_documents, capacity, n_tokens;
+    int64_t n_documents, capacity, n_tokens, n_bad_lines;
     /* the batch */
     char *texts[BATCH];
     size_t n_bytes[BATCH];
@@ -91,10 +44,14 @@ static void encode_document(void *context, int64_t tile, int worker) {
         snprintf(b->errors[tile], sizeof b->errors[tile], "%s", xp_last_error());
 }
 
+static xp_status cannot_write(const builder *b) {
+    return xp_error(XP_EIO, "cannot write the token cache %s: %s", b->path, strerror(errno));
+}
+
 static xp_status put(builder *b, const void *data, size_t n_bytes) {
     if (n_bytes > 0 && fwrite(data, 1, n_bytes, b->file) != n_bytes)
-        return xp_error(XP_EIO, "cannot write the token cache %s: %s", b->path, strerror(errno));
-    return XP_OK;
+        return cannot_write(b);
+    return xp_chunk_hash_add(b->hash, data, n_bytes);
 }
 
 static xp_status put_document(builder *b, const xp_token_list *list) {
@@ -149,9 +106,16 @@ static void report(xp_log *log, const xp_documents *documents, const xp_data_fil
                 part > 0 ? (now - start) * (1.0 - part) / part : 0.0);
 }
 
-static xp_status encode_all(builder *b, const xp_data_files *files, xp_pool *pool, xp_log *log) {
+static void report_bad(xp_log *log, const xp_documents *documents, const builder *b) {
+    if (b->n_bad_lines > 0)
+        xp_log_warn(log, "skipped %" PRId64 " bad lines, kept %" PRId64 " documents; the first: %s",
+                    b->n_bad_lines, b->n_documents, xp_documents_first_bad(documents));
+}
+
+static xp_status encode_all(builder *b, const xp_token_cache_args *args) {
+    const xp_data_files *files = args->documents.files;
     xp_documents *documents;
-    XP_TRY(xp_documents_open(files, &documents));
+    XP_TRY(xp_documents_open(&args->documents, &documents));
     double start = xp_time_s(), next = start + PROGRESS_S;
     size_t batch_bytes = 0;
     xp_status status = XP_OK;
@@ -165,17 +129,20 @@ static xp_status encode_all(builder *b, const xp_data_files *files, xp_pool *poo
         b->n_bytes[b->n++] = n_bytes;
         batch_bytes += n_bytes;
         if (b->n == BATCH || batch_bytes >= BATCH_BYTES) {
-            status = flush_batch(b, pool);
+            status = flush_batch(b, args->pool);
             batch_bytes = 0;
             if (status != XP_OK)
                 break;
-            report(log, documents, files, start, &next);
+            report(args->log, documents, files, start, &next);
         }
     }
     if (status == XP_OK)
-        status = flush_batch(b, pool);
+        status = flush_batch(b, args->pool);
     for (int i = 0; i < b->n; i++)
         free(b->texts[i]);
+    b->n_bad_lines = xp_documents_n_bad(documents);
+    if (status == XP_OK)
+        report_bad(args->log, documents, b);
     xp_documents_close(documents);
     return status;
 }
@@ -186,69 +153,111 @@ static xp_status finish_file(builder *b, uint64_t key) {
         XP_TRY(put(b, &padding, sizeof padding));
     b->starts[b->n_documents] = b->n_tokens;
     XP_TRY(put(b, b->starts, (size_t)(b->n_documents + 1) * sizeof *b->starts));
-    header head = {
-        .magic = MAGIC, .key = key, .n_tokens = b->n_tokens, .n_documents = b->n_documents};
-    if (fseek(b->file, 0, SEEK_SET) != 0)
-        return xp_error(XP_EIO, "cannot write the token cache %s: %s", b->path, strerror(errno));
-    XP_TRY(put(b, &head, sizeof head));
-    if (fflush(b->file) != 0 || fsync(fileno(b->file)) != 0)
-        return xp_error(XP_EIO, "cannot write the token cache %s: %s", b->path, strerror(errno));
+    xp_token_cache_header head = {.magic = XP_TOKEN_CACHE_MAGIC,
+                                  .key = key,
+                                  .n_tokens = b->n_tokens,
+                                  .n_documents = b->n_documents,
+                                  .n_bad_lines = b->n_bad_lines};
+    XP_TRY(xp_chunk_hash_finish(b->hash, &head.body_hash));
+    XP_TRY(xp_chunk_hash_of(&head, offsetof(xp_token_cache_header, header_hash), NULL,
+                            &head.header_hash));
+    if (fseek(b->file, 0, SEEK_SET) != 0 || fwrite(&head, sizeof head, 1, b->file) != 1 ||
+        fflush(b->file) != 0 || fsync(fileno(b->file)) != 0)
+        return cannot_write(b);
     return XP_OK;
 }
 
-static xp_status build(const char *path, uint64_t key, const xp_data_files *files,
-                       const xp_tokenizer *tokenizer, xp_pool *pool, xp_log *log) {
+static xp_status no_documents(const xp_data_files *files, const builder *b) {
+    char bad[64] = "";
+    if (b->n_bad_lines > 0)
+        snprintf(bad, sizeof bad, ", only %" PRId64 " bad lines", b->n_bad_lines);
+    return xp_error(XP_EFORMAT, "%s%s: the data holds no documents%s", files->files[0].path,
+                    files->n > 1 ? " and the files after it" : "", bad);
+}
+
+static xp_status write_body(builder *b, uint64_t key, const xp_token_cache_args *args) {
+    const xp_token_cache_header empty = {0};
+    b->file = fopen(b->path, "wbe");
+    if (b->file == NULL)
+        return xp_error(XP_EIO, "cannot create the token cache %s: %s", b->path, strerror(errno));
+    XP_TRY(xp_chunk_hash_create(&b->hash));
+    if (fwrite(&empty, sizeof empty, 1, b->file) != 1)
+        return cannot_write(b);
+    XP_TRY(encode_all(b, args));
+    if (b->n_documents == 0)
+        return no_documents(args->documents.files, b);
+    return finish_file(b, key);
+}
+
+static xp_status build(const char *path, uint64_t key, const xp_token_cache_args *args) {
     char tmp[PATH_MAX];
     snprintf(tmp, sizeof tmp, "%s.tmp", path);
     builder *b = calloc(1, sizeof *b);
     if (b == NULL)
         return xp_error(XP_ENOMEM, "token cache: out of memory");
-    b->tokenizer = tokenizer;
+    b->tokenizer = args->tokenizer;
     b->path = tmp;
-    b->file = fopen(tmp, "wbe");
-    xp_status status = XP_OK;
-    if (b->file == NULL)
-        status = xp_error(XP_EIO, "cannot create the token cache %s: %s", tmp, strerror(errno));
     double start = xp_time_s();
-    if (status == XP_OK) {
-        header empty = {0};
-        status = put(b, &empty, sizeof empty);
-    }
-    if (status == XP_OK)
-        status = encode_all(b, files, pool, log);
-    if (status == XP_OK && b->n_documents == 0)
-        status = xp_error(XP_EFORMAT, "%s%s: the data holds no documents", files->files[0].path,
-                          files->n > 1 ? " and the files after it" : "");
-    if (status == XP_OK)
-        status = finish_file(b, key);
+    xp_status status = write_body(b, key, args);
     if (b->file != NULL && fclose(b->file) != 0 && status == XP_OK)
-        status = xp_error(XP_EIO, "cannot write the token cache %s: %s", tmp, strerror(errno));
+        status = cannot_write(b);
     if (status == XP_OK && rename(tmp, path) != 0)
         status = xp_error(XP_EIO, "cannot rename %s: %s", tmp, strerror(errno));
     if (status == XP_OK)
-        xp_log_info(log, "tokenized %" PRId64 " documents into %" PRId64 " tokens in %.1f s",
+        xp_log_info(args->log, "tokenized %" PRId64 " documents into %" PRId64 " tokens in %.1f s",
                     b->n_documents, b->n_tokens, xp_time_s() - start);
     else
         unlink(tmp);
     for (int i = 0; i < BATCH; i++)
         xp_token_list_free(&b->lists[i]);
+    xp_chunk_hash_destroy(b->hash);
     free(b->starts);
     free(b);
     return status;
 }
 
-xp_status xp_token_cache_open(const char *folder, const xp_data_files *files,
-                              const xp_tokenizer *tokenizer, xp_pool *pool, xp_log *log,
-                              xp_token_cache *cache) {
-    XP_TRY(xp_folder_create(folder));
-    uint64_t key = cache_key(files, tokenizer);
+/* *found = false: missing or damaged. */
+static xp_status look(const char *path, uint64_t key, const xp_token_cache_args *args,
+                      xp_token_cache *cache, bool *found) {
+    int64_t vocab = xp_tokenizer_vocab_size(args->tokenizer);
+    xp_status status = xp_token_cache_map(path, key, vocab, args->pool, cache);
+    *found = status == XP_OK;
+    if (status == XP_ENOENT || status == XP_EFORMAT) {
+        if (status == XP_EFORMAT)
+            xp_log_warn(args->log, "%s: the text is tokenized again", xp_last_error());
+        xp_error_clear();
+        return XP_OK;
+    }
+    return status;
+}
+
+/* Under the lock, another process may have built it meanwhile. */
+static xp_status find_or_build(const char *path, uint64_t key, const xp_token_cache_args *args,
+                               xp_token_cache *cache) {
+    bool found = false;
+    xp_token_cache_args quiet = *args;
+    quiet.log = NULL;
+    XP_TRY(look(path, key, &quiet, cache, &found));
+    if (found)
+        return XP_OK;
+    XP_TRY(build(path, key, args));
+    XP_TRY(look(path, key, args, cache, &found));
+    return found ? XP_OK : xp_error(XP_EIO, "the token cache %s cannot be read back", path);
+}
+
+xp_status xp_token_cache_open(const xp_token_cache_args *args, xp_token_cache *cache) {
+    XP_TRY(xp_folder_create(args->folder));
+    uint64_t key = xp_token_cache_key(args);
     char path[PATH_MAX], lock_path[PATH_MAX];
-    if ((size_t)snprintf(path, sizeof path, "%s/%016" PRIx64 ".tokens", folder, key) >=
+    if ((size_t)snprintf(path, sizeof path, "%s/%016" PRIx64 ".tokens", args->folder, key) >=
         sizeof path - 8)
-        return xp_error(XP_EINVAL, "path too long: %s", folder);
-    snprintf(lock_path, sizeof lock_path, "%s/lock", folder);
-    bool found;
-    map_existing(path, key, cache, &found);
+        return xp_error(XP_EINVAL, "path too long: %s", args->folder);
+    snprintf(lock_path, sizeof lock_path, "%s/lock", args->folder);
+    bool found = false;
+    XP_TRY(look(path, key, args, cache, &found));
+    if (found && cache->n_bad_lines > 0)
+        xp_log_warn(args->log, "%" PRId64 " bad lines were skipped when the text was tokenized",
+                    cache->n_bad_lines);
     if (found)
         return XP_OK;
     int lock = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -256,21 +265,7 @@ xp_status xp_token_cache_open(const char *folder, const xp_data_files *files,
         return xp_error(XP_EIO, "cannot create %s: %s", lock_path, strerror(errno));
     while (flock(lock, LOCK_EX) != 0 && errno == EINTR) {
     }
-    xp_status status = XP_OK;
-    map_existing(path, key, cache, &found);
-    if (!found) {
-        status = build(path, key, files, tokenizer, pool, log);
-        if (status == XP_OK) {
-            map_existing(path, key, cache, &found);
-            if (!found)
-                status = xp_error(XP_EIO, "the token cache %s cannot be read back", path);
-        }
-    }
+    xp_status status = find_or_build(path, key, args, cache);
     close(lock);
     return status;
-}
-
-void xp_token_cache_close(xp_token_cache *cache) {
-    xp_file_map_close(&cache->map);
-    *cache = (xp_token_cache){0};
 }

@@ -13,8 +13,8 @@
 
 typedef struct xp_tokenizer xp_tokenizer;
 
-/** @param path tokenizer.json, or a folder that holds one (tokenizer_config.json beside it names
- * BOS and EOS).
+/** @param path tokenizer.json, or a folder that holds one. BOS and EOS come from the files beside it:
+ * tokenizer_config.json, special_tokens_map.json, EOS also from config.json and generation_config.json.
  *  @return XP_OK; XP_EIO; XP_EFORMAT with the path and the JSON place; XP_ENOTSUP naming a model or
  * step that is not byte-level BPE */
 XP_NODISCARD xp_status xp_tokenizer_load(const char *path, xp_tokenizer **tokenizer);
@@ -47,6 +47,11 @@ int64_t xp_tokenizer_vocab_size(const xp_tokenizer *tokenizer);
 /** -1 when the tokenizer defines none. */
 int32_t xp_tokenizer_bos(const xp_tokenizer *tokenizer);
 int32_t xp_tokenizer_eos(const xp_tokenizer *tokenizer);
+/** Some id is a token; models may have rows for ids that are none. */
+bool xp_tokenizer_has(const xp_tokenizer *tokenizer, int64_t id);
+/** What people must know of documents' borders: no EOS (*warning), or one that tokenizer_config.json does not name; NULL
+ * when there is nothing to say. Lives as long as the tokenizer. */
+const char *xp_tokenizer_border_note(const xp_tokenizer *tokenizer, bool *warning);
 /** 64-bit hash of everything that decides ids: part of the token cache's key. */
 uint64_t xp_tokenizer_hash(const xp_tokenizer *tokenizer);
 

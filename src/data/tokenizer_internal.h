@@ -40,6 +40,8 @@ struct xp_tokenizer {
     int32_t *prefix, *suffix; /* what the post-processor puts around a text */
     int n_prefix, n_suffix;
     int32_t bos, eos;
+    char border_note[256]; /* "": nothing to say */
+    bool border_warns;
     uint64_t hash;
 };
 

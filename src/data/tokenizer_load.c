@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/file.h"
+#include "core/json_text.h"
 #include "data/nfc.h"
 
 #define MAX_FILE_BYTES ((size_t)512 << 20)
@@ -35,14 +36,26 @@ static uint64_t hash_bytes(uint64_t hash, const void *data, size_t n) {
     return hash;
 }
 
-static xp_status parse_json(const char *path, uint64_t *hash, json_t **root) {
+xp_status xp_tokenizer_parse_json(const char *path, uint64_t *hash, json_t **root) {
     char *data = NULL;
     size_t n = 0;
     XP_TRY(xp_file_read(path, MAX_FILE_BYTES, &data, &n));
-    json_error_t error;
+    json_error_t error = {0};
     *hash = hash_bytes(*hash, data, n);
-    *root = json_loadb(data, n, JSON_REJECT_DUPLICATES, &error);
+    *root = NULL;
+    xp_text softened = {0};
+    bool changed = false;
+    xp_status status = xp_json_refuse_nul(path, data, n);
+    if (status == XP_OK)
+        xp_json_soften_numbers(data, n, &softened, &changed);
+    if (status == XP_OK && softened.failed)
+        status = xp_error(XP_ENOMEM, "%s: out of memory", path);
+    if (status == XP_OK)
+        *root = json_loadb(changed ? softened.data : data, changed ? softened.length : n,
+                           JSON_REJECT_DUPLICATES, &error);
     free(data);
+    xp_text_free(&softened);
+    XP_TRY(status);
     if (!*root)
         return xp_error(XP_EFORMAT, "line %d, column %d: %s", error.line, error.column, error.text);
     if (!json_is_object(*root)) {
@@ -72,10 +85,25 @@ typedef struct entry {
 typedef struct reader {
     xp_tokenizer *t;
     const json_t *root, *vocab, *added;
+    bool *repeats;  /* [added] the same content stands earlier in the list: only the first counts */
     entry *entries; /* [t->n_tokens] */
     xp_bpe_merge *merges;
     int32_t n_merges;
 } reader;
+
+static xp_status find_repeats(reader *r) {
+    size_t n = json_array_size(r->added);
+    json_t *seen = json_object();
+    r->repeats = calloc(n + 1, sizeof(*r->repeats));
+    bool failed = !r->repeats || !seen;
+    for (size_t i = 0; i < n && !failed; i++) {
+        const char *content = xp_json_text(json_array_get(r->added, i), "content");
+        r->repeats[i] = json_object_get(seen, content) != NULL;
+        failed = json_object_set_new_nocheck(seen, content, json_true()) != 0;
+    }
+    json_decref(seen);
+    return failed ? xp_error(XP_ENOMEM, "no memory for added tokens") : XP_OK;
+}
 
 static xp_status find_n_tokens(reader *r) {
     const char *key;
@@ -95,7 +123,7 @@ static xp_status find_n_tokens(reader *r) {
         const json_t *content = json_object_get(token, "content");
         if (id < 0 || !json_is_string(content) || json_string_length(content) == 0)
             return xp_error(XP_EFORMAT, "added_tokens[%zu]: needs an \"id\" and a \"content\"", i);
-        if (id >= r->t->n_tokens)
+        if (!r->repeats[i] && id >= r->t->n_tokens)
             r->t->n_tokens = id + 1;
     }
     if (r->t->n_tokens == 0)
@@ -117,6 +145,8 @@ static xp_status read_entries(reader *r) {
         *e = (entry){.text = key, .n = strlen(key), .kind = XP_TOKEN_MODEL, .model = true};
     }
     for (size_t i = 0; i < json_array_size(r->added); i++) {
+        if (r->repeats[i])
+            continue;
         const json_t *token = json_array_get(r->added, i);
         int32_t id = json_id(json_object_get(token, "id"));
         const json_t *content = json_object_get(token, "content");
@@ -287,6 +317,7 @@ static xp_status read_model(reader *r) {
         return xp_tokenizer_refuse(XP_EFORMAT, "model.vocab", "missing or not an object");
     if (xp_json_is_set(r->added) && !json_is_array(r->added))
         return xp_tokenizer_refuse(XP_EFORMAT, "added_tokens", "not an array");
+    XP_TRY(find_repeats(r));
     XP_TRY(find_n_tokens(r));
     XP_TRY(read_entries(r));
     XP_TRY(build_bytes(r));
@@ -301,6 +332,8 @@ static xp_status read_added_tokens(reader *r) {
     xp_text normalized = {0};
     xp_status status = XP_OK;
     for (size_t i = 0; i < json_array_size(r->added) && status == XP_OK; i++) {
+        if (r->repeats[i])
+            continue;
         const json_t *token = json_array_get(r->added, i);
         const char *content = xp_json_text(token, "content");
         size_t n = strlen(content);
@@ -320,60 +353,9 @@ static xp_status read_added_tokens(reader *r) {
     return status;
 }
 
-int32_t xp_tokenizer_find(const xp_tokenizer *t, const char *text) {
-    size_t n = strlen(text);
-    for (int32_t id = t->n_tokens - 1; id >= 0; id--)
-        if (t->kinds[id] != XP_TOKEN_ABSENT && (size_t)(t->offsets[id + 1] - t->offsets[id]) == n &&
-            !memcmp(t->bytes + t->offsets[id], text, n))
-            return id;
-    return -1;
-}
-
-/* "bos_token" and the like: a string, an added token's object, or null. */
-static xp_status read_named_token(const xp_tokenizer *t, const json_t *config, const char *key,
-                                  int32_t *id) {
-    const json_t *value = json_object_get(config, key);
-    if (json_is_object(value))
-        value = json_object_get(value, "content");
-    if (!xp_json_is_set(value))
-        return XP_OK;
-    if (!json_is_string(value))
-        return xp_tokenizer_refuse(XP_EFORMAT, key,
-                                   "neither a string nor an object with a content");
-    *id = xp_tokenizer_find(t, json_string_value(value));
-    if (*id < 0)
-        return xp_error(XP_EFORMAT, "%s: \"%.60s\" is no token of tokenizer.json", key,
-                        json_string_value(value));
-    return XP_OK;
-}
-
-static xp_status read_config(xp_tokenizer *t, const char *folder) {
-    char *path = xp_path_join(folder, "tokenizer_config.json");
-    if (!path)
-        return xp_error(XP_ENOMEM, "no memory for a path");
-    xp_status status = XP_OK;
-    json_t *config = NULL;
-    uint64_t unused = 0;
-    if (xp_path_exists(path)) {
-        status = parse_json(path, &unused, &config);
-        if (status == XP_OK)
-            status = read_named_token(t, config, "bos_token", &t->bos);
-        if (status == XP_OK)
-            status = read_named_token(t, config, "eos_token", &t->eos);
-        if (status != XP_OK)
-            status = xp_error_context(status, "%s", path);
-    } else {
-        t->bos = t->n_prefix > 0 ? t->prefix[0] : -1;
-        t->eos = t->n_suffix > 0 ? t->suffix[t->n_suffix - 1] : -1;
-    }
-    json_decref(config);
-    free(path);
-    return status;
-}
-
 static xp_status read_tokenizer(xp_tokenizer *t, const char *path) {
     json_t *root = NULL;
-    XP_TRY(parse_json(path, &t->hash, &root));
+    XP_TRY(xp_tokenizer_parse_json(path, &t->hash, &root));
     reader r = {.t = t, .root = root};
     xp_status status = read_model(&r);
     if (status == XP_OK)
@@ -382,6 +364,7 @@ static xp_status read_tokenizer(xp_tokenizer *t, const char *path) {
         status = read_added_tokens(&r);
     if (status == XP_OK)
         status = xp_tokenizer_read_template(t, root);
+    free(r.repeats);
     free(r.entries);
     free(r.merges);
     json_decref(root);
@@ -389,7 +372,9 @@ static xp_status read_tokenizer(xp_tokenizer *t, const char *path) {
 }
 
 static xp_status split_path(const char *path, char **folder, char **file) {
-    if (xp_path_is_folder(path)) {
+    bool is_folder = false;
+    XP_TRY(xp_path_is_folder(path, &is_folder));
+    if (is_folder) {
         *folder = strdup(path);
         *file = xp_path_join(path, "tokenizer.json");
     } else {
@@ -413,7 +398,7 @@ xp_status xp_tokenizer_load(const char *path, xp_tokenizer **tokenizer) {
             status = xp_error_context(status, "%s", file);
     }
     if (status == XP_OK)
-        status = read_config(t, folder);
+        status = xp_tokenizer_read_names(t, folder);
     free(folder);
     free(file);
     if (status != XP_OK) {

@@ -25,7 +25,7 @@ static xp_status count_path(xp_word_counts *counts, const char *path) {
     xp_data_files files = {0};
     xp_documents *documents = NULL;
     XP_TRY(xp_data_files_find(path, xp_data_text_endings(), &files));
-    xp_status status = xp_documents_open(&files, &documents);
+    xp_status status = xp_documents_open(&(xp_documents_args){.files = &files}, &documents);
     if (status == XP_OK)
         status = count_documents(counts, documents);
     xp_documents_close(documents);

@@ -9,7 +9,7 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 10
+#define XP_CUDA_ABI_VERSION 11
 
 #define XP_GPU_ID_BYTES     16
 #define XP_IPC_HANDLE_BYTES 64
@@ -48,7 +48,7 @@ typedef struct xp_cuda_backend {
     const void *ep_backends; /* xp_ep_backend_set, or NULL */
     /** One line about a device for people: name, memory, architecture, driver. */
     xp_status (*describe)(int index, char *text, size_t n_bytes);
-    const void *plain_activation; /* xp_moe_ops: its two silu_gate_prob entries */
+    const void *plain_activation; /* xp_ops with the two silu_gate_prob entries alone */
     /**
      * Libraries that are opened when they are needed, one call each: index 0, 1, ... until false.
      * @param[out] text  "cuDNN 9.14.0", or why it is missing and what goes without it

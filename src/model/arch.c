@@ -249,21 +249,38 @@ xp_status xp_arch_from_config(const xp_config *config, xp_arch *arch) {
     return XP_OK;
 }
 
-static xp_status check_positive(const char *key, int64_t value, const xp_arch *arch) {
-    /* 2^40 keeps every product of three sizes inside int64 checks of the allocator. */
-    if (value < 1 || value > ((int64_t)1 << 31))
-        return xp_error(XP_ECONFIG, "%s = %lld: must be between 1 and 2^31 (model.flavor '%s')",
-                        key, (long long)value, arch->flavor);
+#define MAX_PARAMS 1e15
+
+/* The ranges of the configuration's fields hold for a config.json too: products of three sizes stay inside
+ * int64, and so does what is counted for each layer and expert. */
+static xp_status check_range(const char *key, int64_t value, int64_t most, const xp_arch *arch) {
+    if (value < 1 || value > most)
+        return xp_error(XP_ECONFIG, "%s = %lld: must be between 1 and %lld (model.flavor '%s')",
+                        key, (long long)value, (long long)most, arch->flavor);
+    return XP_OK;
+}
+
+/* In doubles: the sizes may each be in range and their product beyond int64. */
+static xp_status check_total(const xp_arch *arch) {
+    double d = (double)arch->dim, c = arch->head_dim;
+    double ffn = arch->n_experts > 0 ? (double)arch->n_experts * (1 + 3 * (double)arch->moe_dim)
+                                     : 3 * (double)arch->hidden_dim;
+    double attention = 2 * (double)arch->n_heads * c + 2 * (double)arch->n_kv_heads * c;
+    double total =
+        (double)arch->n_layers * (attention + ffn) * d + 2 * (double)arch->vocab_size * d;
+    if (total > MAX_PARAMS)
+        return xp_error(XP_ECONFIG, "a model of %.3g parameters (model.flavor '%s'): at most %.0g",
+                        total, arch->flavor, MAX_PARAMS);
     return XP_OK;
 }
 
 xp_status xp_arch_check(const xp_arch *arch) {
-    XP_TRY(check_positive("model.dim", arch->dim, arch));
-    XP_TRY(check_positive("model.n_layers", arch->n_layers, arch));
-    XP_TRY(check_positive("model.n_heads", arch->n_heads, arch));
-    XP_TRY(check_positive("model.n_kv_heads", arch->n_kv_heads, arch));
-    XP_TRY(check_positive("model.head_dim", arch->head_dim, arch));
-    XP_TRY(check_positive("model.vocab_size", arch->vocab_size, arch));
+    XP_TRY(check_range("model.dim", arch->dim, 1 << 20, arch));
+    XP_TRY(check_range("model.n_layers", arch->n_layers, 10000, arch));
+    XP_TRY(check_range("model.n_heads", arch->n_heads, 65536, arch));
+    XP_TRY(check_range("model.n_kv_heads", arch->n_kv_heads, 65536, arch));
+    XP_TRY(check_range("model.head_dim", arch->head_dim, 65536, arch));
+    XP_TRY(check_range("model.vocab_size", arch->vocab_size, 1 << 24, arch));
     if (arch->n_heads % arch->n_kv_heads != 0)
         return xp_error(XP_ECONFIG,
                         "model.n_heads = %d must be a multiple of model.n_kv_heads = %d",
@@ -275,17 +292,19 @@ xp_status xp_arch_check(const xp_arch *arch) {
         return xp_error(XP_ECONFIG,
                         "model.rope_theta = %g and model.norm_eps = %g must be positive",
                         arch->rope_theta, arch->norm_eps);
-    if (arch->n_experts == 0)
-        return check_positive("model.hidden_dim", arch->hidden_dim, arch);
-    XP_TRY(check_positive("moe.num_experts", arch->n_experts, arch));
-    XP_TRY(check_positive("moe.top_k", arch->top_k, arch));
-    XP_TRY(check_positive("moe.moe_dim", arch->moe_dim, arch));
+    if (arch->n_experts == 0) {
+        XP_TRY(check_range("model.hidden_dim", arch->hidden_dim, 1 << 24, arch));
+        return check_total(arch);
+    }
+    XP_TRY(check_range("moe.num_experts", arch->n_experts, 65536, arch));
+    XP_TRY(check_range("moe.top_k", arch->top_k, 64, arch));
+    XP_TRY(check_range("moe.moe_dim", arch->moe_dim, 1 << 24, arch));
     if (arch->top_k > arch->n_experts)
         return xp_error(XP_ECONFIG, "moe.top_k = %d must not exceed moe.num_experts = %d",
                         arch->top_k, arch->n_experts);
     if (!(arch->route_scale > 0.0))
         return xp_error(XP_ECONFIG, "moe.route_scale = %g must be positive", arch->route_scale);
-    return XP_OK;
+    return check_total(arch);
 }
 
 /* Parameters of a model whose tokens pass `experts` experts a layer. */

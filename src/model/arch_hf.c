@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/file.h"
+#include "core/json_text.h"
 #include "model/arch.h"
 
 typedef struct hf_config {
@@ -173,12 +174,23 @@ xp_status xp_arch_from_hf(const char *config_json_path, xp_arch *arch) {
     size_t n_bytes = 0;
     XP_TRY(xp_file_read(config_json_path, (size_t)1 << 24, &text, &n_bytes));
     json_error_t error;
-    json_t *root = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error);
+    xp_text softened = {0};
+    bool changed = false;
+    json_t *root = NULL;
+    xp_status status = xp_json_refuse_nul(config_json_path, text, n_bytes);
+    if (status == XP_OK)
+        xp_json_soften_numbers(text, n_bytes, &softened, &changed);
+    if (status == XP_OK && softened.failed)
+        status = xp_error(XP_ENOMEM, "%s: out of memory", config_json_path);
+    if (status == XP_OK)
+        root = json_loadb(changed ? softened.data : text, changed ? softened.length : n_bytes,
+                          JSON_REJECT_DUPLICATES, &error);
     free(text);
+    xp_text_free(&softened);
+    XP_TRY(status);
     if (!root)
         return xp_error(XP_EFORMAT, "%s:%d:%d: %s", config_json_path, error.line, error.column,
                         error.text);
-    xp_status status = XP_OK;
     if (!json_is_object(root)) {
         status = xp_error(XP_EFORMAT, "%s: must be a JSON object", config_json_path);
     } else {

@@ -174,7 +174,7 @@ static xp_status feed_some(xp_decoder *decoder, const int32_t *tokens, int64_t n
                                  .table = model->embed.data,
                                  .x = xp_acts_get(&model->acts, 0, XP_ACT_INPUT),
                                  .dtype = model->args.dtype};
-    XP_TRY(model->ops->norm.embed_forward(stream, &embed));
+    XP_TRY(model->ops->embed_forward(stream, &embed));
     for (int layer = 0; layer < model->arch.n_layers; layer++)
         XP_TRY(xp_layer_forward(model, layer, &over_cache, stream));
     decoder->n_cached += n;

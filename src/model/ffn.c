@@ -23,7 +23,7 @@ static xp_status dense_gate_up(xp_model *model, int layer, xp_stream *stream) {
 static xp_status dense_forward(xp_model *model, int layer, xp_stream *stream) {
     XP_TRY(dense_gate_up(model, layer, stream));
     const xp_silu_gate_prob_args silu = activation(model, layer);
-    XP_TRY(model->ops->moe.silu_gate_prob_forward(stream, &silu));
+    XP_TRY(model->ops->silu_gate_prob_forward(stream, &silu));
     return xp_linear_forward(model, model->n_tokens, model->arch.dim, model->arch.hidden_dim,
                              model->work.h, model->layers[layer].w2.data, model->work.branch,
                              stream);
@@ -43,7 +43,7 @@ static xp_status dense_backward(xp_model *model, int layer, xp_stream *stream) {
                                                   .db =
                                                       xp_offset(gate_up, width, model->args.dtype),
                                                   .ldd = 2 * width};
-    XP_TRY(model->ops->moe.silu_gate_prob_backward(stream, &silu));
+    XP_TRY(model->ops->silu_gate_prob_backward(stream, &silu));
     XP_TRY(xp_linear_wgrad(model, dim, width, n, work->d_residual, work->h, weights->w2.grad,
                            model->accumulate, stream));
     XP_TRY(xp_linear_wgrad(model, 2 * width, dim, n, gate_up, work->normed, weights->w13.grad,

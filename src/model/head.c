@@ -30,7 +30,7 @@ xp_status xp_head_logits(xp_model *model, int64_t first, int64_t n, float *logit
                                   .ab_dtype = model->args.dtype,
                                   .c_dtype = XP_F32,
                                   .alpha = 1.0F};
-    return model->ops->gemm.gemm(stream, &product);
+    return model->ops->gemm(stream, &product);
 }
 
 /* Loss of rows [first, first + n), and when training their gradients: normed's and the head's. */
@@ -48,7 +48,7 @@ static xp_status chunk(xp_model *model, int64_t first, int64_t n, xp_stream *str
                                         .grad_scale = work->loss_scale,
                                         .write_grad = model->training,
                                         .dtype = model->args.dtype};
-    XP_TRY(model->ops->loss.cross_entropy(stream, &loss));
+    XP_TRY(model->ops->cross_entropy(stream, &loss));
     if (!model->training)
         return XP_OK;
     XP_TRY(xp_linear_dgrad(model, n, dim, vocab, work->logits, head->data,
@@ -64,7 +64,8 @@ xp_status xp_head_pass(xp_model *model, xp_stream *stream) {
         int64_t rest = model->n_tokens - first;
         XP_TRY(chunk(model, first, rest < model->chunk_rows ? rest : model->chunk_rows, stream));
     }
-    XP_TRY(model->ops->optim.sum(stream, work->token_loss, model->n_tokens, work->losses));
+    const xp_sum_args sum = {.n = model->n_tokens, .x = work->token_loss, .out = work->losses};
+    XP_TRY(model->ops->sum(stream, &sum));
     if (!model->training)
         return XP_OK;
     return xp_norm_backward(model, work->final_input, work->final_rstd, &model->final_norm,

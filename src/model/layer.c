@@ -72,13 +72,13 @@ static xp_status attention_forward(xp_model *model, int layer, const xp_attend *
     XP_TRY(xp_linear_forward(model, model->n_tokens, w.qkv, w.dim, work->normed, weights->wqkv.data,
                              qkv, stream));
     const xp_qknorm_rope_args rope = rope_args(model, layer, attend ? attend->rope : work->rope);
-    XP_TRY(model->ops->norm.qknorm_rope_forward(stream, &rope));
+    XP_TRY(model->ops->qknorm_rope_forward(stream, &rope));
     const xp_attention_args attention = attention_args(model, layer);
     if (attend)
         XP_TRY(attend->attend(attend->context, layer, work->q, work->k, attention.v, w.qkv, out,
                               stream));
     else
-        XP_TRY(model->ops->attention.forward(stream, &attention));
+        XP_TRY(model->ops->attention_forward(stream, &attention));
     return xp_linear_forward(model, model->n_tokens, w.dim, w.q, out, weights->wo.data,
                              work->branch, stream);
 }
@@ -126,7 +126,7 @@ static xp_status attention_backward(xp_model *model, int layer, xp_stream *strea
     const xp_qknorm_rope_args rope = rope_args(model, layer, work->rope);
     /* After a full recomputation q and k are still there. */
     if (model->acts.saved[XP_ACT_QKV])
-        XP_TRY(model->ops->norm.qknorm_rope_forward(stream, &rope));
+        XP_TRY(model->ops->qknorm_rope_forward(stream, &rope));
     const xp_attention_backward_args attention = {
         .forward = attention_args(model, layer),
         .dout = work->d_attention,
@@ -136,7 +136,7 @@ static xp_status attention_backward(xp_model *model, int layer, xp_stream *strea
         .lddq = w.q,
         .lddk = w.kv,
         .lddv = w.qkv};
-    XP_TRY(model->ops->attention.backward(stream, &attention));
+    XP_TRY(model->ops->attention_backward(stream, &attention));
     const xp_qknorm_rope_backward_args norm = {.forward = rope,
                                                .dq = work->dq,
                                                .dk = work->dk,
@@ -146,7 +146,7 @@ static xp_status attention_backward(xp_model *model, int layer, xp_stream *strea
                                                .dw_dtype = model->args.grad_dtype,
                                                .acc = model->accumulate,
                                                .scratch = work->norm_scratch};
-    XP_TRY(model->ops->norm.qknorm_rope_backward(stream, &norm));
+    XP_TRY(model->ops->qknorm_rope_backward(stream, &norm));
     XP_TRY(xp_norm_apply(model, xp_acts_get(&model->acts, layer, XP_ACT_INPUT),
                          xp_acts_get(&model->acts, layer, XP_ACT_INPUT_RSTD), &weights->input_norm,
                          work->normed, stream));

@@ -22,13 +22,13 @@ xp_status xp_linear_forward(xp_model *model, int64_t m, int64_t n, int64_t k, co
     xp_gemm_args args = product(model, m, n, k, a, b, c);
     args.trans_b = true;
     args.ldb = k;
-    return model->ops->gemm.gemm(stream, &args);
+    return model->ops->gemm(stream, &args);
 }
 
 xp_status xp_linear_dgrad(xp_model *model, int64_t m, int64_t n, int64_t k, const void *a,
                           const void *b, void *c, xp_stream *stream) {
     const xp_gemm_args args = product(model, m, n, k, a, b, c);
-    return model->ops->gemm.gemm(stream, &args);
+    return model->ops->gemm(stream, &args);
 }
 
 xp_status xp_linear_wgrad(xp_model *model, int64_t m, int64_t n, int64_t k, const void *a,
@@ -38,7 +38,7 @@ xp_status xp_linear_wgrad(xp_model *model, int64_t m, int64_t n, int64_t k, cons
     args.lda = m;
     args.c_dtype = model->args.grad_dtype;
     args.acc = acc;
-    return model->ops->gemm.gemm(stream, &args);
+    return model->ops->gemm(stream, &args);
 }
 
 xp_status xp_norm_forward(xp_model *model, const void *x, const void *residual, void *sum,
@@ -53,7 +53,7 @@ xp_status xp_norm_forward(xp_model *model, const void *x, const void *residual, 
                                   .y = y,
                                   .rstd = rstd,
                                   .dtype = model->args.dtype};
-    return model->ops->norm.rmsnorm_forward(stream, &args);
+    return model->ops->rmsnorm_forward(stream, &args);
 }
 
 xp_status xp_norm_apply(xp_model *model, const void *s, const float *rstd, const xp_weight *weight,
@@ -65,7 +65,7 @@ xp_status xp_norm_apply(xp_model *model, const void *s, const float *rstd, const
                                         .rstd = rstd,
                                         .y = y,
                                         .dtype = model->args.dtype};
-    return model->ops->norm.rmsnorm_apply(stream, &args);
+    return model->ops->rmsnorm_apply(stream, &args);
 }
 
 xp_status xp_norm_backward(xp_model *model, const void *s, const float *rstd,
@@ -84,5 +84,5 @@ xp_status xp_norm_backward(xp_model *model, const void *s, const float *rstd,
                                            .dw_dtype = model->args.grad_dtype,
                                            .acc = model->accumulate,
                                            .scratch = model->work.norm_scratch};
-    return model->ops->norm.rmsnorm_backward(stream, &args);
+    return model->ops->rmsnorm_backward(stream, &args);
 }

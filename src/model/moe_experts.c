@@ -109,7 +109,7 @@ static xp_status first_product(const job *j, const xp_ep_view *view) {
     product.x = recv_of(j);
     product.w = j->pass->weights->w13;
     product.y = gate_up_of(j);
-    return j->core->ops->gemm.grouped_forward(j->compute, &product);
+    return j->core->ops->grouped_forward(j->compute, &product);
 }
 
 static xp_status forward_experts(const job *j) {
@@ -120,13 +120,13 @@ static xp_status forward_experts(const job *j) {
     XP_TRY(first_product(j, &view));
     XP_TRY(mark(j, j->slot->spent, j->compute));
     const xp_silu_gate_prob_args silu = activation(j, &view);
-    XP_TRY(core->ops->moe.silu_gate_prob_forward(j->compute, &silu));
+    XP_TRY(core->ops->silu_gate_prob_forward(j->compute, &silu));
     XP_TRY(after(j, j->slot->sent, j->compute));
     xp_grouped_args product = grouped(j, &view, core->args.dim, core->args.moe_dim);
     product.x = core->h;
     product.w = j->pass->weights->w2;
     product.y = j->slot->rows;
-    XP_TRY(core->ops->gemm.grouped_forward(j->compute, &product));
+    XP_TRY(core->ops->grouped_forward(j->compute, &product));
     return mark(j, j->slot->ready, j->compute);
 }
 
@@ -169,14 +169,14 @@ static xp_status weight_gradients(const job *j, const xp_ep_view *view) {
     w2.gather_dy = view->gather;
     w2.y = j->pass->weights->d_w2;
     w2.acc = acc;
-    XP_TRY(core->ops->gemm.grouped_wgrad(j->compute, &w2));
+    XP_TRY(core->ops->grouped_wgrad(j->compute, &w2));
     xp_grouped_args w13 = grouped(j, view, 2 * args->moe_dim, args->dim);
     w13.x = recv_of(j);
     w13.gather = view->gather;
     w13.dy = gate_up_of(j);
     w13.y = j->pass->weights->d_w13;
     w13.acc = acc;
-    return core->ops->gemm.grouped_wgrad(j->compute, &w13);
+    return core->ops->grouped_wgrad(j->compute, &w13);
 }
 
 /* dh = d_recv[gather] w2, then da and db in place of a and b, h again in place of dh, and dp. */
@@ -188,7 +188,7 @@ static xp_status activation_backward(const job *j, const xp_ep_view *view) {
     dh.gather_dy = view->gather;
     dh.w = j->pass->weights->w2;
     dh.y = core->h;
-    XP_TRY(core->ops->gemm.grouped_dgrad(j->compute, &dh));
+    XP_TRY(core->ops->grouped_dgrad(j->compute, &dh));
     char *gate_up = gate_up_of(j);
     const xp_silu_gate_prob_backward_args silu = {
         .forward = activation(j, view),
@@ -197,7 +197,7 @@ static xp_status activation_backward(const job *j, const xp_ep_view *view) {
         .db = gate_up + args->moe_dim * (int64_t)xp_dtype_bytes(args->dtype),
         .ldd = 2 * args->moe_dim,
         .dp = j->slot->dp};
-    return core->ops->moe.silu_gate_prob_backward(j->compute, &silu);
+    return core->ops->silu_gate_prob_backward(j->compute, &silu);
 }
 
 static xp_status backward_experts(const job *j) {
@@ -215,7 +215,7 @@ static xp_status backward_experts(const job *j) {
     dx.dy = gate_up_of(j);
     dx.w = j->pass->weights->w13;
     dx.y = j->slot->rows;
-    XP_TRY(core->ops->gemm.grouped_dgrad(j->compute, &dx));
+    XP_TRY(core->ops->grouped_dgrad(j->compute, &dx));
     /* The way home starts before the weight gradients, which run beside it. */
     XP_TRY(mark(j, j->slot->ready, j->compute));
     XP_TRY(weight_gradients(j, &view));

@@ -37,7 +37,7 @@ static xp_status extra_losses(xp_moe_core *core, const xp_moe_pass *pass, double
                                          .lse = z ? pass->saved->router_lse : NULL,
                                          .aux_density = aux ? pass->saved->aux_density : NULL,
                                          .losses = losses};
-    return core->ops->moe.router_losses(stream, &extra);
+    return core->ops->router_losses(stream, &extra);
 }
 
 static xp_status route(xp_moe_core *core, const xp_moe_pass *pass, double *losses,
@@ -50,7 +50,7 @@ static xp_status route(xp_moe_core *core, const xp_moe_pass *pass, double *losse
     gemm.trans_b = true;
     gemm.lda = gemm.ldb = args->dim;
     gemm.ab_dtype = args->dtype;
-    XP_TRY(core->ops->gemm.gemm(stream, &gemm));
+    XP_TRY(core->ops->gemm(stream, &gemm));
     const xp_router_args router = {.n_tokens = pass->n_tokens,
                                    .n_experts = args->n_experts,
                                    .top_k = args->top_k,
@@ -64,7 +64,7 @@ static xp_status route(xp_moe_core *core, const xp_moe_pass *pass, double *losse
                                    .topk_idx = saved->topk_idx,
                                    .topk_weight = saved->topk_weight,
                                    .lse = args->z_coeff != 0.0 ? saved->router_lse : NULL};
-    XP_TRY(core->ops->moe.router_forward(stream, &router));
+    XP_TRY(core->ops->router_forward(stream, &router));
     return extra_losses(core, pass, losses, stream);
 }
 
@@ -77,7 +77,7 @@ xp_status xp_moe_route(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *st
                                          .ids = pass->saved->topk_idx,
                                          .counts = pass->counts,
                                          .acc = true};
-    return core->ops->moe.histogram(stream, &histogram);
+    return core->ops->histogram(stream, &histogram);
 }
 
 xp_status xp_moe_core_reroute(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
@@ -93,7 +93,7 @@ static xp_status cast(xp_moe_core *core, const void *from, xp_dtype from_dtype, 
                                .x_dtype = from_dtype,
                                .y_dtype = to_dtype,
                                .acc = acc};
-    return core->ops->optim.axpy(stream, &axpy);
+    return core->ops->axpy(stream, &axpy);
 }
 
 /* d_gate (+)= dlogits^T x, dx += dlogits gate; in fp32, through fp32 copies where the model is
@@ -113,7 +113,7 @@ static xp_status linear_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_
     d_gate.lda = args->n_experts;
     d_gate.ldb = args->dim;
     d_gate.acc = pass->accumulate && f32_grad;
-    XP_TRY(core->ops->gemm.gemm(stream, &d_gate));
+    XP_TRY(core->ops->gemm(stream, &d_gate));
     if (!f32_grad)
         XP_TRY(cast(core, core->d_gate32, XP_F32, w->d_gate, args->grad_dtype, n_gate,
                     pass->accumulate, stream));
@@ -122,7 +122,7 @@ static xp_status linear_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_
     dx.lda = args->n_experts;
     dx.ldb = args->dim;
     dx.acc = f32;
-    XP_TRY(core->ops->gemm.gemm(stream, &dx));
+    XP_TRY(core->ops->gemm(stream, &dx));
     return f32 ? XP_OK : cast(core, core->x32, XP_F32, pass->dx, args->dtype, n_x, true, stream);
 }
 
@@ -144,6 +144,6 @@ xp_status xp_moe_route_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_s
         .lse = args->z_coeff != 0.0 ? saved->router_lse : NULL,
         .z_scale = 2.0F * (float)args->z_coeff * pass->loss_scale,
         .dlogits = core->d_logits};
-    XP_TRY(core->ops->moe.router_backward(stream, &router));
+    XP_TRY(core->ops->router_backward(stream, &router));
     return linear_backward(core, pass, stream);
 }

@@ -276,7 +276,7 @@ xp_status xp_param_table_draw(const xp_param_table *table, uint64_t seed, int64_
                                        .std = param->init_std,
                                        .out = out + (begin - first)};
             if (count > 0)
-                XP_TRY(ops->optim.draw(stream, &args));
+                XP_TRY(ops->draw(stream, &args));
         }
     }
     return XP_OK;

@@ -78,7 +78,7 @@ static xp_status layer_hook(xp_status (*hook)(void *, int, bool), const xp_model
 
 static xp_status layers_forward(xp_model *model, const xp_model_hooks *hooks, xp_stream *stream) {
     const xp_embed_args embed = embed_args(model);
-    XP_TRY(model->ops->norm.embed_forward(stream, &embed));
+    XP_TRY(model->ops->embed_forward(stream, &embed));
     for (int i = 0; i < model->arch.n_layers; i++) {
         XP_TRY(layer_hook(hooks->before_layer, hooks, i, false));
         XP_TRY(xp_layer_forward(model, i, NULL, stream));
@@ -94,7 +94,7 @@ static xp_status embed_backward(xp_model *model, xp_stream *stream) {
     /* A tied head has already written its part. */
     embed.acc = model->accumulate || model->arch.tie_embeddings;
     embed.scratch = model->work.embed_scratch;
-    return model->ops->norm.embed_backward(stream, &embed);
+    return model->ops->embed_backward(stream, &embed);
 }
 
 static xp_status group_ready(const xp_model_hooks *hooks, int group) {

@@ -45,10 +45,10 @@ static size_t attention_scratch(const xp_model *model) {
                                     .doc_start =
                                         model->args.document_attention ? &some_start : NULL,
                                     .dtype = model->args.dtype};
-    size_t forward = model->ops->attention.scratch(model->device, &args, false);
+    size_t forward = model->ops->attention_scratch(model->device, &args, false);
     if (model->args.inference)
         return forward;
-    size_t backward = model->ops->attention.scratch(model->device, &args, true);
+    size_t backward = model->ops->attention_scratch(model->device, &args, true);
     return forward > backward ? forward : backward;
 }
 

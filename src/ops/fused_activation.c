@@ -73,7 +73,7 @@ xp_status xp_fused_silu_gate_prob(const xp_silu_gate_prob_call *call, xp_stream 
     const xp_ops *ops;
     XP_TRY(xp_ops_get(device, &ops));
     xp_silu_gate_prob_args args = forward_args(call);
-    return ops->moe.silu_gate_prob_forward(stream, &args);
+    return ops->silu_gate_prob_forward(stream, &args);
 }
 
 xp_status xp_fused_silu_gate_prob_backward(const xp_silu_gate_prob_backward_call *call,
@@ -85,15 +85,15 @@ xp_status xp_fused_silu_gate_prob_backward(const xp_silu_gate_prob_backward_call
     const xp_ops *ops;
     XP_TRY(xp_ops_get(device, &ops));
     xp_silu_gate_prob_backward_args args = backward_args(call);
-    return ops->moe.silu_gate_prob_backward(stream, &args);
+    return ops->silu_gate_prob_backward(stream, &args);
 }
 
 static xp_status run_reference(xp_stream *stream, void *args) {
-    return xp_ops_reference()->moe.silu_gate_prob_forward(stream, args);
+    return xp_ops_reference()->silu_gate_prob_forward(stream, args);
 }
 
 static xp_status run_reference_backward(xp_stream *stream, void *args) {
-    return xp_ops_reference()->moe.silu_gate_prob_backward(stream, args);
+    return xp_ops_reference()->silu_gate_prob_backward(stream, args);
 }
 
 /* The null device counts memory and runs nothing. */
@@ -108,7 +108,7 @@ static xp_status submit_reference(xp_stream *stream, xp_cpu_fn fn, const void *a
 }
 
 /* The plain entries of a GPU, which runs its own instead of plain C; NULL on other devices. */
-static const xp_moe_ops *gpu_reference(const xp_stream *stream) {
+static const xp_ops *gpu_reference(const xp_stream *stream) {
     const xp_cuda_backend *backend;
     if (xp_device_get_kind(xp_stream_device(stream)) != XP_DEVICE_CUDA ||
         xp_cuda_backend_get(&backend) != XP_OK)
@@ -118,8 +118,8 @@ static const xp_moe_ops *gpu_reference(const xp_stream *stream) {
 
 xp_status xp_silu_gate_prob_reference(const xp_silu_gate_prob_call *call, xp_stream *stream) {
     xp_silu_gate_prob_args args = forward_args(call);
-    XP_TRY(xp_ops_check_silu(&args, true));
-    const xp_moe_ops *gpu = gpu_reference(stream);
+    XP_TRY(xp_check_silu_gate_prob_forward(&args));
+    const xp_ops *gpu = gpu_reference(stream);
     if (gpu != NULL)
         return gpu->silu_gate_prob_forward(stream, &args);
     return submit_reference(stream, run_reference, &args, sizeof args);
@@ -129,8 +129,8 @@ xp_status xp_silu_gate_prob_reference_backward(const xp_silu_gate_prob_backward_
                                                xp_stream *stream) {
     XP_TRY(check_in_place(call));
     xp_silu_gate_prob_backward_args args = backward_args(call);
-    XP_TRY(xp_ops_check_silu_backward(&args));
-    const xp_moe_ops *gpu = gpu_reference(stream);
+    XP_TRY(xp_check_silu_gate_prob_backward(&args));
+    const xp_ops *gpu = gpu_reference(stream);
     if (gpu != NULL)
         return gpu->silu_gate_prob_backward(stream, &args);
     return submit_reference(stream, run_reference_backward, &args, sizeof args);

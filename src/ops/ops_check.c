@@ -28,10 +28,9 @@ static xp_status need_rows(xp_dtype dtype, const char *op, const char *name) {
                           xp_dtype_name(dtype));
 }
 
-/* ---- matrix products
- * ---------------------------------------------------------------------------------------------- */
+/* ---- GEMM ------------------------------------------------------------------------- */
 
-xp_status xp_ops_check_gemm(const xp_gemm_args *args) {
+xp_status xp_check_gemm(const xp_gemm_args *args) {
     const char *op = "gemm";
     XP_TRY(need_size(args->m, 0, op, "m"));
     XP_TRY(need_size(args->n, 0, op, "n"));
@@ -49,9 +48,8 @@ xp_status xp_ops_check_gemm(const xp_gemm_args *args) {
     return need_pointer(args->c, any_c, op, "c");
 }
 
-xp_status xp_ops_check_grouped(const xp_grouped_args *args, xp_grouped_kind kind) {
-    static const char *const names[] = {"grouped_forward", "grouped_dgrad", "grouped_wgrad"};
-    const char *op = names[kind];
+typedef enum grouped_kind { FORWARD, DGRAD, WGRAD } grouped_kind;
+static xp_status check_grouped(const xp_grouped_args *args, const char *op, grouped_kind kind) {
     XP_TRY(need_size(args->n_experts, 0, op, "n_experts"));
     XP_TRY(need_size(args->max_rows, 0, op, "max_rows"));
     XP_TRY(need_size(args->n, 0, op, "n"));
@@ -60,38 +58,57 @@ xp_status xp_ops_check_grouped(const xp_grouped_args *args, xp_grouped_kind kind
     const bool any = args->n_experts > 0 && args->n > 0 && args->k > 0,
                any_rows = any && args->max_rows > 0;
     XP_TRY(need_pointer(args->offsets, any, op, "offsets"));
-    XP_TRY(need_pointer(args->x, any_rows && kind != XP_GROUPED_DGRAD, op, "x"));
-    XP_TRY(need_pointer(args->w, any_rows && kind != XP_GROUPED_WGRAD, op, "w"));
-    XP_TRY(need_pointer(args->dy, any_rows && kind != XP_GROUPED_FORWARD, op, "dy"));
-    if (kind != XP_GROUPED_WGRAD)
+    XP_TRY(need_pointer(args->x, any_rows && kind != DGRAD, op, "x"));
+    XP_TRY(need_pointer(args->w, any_rows && kind != WGRAD, op, "w"));
+    XP_TRY(need_pointer(args->dy, any_rows && kind != FORWARD, op, "dy"));
+    if (kind != WGRAD)
         return need_pointer(args->y, any_rows, op, "y");
     XP_TRY(need_rows(args->dw_dtype, op, "dw_dtype"));
     return need_pointer(args->y, any, op, "y");
 }
 
-/* ---- embedding, norms, rope
- * ---------------------------------------------------------------------------------------- */
+xp_status xp_check_grouped_forward(const xp_grouped_args *args) {
+    return check_grouped(args, "grouped_forward", FORWARD);
+}
 
-xp_status xp_ops_check_embed(const xp_embed_args *args, bool backward) {
-    const char *op = backward ? "embed_backward" : "embed_forward";
+xp_status xp_check_grouped_dgrad(const xp_grouped_args *args) {
+    return check_grouped(args, "grouped_dgrad", DGRAD);
+}
+
+xp_status xp_check_grouped_wgrad(const xp_grouped_args *args) {
+    return check_grouped(args, "grouped_wgrad", WGRAD);
+}
+
+/* ---- embedding, norms, rope ------------------------------------------------------------------ */
+
+static xp_status check_embed(const xp_embed_args *args, const char *op) {
     XP_TRY(need_size(args->n_tokens, 0, op, "n_tokens"));
     XP_TRY(need(args->n_tokens <= INT32_MAX, op, "n_tokens does not fit in 32 bits"));
     XP_TRY(need_size(args->dim, 0, op, "dim"));
     XP_TRY(need_size(args->vocab, args->n_tokens > 0 ? 1 : 0, op, "vocab"));
     XP_TRY(need_rows(args->dtype, op, "dtype"));
+    return need_pointer(args->ids, args->n_tokens > 0 && args->dim > 0, op, "ids");
+}
+
+xp_status xp_check_embed_forward(const xp_embed_args *args) {
+    const char *op = "embed_forward";
+    XP_TRY(check_embed(args, op));
     const bool any = args->n_tokens > 0 && args->dim > 0;
-    XP_TRY(need_pointer(args->ids, any, op, "ids"));
-    if (!backward) {
-        XP_TRY(need_pointer(args->table, any, op, "table"));
-        return need_pointer(args->x, any, op, "x");
-    }
+    XP_TRY(need_pointer(args->table, any, op, "table"));
+    return need_pointer(args->x, any, op, "x");
+}
+
+xp_status xp_check_embed_backward(const xp_embed_args *args) {
+    const char *op = "embed_backward";
+    XP_TRY(check_embed(args, op));
+    const bool any = args->n_tokens > 0 && args->dim > 0;
     XP_TRY(need_rows(args->dtable_dtype, op, "dtable_dtype"));
     XP_TRY(need_pointer(args->dx, any, op, "dx"));
     XP_TRY(need_pointer(args->scratch, args->dim > 0, op, "scratch"));
     return need_pointer(args->dtable, args->vocab > 0 && args->dim > 0, op, "dtable");
 }
 
-xp_status xp_ops_check_rmsnorm(const xp_rmsnorm_args *args) {
+xp_status xp_check_rmsnorm_forward(const xp_rmsnorm_args *args) {
     const char *op = "rmsnorm_forward";
     XP_TRY(need_size(args->n_rows, 0, op, "n_rows"));
     XP_TRY(need_size(args->dim, 1, op, "dim"));
@@ -105,7 +122,7 @@ xp_status xp_ops_check_rmsnorm(const xp_rmsnorm_args *args) {
     return need_pointer(args->rstd, any, op, "rstd");
 }
 
-xp_status xp_ops_check_rmsnorm_apply(const xp_rmsnorm_apply_args *args) {
+xp_status xp_check_rmsnorm_apply(const xp_rmsnorm_apply_args *args) {
     const char *op = "rmsnorm_apply";
     XP_TRY(need_size(args->n_rows, 0, op, "n_rows"));
     XP_TRY(need_size(args->dim, 1, op, "dim"));
@@ -117,7 +134,7 @@ xp_status xp_ops_check_rmsnorm_apply(const xp_rmsnorm_apply_args *args) {
     return need_pointer(args->y, any, op, "y");
 }
 
-xp_status xp_ops_check_rmsnorm_backward(const xp_rmsnorm_backward_args *args) {
+xp_status xp_check_rmsnorm_backward(const xp_rmsnorm_backward_args *args) {
     const char *op = "rmsnorm_backward";
     XP_TRY(need_size(args->n_rows, 0, op, "n_rows"));
     XP_TRY(need_size(args->dim, 1, op, "dim"));
@@ -153,14 +170,14 @@ static xp_status check_qknorm(const xp_qknorm_rope_args *args, const char *op) {
     return need_pointer(args->rope, any, op, "rope");
 }
 
-xp_status xp_ops_check_qknorm_rope(const xp_qknorm_rope_args *args) {
+xp_status xp_check_qknorm_rope_forward(const xp_qknorm_rope_args *args) {
     const char *op = "qknorm_rope_forward";
     XP_TRY(check_qknorm(args, op));
     XP_TRY(need_pointer(args->q, args->n_tokens > 0, op, "q"));
     return need_pointer(args->k, args->n_tokens > 0, op, "k");
 }
 
-xp_status xp_ops_check_qknorm_rope_backward(const xp_qknorm_rope_backward_args *args) {
+xp_status xp_check_qknorm_rope_backward(const xp_qknorm_rope_backward_args *args) {
     const char *op = "qknorm_rope_backward";
     XP_TRY(check_qknorm(&args->forward, op));
     const bool any = args->forward.n_tokens > 0, norm = args->forward.q_norm != NULL;
@@ -175,9 +192,7 @@ xp_status xp_ops_check_qknorm_rope_backward(const xp_qknorm_rope_backward_args *
     return need_pointer(args->scratch, true, op, "scratch");
 }
 
-/* ---- attention
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 static xp_status check_attention(const xp_attention_args *args, const char *op) {
     XP_TRY(need_size(args->n_rows, 0, op, "n_rows"));
@@ -201,11 +216,11 @@ static xp_status check_attention(const xp_attention_args *args, const char *op) 
     return need_pointer(args->lse, any, op, "lse");
 }
 
-xp_status xp_ops_check_attention(const xp_attention_args *args) {
+xp_status xp_check_attention_forward(const xp_attention_args *args) {
     return check_attention(args, "attention_forward");
 }
 
-xp_status xp_ops_check_attention_backward(const xp_attention_backward_args *args) {
+xp_status xp_check_attention_backward(const xp_attention_backward_args *args) {
     const char *op = "attention_backward";
     const xp_attention_args *f = &args->forward;
     XP_TRY(check_attention(f, op));
@@ -219,8 +234,7 @@ xp_status xp_ops_check_attention_backward(const xp_attention_backward_args *args
     return need_pointer(args->dv, any, op, "dv");
 }
 
-/* ---- mixture of experts
- * -------------------------------------------------------------------------------------------- */
+/* ---- mixture of experts ---------------------------------------------------------------------- */
 
 static xp_status check_routing(int64_t n_tokens, int n_experts, int top_k, const char *op) {
     XP_TRY(need_size(n_tokens, 0, op, "n_tokens"));
@@ -232,7 +246,7 @@ static xp_status check_routing(int64_t n_tokens, int n_experts, int top_k, const
     return XP_OK;
 }
 
-xp_status xp_ops_check_router(const xp_router_args *args) {
+xp_status xp_check_router_forward(const xp_router_args *args) {
     const char *op = "router_forward";
     XP_TRY(check_routing(args->n_tokens, args->n_experts, args->top_k, op));
     const bool any = args->n_tokens > 0;
@@ -242,7 +256,7 @@ xp_status xp_ops_check_router(const xp_router_args *args) {
     return need_pointer(args->topk_weight, any, op, "topk_weight");
 }
 
-xp_status xp_ops_check_router_backward(const xp_router_backward_args *args) {
+xp_status xp_check_router_backward(const xp_router_backward_args *args) {
     const char *op = "router_backward";
     XP_TRY(check_routing(args->n_tokens, args->n_experts, args->top_k, op));
     if (args->aux_density != NULL) {
@@ -257,7 +271,7 @@ xp_status xp_ops_check_router_backward(const xp_router_backward_args *args) {
     return need_pointer(args->dlogits, any, op, "dlogits");
 }
 
-xp_status xp_ops_check_router_losses(const xp_router_losses_args *args) {
+xp_status xp_check_router_losses(const xp_router_losses_args *args) {
     const char *op = "router_losses";
     XP_TRY(check_routing(args->n_tokens, args->n_experts, args->top_k, op));
     XP_TRY(need_size(args->seq_len, 1, op, "seq_len"));
@@ -268,7 +282,7 @@ xp_status xp_ops_check_router_losses(const xp_router_losses_args *args) {
     return need_pointer(args->targets, any, op, "targets");
 }
 
-xp_status xp_ops_check_histogram(const xp_histogram_args *args) {
+xp_status xp_check_histogram(const xp_histogram_args *args) {
     const char *op = "histogram";
     XP_TRY(need_size(args->n, 0, op, "n"));
     XP_TRY(need_size(args->n_experts, 1, op, "n_experts"));
@@ -287,11 +301,11 @@ static xp_status check_silu(const xp_silu_gate_prob_args *args, const char *op, 
     return need_pointer(args->h, any && need_h, op, "h");
 }
 
-xp_status xp_ops_check_silu(const xp_silu_gate_prob_args *args, bool need_h) {
-    return check_silu(args, "silu_gate_prob_forward", need_h);
+xp_status xp_check_silu_gate_prob_forward(const xp_silu_gate_prob_args *args) {
+    return check_silu(args, "silu_gate_prob_forward", true);
 }
 
-xp_status xp_ops_check_silu_backward(const xp_silu_gate_prob_backward_args *args) {
+xp_status xp_check_silu_gate_prob_backward(const xp_silu_gate_prob_backward_args *args) {
     const char *op = "silu_gate_prob_backward";
     XP_TRY(check_silu(&args->forward, op, false));
     XP_TRY(need_ld(args->ldd, args->forward.dim, op, "ldd"));
@@ -301,11 +315,9 @@ xp_status xp_ops_check_silu_backward(const xp_silu_gate_prob_backward_args *args
     return need_pointer(args->db, any, op, "db");
 }
 
-/* ---- loss, optimizer
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- loss, optimizer ------------------------------------------------------------------------- */
 
-xp_status xp_ops_check_cross_entropy(const xp_cross_entropy_args *args) {
+xp_status xp_check_cross_entropy(const xp_cross_entropy_args *args) {
     const char *op = "cross_entropy";
     XP_TRY(need_size(args->n_rows, 0, op, "n_rows"));
     XP_TRY(need_size(args->vocab, 1, op, "vocab"));
@@ -317,7 +329,7 @@ xp_status xp_ops_check_cross_entropy(const xp_cross_entropy_args *args) {
     return need_pointer(args->grad_scale, any && args->write_grad, op, "grad_scale");
 }
 
-xp_status xp_ops_check_adamw(const xp_adamw_args *args) {
+xp_status xp_check_adamw(const xp_adamw_args *args) {
     const char *op = "adamw";
     XP_TRY(need_size(args->n, 0, op, "n"));
     XP_TRY(need_size(args->step, 1, op, "step"));
@@ -334,7 +346,7 @@ xp_status xp_ops_check_adamw(const xp_adamw_args *args) {
     return need_pointer(args->grad_scale, any, op, "grad_scale");
 }
 
-xp_status xp_ops_check_clip_scale(const xp_clip_scale_args *args) {
+xp_status xp_check_clip_scale(const xp_clip_scale_args *args) {
     const char *op = "clip_scale";
     XP_TRY(need_size(args->n, 1, op, "n"));
     XP_TRY(need(args->max_norm >= 0, op, "max_norm must not be negative"));
@@ -342,7 +354,7 @@ xp_status xp_ops_check_clip_scale(const xp_clip_scale_args *args) {
     return need_pointer(args->scale, true, op, "scale");
 }
 
-xp_status xp_ops_check_sum_squares(const xp_sum_squares_args *args) {
+xp_status xp_check_sum_squares(const xp_sum_squares_args *args) {
     const char *op = "sum_squares";
     XP_TRY(need_size(args->n, 0, op, "n"));
     XP_TRY(need_rows(args->dtype, op, "dtype"));
@@ -351,7 +363,7 @@ xp_status xp_ops_check_sum_squares(const xp_sum_squares_args *args) {
     return need_pointer(args->out, true, op, "out");
 }
 
-xp_status xp_ops_check_axpy(const xp_axpy_args *args) {
+xp_status xp_check_axpy(const xp_axpy_args *args) {
     const char *op = "axpy";
     XP_TRY(need_size(args->n, 0, op, "n"));
     XP_TRY(need_rows(args->x_dtype, op, "x_dtype"));
@@ -362,14 +374,14 @@ xp_status xp_ops_check_axpy(const xp_axpy_args *args) {
     return need_pointer(args->y, args->n > 0, op, "y");
 }
 
-xp_status xp_ops_check_draw(const xp_draw_args *args) {
+xp_status xp_check_draw(const xp_draw_args *args) {
     XP_TRY(need_size(args->n, 0, "draw", "n"));
     XP_TRY(need(args->std >= 0, "draw", "std must not be negative"));
     return need_pointer(args->out, args->n > 0, "draw", "out");
 }
 
-xp_status xp_ops_check_sum(const float *x, int64_t n, const double *out) {
-    XP_TRY(need_size(n, 0, "sum", "n"));
-    XP_TRY(need_pointer(x, n > 0, "sum", "x"));
-    return need_pointer(out, true, "sum", "out");
+xp_status xp_check_sum(const xp_sum_args *args) {
+    XP_TRY(need_size(args->n, 0, "sum", "n"));
+    XP_TRY(need_pointer(args->x, args->n > 0, "sum", "x"));
+    return need_pointer(args->out, true, "sum", "out");
 }

@@ -219,7 +219,7 @@ static xp_status update_piece(xp_shard *shard, const xp_shard_piece *piece,
         .step = step->step,
         .grad_scale = shard->grad_scale,
     };
-    return args.n > 0 ? shard->ops->optim.adamw(stream, &args) : XP_OK;
+    return args.n > 0 ? shard->ops->adamw(stream, &args) : XP_OK;
 }
 
 /* What to do to a bucket's own pieces before its parameters are gathered. */
@@ -247,7 +247,7 @@ xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step, xp_stream *
                                      .max_norm = step->max_norm,
                                      .stop = {step->stop[0], step->stop[1]},
                                      .scale = shard->grad_scale};
-    XP_TRY(shard->ops->optim.clip_scale(stream, &clip));
+    XP_TRY(shard->ops->clip_scale(stream, &clip));
     return for_each_bucket(shard, update_piece, step, stream);
 }
 
@@ -265,7 +265,7 @@ static xp_status cast_piece(xp_shard *shard, const xp_shard_piece *piece, const 
         .x_dtype = XP_F32,
         .y_dtype = shard->args.param_dtype,
     };
-    return shard->ops->optim.axpy(stream, &args);
+    return shard->ops->axpy(stream, &args);
 }
 
 xp_status xp_shard_publish_params(xp_shard *shard, xp_stream *stream) {
@@ -290,7 +290,7 @@ xp_status xp_shard_adopt_params(xp_shard *shard, xp_stream *stream) {
             .y_dtype = XP_F32,
         };
         if (cut->n > 0)
-            XP_TRY(shard->ops->optim.axpy(stream, &args));
+            XP_TRY(shard->ops->axpy(stream, &args));
     }
     return XP_OK;
 }

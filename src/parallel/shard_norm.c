@@ -7,7 +7,7 @@ static xp_status sum_squares(xp_shard *shard, const void *x, int64_t n, xp_dtype
                              xp_stream *stream) {
     xp_sum_squares_args args = {
         .n = n, .x = x, .dtype = dtype, .out = shard->sums + slot, .scratch = shard->sums_scratch};
-    return shard->ops->optim.sum_squares(stream, &args);
+    return shard->ops->sum_squares(stream, &args);
 }
 
 static xp_status queue_sums(xp_shard *shard, int n, xp_stream *stream) {

@@ -70,12 +70,14 @@ static void describe_data(xp_trainer *t) {
     char rows[32];
     xp_format_thousands((double)xp_dataset_n_tokens(t->shared->data), tokens);
     xp_format_thousands((double)xp_dataset_n_rows(t->shared->data), rows);
+    char sources[32];
+    snprintf(sources, sizeof sources, "%d sources", t->config->training.datasets.n);
     xp_trainer_say(t,
                    "data: %s, %s tokens = %s rows of %lld; a step takes %lld rows (%lld a rank x "
                    "%d ranks x %lld microbatches)",
-                   t->config->training.dataset_path, tokens, rows, (long long)t->run.seq_len,
-                   (long long)t->run.global_batch, (long long)t->run.local_batch, t->n_ranks,
-                   (long long)t->run.n_microbatches);
+                   t->config->training.datasets.n > 0 ? sources : t->config->training.dataset_path,
+                   tokens, rows, (long long)t->run.seq_len, (long long)t->run.global_batch,
+                   (long long)t->run.local_batch, t->n_ranks, (long long)t->run.n_microbatches);
 }
 
 /* "1.25 GiB", "69 MiB", "3.1 MiB" */

@@ -1,113 +1,9 @@
-#include "train/hf_io.h"
+#include "train/hf_tensors.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "core/arena.h"
-#include "core/file.h"
-
-#define COPY_ELEMENTS ((int64_t)1 << 20)
-
-/* ---- load -------------------------------------------------------------------------------- */
-
-static xp_status check_shape(const xp_st_tensor *tensor, const xp_param_slice *slice,
-                             const char *folder) {
-    bool same = tensor->n_dims == slice->n_dims && tensor->n_elements == slice->n_elements;
-    for (int d = 0; same && d < slice->n_dims; d++)
-        same = tensor->shape[d] == slice->shape[d];
-    if (same)
-        return XP_OK;
-    return xp_error(
-        XP_EFORMAT, "%s: %s has %lld elements in %d dimensions, the model needs [%lld, %lld]",
-        folder, slice->hf_name, (long long)tensor->n_elements, tensor->n_dims,
-        (long long)slice->shape[0], (long long)(slice->n_dims > 1 ? slice->shape[1] : 1));
-}
-
-/* fp32 host values to the device's type. `values` is overwritten. */
-static xp_status store(const xp_hf_load_args *args, int64_t at, float *values, int64_t n) {
-    if (args->dtype == XP_BF16) {
-        uint16_t *out = (uint16_t *)(void *)values;
-        for (int64_t i = 0; i < n; i++) {
-            uint16_t rounded = xp_bf16_from_f32(values[i]);
-            memcpy(out + i, &rounded, sizeof rounded);
-        }
-    }
-    size_t element = xp_dtype_bytes(args->dtype);
-    char *home = (char *)args->params + (size_t)at * element;
-    XP_TRY(xp_copy(args->stream, home, values, (size_t)n * element));
-    return xp_stream_sync(args->stream);
-}
-
-static xp_status load_slice(const xp_hf_load_args *args, const xp_hf_reader *reader,
-                            const xp_param_slice *slice, float *buffer) {
-    const xp_st_tensor *tensor = xp_hf_find(reader, slice->hf_name);
-    if (!tensor)
-        return xp_error(XP_EFORMAT, "%s: the tensor %s is missing", args->folder, slice->hf_name);
-    XP_TRY(check_shape(tensor, slice, args->folder));
-    for (int64_t done = 0; done < slice->n_elements; done += COPY_ELEMENTS) {
-        int64_t left = slice->n_elements - done;
-        int64_t n = left < COPY_ELEMENTS ? left : COPY_ELEMENTS;
-        xp_status status = xp_st_read_f32(tensor, done, n, buffer);
-        if (status != XP_OK)
-            return xp_error_context(status, "%s", args->folder);
-        XP_TRY(store(args, slice->offset + done, buffer, n));
-    }
-    return XP_OK;
-}
-
-static xp_status load_all(const xp_hf_load_args *args, const xp_hf_reader *reader, float *buffer) {
-    for (int p = 0; p < xp_param_table_n_params(args->table); p++) {
-        for (int i = 0; i < xp_param_table_param(args->table, p)->n_slices; i++) {
-            xp_param_slice slice;
-            xp_param_table_slice(args->table, p, i, &slice);
-            XP_TRY(load_slice(args, reader, &slice, buffer));
-        }
-    }
-    return XP_OK;
-}
-
-static void bias_name(int64_t layer, char out[64]) {
-    snprintf(out, 64, "model.layers.%lld.mlp.gate.expert_bias", (long long)layer);
-}
-
-static xp_status load_bias(const char *path, const xp_arch *arch, float *bias) {
-    xp_st_file *file = NULL;
-    XP_TRY(xp_st_open(path, &file));
-    xp_status status = XP_OK;
-    for (int64_t l = 0; l < arch->n_layers && status == XP_OK; l++) {
-        char name[64];
-        bias_name(l, name);
-        const xp_st_tensor *tensor = xp_st_find(file, name);
-        if (!tensor || tensor->n_elements != arch->n_experts)
-            status = xp_error(XP_EFORMAT, "%s: %s is missing or has not %d elements", path, name,
-                              arch->n_experts);
-        else
-            status = xp_st_read_f32(tensor, 0, arch->n_experts, bias + l * arch->n_experts);
-    }
-    xp_st_close(file);
-    return status;
-}
-
-xp_status xp_hf_load_params(const xp_hf_load_args *args) {
-    xp_hf_reader *reader = NULL;
-    XP_TRY(xp_hf_open(args->folder, &reader));
-    float *buffer = malloc((size_t)COPY_ELEMENTS * sizeof *buffer);
-    xp_status status = buffer ? load_all(args, reader, buffer)
-                              : xp_error(XP_ENOMEM, "no memory to read %s", args->folder);
-    free(buffer);
-    xp_hf_close(reader);
-    if (status != XP_OK || !args->bias)
-        return status;
-    char *extra = xp_path_join(args->folder, XP_HF_EXTRA_FILE);
-    if (!extra)
-        return xp_error(XP_ENOMEM, "no memory to read %s", args->folder);
-    if (xp_path_exists(extra))
-        status = load_bias(extra, args->arch, args->bias);
-    free(extra);
-    return status;
-}
-
-/* ---- export ------------------------------------------------------------------------------ */
 
 /* One tensor's way out of the checkpoint; `piece` is a template. */
 typedef struct ckpt_tensor {
@@ -208,7 +104,7 @@ static xp_status list_bias(export_list *list, const xp_ckpt *ckpt, const xp_arch
         char hf_name[64];
         char name[32];
         int64_t n_experts = arch->n_experts;
-        bias_name(l, hf_name);
+        xp_hf_bias_name(l, hf_name);
         snprintf(name, sizeof name, "expert_bias/%lld", (long long)l);
         XP_TRY(list_add(list, ckpt, hf_name, name, 1, &n_experts));
     }

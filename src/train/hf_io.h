@@ -17,11 +17,15 @@ typedef struct xp_hf_load_args {
     xp_dtype dtype;
     xp_stream *stream;
     float *bias; /* [n_layers, E] host memory; NULL in a dense model */
+    /** Gets one line about each kind of tensor in the folder that nothing uses; NULL: nobody listens. */
+    void (*warn)(void *context, const char *text);
+    void *warn_context;
 } xp_hf_load_args;
 /**
  * Fill a model's flat parameters from a Hugging Face folder, and the expert bias from
  * expar_extra.safetensors when it is there (left alone otherwise).
- * @return XP_OK; XP_EFORMAT naming the tensor that is missing or has another shape
+ * Experts may be stored one by one or fused, see xp_hf_locate().
+ * @return XP_OK; XP_EFORMAT naming the tensor that is missing, has another shape, or holds NaN or Inf
  */
 XP_NODISCARD xp_status xp_hf_load_params(const xp_hf_load_args *args);
 

@@ -1,5 +1,6 @@
 #include "train/inference.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,14 +12,27 @@
 
 xp_status xp_inference_find_ckpt(const char *path, int64_t step, xp_ckpt **ckpt) {
     char inside[4096];
+    bool found = false;
     snprintf(inside, sizeof inside, "%s/manifest.json", path);
-    if (xp_path_exists(inside))
+    XP_TRY(xp_path_exists(inside, &found));
+    if (found)
         return xp_ckpt_open_path(path, ckpt);
     snprintf(inside, sizeof inside, "%s/checkpoint", path);
-    return xp_ckpt_open(xp_path_is_folder(inside) ? inside : path, step, ckpt);
+    XP_TRY(xp_path_is_folder(inside, &found));
+    return xp_ckpt_open(found ? inside : path, step, ckpt);
 }
 
 /* ---- from a checkpoint ------------------------------------------------------------------- */
+
+static xp_status check_finite(const xp_ckpt *ckpt, const xp_param_slice *slice,
+                              const float *values) {
+    for (int64_t i = 0; i < slice->n_elements; i++)
+        if (!isfinite(values[i]))
+            return xp_error(XP_EFORMAT, "%s: %s holds %s at element %lld: the run has diverged",
+                            xp_ckpt_path(ckpt), slice->hf_name, isnan(values[i]) ? "NaN" : "Inf",
+                            (long long)i);
+    return XP_OK;
+}
 
 static xp_status load_ckpt_params(xp_inference *inf, const xp_ckpt *ckpt) {
     const xp_param_table *table = xp_model_params(inf->model);
@@ -36,6 +50,7 @@ static xp_status load_ckpt_params(xp_inference *inf, const xp_ckpt *ckpt) {
                                    .data = params + slice.offset};
             memcpy(piece.shape, slice.shape, sizeof slice.shape);
             XP_TRY(xp_ckpt_read(ckpt, &piece, 1));
+            XP_TRY(check_finite(ckpt, &slice, params + slice.offset));
         }
     return XP_OK;
 }
@@ -102,7 +117,9 @@ static xp_status find_tokenizer(xp_inference *inf, const xp_inference_args *args
 static xp_status open_hf(xp_inference *inf, const xp_inference_args *args) {
     char path[4096];
     snprintf(inf->source, sizeof inf->source, "%s", args->hf);
-    if (!xp_path_is_folder(args->hf))
+    bool found = false;
+    XP_TRY(xp_path_is_folder(args->hf, &found));
+    if (!found)
         return xp_error(XP_ENOENT,
                         "%s is no folder; give a Hugging Face folder with config.json "
                         "and model.safetensors",
@@ -116,10 +133,13 @@ static xp_status open_hf(xp_inference *inf, const xp_inference_args *args) {
                             .params = xp_model_param_data(inf->model),
                             .dtype = XP_F32,
                             .stream = inf->stream,
-                            .bias = inf->bias};
+                            .bias = inf->bias,
+                            .warn = args->warn,
+                            .warn_context = args->warn_context};
     XP_TRY(xp_hf_load_params(&load));
     snprintf(path, sizeof path, "%s/tokenizer.json", args->hf);
-    return find_tokenizer(inf, args, xp_path_exists(path) ? args->hf : NULL);
+    XP_TRY(xp_path_exists(path, &found));
+    return find_tokenizer(inf, args, found ? args->hf : NULL);
 }
 
 static xp_status fill_from_ckpt(xp_inference *inf, const xp_inference_args *args,

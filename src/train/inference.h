@@ -19,7 +19,9 @@ typedef struct xp_inference_args {
     int64_t n_rows, seq_len; /* of a batch, at most */
     bool keep_logits;
     bool document_attention;
-    int n_threads; /* 0 = all cores */
+    int n_threads;                                 /* 0 = all cores */
+    void (*warn)(void *context, const char *text); /* about tensors that nothing uses, or NULL */
+    void *warn_context;
 } xp_inference_args;
 
 typedef struct xp_inference {

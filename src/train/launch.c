@@ -4,8 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "checkpoint/run_lock.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "launch/shim.h"
 #include "train/signals.h"
 
 /* ---- ranks as threads -------------------------------------------------------------------- */
@@ -110,24 +112,25 @@ static xp_status run_threads(const xp_config_set *config, xp_train_shared *share
     return status;
 }
 
-static xp_status launch_threads(const xp_config_set *config, xp_log *log, xp_train_result *result) {
+static xp_status launch_threads(const xp_config_set *config, int n, xp_log *log,
+                                xp_train_result *result) {
     const xp_config *c = xp_config_get(config);
-    int n = c->job.ngpu > 0 ? (int)c->job.ngpu : 1;
-    xp_mesh layout;
-    int64_t n_microbatches = 0;
-    int64_t global_batch = 0;
     /* What can be known to be wrong is said before the data is read. */
-    XP_TRY(xp_mesh_layout(c, n, 0, &layout));
-    XP_TRY(xp_run_batch_sizes(c, n, &n_microbatches, &global_batch));
+    XP_TRY(xp_start_check(c, &(xp_start){.n_ranks = n}));
+    xp_run_lock *lock = NULL;
+    XP_TRY(xp_run_lock_take(c->job.dump_folder, NULL, log, &lock));
     xp_train_shared *shared = NULL;
-    XP_TRY(xp_train_shared_create(c, log, &shared));
     xp_signals *signals = NULL;
-    xp_signals_args args = {.shared = shared, .log = log, .saves = c->checkpoint.enable};
-    xp_status status = xp_signals_start(&args, &signals);
+    xp_status status = xp_train_shared_create(c, log, &shared);
+    if (status == XP_OK) {
+        xp_signals_args args = {.shared = shared, .log = log, .saves = c->checkpoint.enable};
+        status = xp_signals_start(&args, &signals);
+    }
     if (status == XP_OK)
         status = run_threads(config, shared, log, n, result);
     xp_signals_stop(signals);
     xp_train_shared_destroy(shared);
+    xp_run_lock_release(lock);
     return status;
 }
 
@@ -157,7 +160,7 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
     xp_train_shared *shared = NULL;
     xp_status status = share_data(xp_config_get(config), comm, log, &shared);
     if (status != XP_OK) {
-        xp_comm_abort(comm, xp_last_error());
+        xp_comm_abort(comm, NULL);
         xp_train_shared_destroy(shared);
         return status;
     }
@@ -169,6 +172,8 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
                             .patient = true};
     status = xp_signals_start(&args, &signals);
     if (status == XP_OK)
+        xp_rank_report_begun();
+    if (status == XP_OK)
         status = xp_train_run(config, shared, comm, count_local_ranks(comm), log, result);
     xp_signals_stop(signals);
     xp_train_shared_destroy(shared);
@@ -178,20 +183,29 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
 static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_train_result *result) {
     const xp_config *c = xp_config_get(config);
     xp_comm *comm = NULL;
-    /* Ranks leave their marks where all nodes write their checkpoints. */
+    /* Ranks leave their marks in the launch's folder, or where all nodes write their checkpoints.
+     */
+    const char *folder = getenv(XP_LAUNCH_FOLDER);
     xp_mpi_args args = {.init_timeout_s = (double)c->comm.init_timeout_seconds,
                         .timeout_s = (double)c->comm.train_timeout_seconds,
-                        .rendezvous_folder = c->job.dump_folder};
+                        .rendezvous_folder = folder ? folder : c->job.dump_folder};
     XP_TRY(xp_mpi_world_create(&args, &comm));
-    xp_status status = run_process(config, comm, log, result);
+    xp_run_lock *lock = NULL;
+    xp_status status = xp_run_lock_take(c->job.dump_folder, comm, log, &lock);
+    if (status == XP_OK)
+        status = run_process(config, comm, log, result);
+    else
+        xp_comm_abort(comm, NULL);
     if (status != XP_OK)
         status = xp_comm_last_words(comm, status);
     xp_comm_destroy(comm);
+    xp_run_lock_release(lock);
     return status;
 }
 
-xp_status xp_train_launch(const xp_config_set *config, xp_log *log, xp_train_result *result) {
+xp_status xp_train_launch(const xp_config_set *config, const xp_start *start, xp_log *log,
+                          xp_train_result *result) {
     memset(result, 0, sizeof *result);
-    return xp_mpi_launched() ? launch_process(config, log, result)
-                             : launch_threads(config, log, result);
+    return start->kind == XP_START_RANK ? launch_process(config, log, result)
+                                        : launch_threads(config, start->n_ranks, log, result);
 }

@@ -2,17 +2,19 @@
 #ifndef XP_TRAIN_LAUNCH_H
 #define XP_TRAIN_LAUNCH_H
 
+#include "train/start_choice.h"
 #include "train/trainer.h"
 
 /**
- * Train with NGPU rank threads (default 1), or as the rank that mpirun or srun made this process.
+ * Train with rank threads, or as the rank that a launcher made this process.
  * SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after its step (train/signals.h).
  *
+ * @param start  from xp_start_choose(), not XP_START_PROCESSES
  * @param[out] result  of rank 0, or of this process's rank
  * @return XP_OK; the status of the rank that failed first, its error as the last error with the
  *         rank named
  */
-XP_NODISCARD xp_status xp_train_launch(const xp_config_set *config, xp_log *log,
-                                       xp_train_result *result);
+XP_NODISCARD xp_status xp_train_launch(const xp_config_set *config, const xp_start *start,
+                                       xp_log *log, xp_train_result *result);
 
 #endif

@@ -126,7 +126,9 @@ static int64_t line_step(const char *line, size_t n) {
 
 /* Keep whole lines of steps up to resumed_step: what follows will be written again. */
 static xp_status cut_off(const char *path, int64_t resumed_step) {
-    if (!xp_path_exists(path))
+    bool found = false;
+    XP_TRY(xp_path_exists(path, &found));
+    if (!found)
         return XP_OK;
     char *data = NULL;
     size_t n_bytes = 0;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "core/file.h"
+#include "data/mixture.h"
 
 int xp_train_n_cores(void) {
     cpu_set_t set;
@@ -36,8 +37,9 @@ static xp_status load_tokenizer(xp_train_shared *shared) {
     char *path = xp_path_join(assets, "tokenizer.json");
     if (!path)
         return xp_error(XP_ENOMEM, "no memory for the tokenizer's path");
-    xp_status status = XP_OK;
-    if (needed || xp_path_exists(path))
+    bool found = false;
+    xp_status status = xp_path_exists(path, &found);
+    if (status == XP_OK && (needed || found))
         status = xp_tokenizer_load(assets, &shared->tokenizer);
     free(path);
     XP_TRY(status);
@@ -52,6 +54,7 @@ static xp_status load_tokenizer(xp_train_shared *shared) {
 
 typedef struct source {
     const char *kind, *path, *path_key;
+    const xp_source_list *sources; /* NULL: path alone */
     int64_t seq_len;
     bool shuffle;
 } source;
@@ -59,13 +62,26 @@ typedef struct source {
 static xp_status open_data(const xp_train_shared *shared, const source *from, const char *cache,
                            xp_pool *pool, xp_log *log, xp_dataset **data) {
     const xp_config *config = shared->config;
-    if (!from->path)
+    int n_sources = from->sources ? from->sources->n : 0;
+    if (!from->path && n_sources == 0)
         return xp_error(XP_ECONFIG, "%s is not set: name a file, folder or glob with the data",
                         from->path_key);
     const char *attention = config->training.attention;
+    xp_dataset_source sources[XP_MIXTURE_MAX_SOURCES];
+    if (n_sources > XP_MIXTURE_MAX_SOURCES)
+        return xp_error(XP_ECONFIG, "training.datasets has %d sources, at most %d are possible",
+                        n_sources, XP_MIXTURE_MAX_SOURCES);
+    for (int i = 0; i < n_sources; i++)
+        sources[i] = (xp_dataset_source){.path = from->sources->items[i].path,
+                                         .weight = from->sources->items[i].weight};
     xp_dataset_args args = {
         .kind = from->kind,
         .path = from->path,
+        .sources = sources,
+        .n_sources = n_sources,
+        .text_field = config->training.text_field,
+        .skip_bad_lines = strcmp(config->training.bad_lines, "skip") == 0,
+        .token_type = config->training.token_type,
         .tokenizer = is_tokens(from->kind) ? NULL : shared->tokenizer,
         .cache_folder = cache,
         .vocab_size = shared->arch.vocab_size,
@@ -73,6 +89,7 @@ static xp_status open_data(const xp_train_shared *shared, const source *from, co
         .shuffle = from->shuffle,
         .seed = config->debug.seed > 0 ? (uint64_t)config->debug.seed : 0,
         .eos_id = shared->tokenizer ? xp_tokenizer_eos(shared->tokenizer) : -1,
+        .note_borders = from->sources != NULL,
         .document_attention = attention && strcmp(attention, "document") == 0,
         .log = log,
         .pool = pool,
@@ -86,6 +103,7 @@ static xp_status open_all(xp_train_shared *shared, const char *cache, xp_pool *p
         .kind = config->training.dataset,
         .path = config->training.dataset_path,
         .path_key = "training.dataset_path",
+        .sources = &config->training.datasets,
         .seq_len = config->training.seq_len,
         .shuffle = config->training.shuffle >= 0 ? config->training.shuffle != 0
                                                  : !is_tokens(config->training.dataset),

@@ -66,6 +66,10 @@ static xp_status value_int(const xp_ckpt *ckpt, const char *key, int64_t *value)
     if (!text || !xp_parse_i64(text, value))
         return xp_error(XP_EFORMAT, "%s: the manifest's %s is missing or no number",
                         xp_ckpt_path(ckpt), key);
+    /* Row and token numbers are computed from these: 2^53 leaves room for every product. */
+    if (*value < 0 || *value > (int64_t)1 << 53)
+        return xp_error(XP_EFORMAT, "%s: the manifest's %s is %lld, must be 0 to 2^53",
+                        xp_ckpt_path(ckpt), key, (long long)*value);
     return XP_OK;
 }
 
@@ -214,6 +218,10 @@ static xp_status resume(xp_trainer *t, bool *resumed) {
 
 /* ---- checkpoint.initial_load_path --------------------------------------------------------- */
 
+static void warn_about_weights(void *context, const char *text) {
+    xp_trainer_warn(context, "%s", text);
+}
+
 static xp_status load_hf(xp_trainer *t, const char *path) {
     xp_hf_load_args args = {
         .folder = path,
@@ -223,29 +231,38 @@ static xp_status load_hf(xp_trainer *t, const char *path) {
         .dtype = t->run.dtype,
         .stream = t->run.stream,
         .bias = t->bias,
+        .warn = t->log ? warn_about_weights : NULL,
+        .warn_context = t,
     };
     XP_TRY(xp_hf_load_params(&args));
     XP_TRY(upload_bias(t));
     return xp_shard_adopt_params(t->run.shard, t->run.stream);
 }
 
-static bool holds_manifest(const char *path) {
-    char *manifest = xp_path_join(path, "manifest.json");
-    bool found = manifest && xp_path_exists(manifest);
-    free(manifest);
-    return found;
+/* What a folder has inside under a name. */
+static xp_status look_inside(const char *path, const char *name, bool as_folder, bool *found) {
+    char *inside = xp_path_join(path, name);
+    if (!inside)
+        return xp_error(XP_ENOMEM, "no memory for a path");
+    xp_status status = as_folder ? xp_path_is_folder(inside, found) : xp_path_exists(inside, found);
+    free(inside);
+    return status;
 }
 
 /* A step folder, or a folder of them (a run's checkpoint folder or its dump folder): the newest. */
 static xp_status open_initial(const char *path, const char *folder, xp_ckpt **ckpt) {
-    if (!xp_path_is_folder(path))
+    bool found = false;
+    XP_TRY(xp_path_is_folder(path, &found));
+    if (!found)
         return xp_error(XP_ENOENT, "checkpoint.initial_load_path: there is no folder %s", path);
-    if (holds_manifest(path))
+    XP_TRY(look_inside(path, "manifest.json", false, &found));
+    if (found)
         return xp_ckpt_open_path(path, ckpt);
+    XP_TRY(look_inside(path, folder, true, &found));
     char *inside = xp_path_join(path, folder);
     if (!inside)
         return xp_error(XP_ENOMEM, "no memory for a path");
-    xp_status status = xp_ckpt_open(xp_path_is_folder(inside) ? inside : path, -1, ckpt);
+    xp_status status = xp_ckpt_open(found ? inside : path, -1, ckpt);
     free(inside);
     if (status == XP_ENOENT)
         return xp_error(XP_ENOENT,

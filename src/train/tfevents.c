@@ -7,16 +7,12 @@
 #include <time.h>
 #include <unistd.h>
 #include "core/file.h"
-#include "event.pb-c.h"
 #include "train/crc32c.h"
 
 struct xp_tfevents {
     FILE *file;
     char path[1024];
-    Xp__Tb__Summary__Value *values; /* reused from step to step */
-    Xp__Tb__Summary__Value **pointers;
-    int capacity;
-    uint8_t *frame;
+    uint8_t *frame; /* reused from event to event */
     size_t frame_capacity;
 };
 
@@ -31,6 +27,98 @@ static void put_u32(uint8_t *out, uint32_t value) {
         out[i] = (uint8_t)(value >> (8 * i));
 }
 
+/*
+ * The messages, with the field numbers of tensorflow/core/util/event.proto and
+ * tensorflow/core/framework/summary.proto. As in proto3, a field that is zero is left out.
+ *
+ *   Event    1 double wall_time   2 int64 step   3 string file_version   5 Summary summary
+ *   Summary  1 repeated Value value
+ *   Value    1 string tag         2 float simple_value
+ *
+ * A field is a key, number << 3 | wire type, and its value.
+ */
+enum { WIRE_VARINT = 0, WIRE_64_BITS = 1, WIRE_BYTES = 2, WIRE_32_BITS = 5 };
+
+/* Where the bytes go: nowhere while they are counted. */
+typedef struct sink {
+    uint8_t *out; /* NULL: count only */
+    size_t n;
+} sink;
+
+static void put_byte(sink *s, uint8_t byte) {
+    if (s->out != NULL)
+        s->out[s->n] = byte;
+    s->n++;
+}
+
+static void put_varint(sink *s, uint64_t value) {
+    for (; value >= 0x80; value >>= 7)
+        put_byte(s, (uint8_t)(value | 0x80));
+    put_byte(s, (uint8_t)value);
+}
+
+static void put_key(sink *s, unsigned number, unsigned wire_type) {
+    put_varint(s, number << 3 | wire_type);
+}
+
+static void put_fixed(sink *s, uint64_t bits, int n_bytes) {
+    for (int i = 0; i < n_bytes; i++)
+        put_byte(s, (uint8_t)(bits >> (8 * i)));
+}
+
+static void put_string(sink *s, unsigned number, const char *text) {
+    const size_t n = strlen(text);
+    put_key(s, number, WIRE_BYTES);
+    put_varint(s, n);
+    for (size_t i = 0; i < n; i++)
+        put_byte(s, (uint8_t)text[i]);
+}
+
+static void put_value(sink *s, const xp_tb_scalar *scalar) {
+    const float value = (float)scalar->value;
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    if (scalar->tag[0] != '\0')
+        put_string(s, 1, scalar->tag);
+    if (value != 0) { /* NaN is written */
+        put_key(s, 2, WIRE_32_BITS);
+        put_fixed(s, bits, 4);
+    }
+}
+
+static void put_summary(sink *s, const xp_tb_event *event) {
+    for (int i = 0; i < event->n_scalars; i++) {
+        sink size = {0};
+        put_value(&size, &event->scalars[i]);
+        put_key(s, 1, WIRE_BYTES);
+        put_varint(s, size.n);
+        put_value(s, &event->scalars[i]);
+    }
+}
+
+size_t xp_tb_event_encode(const xp_tb_event *event, uint8_t *out) {
+    sink s = {.out = out}, size = {0};
+    uint64_t time_bits;
+    memcpy(&time_bits, &event->wall_time, sizeof time_bits);
+    if (event->wall_time != 0) {
+        put_key(&s, 1, WIRE_64_BITS);
+        put_fixed(&s, time_bits, 8);
+    }
+    if (event->step != 0) {
+        put_key(&s, 2, WIRE_VARINT);
+        put_varint(&s, (uint64_t)event->step);
+    }
+    if (event->file_version != NULL) {
+        put_string(&s, 3, event->file_version);
+        return s.n;
+    }
+    put_summary(&size, event);
+    put_key(&s, 5, WIRE_BYTES);
+    put_varint(&s, size.n);
+    put_summary(&s, event);
+    return s.n;
+}
+
 static xp_status grow_frame(xp_tfevents *events, size_t n_bytes) {
     if (n_bytes <= events->frame_capacity)
         return XP_OK;
@@ -42,15 +130,16 @@ static xp_status grow_frame(xp_tfevents *events, size_t n_bytes) {
     return XP_OK;
 }
 
-static xp_status write_event(xp_tfevents *events, Xp__Tb__Event *event) {
-    size_t n = xp__tb__event__get_packed_size(event);
-    size_t total = 12 + n + 4;
+/* A TFRecord frame: length, its masked CRC, the event, its masked CRC. */
+static xp_status write_event(xp_tfevents *events, const xp_tb_event *event) {
+    const size_t n = xp_tb_event_encode(event, NULL);
+    const size_t total = 12 + n + 4;
     XP_TRY(grow_frame(events, total));
     uint8_t *frame = events->frame;
     put_u32(frame, (uint32_t)n);
     put_u32(frame + 4, (uint32_t)((uint64_t)n >> 32));
     put_u32(frame + 8, xp_crc32c_masked(frame, 8));
-    xp__tb__event__pack(event, frame + 12);
+    xp_tb_event_encode(event, frame + 12);
     put_u32(frame + 12 + n, xp_crc32c_masked(frame + 12, n));
     if (fwrite(frame, 1, total, events->file) != total || fflush(events->file) != 0)
         return xp_error(XP_EIO, "cannot write %s: %s", events->path, strerror(errno));
@@ -70,11 +159,7 @@ static xp_status open_file(xp_tfevents *events, const char *folder) {
     events->file = fopen(events->path, "wbe");
     if (!events->file)
         return xp_error(XP_EIO, "cannot create %s: %s", events->path, strerror(errno));
-    Xp__Tb__Event event = XP__TB__EVENT__INIT;
-    event.wall_time = now;
-    event.what_case = XP__TB__EVENT__WHAT_FILE_VERSION;
-    event.file_version = "brain.Event:2";
-    return write_event(events, &event);
+    return write_event(events, &(xp_tb_event){.wall_time = now, .file_version = "brain.Event:2"});
 }
 
 xp_status xp_tfevents_create(const char *folder, xp_tfevents **events) {
@@ -90,38 +175,10 @@ xp_status xp_tfevents_create(const char *folder, xp_tfevents **events) {
     return XP_OK;
 }
 
-static xp_status grow_values(xp_tfevents *events, int n) {
-    if (n <= events->capacity)
-        return XP_OK;
-    free(events->values);
-    free(events->pointers);
-    events->capacity = 0;
-    events->values = calloc((size_t)n, sizeof *events->values);
-    events->pointers = calloc((size_t)n, sizeof *events->pointers);
-    if (!events->values || !events->pointers)
-        return xp_error(XP_ENOMEM, "no memory for %d TensorBoard scalars", n);
-    events->capacity = n;
-    return XP_OK;
-}
-
 xp_status xp_tfevents_add(xp_tfevents *events, int64_t step, const xp_tb_scalar *scalars,
                           int n_scalars) {
-    XP_TRY(grow_values(events, n_scalars));
-    for (int i = 0; i < n_scalars; i++) {
-        xp__tb__summary__value__init(&events->values[i]);
-        /* protobuf-c's strings are not const; packing only reads them. */
-        memcpy(&events->values[i].tag, &scalars[i].tag, sizeof(char *));
-        events->values[i].simple_value = (float)scalars[i].value;
-        events->pointers[i] = &events->values[i];
-    }
-    Xp__Tb__Summary summary = XP__TB__SUMMARY__INIT;
-    summary.n_value = (size_t)n_scalars;
-    summary.value = events->pointers;
-    Xp__Tb__Event event = XP__TB__EVENT__INIT;
-    event.wall_time = wall_time();
-    event.step = step;
-    event.what_case = XP__TB__EVENT__WHAT_SUMMARY;
-    event.summary = &summary;
+    const xp_tb_event event = {
+        .wall_time = wall_time(), .step = step, .scalars = scalars, .n_scalars = n_scalars};
     return write_event(events, &event);
 }
 
@@ -134,8 +191,6 @@ void xp_tfevents_destroy(xp_tfevents *events) {
         return;
     if (events->file)
         fclose(events->file);
-    free(events->values);
-    free(events->pointers);
     free(events->frame);
     free(events);
 }

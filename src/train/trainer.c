@@ -85,6 +85,7 @@ static xp_status create_loader(xp_trainer *t) {
         .data_rank = t->rank,
         .n_data_ranks = t->n_ranks,
         .n_prefetch = 2,
+        .log = t->log,
     };
     XP_TRY(xp_loader_create(t->shared->data, &args, &t->loader));
     return xp_step_batches_create(&t->run, &t->batches);
@@ -388,7 +389,7 @@ xp_status xp_trainer_open(const xp_config_set *config, xp_train_shared *shared, 
     xp_status status = create_parts(t);
     if (status != XP_OK) {
         if (world)
-            xp_comm_abort(world, xp_last_error());
+            xp_comm_abort(world, NULL);
         xp_trainer_close(t);
         return status;
     }
@@ -412,7 +413,7 @@ xp_status xp_train_run(const xp_config_set *config, xp_train_shared *shared, xp_
     if (status == XP_OK)
         fill_result(t, result);
     else if (world)
-        xp_comm_abort(world, xp_last_error());
+        xp_comm_abort(world, NULL);
     xp_trainer_close(t);
     return status;
 }

@@ -37,7 +37,7 @@ static xp_status fastest(const ck_candidate *candidate, const ck_case *c, const 
 static xp_status call_axpy(const ck_call *call) {
     const xp_axpy_args args = {
         .n = call->c->size[0], .alpha = 1.0f, .x = ck_at(call, "x"), .y = ck_at(call, "y")};
-    return call->ops->optim.axpy(call->stream, &args);
+    return call->ops->axpy(call->stream, &args);
 }
 
 static xp_status call_gemm(const ck_call *call) {
@@ -52,7 +52,7 @@ static xp_status call_gemm(const ck_call *call) {
                                .ldb = n,
                                .ldc = n,
                                .alpha = 1.0f};
-    return call->ops->gemm.gemm(call->stream, &args);
+    return call->ops->gemm(call->stream, &args);
 }
 
 xp_status ck_measure_limits(const ck_candidate *candidate, double repeat_s, ck_limits *limits) {

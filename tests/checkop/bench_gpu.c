@@ -99,7 +99,7 @@ static xp_status call_matmul(void *context) {
                                .ab_dtype = XP_BF16,
                                .c_dtype = XP_BF16,
                                .alpha = 1.0F};
-    return l->candidate->ops->gemm.gemm(l->candidate->stream, &args);
+    return l->candidate->ops->gemm(l->candidate->stream, &args);
 }
 
 static xp_status measure(const limit_call *l, double repeat_s, void *flush, ck_limits *limits) {

@@ -36,17 +36,17 @@ static xp_attention_args arguments(const ck_call *call) {
 }
 static size_t forward_scratch(const ck_call *call) {
     const xp_attention_args args = arguments(call);
-    return call->ops->attention.scratch(xp_stream_device(call->stream), &args, false);
+    return call->ops->attention_scratch(xp_stream_device(call->stream), &args, false);
 }
 static size_t backward_scratch(const ck_call *call) {
     const xp_attention_args args = arguments(call);
-    return call->ops->attention.scratch(xp_stream_device(call->stream), &args, true);
+    return call->ops->attention_scratch(xp_stream_device(call->stream), &args, true);
 }
 static xp_status call_forward(const ck_call *call) {
     xp_attention_args args = arguments(call);
     args.scratch = call->scratch;
     args.scratch_bytes = call->scratch == NULL ? 0 : forward_scratch(call);
-    return call->ops->attention.forward(call->stream, &args);
+    return call->ops->attention_forward(call->stream, &args);
 }
 static xp_status call_backward(const ck_call *call) {
     xp_attention_args forward = arguments(call);
@@ -60,7 +60,7 @@ static xp_status call_backward(const ck_call *call) {
                                              .lddq = forward.ldq,
                                              .lddk = forward.ldk,
                                              .lddv = forward.ldv};
-    return call->ops->attention.backward(call->stream, &args);
+    return call->ops->attention_backward(call->stream, &args);
 }
 
 /* [B * S]: documents of random lengths. */

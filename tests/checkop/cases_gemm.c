@@ -25,7 +25,7 @@ static xp_status call_gemm(const ck_call *call) {
                                .c_dtype = (xp_dtype)s[GEMM_C],
                                .alpha = call->c->value[0],
                                .acc = s[GEMM_ACC] != 0};
-    return call->ops->gemm.gemm(call->stream, &args);
+    return call->ops->gemm(call->stream, &args);
 }
 
 /* size: as the enum above. */
@@ -130,17 +130,17 @@ static xp_grouped_args grouped_args(const ck_call *call) {
 static xp_status call_forward(const ck_call *call) {
     xp_grouped_args args = grouped_args(call);
     args.y = ck_at(call, "y");
-    return call->ops->gemm.grouped_forward(call->stream, &args);
+    return call->ops->grouped_forward(call->stream, &args);
 }
 static xp_status call_dgrad(const ck_call *call) {
     xp_grouped_args args = grouped_args(call);
     args.y = ck_at(call, "dx");
-    return call->ops->gemm.grouped_dgrad(call->stream, &args);
+    return call->ops->grouped_dgrad(call->stream, &args);
 }
 static xp_status call_wgrad(const ck_call *call) {
     xp_grouped_args args = grouped_args(call);
     args.y = ck_at(call, "dw");
-    return call->ops->gemm.grouped_wgrad(call->stream, &args);
+    return call->ops->grouped_wgrad(call->stream, &args);
 }
 
 typedef struct routing {

@@ -16,7 +16,7 @@ static xp_cross_entropy_args loss_args(const ck_call *call) {
 static xp_status call_loss(const ck_call *call) {
     xp_cross_entropy_args args = loss_args(call);
     args.logits = ck_at(call, "logits");
-    return call->ops->loss.cross_entropy(call->stream, &args);
+    return call->ops->cross_entropy(call->stream, &args);
 }
 
 static xp_status call_gradient(const ck_call *call) {
@@ -27,7 +27,7 @@ static xp_status call_gradient(const ck_call *call) {
         const size_t n = (size_t)(args.n_rows * args.vocab) * xp_dtype_bytes(args.dtype);
         XP_TRY(xp_copy(call->stream, args.logits, ck_at(call, "logits"), n));
     }
-    return call->ops->loss.cross_entropy(call->stream, &args);
+    return call->ops->cross_entropy(call->stream, &args);
 }
 
 static void begin(ck_case *c, xp_status (*call)(const ck_call *), const int64_t *size,

@@ -1,5 +1,5 @@
-/* Router, histogram, silu * gate * prob. The router's extra losses:
- * tests/unit/fused/test_router_gradient.c. */
+/* Router and its extra losses, histogram, silu * gate * prob. The gradient of the losses is checked
+ * in tests/unit/fused/test_router_gradient.c. */
 #include <stdlib.h>
 #include "checkop.h"
 
@@ -24,7 +24,7 @@ static xp_status call_router(const ck_call *call) {
                                  .topk_idx = ck_at(call, "topk_idx"),
                                  .topk_weight = ck_at(call, "weight"),
                                  .lse = ck_at(call, "lse")};
-    return call->ops->moe.router_forward(call->stream, &args);
+    return call->ops->router_forward(call->stream, &args);
 }
 
 static xp_status call_router_backward(const ck_call *call) {
@@ -43,7 +43,7 @@ static xp_status call_router_backward(const ck_call *call) {
                                           .lse = ck_at(call, "lse"),
                                           .z_scale = 0.2F,
                                           .dlogits = ck_at(call, "dlogits")};
-    return call->ops->moe.router_backward(call->stream, &args);
+    return call->ops->router_backward(call->stream, &args);
 }
 
 /* ids of a forced run: different ones in a row, in no order. */
@@ -116,6 +116,63 @@ static void check_router(ck_context *ctx) {
         }
 }
 
+static xp_status call_router_losses(const ck_call *call) {
+    const int64_t *s = call->c->size;
+    const xp_router_losses_args args = {.n_tokens = s[ROUTER_T],
+                                        .seq_len = s[ROUTER_SEQ],
+                                        .n_experts = (int)s[ROUTER_E],
+                                        .top_k = (int)s[ROUTER_K],
+                                        .scores = ck_at(call, "scores"),
+                                        .topk_idx = ck_at(call, "topk_idx"),
+                                        .targets = ck_at(call, "targets"),
+                                        .loss_scale = 0.01F,
+                                        .aux_coeff = 0.5F,
+                                        .z_coeff = 0.25F,
+                                        .lse = ck_at(call, "lse"),
+                                        .aux_density = ck_at(call, "density"),
+                                        .losses = ck_at(call, "losses")};
+    return call->ops->router_losses(call->stream, &args);
+}
+
+/* Every fifth target is not valid. */
+static void router_losses_case(ck_context *ctx, const int64_t *size, bool aux, bool z) {
+    const int64_t t = size[ROUTER_T], e = size[ROUTER_E], k = size[ROUTER_K];
+    int32_t *targets = calloc((size_t)(t + 1), sizeof *targets);
+    if (targets == NULL)
+        return;
+    for (int64_t i = 0; i < t; i++)
+        targets[i] = i % 5 == 3 ? -1 : (int32_t)i;
+    ck_case c;
+    ck_case_init(&c, "router_losses", call_router_losses);
+    for (int i = 0; i <= ROUTER_SEQ; i++)
+        c.size[i] = size[i];
+    c.bytes = 4.0 * (double)(t * (e + k));
+    snprintf(c.shape, sizeof c.shape, "%lld tokens in rows of %lld, %lld of %lld experts%s%s",
+             (long long)t, (long long)size[ROUTER_SEQ], (long long)k, (long long)e,
+             aux ? " aux" : "", z ? " z" : "");
+    ck_given(&c, "targets", XP_I32, t, targets);
+    if (aux) {
+        ck_in(&c, "scores", XP_F32, t * e)->fill = CK_POSITIVE;
+        ck_index(&c, "topk_idx", t * k, e);
+        ck_out(&c, "density", XP_F32, t / size[ROUTER_SEQ] * e, CK_ROUNDED);
+    }
+    if (z)
+        ck_inout(&c, "lse", XP_F32, t, CK_EXACT);
+    ck_inout(&c, "losses", XP_F64, 2, CK_SUM)->fill = CK_POSITIVE;
+    ck_run(ctx, &c);
+    free(targets);
+}
+
+static void check_router_losses(ck_context *ctx) {
+    static const int64_t shapes[][4] = {
+        {0, 8, 2, 1}, {1, 1, 1, 1}, {12, 7, 7, 3}, {130, 33, 5, 13}, {40, 128, 8, 20}};
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
+        for (int v = 1; v < 4; v++) {
+            const int64_t size[] = {shapes[i][0], shapes[i][1], shapes[i][2], 0, 0, shapes[i][3]};
+            router_losses_case(ctx, size, (v & 1) != 0, (v & 2) != 0);
+        }
+}
+
 /* ---- histogram
  * ------------------------------------------------------------------------------------------------------
  */
@@ -126,7 +183,7 @@ static xp_status call_histogram(const ck_call *call) {
                                     .ids = ck_at(call, "ids"),
                                     .counts = ck_at(call, "counts"),
                                     .acc = call->c->size[2] != 0};
-    return call->ops->moe.histogram(call->stream, &args);
+    return call->ops->histogram(call->stream, &args);
 }
 
 static void histogram_case(ck_context *ctx, int64_t n, int64_t n_experts, bool acc) {
@@ -177,7 +234,7 @@ static xp_silu_gate_prob_args silu_args(const ck_call *call, const char *a, cons
 
 static xp_status call_silu(const ck_call *call) {
     const xp_silu_gate_prob_args args = silu_args(call, "a", "b");
-    return call->ops->moe.silu_gate_prob_forward(call->stream, &args);
+    return call->ops->silu_gate_prob_forward(call->stream, &args);
 }
 
 static xp_status call_silu_backward(const ck_call *call) {
@@ -191,7 +248,7 @@ static xp_status call_silu_backward(const ck_call *call) {
                                                                        : ck_at(call, "db"),
                                                   .ldd = s[SILU_DIM] * (s[SILU_HALVES] ? 2 : 1),
                                                   .dp = ck_at(call, "dp")};
-    return call->ops->moe.silu_gate_prob_backward(call->stream, &args);
+    return call->ops->silu_gate_prob_backward(call->stream, &args);
 }
 
 static void begin_silu(ck_case *c, const char *op, xp_status (*call)(const ck_call *),
@@ -276,6 +333,7 @@ void ck_moe_cases(ck_context *ctx) {
         return;
     }
     check_router(ctx);
+    check_router_losses(ctx);
     histogram_case(ctx, 0, 3, false);
     histogram_case(ctx, 1, 1, true);
     histogram_case(ctx, 1000, 33, false);

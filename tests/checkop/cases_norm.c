@@ -32,11 +32,11 @@ static xp_embed_args embed_args(const ck_call *call) {
 }
 static xp_status call_embed_forward(const ck_call *call) {
     const xp_embed_args args = embed_args(call);
-    return call->ops->norm.embed_forward(call->stream, &args);
+    return call->ops->embed_forward(call->stream, &args);
 }
 static xp_status call_embed_backward(const ck_call *call) {
     const xp_embed_args args = embed_args(call);
-    return call->ops->norm.embed_backward(call->stream, &args);
+    return call->ops->embed_backward(call->stream, &args);
 }
 
 /* ids below `used` occur: 1 gives one row all tokens. */
@@ -92,7 +92,7 @@ static xp_status call_rmsnorm_forward(const ck_call *call) {
                                   .y = ck_at(call, "y"),
                                   .rstd = ck_at(call, "rstd"),
                                   .dtype = (xp_dtype)size[2]};
-    return call->ops->norm.rmsnorm_forward(call->stream, &args);
+    return call->ops->rmsnorm_forward(call->stream, &args);
 }
 static xp_status call_rmsnorm_apply(const ck_call *call) {
     const int64_t *size = call->c->size;
@@ -103,7 +103,7 @@ static xp_status call_rmsnorm_apply(const ck_call *call) {
                                         .rstd = ck_at(call, "rstd"),
                                         .y = ck_at(call, "y"),
                                         .dtype = (xp_dtype)size[2]};
-    return call->ops->norm.rmsnorm_apply(call->stream, &args);
+    return call->ops->rmsnorm_apply(call->stream, &args);
 }
 static xp_status call_rmsnorm_backward(const ck_call *call) {
     const int64_t *size = call->c->size;
@@ -120,7 +120,7 @@ static xp_status call_rmsnorm_backward(const ck_call *call) {
                                            .dw_dtype = (xp_dtype)size[3],
                                            .acc = size[4] != 0,
                                            .scratch = ck_at(call, "scratch")};
-    return call->ops->norm.rmsnorm_backward(call->stream, &args);
+    return call->ops->rmsnorm_backward(call->stream, &args);
 }
 
 /* What forward is given and how it lies in memory. */
@@ -248,7 +248,7 @@ static xp_qknorm_rope_args rope_args(const ck_call *call) {
 }
 static xp_status call_rope_forward(const ck_call *call) {
     const xp_qknorm_rope_args args = rope_args(call);
-    return call->ops->norm.qknorm_rope_forward(call->stream, &args);
+    return call->ops->qknorm_rope_forward(call->stream, &args);
 }
 static xp_status call_rope_backward(const ck_call *call) {
     const int64_t *size = call->c->size;
@@ -261,7 +261,7 @@ static xp_status call_rope_backward(const ck_call *call) {
                                                .dw_dtype = (xp_dtype)size[5],
                                                .acc = size[6] != 0,
                                                .scratch = ck_at(call, "scratch")};
-    return call->ops->norm.qknorm_rope_backward(call->stream, &args);
+    return call->ops->qknorm_rope_backward(call->stream, &args);
 }
 
 /* The inputs that both directions have. rope: [N_POSITIONS, C] */

@@ -22,7 +22,7 @@ static xp_status call_adamw(const ck_call *call) {
                                 .weight_decay = 0.1F,
                                 .step = 3,
                                 .grad_scale = ck_at(call, "scale")};
-    return call->ops->optim.adamw(call->stream, &args);
+    return call->ops->adamw(call->stream, &args);
 }
 
 static xp_status call_clip_scale(const ck_call *call) {
@@ -31,7 +31,7 @@ static xp_status call_clip_scale(const ck_call *call) {
                                      .max_norm = (double)call->c->value[0],
                                      .stop = {ck_at(call, "first"), ck_at(call, "second")},
                                      .scale = ck_at(call, "scale")};
-    return call->ops->optim.clip_scale(call->stream, &args);
+    return call->ops->clip_scale(call->stream, &args);
 }
 
 static xp_status call_sum_squares(const ck_call *call) {
@@ -41,7 +41,7 @@ static xp_status call_sum_squares(const ck_call *call) {
                                       .out = ck_at(call, "out"),
                                       .acc = call->c->size[OPTIM_ACC] != 0,
                                       .scratch = ck_at(call, "scratch")};
-    return call->ops->optim.sum_squares(call->stream, &args);
+    return call->ops->sum_squares(call->stream, &args);
 }
 
 static xp_status call_axpy(const ck_call *call) {
@@ -52,12 +52,13 @@ static xp_status call_axpy(const ck_call *call) {
                                .x_dtype = (xp_dtype)call->c->size[OPTIM_X],
                                .y_dtype = (xp_dtype)call->c->size[OPTIM_Y],
                                .acc = call->c->size[OPTIM_ACC] != 0};
-    return call->ops->optim.axpy(call->stream, &args);
+    return call->ops->axpy(call->stream, &args);
 }
 
 static xp_status call_sum(const ck_call *call) {
-    return call->ops->optim.sum(call->stream, ck_at(call, "x"), call->c->size[OPTIM_N],
-                                ck_at(call, "out"));
+    const xp_sum_args args = {
+        .n = call->c->size[OPTIM_N], .x = ck_at(call, "x"), .out = ck_at(call, "out")};
+    return call->ops->sum(call->stream, &args);
 }
 
 static xp_status call_draw(const ck_call *call) {
@@ -68,7 +69,7 @@ static xp_status call_draw(const ck_call *call) {
                                .n = s[OPTIM_N],
                                .std = s[2] == 0 ? 0.0F : 0.02F,
                                .out = ck_at(call, "out")};
-    return call->ops->optim.draw(call->stream, &args);
+    return call->ops->draw(call->stream, &args);
 }
 
 static void begin(ck_case *c, const char *op, xp_status (*call)(const ck_call *), int64_t n,

@@ -12,6 +12,8 @@ static const char usage[] =
     "  checkop [--op GLOB] [--seed N] [--verbose] [--json]\n"
     "  checkop --bench [--op GLOB] [--caps LIST] [--threads N] [--repeat S] [--json]\n"
     "  checkop --device cuda[:N] ...\n"
+    "  checkop --list                  the ops and how many cases each has; fails when one has "
+    "none\n"
     "\n"
     "  --op GLOB     only ops whose name matches: 'rmsnorm*', attention_backward\n"
     "  --device NAME cpu (the default), cuda or cuda:N: whose ops are compared with the plain "
@@ -114,6 +116,28 @@ static xp_status open_all(ck_context *ctx, const options *o) {
     return XP_OK;
 }
 
+#define OP_NAME(entry, queued, args_type, check, cuda) #entry,
+static const char *const op_names[CK_N_OPS] = {XP_OP_LIST(OP_NAME)};
+
+void ck_count_case(ck_context *ctx, const char *op) {
+    for (int i = 0; i < CK_N_OPS; i++)
+        if (strcmp(op, op_names[i]) == 0)
+            ctx->n_cases_of[i]++;
+}
+
+/* The ops of XP_OP_LIST with the number of their cases. Every op must have one. */
+static int list_ops(ck_context *ctx) {
+    int missing = 0;
+    for (int i = 0; ck_families[i] != NULL; i++)
+        ck_families[i](ctx);
+    for (int i = 0; i < CK_N_OPS; i++) {
+        missing += ctx->n_cases_of[i] == 0;
+        fprintf(ctx->out, "%-26s %5d cases%s\n", op_names[i], ctx->n_cases_of[i],
+                ctx->n_cases_of[i] == 0 ? "  MISSING: add one to tests/checkop/cases_*.c" : "");
+    }
+    return missing == 0 ? 0 : 1;
+}
+
 static xp_status run_families(ck_context *ctx, const options *o) {
     XP_TRY(o->cuda ? open_gpu(ctx, o) : open_all(ctx, o));
     if (ctx->bench)
@@ -129,17 +153,12 @@ static xp_status run_families(ck_context *ctx, const options *o) {
 
 static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
     static const struct option long_options[] = {
-        {"op", required_argument, NULL, 'o'},
-        {"seed", required_argument, NULL, 's'},
-        {"caps", required_argument, NULL, 'c'},
-        {"threads", required_argument, NULL, 't'},
-        {"bench", no_argument, NULL, 'b'},
-        {"json", no_argument, NULL, 'j'},
-        {"verbose", no_argument, NULL, 'v'},
-        {"repeat", required_argument, NULL, 'r'},
-        {"device", required_argument, NULL, 'd'},
-        {"quick", no_argument, NULL, 'q'},
-        {NULL, 0, NULL, 0},
+        {"op", required_argument, NULL, 'o'},     {"seed", required_argument, NULL, 's'},
+        {"caps", required_argument, NULL, 'c'},   {"threads", required_argument, NULL, 't'},
+        {"bench", no_argument, NULL, 'b'},        {"json", no_argument, NULL, 'j'},
+        {"verbose", no_argument, NULL, 'v'},      {"repeat", required_argument, NULL, 'r'},
+        {"device", required_argument, NULL, 'd'}, {"quick", no_argument, NULL, 'q'},
+        {"list", no_argument, NULL, 'l'},         {NULL, 0, NULL, 0},
     };
     int64_t number = 0;
     for (int key; (key = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
@@ -157,6 +176,9 @@ static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
             break;
         case 'q':
             ctx->quick = true;
+            break;
+        case 'l':
+            ctx->list = true;
             break;
         case 's':
             if (!xp_parse_i64(optarg, &number))
@@ -203,6 +225,8 @@ int ck_main(int argc, char **argv) {
         fputs(usage, stderr);
         return 2;
     }
+    if (ctx.list)
+        return list_ops(&ctx);
     const xp_status status = run_families(&ctx, &o);
     if (status != XP_OK)
         fprintf(stderr, "checkop: %s\n", xp_last_error());

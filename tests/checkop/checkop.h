@@ -19,6 +19,11 @@
 #define CK_MAX_BUFFERS    24
 #define CK_MAX_CANDIDATES 16
 
+/** How many ops there are. */
+#define CK_ONE(entry, queued, args_type, check, cuda) +1
+enum { CK_N_OPS = 0 XP_OP_LIST(CK_ONE) };
+#undef CK_ONE
+
 typedef enum ck_role {
     CK_IN,      /* must be unchanged afterwards */
     CK_OUT,     /* poisoned before, compared after */
@@ -120,13 +125,18 @@ typedef struct ck_context {
     bool bench, json, verbose;
     bool quick;      /* small cases once, without NaN runs: for slow tools such as sanitizers */
     bool gpu;        /* the candidates are a GPU: other sizes are timed */
+    bool list;       /* cases are counted, not run */
     double repeat_s; /* bench: how long a case is repeated */
     FILE *out;
     int n_candidates, n_cases, n_failed, n_json;
     ck_candidate candidates[CK_MAX_CANDIDATES];
     ck_candidate reference; /* the plain table, on host memory */
     ck_limits limits;
+    int n_cases_of[CK_N_OPS]; /* by op, in the order of XP_OP_LIST */
 } ck_context;
+
+/** checkop.c: count a case of that op. */
+void ck_count_case(ck_context *ctx, const char *op);
 
 /** Run a case (or time it when the context says so); failures are printed and counted. */
 void ck_run(ck_context *ctx, const ck_case *c);

@@ -103,6 +103,9 @@ void ck_run(ck_context *ctx, const ck_case *c) {
     if (fnmatch(ctx->op_glob, c->op, 0) != 0)
         return;
     ctx->n_cases++;
+    ck_count_case(ctx, c->op);
+    if (ctx->list)
+        return;
     if (ctx->bench) {
         ck_bench(ctx, c);
         return;

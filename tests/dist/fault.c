@@ -1,9 +1,13 @@
 /*
  * fault PHASE HOW VICTIM [TRANSPORT]: ranks that work until one of them is lost in a phase.
- *   PHASE  init, plan, dispatch, combine, all-reduce
- *   HOW    kill (SIGKILL), stop (SIGSTOP), memory (it says that its memory is out)
+ *   PHASE  init, plan, dispatch, combine, all-reduce, reduce-scatter, all-gather
+ *   HOW    kill (SIGKILL), stop (SIGSTOP), memory (it says that its memory is out),
+ *          absent (it never comes to the phase; for rank threads, which signals cannot single out)
+ * Ranks are processes under mpirun, or with FAULT_THREADS=N threads of this one.
  * FAULT_TIMEOUT: seconds (2). FAULT_LAGGARD: a rank that comes out of the phase before it late.
- * The end of a rank is the one of `expar train`: one line, the root cause last.
+ * FAULT_DEVICE=cuda: rank r works on GPU r; the fault happens while its peers' GPUs wait for it.
+ * The end of a rank is the one of `expar train`: one line, the root cause last. With FAULT_TIMES the
+ * victim and every survivor also print the time of day of fault and end ("at 1234.567").
  */
 #include <dirent.h>
 #include <pthread.h>
@@ -12,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include "expar/ep.h"
 
@@ -26,6 +31,7 @@ typedef struct options {
     const char *phase, *how;
     int victim;
     xp_ep_transport transport;
+    bool on_gpu;
 } options;
 
 typedef struct layer {
@@ -33,14 +39,43 @@ typedef struct layer {
     xp_stream *stream;
     xp_ep_group *group;
     xp_ep_plan *plan;
-    int32_t ids[TOKENS * TOP_K];
-    float x[TOKENS * DIM], grads[N_GRADS];
+    int32_t *ids;    /* [TOKENS, TOP_K] */
+    float *x;        /* [TOKENS, DIM] */
+    float *grads;    /* [N_GRADS] */
+    float *gathered; /* [ranks * N_GRADS] */
     float *recv, *y;
 } layer;
 
+static void print_time(const char *what, int rank) {
+    struct timespec now;
+    if (!getenv("FAULT_TIMES"))
+        return;
+    clock_gettime(CLOCK_REALTIME, &now);
+    fprintf(stderr, "rank %d %s at %lld.%03ld\n", rank, what, (long long)now.tv_sec,
+            now.tv_nsec / 1000000);
+}
+
+static xp_status reserve(layer *l, size_t n_bytes, void *pointer) {
+    void *data = NULL;
+    XP_TRY(xp_device_alloc(l->device, n_bytes, "fault", &data));
+    memcpy(pointer, &data, sizeof data);
+    return xp_zero(l->stream, data, n_bytes);
+}
+
+static xp_status fill_ids(layer *l, int n_experts) {
+    int32_t ids[TOKENS * TOP_K];
+    for (int t = 0; t < TOKENS; t++)
+        for (int k = 0; k < TOP_K; k++)
+            ids[t * TOP_K + k] = (t + k * 3) % n_experts;
+    XP_TRY(xp_copy(l->stream, l->ids, ids, sizeof ids));
+    return xp_stream_sync(l->stream);
+}
+
 static xp_status make_layer(xp_comm *comm, const options *o, layer *l) {
-    xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
-    int n_ranks = xp_comm_size(comm);
+    xp_device_args args = {.kind = o->on_gpu ? XP_DEVICE_CUDA : XP_DEVICE_CPU,
+                           .index = xp_comm_rank(comm),
+                           .n_threads = 1};
+    const int n_ranks = xp_comm_size(comm);
     xp_ep_config config = {.max_tokens = TOKENS,
                            .dim = DIM,
                            .top_k = TOP_K,
@@ -52,19 +87,27 @@ static xp_status make_layer(xp_comm *comm, const options *o, layer *l) {
     XP_TRY(xp_stream_create(l->device, XP_STREAM_COMPUTE, &l->stream));
     XP_TRY(xp_ep_group_create(comm, l->device, &config, &l->group));
     XP_TRY(xp_ep_plan_create(l->group, &l->plan));
-    for (int t = 0; t < TOKENS; t++)
-        for (int k = 0; k < TOP_K; k++)
-            l->ids[t * TOP_K + k] = (t + k * 3) % config.n_experts;
-    xp_ep_sizes sizes = xp_ep_group_sizes(l->group);
-    l->recv = calloc((size_t)sizes.recv_capacity * DIM, sizeof *l->recv);
-    l->y = calloc((size_t)sizes.assignment_capacity * DIM, sizeof *l->y);
-    return l->recv && l->y ? XP_OK : xp_error(XP_ENOMEM, "no memory");
+    XP_TRY(xp_comm_prepare(comm, l->device, 0));
+    const xp_ep_sizes sizes = xp_ep_group_sizes(l->group);
+    XP_TRY(reserve(l, TOKENS * TOP_K * sizeof *l->ids, &l->ids));
+    XP_TRY(reserve(l, TOKENS * DIM * sizeof *l->x, &l->x));
+    XP_TRY(reserve(l, N_GRADS * sizeof *l->grads, &l->grads));
+    XP_TRY(reserve(l, (size_t)n_ranks * N_GRADS * sizeof *l->gathered, &l->gathered));
+    XP_TRY(reserve(l, (size_t)sizes.recv_capacity * DIM * sizeof *l->recv, &l->recv));
+    XP_TRY(reserve(l, (size_t)sizes.assignment_capacity * DIM * sizeof *l->y, &l->y));
+    return fill_ids(l, config.n_experts);
 }
 
 /* The fault, when the chosen phase has come. */
 static xp_status fall(const options *o) {
+    if (o->on_gpu)
+        usleep(300000); /* the peers' GPUs have come to their wait */
+    print_time("falls", o->victim);
     if (strcmp(o->how, "memory") == 0)
         return xp_error(XP_ENOMEM, "out of memory: cannot reserve 3 GiB for activations");
+    if (strcmp(o->how, "absent") == 0)
+        for (;;)
+            pause();
     raise(strcmp(o->how, "stop") == 0 ? SIGSTOP : SIGKILL);
     return XP_OK;
 }
@@ -113,8 +156,36 @@ static xp_status lag(const xp_comm *comm) {
     return XP_OK;
 }
 
+/* Everything queued so far has to end, also after a failure that only the device has met. */
+static xp_status finish(xp_comm *comm, const layer *l) {
+    const xp_status status = xp_stream_sync(l->stream);
+    XP_TRY(xp_ep_async_error(l->group));
+    XP_TRY(xp_comm_async_error(comm));
+    return status;
+}
+
+static xp_status run_collectives(xp_comm *comm, const options *o, layer *l, bool fault, bool lags) {
+    const int64_t n_each = N_GRADS / xp_comm_size(comm);
+    xp_stream *stream = o->on_gpu ? l->stream : NULL;
+    if (fault)
+        XP_TRY(maybe(o, comm, "all-reduce"));
+    if (lags)
+        XP_TRY(lag(comm));
+    xp_comm_set_phase(comm, "all-reduce");
+    XP_TRY(xp_comm_all_reduce(comm, l->grads, l->grads, lags ? N_SMALL : N_GRADS, XP_F32, XP_SUM,
+                              stream));
+    if (fault)
+        XP_TRY(maybe(o, comm, "reduce-scatter"));
+    xp_comm_set_phase(comm, "reduce-scatter");
+    XP_TRY(xp_comm_reduce_scatter(comm, l->grads, l->y, n_each, XP_F32, stream));
+    if (fault)
+        XP_TRY(maybe(o, comm, "all-gather"));
+    xp_comm_set_phase(comm, "all-gather");
+    return xp_comm_all_gather(comm, l->grads, l->gathered, N_GRADS, XP_F32, stream);
+}
+
 static xp_status run_layer(xp_comm *comm, const options *o, layer *l, int round) {
-    const bool fault = round == ROUNDS;
+    const bool fault = round == ROUNDS, lags = round == ROUNDS - 1 && getenv("FAULT_LAGGARD");
     xp_ep_sizes sizes = xp_ep_group_sizes(l->group);
     xp_tensor x = xp_tensor_2d(l->x, XP_F32, TOKENS, DIM);
     xp_tensor recv = xp_tensor_2d(l->recv, XP_F32, sizes.recv_capacity, DIM);
@@ -128,14 +199,8 @@ static xp_status run_layer(xp_comm *comm, const options *o, layer *l, int round)
     if (fault)
         XP_TRY(maybe(o, comm, "combine"));
     XP_TRY(xp_ep_combine(l->group, l->plan, 0, &y, &x, l->stream));
-    if (fault)
-        XP_TRY(maybe(o, comm, "all-reduce"));
-    const bool lags = round == ROUNDS - 1 && getenv("FAULT_LAGGARD");
-    if (lags)
-        XP_TRY(lag(comm));
-    xp_comm_set_phase(comm, "all-reduce");
-    return xp_comm_all_reduce(comm, l->grads, l->grads, lags ? N_SMALL : N_GRADS, XP_F32, XP_SUM,
-                              NULL);
+    XP_TRY(run_collectives(comm, o, l, fault, lags));
+    return o->on_gpu ? finish(comm, l) : XP_OK;
 }
 
 static xp_status run(xp_comm *comm, const options *o) {
@@ -146,6 +211,17 @@ static xp_status run(xp_comm *comm, const options *o) {
     for (int round = 0; round < ROUNDS; round++)
         XP_TRY(run_layer(comm, o, l, round));
     return run_layer(comm, o, l, ROUNDS);
+}
+
+/* @return the failure that the rank has heard of. Nobody lost: a test that cannot fail is a bug. */
+static xp_status run_until_fault(xp_comm *comm, const options *o) {
+    const int rank = xp_comm_rank(comm);
+    const xp_status status = run(comm, o);
+    print_time("ends", rank);
+    if (status == XP_OK)
+        return xp_error(XP_EINTERNAL, "the fault did not happen");
+    xp_comm_abort(comm, xp_last_error());
+    return status;
 }
 
 static void *fall_in_init(void *context) {
@@ -163,35 +239,75 @@ static void end(xp_status status) {
     _exit(status != XP_OK);
 }
 
+typedef struct rank_thread {
+    pthread_t thread;
+    const options *o;
+    xp_thread_world *world;
+    int rank;
+    bool done;
+} rank_thread;
+
+static void *thread_main(void *context) {
+    rank_thread *r = context;
+    xp_comm *comm = NULL;
+    xp_status status = xp_thread_world_comm(r->world, r->rank, &comm);
+    if (status == XP_OK)
+        status = run_until_fault(comm, r->o);
+    fprintf(stderr, "error: rank %d: %s\n", r->rank, xp_last_error());
+    __atomic_store_n(&r->done, true, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+/* Rank threads; the one that never comes is left alone. */
+static int run_threads(const options *o, int n, double timeout_s) {
+    rank_thread ranks[64];
+    xp_thread_world *world = NULL;
+    if (n < 2 || n > 64 || xp_thread_world_create(n, timeout_s, &world) != XP_OK)
+        return 2;
+    for (int r = 0; r < n; r++) {
+        ranks[r] = (rank_thread){.o = o, .world = world, .rank = r};
+        if (pthread_create(&ranks[r].thread, NULL, thread_main, &ranks[r]) != 0)
+            return 2;
+    }
+    for (int r = 0; r < n; r++)
+        while (!__atomic_load_n(&ranks[r].done, __ATOMIC_ACQUIRE) &&
+               !(r == o->victim && strcmp(o->how, "absent") == 0))
+            usleep(1000);
+    fflush(NULL);
+    _exit(1);
+}
+
+static options read_options(char **argv, int argc) {
+    const char *device = getenv("FAULT_DEVICE"), *transport = argc > 4 ? argv[4] : "p2p";
+    return (options){.phase = argv[1],
+                     .how = argv[2],
+                     .victim = atoi(argv[3]),
+                     .on_gpu = device && strcmp(device, "cuda") == 0,
+                     .transport = strcmp(transport, "a2a") == 0            ? XP_EP_A2A
+                                  : strcmp(transport, "hierarchical") == 0 ? XP_EP_HIERARCHICAL
+                                                                           : XP_EP_P2P};
+}
+
 int main(int argc, char **argv) {
-    options o = {.transport = XP_EP_P2P};
     if (argc < 4)
         return 2;
-    o.phase = argv[1];
-    o.how = argv[2];
-    o.victim = atoi(argv[3]);
-    if (argc > 4 && strcmp(argv[4], "a2a") == 0)
-        o.transport = XP_EP_A2A;
-    if (argc > 4 && strcmp(argv[4], "hierarchical") == 0)
-        o.transport = XP_EP_HIERARCHICAL;
+    options o = read_options(argv, argc);
+    const char *timeout = getenv("FAULT_TIMEOUT"), *threads = getenv("FAULT_THREADS");
+    const double timeout_s = timeout ? atof(timeout) : 2;
     sigset_t set; /* as a trainer does: a launcher's SIGTERM is no reason to leave without a word */
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
+    if (threads)
+        return run_threads(&o, atoi(threads), timeout_s);
     const char *rank = getenv("OMPI_COMM_WORLD_RANK");
     pthread_t thread;
     if (rank && atoi(rank) == o.victim && pthread_create(&thread, NULL, fall_in_init, &o) != 0)
         return 2;
     xp_comm *comm = NULL;
-    const char *timeout = getenv("FAULT_TIMEOUT");
-    double timeout_s = timeout ? atof(timeout) : 2;
-    xp_status status = xp_mpi_world_comm(timeout_s, timeout_s, &comm);
+    /* GPUs take longer to come up than the timeout of the test. */
+    xp_status status = xp_mpi_world_comm(o.on_gpu ? 60 : timeout_s, timeout_s, &comm);
     if (status != XP_OK)
         end(status);
-    status = run(comm, &o);
-    if (status == XP_OK) /* nobody was lost: a test that cannot fail is a bug */
-        status = xp_error(XP_EINTERNAL, "the fault did not happen");
-    else
-        xp_comm_abort(comm, xp_last_error());
-    end(xp_comm_last_words(comm, status));
+    end(xp_comm_last_words(comm, run_until_fault(comm, &o)));
 }

@@ -37,7 +37,7 @@ fault() {
     esac || fail "$name: the last line is not the root cause: $last"
     echo "$name: $took ms: $last"
 }
-for phase in init plan dispatch combine all-reduce; do
+for phase in init plan dispatch combine all-reduce reduce-scatter all-gather; do
     fault $phase kill 2 p2p
     fault $phase stop 1 p2p
     [ $phase = init ] || fault $phase memory 3 p2p
@@ -50,5 +50,14 @@ fault dispatch stop 3 a2a
 export FAULT_LAGGARD=1
 for transport in p2p a2a; do
     fault plan kill 0 $transport laggard
+done
+unset FAULT_LAGGARD
+# Ranks as threads: one fails, or never comes; the others name it.
+for phase in plan dispatch combine all-reduce reduce-scatter all-gather; do
+    for how in memory absent; do
+        FAULT_THREADS=3 timeout 20 "$FAULT" $phase $how 1 > threads.log 2>&1
+        [ $? = 1 ] || fail "threads, $phase, $how: exit code"
+        [ "$(grep -c '^error: rank [02]: .*rank 1' threads.log)" = 2 ] || fail "threads, $phase, $how: $(cat threads.log)"
+    done
 done
 echo "ok: faults"

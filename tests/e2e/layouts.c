@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "common/fleet.h"
 #include "core/file.h"
 
@@ -170,7 +171,7 @@ static void a_chain_of_layouts_brings_back_the_bits(void **state) {
     char path[512];
     snprintf(path, sizeof path, "%s/one/checkpoint/step-%d/rank-00001.safetensors", s->folder,
              STEPS);
-    assert_false(xp_path_exists(path));
+    assert_int_not_equal(access(path, F_OK), 0);
 }
 
 /* ---- */

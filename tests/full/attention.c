@@ -90,7 +90,7 @@ static xp_attention_args args_of(const attention *a) {
 
 static xp_status use_scratch(attention *a, bool backward) {
     const xp_attention_args args = args_of(a);
-    const size_t n_bytes = a->ctx->ops->attention.scratch(a->ctx->device, &args, backward);
+    const size_t n_bytes = a->ctx->ops->attention_scratch(a->ctx->device, &args, backward);
     xp_device_free(a->ctx->device, a->scratch);
     a->scratch = NULL;
     return n_bytes > 0 ? full_output_create(a->ctx, n_bytes, &a->scratch) : XP_OK;
@@ -176,7 +176,7 @@ static xp_status check_forward(attention *a, double *want, double *got) {
     double lse[N_QUERIES], got_lse[N_QUERIES];
     XP_TRY(use_scratch(a, false));
     const xp_attention_args args = args_of(a);
-    XP_TRY(a->ctx->ops->attention.forward(a->ctx->stream, &args));
+    XP_TRY(a->ctx->ops->attention_forward(a->ctx->stream, &args));
     XP_TRY(full_read(a->ctx, a->out, XP_BF16, 0, n_out, a->host_out));
     XP_TRY(full_read(a->ctx, a->lse, XP_F32, 0, n_out / dim, a->host_lse));
     places(a, "queries", N_QUERIES, a->s->heads, p);
@@ -265,7 +265,7 @@ static xp_status check_backward(attention *a, double *want, double *got) {
                                              .lddq = forward.ldq,
                                              .lddk = forward.ldk,
                                              .lddv = forward.ldv};
-    XP_TRY(a->ctx->ops->attention.backward(a->ctx->stream, &args));
+    XP_TRY(a->ctx->ops->attention_backward(a->ctx->stream, &args));
     XP_TRY(check_dq(a, want, got));
     return check_keys(a, want, got);
 }

@@ -88,7 +88,7 @@ static xp_status sample_product(head *h, product which, double *want, double *go
 /* Leaves the result in h->out, for the loss. */
 static xp_status check_product(head *h, product which) {
     const xp_gemm_args args = args_of(h, which);
-    XP_TRY(h->ctx->ops->gemm.gemm(h->ctx->stream, &args));
+    XP_TRY(h->ctx->ops->gemm(h->ctx->stream, &args));
     double *want = calloc(N_ROWS * N_COLUMNS, sizeof *want);
     double *got = calloc(N_ROWS * N_COLUMNS, sizeof *got);
     double *whole = calloc((size_t)args.n, sizeof *whole);
@@ -171,7 +171,7 @@ static xp_status run_loss(head *h, losses *l, void *device_targets, float *devic
                                         .grad_scale = scale,
                                         .write_grad = true,
                                         .dtype = XP_BF16};
-    XP_TRY(h->ctx->ops->loss.cross_entropy(h->ctx->stream, &args));
+    XP_TRY(h->ctx->ops->cross_entropy(h->ctx->stream, &args));
     for (int r = 0; r < l->n; r++) {
         XP_TRY(full_read(h->ctx, h->out, XP_BF16, l->rows[r] * v, v, l->grads + r * v));
         XP_TRY(full_read(h->ctx, device_loss, XP_F32, l->rows[r], 1, &l->loss[r]));

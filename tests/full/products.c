@@ -106,8 +106,8 @@ static xp_status check_rows(products *p, bool forward) {
     args.gather = forward ? p->device_gather : NULL;
     args.dy = p->dy.data;
     args.gather_dy = p->device_gather;
-    XP_TRY(forward ? ctx->ops->gemm.grouped_forward(ctx->stream, &args)
-                   : ctx->ops->gemm.grouped_dgrad(ctx->stream, &args));
+    XP_TRY(forward ? ctx->ops->grouped_forward(ctx->stream, &args)
+                   : ctx->ops->grouped_dgrad(ctx->stream, &args));
     int64_t rows[N_ROWS], columns[N_COLUMNS];
     const int n_rows = full_sample(ctx, "rows", N_ROWS, p->offsets[p->s->n_experts], rows);
     const int n_columns = full_sample(ctx, "columns", N_COLUMNS, width, columns);
@@ -184,7 +184,7 @@ static xp_status check_wgrad(products *p, xp_dtype dtype) {
     args.acc = dtype == XP_F32;
     if (args.acc)
         XP_TRY(xp_zero(ctx->stream, p->out, (size_t)(p->s->n_experts * p->s->n * p->s->k) * 4));
-    XP_TRY(ctx->ops->gemm.grouped_wgrad(ctx->stream, &args));
+    XP_TRY(ctx->ops->grouped_wgrad(ctx->stream, &args));
     const size_t n = N_EXPERTS * N_WGRAD * N_WGRAD;
     double *want = calloc(n, sizeof *want), *got = calloc(n, sizeof *got);
     double *whole = calloc((size_t)p->s->k, sizeof *whole);

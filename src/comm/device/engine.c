@@ -100,7 +100,7 @@ xp_status xp_comm_engine_create(xp_comm *comm, xp_device *device, size_t max_byt
     free(seats);
     /* What only this rank meets: the others wait for it. */
     if (status != XP_OK && status != XP_ENOTSUP)
-        xp_comm_abort(comm, xp_last_error());
+        xp_comm_abort(comm, NULL);
     return status;
 }
 

@@ -72,19 +72,19 @@ void xp_board_close(xp_board *board) {
 
 /* In words, so that a reader in another process sees old or new bytes but never races. */
 void xp_board_set_activity(xp_board *board, const char *activity) {
-    uint64_t words[XP_BOARD_ACTIVITY / 8] = {0};
+    uint64_t words[XP_FAILURE_PHASE / 8] = {0};
     size_t n = strlen(activity);
     memcpy(words, activity, n < sizeof words ? n : sizeof words - 1);
     for (size_t i = 0; i < sizeof words / 8; i++)
         atomic_store_explicit(&board->mine->activity[i], words[i], memory_order_relaxed);
 }
 
-void xp_board_get_activity(const xp_board_slot *slot, char text[XP_BOARD_ACTIVITY]) {
-    uint64_t words[XP_BOARD_ACTIVITY / 8];
+void xp_board_get_activity(const xp_board_slot *slot, char text[XP_FAILURE_PHASE]) {
+    uint64_t words[XP_FAILURE_PHASE / 8];
     for (size_t i = 0; i < sizeof words / 8; i++)
         words[i] = atomic_load_explicit(&slot->activity[i], memory_order_relaxed);
-    memcpy(text, words, XP_BOARD_ACTIVITY);
-    text[XP_BOARD_ACTIVITY - 1] = '\0';
+    memcpy(text, words, XP_FAILURE_PHASE);
+    text[XP_FAILURE_PHASE - 1] = '\0';
 }
 
 const xp_board_slot *xp_board_find(const xp_board *board, int rank) {

@@ -10,23 +10,11 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include "expar/status.h"
+#include "comm/failure.h"
 
-#define XP_BOARD_TEXT       1000
-#define XP_BOARD_ACTIVITY   48 /* bytes of an activity's name with its NUL, a multiple of 8 */
 #define XP_BOARD_NOT_FAILED 0U
 #define XP_BOARD_WRITING    1U
 #define XP_BOARD_FAILED     2U
-
-/** A failure, whole: how it looks on the board and in a message to another node. */
-typedef struct xp_failure {
-    double wall_s;   /* CLOCK_REALTIME of the rank that found it: the earliest is the root cause */
-    int32_t finder;  /* the rank that found it and tells the user */
-    int32_t culprit; /* the rank that is missing or gave up; -1 when nobody can say */
-    int32_t late;    /* found by a wait that ended: by now the others wait too */
-    char activity[XP_BOARD_ACTIVITY]; /* of the culprit */
-    char text[XP_BOARD_TEXT];
-} xp_failure;
 
 /** One process, written by itself. */
 typedef struct xp_board_slot {
@@ -36,7 +24,7 @@ typedef struct xp_board_slot {
         waits_for;           /* the rank of the world it has waited for longest in a call, or -1 */
     _Atomic int32_t n_waits; /* for peers, in shared memory */
     _Atomic uint32_t parted; /* ends in good order: its exit is no failure */
-    _Atomic uint64_t activity[XP_BOARD_ACTIVITY / 8];
+    _Atomic uint64_t activity[XP_FAILURE_PHASE / 8];
 } xp_board_slot;
 
 typedef struct xp_board_memory {
@@ -66,7 +54,7 @@ void xp_board_set_activity(xp_board *board, const char *activity);
 /** The slot of a rank of the world; NULL when it is on another node. */
 const xp_board_slot *xp_board_find(const xp_board *board, int rank);
 /** What that process was last doing; "" before its first call. */
-void xp_board_get_activity(const xp_board_slot *slot, char text[XP_BOARD_ACTIVITY]);
+void xp_board_get_activity(const xp_board_slot *slot, char text[XP_FAILURE_PHASE]);
 
 /** Becomes the node's failure unless there is one. @return true: it was the first */
 bool xp_board_fail(xp_board *board, const xp_failure *failure);

@@ -186,7 +186,7 @@ static xp_status run_all_to_allv(xp_mpi_comm *comm, const xp_comm_call *call) {
                  "all-to-allv (%s): rank %d sends %lld bytes to itself and expects %lld",
                  phase_name(call), comm->world->rank, (long long)v->send_bytes[me],
                  (long long)v->recv_bytes[me]);
-        xp_mpi_fail(comm->world, comm->world->rank, text);
+        xp_mpi_fail(comm->world, XP_FAILURE_MISMATCH, comm->world->rank, text);
         return xp_mpi_world_status(comm->world);
     }
     if (v->recv_bytes[me] > 0)

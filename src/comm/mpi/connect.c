@@ -84,12 +84,24 @@ static xp_status agree(xp_mpi_world *world, xp_status status) {
     return status;
 }
 
+/* What a failure needs: then there may be no memory. */
+static xp_status prepare_forwarding(xp_mpi_world *world) {
+    XP_TRY(xp_forward_map_create(world->nodes, world->size, &world->map));
+    const size_t n = (size_t)world->map.max_targets + 1;
+    world->forward_targets = calloc(n, sizeof *world->forward_targets);
+    world->forward_requests = calloc(n, sizeof *world->forward_requests);
+    return world->forward_targets && world->forward_requests
+               ? XP_OK
+               : xp_error(XP_ENOMEM, "no memory for %d ranks", world->size);
+}
+
 static xp_status make_board(xp_mpi_world *world, const introduction *all) {
     int n_here = 0;
     int leader = number_nodes(world, all, &n_here);
     xp_status status = XP_OK;
     if (leader == world->rank)
         status = xp_board_create(n_here, &world->board);
+    const xp_status forwarding = prepare_forwarding(world);
     int fd = world->board.fd;
     int *fds = malloc((size_t)world->size * sizeof *fds);
     if (!fds)
@@ -101,7 +113,7 @@ static xp_status make_board(xp_mpi_world *world, const introduction *all) {
         return xp_mpi_error("MPI_Allgather", code);
     if (leader != world->rank && leaders_fd >= 0)
         status = xp_board_open(n_here, all[leader].pid, leaders_fd, &world->board);
-    XP_TRY(agree(world, status));
+    XP_TRY(agree(world, status != XP_OK ? status : forwarding));
     xp_board_join(&world->board, world->index, world->rank);
     MPI_TRY(MPI_Barrier(world->mpi));
     xp_board_watch(&world->board);

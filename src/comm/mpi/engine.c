@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include "comm/mpi/world.h"
 #include "core/file.h"
+#include "core/sync.h"
 
 /* How often to look at the board and for news from other nodes. A peer's death and new work wake
  * the engine themselves. */
@@ -68,10 +69,10 @@ static void finish(xp_mpi_exchange *x, xp_status status) {
 static bool ended_badly(xp_mpi_exchange *x, xp_status status) {
     if (status == XP_OK)
         return false;
-    char text[XP_BOARD_TEXT];
+    char text[XP_FAILURE_TEXT];
     snprintf(text, sizeof text, "rank %d in %s: %s", x->comm->world->rank,
              xp_comm_kind_name((xp_comm_kind)x->head.kind), xp_last_error());
-    xp_mpi_fail(x->comm->world, -1, text);
+    xp_mpi_fail(x->comm->world, XP_FAILURE_LIBRARY, -1, text);
     return true;
 }
 
@@ -269,13 +270,9 @@ static void *engine_main(void *context) {
 
 /* Under the lock. @return false: it did not come to pass in time */
 static bool wait_for(xp_mpi_world *world, const bool *what, double seconds) {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    double end = (double)until.tv_nsec * 1e-9 + seconds;
-    until.tv_sec += (time_t)end;
-    until.tv_nsec = (long)((end - (double)(time_t)end) * 1e9);
+    const double deadline_s = xp_time_s() + seconds;
     while (!*what)
-        if (pthread_cond_timedwait(&world->changed, &world->lock, &until) == ETIMEDOUT)
+        if (!xp_cond_wait_until(&world->changed, &world->lock, deadline_s))
             return *what;
     return true;
 }

@@ -106,7 +106,7 @@ static bool matches(xp_mpi_exchange *x, int peer) {
                  "ranks do not make the same call: rank %d %s, rank %d %s (calls %llu and %llu)",
                  me, a, other, b, (unsigned long long)mine->n_call,
                  (unsigned long long)theirs->n_call);
-        xp_mpi_fail(comm->world, -1, text);
+        xp_mpi_fail(comm->world, XP_FAILURE_MISMATCH, -1, text);
         return false;
     }
     if (theirs->n_bytes == x->peers[peer].recv_bytes)
@@ -114,7 +114,7 @@ static bool matches(xp_mpi_exchange *x, int peer) {
     snprintf(text, sizeof text, "%s (%s): rank %d sends %lld bytes to rank %d, which expects %lld",
              xp_comm_kind_name((xp_comm_kind)mine->kind), x->phase ? x->phase : "no phase", other,
              (long long)theirs->n_bytes, me, (long long)x->peers[peer].recv_bytes);
-    xp_mpi_fail(comm->world, -1, text);
+    xp_mpi_fail(comm->world, XP_FAILURE_MISMATCH, -1, text);
     return false;
 }
 
@@ -213,7 +213,7 @@ static void add_missing(const xp_mpi_exchange *x, int peer, xp_text *who) {
         xp_text_printf(who, "not at call %llu of this communicator",
                        (unsigned long long)x->head.n_call);
     if (slot) {
-        char activity[XP_BOARD_ACTIVITY];
+        char activity[XP_FAILURE_PHASE];
         xp_board_get_activity(slot, activity);
         xp_text_printf(who, "; last in %s", activity[0] ? activity : "nothing yet");
         if (xp_board_is_stopped(slot))
@@ -240,7 +240,7 @@ void xp_mpi_exchange_report(xp_mpi_exchange *x) {
         xp_text_printf(&who, " and %d more", n_missing - 8);
     int direct = xp_mpi_exchange_waits_for(x);
     int culprit = xp_board_find_culprit(&comm->world->board, direct);
-    char text[XP_BOARD_TEXT];
+    char text[XP_FAILURE_TEXT];
     const char *kind = xp_comm_kind_name((xp_comm_kind)x->head.kind);
     int n = snprintf(text, sizeof text, "rank %d waited %g s in %s%s%s%s for %s", comm->world->rank,
                      comm->base.timeout_s, kind, x->phase ? " (" : "", x->phase ? x->phase : "",
@@ -250,5 +250,5 @@ void xp_mpi_exchange_report(xp_mpi_exchange *x) {
     if (culprit != direct && n > 0 && (size_t)n < sizeof text)
         snprintf(text + n, sizeof text - (size_t)n, "; in the end all wait for rank %d%s", culprit,
                  slot && xp_board_is_stopped(slot) ? ", whose process is stopped" : "");
-    xp_mpi_fail_late(comm->world, culprit, text);
+    xp_mpi_fail(comm->world, XP_FAILURE_TIMEOUT, culprit, text);
 }

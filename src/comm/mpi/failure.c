@@ -3,6 +3,7 @@
 #include <string.h>
 #include <time.h>
 #include "comm/mpi/world.h"
+#include "core/error.h"
 #include "core/file.h"
 
 /* Ranks that know of a failure leave within this time; the one that tells the user waits for them.
@@ -18,11 +19,12 @@ static void adopt(xp_mpi_world *world, const xp_failure *failure) {
     bool first = !atomic_load(&world->failed);
     if (first) {
         world->failure = *failure;
-        world->failure.text[XP_BOARD_TEXT - 1] = '\0';
-        world->failure.activity[XP_BOARD_ACTIVITY - 1] = '\0';
+        world->failure.text[XP_FAILURE_TEXT - 1] = '\0';
+        world->failure.phase[XP_FAILURE_PHASE - 1] = '\0';
         atomic_store(&world->failed, true);
     }
     pthread_mutex_unlock(&world->lock);
+    xp_failure_hooks_fire(&world->hooks);
     xp_mpi_engine_wake(world);
 }
 
@@ -40,7 +42,7 @@ static void settle(xp_mpi_world *world, const xp_failure *failure) {
     adopt(world, &first);
 }
 
-static void activity_of(const xp_mpi_world *world, int rank, char text[XP_BOARD_ACTIVITY]) {
+static void activity_of(const xp_mpi_world *world, int rank, char text[XP_FAILURE_PHASE]) {
     const xp_board_slot *slot = xp_board_find(&world->board, rank);
     text[0] = '\0';
     if (!slot)
@@ -48,26 +50,12 @@ static void activity_of(const xp_mpi_world *world, int rank, char text[XP_BOARD_
     xp_board_get_activity(slot, text);
 }
 
-static void fail(xp_mpi_world *world, int culprit, bool late, const char *text) {
+void xp_mpi_fail(xp_mpi_world *world, xp_failure_reason reason, int culprit, const char *text) {
     if (atomic_load(&world->failed))
         return;
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    xp_failure failure = {.wall_s = (double)now.tv_sec + (double)now.tv_nsec * 1e-9,
-                          .finder = world->rank,
-                          .culprit = culprit,
-                          .late = late};
-    activity_of(world, culprit, failure.activity);
-    snprintf(failure.text, sizeof failure.text, "%s", text);
+    xp_failure failure = xp_failure_make(reason, world->rank, culprit, text);
+    activity_of(world, culprit, failure.phase);
     settle(world, &failure);
-}
-
-void xp_mpi_fail(xp_mpi_world *world, int culprit, const char *text) {
-    fail(world, culprit, false, text);
-}
-
-void xp_mpi_fail_late(xp_mpi_world *world, int culprit, const char *text) {
-    fail(world, culprit, true, text);
 }
 
 xp_status xp_mpi_world_status(const xp_mpi_world *world) {
@@ -77,14 +65,14 @@ xp_status xp_mpi_world_status(const xp_mpi_world *world) {
 }
 
 static void report_death(xp_mpi_world *world, const xp_board_slot *slot) {
-    char activity[XP_BOARD_ACTIVITY], text[XP_BOARD_TEXT];
+    char activity[XP_FAILURE_PHASE], text[XP_FAILURE_TEXT];
     int rank = atomic_load(&slot->rank);
     xp_board_get_activity(slot, activity);
     snprintf(text, sizeof text,
              "rank %d is gone, last in %s: its process %d on %s was killed or crashed (dmesg tells "
              "when the system killed it because memory was short)",
              rank, activity[0] ? activity : "nothing yet", atomic_load(&slot->pid), world->host);
-    xp_mpi_fail(world, rank, text);
+    xp_mpi_fail(world, XP_FAILURE_LOST, rank, text);
 }
 
 void xp_mpi_look_around(xp_mpi_world *world) {
@@ -104,22 +92,18 @@ void xp_mpi_look_around(xp_mpi_world *world) {
         settle(world, &world->noticed);
 }
 
-/* Every rank of the node where it was found tells every rank of the other nodes: whichever of them
- * still live, one gets through. */
+/* See comm/mpi/forward.h. */
 void xp_mpi_relay_failure(xp_mpi_world *world) {
-    if (world->n_nodes == 1 || !xp_board_find(&world->board, world->failure.finder))
-        return;
-    MPI_Request requests[256];
+    const int n_targets = xp_forward_targets(&world->map, world->rank, world->failure.reporter,
+                                             world->forward_targets);
+    MPI_Request *requests = world->forward_requests;
     int n = 0, done = 0;
-    for (int i = 1; i < world->size && n < 256; i++) {
-        int rank = (world->rank + i) % world->size;
-        if (world->nodes[rank] != world->nodes[world->rank] &&
-            MPI_Isend(&world->failure, sizeof world->failure, MPI_BYTE, rank, XP_MPI_TAG_FAILURE,
-                      world->mpi, &requests[n]) == MPI_SUCCESS)
+    for (int i = 0; i < n_targets; i++)
+        if (MPI_Isend(&world->failure, sizeof world->failure, MPI_BYTE, world->forward_targets[i],
+                      XP_MPI_TAG_FAILURE, world->mpi, &requests[n]) == MPI_SUCCESS)
             n++;
-    }
     double deadline = xp_time_s() + RELAY_S;
-    while (!done && xp_time_s() < deadline) {
+    while (n > 0 && !done && xp_time_s() < deadline) {
         int come = world->notice == MPI_REQUEST_NULL;
         if (MPI_Testall(n, requests, &done, MPI_STATUSES_IGNORE) != MPI_SUCCESS)
             return;
@@ -140,11 +124,12 @@ xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
     const xp_failure *failure = &world->failure;
     if (!atomic_load(&world->failed))
         return status;
-    if (failure->finder == world->rank && !atomic_load(&world->outdone)) {
+    if (failure->reporter == world->rank && !atomic_load(&world->outdone)) {
         /* Ranks that compute learn of it when they come to their next call. */
-        bool soon = failure->late || world->timeout_s < OTHERS_S;
+        bool late = failure->reason == XP_FAILURE_TIMEOUT;
+        bool soon = late || world->timeout_s < OTHERS_S;
         /* Who is late may stay away; who gave up has its line to print as well. */
-        int except = failure->late ? failure->culprit : -1;
+        int except = late ? failure->culprit : -1;
         xp_board_outlast(&world->board, except, soon ? OTHERS_S : world->timeout_s);
         double more = OUTPUT_S * (world->n_nodes > 1 ? 5 : 1);
         nanosleep(&(struct timespec){.tv_sec = (time_t)more,
@@ -152,11 +137,14 @@ xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
                   NULL);
         return xp_error(status, "%s", failure->text);
     }
-    char mine[XP_BOARD_ACTIVITY];
+    char mine[XP_FAILURE_PHASE];
     xp_board_get_activity(world->board.mine, mine);
     if (failure->culprit < 0 || failure->culprit == world->rank)
-        return xp_error(status, "rank %d ends: %s", world->rank, failure->text);
-    return xp_error(status, "rank %d ends in %s: rank %d failed in %s", world->rank,
-                    mine[0] ? mine : "start", failure->culprit,
-                    failure->activity[0] ? failure->activity : "start");
+        xp_error(status, "rank %d ends: %s", world->rank, failure->text);
+    else
+        xp_error(status, "rank %d ends in %s: rank %d failed in %s", world->rank,
+                 mine[0] ? mine : "start", failure->culprit,
+                 failure->phase[0] ? failure->phase : "start");
+    xp_error_set_rank(failure->reporter); /* not this rank's own words */
+    return status;
 }

@@ -80,7 +80,7 @@ xp_status xp_mpi_window_create(xp_comm *base, xp_device *device, size_t n_bytes,
         status = xp_device_account(device, tag, (int64_t)n_bytes);
     if (status != XP_OK) {
         /* The others wait for this rank: tell them why it does not come. */
-        xp_comm_abort(base, xp_last_error());
+        xp_comm_abort(base, NULL);
         unmap(w);
         return status;
     }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include "comm/mpi/rendezvous.h"
 #include "comm/mpi/world.h"
+#include "core/sync.h"
 
 /* Names of nodes by first appearance in this communicator. */
 static void number_nodes(xp_mpi_comm *c) {
@@ -63,7 +64,8 @@ xp_status xp_mpi_comm_create(xp_mpi_world *world, const int *ranks, int size, in
                         .size = size,
                         .nodes = c->nodes,
                         .world_ranks = c->ranks,
-                        .timeout_s = world->timeout_s};
+                        .timeout_s = world->timeout_s,
+                        .hooks = &world->hooks};
     number_nodes(c);
     c->base.shares_memory = c->base.n_nodes == 1;
     pthread_mutex_lock(&world->lock);
@@ -85,7 +87,11 @@ int xp_mpi_next_tag(xp_mpi_world *world) {
 static void free_world(xp_mpi_world *world) {
     xp_board_close(&world->board);
     pthread_cond_destroy(&world->changed);
+    xp_failure_hooks_destroy(&world->hooks);
     pthread_mutex_destroy(&world->lock);
+    xp_forward_map_destroy(&world->map);
+    free(world->forward_targets);
+    free(world->forward_requests);
     free(world->nodes);
     free(world);
 }
@@ -122,29 +128,26 @@ static void mpi_destroy(xp_comm *base) {
 static void fail_waiting(xp_mpi_world *world, int rank, const char *text) {
     int culprit = xp_board_find_culprit(&world->board, rank);
     const xp_board_slot *slot = xp_board_find(&world->board, culprit);
-    char whole[XP_BOARD_TEXT], end[64] = "", state[64] = "";
+    char whole[XP_FAILURE_TEXT], end[64] = "", state[64] = "";
     if (culprit != rank)
         snprintf(end, sizeof end, "; in the end all wait for rank %d", culprit);
     if (slot && xp_board_is_stopped(slot))
         snprintf(state, sizeof state, "; its process %d is stopped", atomic_load(&slot->pid));
     snprintf(whole, sizeof whole, "%s%s%s", text, end, state);
-    xp_mpi_fail_late(world, culprit, whole);
+    xp_mpi_fail(world, XP_FAILURE_TIMEOUT, culprit, whole);
 }
 
-static void mpi_fail(xp_comm *base, int culprit, const char *text) {
+static void mpi_fail(xp_comm *base, const xp_failure *failure) {
     xp_mpi_world *world = ((xp_mpi_comm *)base)->world;
-    const char *direct = strstr(text, " for rank ");
-    int rank = world->rank;
-    if (culprit >= 0)
-        xp_mpi_fail(world, culprit, text);
-    else if (direct && sscanf(direct, " for rank %d", &rank) == 1)
-        fail_waiting(world, rank, text);
+    if (failure->reason == XP_FAILURE_TIMEOUT && failure->culprit >= 0)
+        fail_waiting(world, failure->culprit, failure->text);
     else
-        xp_mpi_fail(world, world->rank, text);
+        xp_mpi_fail(world, (xp_failure_reason)failure->reason, failure->culprit, failure->text);
 }
 
-static xp_status mpi_async_error(const xp_comm *base) {
-    return xp_mpi_world_status(((const xp_mpi_comm *)base)->world);
+static const xp_failure *mpi_failure(const xp_comm *base) {
+    const xp_mpi_world *world = ((const xp_mpi_comm *)base)->world;
+    return atomic_load(&world->failed) ? &world->failure : NULL;
 }
 
 /** What each rank shows in a split. */
@@ -190,7 +193,7 @@ static xp_status mpi_split(xp_comm *base, int color, xp_comm **sub) {
     }
     free(all);
     if (status != XP_OK)
-        xp_comm_abort(base, xp_last_error());
+        xp_comm_abort(base, NULL);
     return status;
 }
 
@@ -199,10 +202,12 @@ static void mpi_mark_waiting(xp_comm *base, int change) {
 }
 
 /* Ranks of other nodes cannot be seen. */
-static bool mpi_is_waiting(const xp_comm *base, int rank) {
+static xp_wait_state mpi_wait_state(const xp_comm *base, int rank) {
     const xp_mpi_comm *comm = (const xp_mpi_comm *)base;
     const xp_board_slot *slot = xp_board_find(&comm->world->board, comm->ranks[rank]);
-    return slot && xp_board_is_waiting(slot);
+    if (!slot)
+        return XP_WAIT_UNKNOWN;
+    return xp_board_is_waiting(slot) ? XP_WAIT_WAITING : XP_WAIT_BUSY;
 }
 
 static void mpi_set_phase(xp_comm *base, const char *phase) {
@@ -222,13 +227,13 @@ const xp_comm_provider xp_mpi_comm_provider = {
     .split = mpi_split,
     .destroy = mpi_destroy,
     .fail = mpi_fail,
-    .async_error = mpi_async_error,
+    .failure = mpi_failure,
     .window_create = xp_mpi_window_create,
     .window_destroy = xp_mpi_window_destroy,
     .farewell = mpi_farewell,
     .set_phase = mpi_set_phase,
     .mark_waiting = mpi_mark_waiting,
-    .is_waiting = mpi_is_waiting,
+    .wait_state = mpi_wait_state,
     .last_words = xp_mpi_last_words,
 };
 
@@ -273,7 +278,8 @@ xp_status xp_mpi_provider(const xp_mpi_args *args, xp_comm **comm) {
     if (!world)
         return xp_error(XP_ENOMEM, "no memory for the world of MPI ranks");
     pthread_mutex_init(&world->lock, NULL);
-    pthread_cond_init(&world->changed, NULL);
+    xp_cond_init(&world->changed);
+    xp_failure_hooks_init(&world->hooks);
     world->timeout_s = args->timeout_s;
     world->notice = MPI_REQUEST_NULL;
     gethostname(world->host, sizeof world->host - 1);

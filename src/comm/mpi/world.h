@@ -16,6 +16,8 @@
 #include <mpi.h>
 #include <pthread.h>
 #include "comm/mpi/board.h"
+#include "comm/mpi/forward.h"
+#include "comm/on_failure.h"
 #include "comm/provider.h"
 
 #define XP_MPI_TAG_FAILURE 0
@@ -66,11 +68,11 @@ typedef struct xp_mpi_exchange {
     MPI_Request *requests;     /* [XP_MPI_N_MESSAGES * size] */
     MPI_Status *statuses;
     int *indices;
-    int n_open;                /* messages under way */
-    double moved_s;            /* when the last one was done */
-    bool done;                 /* under the engine's lock */
-    xp_status status;          /* when done */
-    char error[XP_BOARD_TEXT]; /* of a failure of this rank alone */
+    int n_open;                  /* messages under way */
+    double moved_s;              /* when the last one was done */
+    bool done;                   /* under the engine's lock */
+    xp_status status;            /* when done */
+    char error[XP_FAILURE_TEXT]; /* of a failure of this rank alone */
     struct xp_mpi_exchange *next;
 } xp_mpi_exchange;
 
@@ -106,15 +108,20 @@ struct xp_mpi_world {
     xp_mpi_exchange *active;         /* the engine's */
     bool started, stopping, stopped; /* under the lock */
     xp_status start_status;
-    char start_error[XP_BOARD_TEXT];
+    char start_error[XP_FAILURE_TEXT];
     int n_comms; /* under the lock */
     int n_tags;  /* made by this rank; under the lock */
 
+    xp_failure_hooks hooks;
     _Atomic bool failed; /* `failure` is whole and constant */
     xp_failure failure;
     _Atomic bool outdone; /* another node found an earlier failure: it tells the user */
     MPI_Request notice;   /* a failure from another node */
     xp_failure noticed;
+
+    xp_forward_map map;            /* who tells whom of a failure */
+    int *forward_targets;          /* [map.max_targets] */
+    MPI_Request *forward_requests; /* [map.max_targets] */
 };
 
 extern const xp_comm_provider xp_mpi_comm_provider;
@@ -157,11 +164,9 @@ bool xp_mpi_exchange_is_flowing(const xp_mpi_exchange *exchange);
 int xp_mpi_exchange_waits_for(const xp_mpi_exchange *exchange);
 
 /* failure.c */
-/** `text` becomes the failure of all ranks unless there is one. Any thread.
+/** This becomes the failure of all ranks unless there is one. Any thread.
  * @param culprit  a rank of the world, or -1 */
-void xp_mpi_fail(xp_mpi_world *world, int culprit, const char *text);
-/** The same for a wait that has ended. */
-void xp_mpi_fail_late(xp_mpi_world *world, int culprit, const char *text);
+void xp_mpi_fail(xp_mpi_world *world, xp_failure_reason reason, int culprit, const char *text);
 /** XP_OK, or the failure of all with its text as the last error. Never waits. */
 xp_status xp_mpi_world_status(const xp_mpi_world *world);
 /** Another process of the node has failed or died: make it ours. Engine's thread. */

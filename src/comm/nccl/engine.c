@@ -8,6 +8,7 @@
 #include <time.h>
 #include "comm/nccl/internal.h"
 #include "core/file.h"
+#include "core/sync.h"
 
 /* A call that NCCL hands to a thread of its own takes some ten microseconds; connecting to a peer,
  * milliseconds. */
@@ -257,7 +258,7 @@ xp_status xp_nccl_engine_create(const xp_nccl_engine_args *args, xp_comm_engine 
     e->reduce = args->reduce;
     pthread_mutex_init(&e->lock, NULL);
     pthread_mutex_init(&e->watch_lock, NULL);
-    pthread_cond_init(&e->changed, NULL);
+    xp_cond_init(&e->changed);
     const xp_status status = start(e, args->max_bytes);
     if (status != XP_OK) {
         char why[1024];

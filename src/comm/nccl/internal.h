@@ -40,10 +40,11 @@ typedef struct xp_nccl_engine {
     pthread_t watcher;
     pthread_mutex_t watch_lock; /* around the marks */
     pthread_cond_t changed;
-    bool watched, stopping;
+    bool watched, stopping, ended;
     xp_nccl_mark marks[XP_NCCL_MARKS]; /* a ring; the oldest at `first` */
     int first, n_marks;
-    bool begun; /* the collective being queued has a mark of its own */
+    bool begun;   /* the collective being queued has a mark of its own */
+    bool growing; /* the newest mark's end is being recorded again */
 } xp_nccl_engine;
 
 /* engine.c */

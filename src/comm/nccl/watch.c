@@ -5,9 +5,9 @@
  * for the stream goes on.
  */
 #include <stdio.h>
-#include <time.h>
 #include "comm/nccl/internal.h"
 #include "core/file.h"
+#include "core/sync.h"
 #include "core/text.h"
 #include "device/device_internal.h"
 
@@ -19,21 +19,28 @@
 
 /* ---- who is missing ----------------------------------------------------------------------- */
 
-static int count_absent(const xp_comm *comm) {
+static int count_ranks(const xp_comm *comm, xp_wait_state state) {
     int n = 0;
     for (int r = 0; r < comm->size; r++)
-        n += r != comm->rank && !xp_comm_is_waiting(comm, r);
+        n += r != comm->rank && xp_comm_wait_state(comm, r) == state;
     return n;
 }
 
+/* Ranks that do not wait themselves; where there is none, those of other nodes, which cannot be
+ * seen; where there is none either, all. */
 xp_status xp_nccl_report_late(xp_nccl_engine *e, xp_comm_kind kind, const char *phase) {
-    const xp_comm *comm = e->base.comm;
-    const int n_absent = count_absent(comm);
+    xp_comm *comm = e->base.comm;
+    const int n_busy = count_ranks(comm, XP_WAIT_BUSY);
+    const int n_unknown = count_ranks(comm, XP_WAIT_UNKNOWN);
+    const xp_wait_state named = n_busy > 0      ? XP_WAIT_BUSY
+                                : n_unknown > 0 ? XP_WAIT_UNKNOWN
+                                                : XP_WAIT_WAITING;
     xp_text who = {0};
-    int n = 0;
+    int n = 0, first = -1;
     for (int r = 0; r < comm->size; r++) {
-        if (r == comm->rank || (n_absent > 0 && xp_comm_is_waiting(comm, r)))
+        if (r == comm->rank || xp_comm_wait_state(comm, r) != named)
             continue;
+        first = first < 0 ? r : first;
         if (n++ < 8)
             xp_text_printf(&who, n > 1 ? ", rank %d" : "rank %d", xp_comm_world_rank(comm, r));
     }
@@ -44,9 +51,12 @@ xp_status xp_nccl_report_late(xp_nccl_engine *e, xp_comm_kind kind, const char *
              xp_comm_world_rank(comm, comm->rank), comm->timeout_s, xp_comm_kind_name(kind),
              phase ? " (" : "", phase ? phase : "", phase ? ")" : "",
              xp_device_name(e->base.device), who.data ? who.data : "other ranks",
-             n_absent > 0 ? "" : " (all are waiting themselves)");
+             named == XP_WAIT_BUSY ? ""
+             : named == XP_WAIT_UNKNOWN
+                 ? " (on other nodes; all of this node are waiting themselves)"
+                 : " (all are waiting themselves)");
     xp_text_free(&who);
-    return xp_comm_fail(e->base.comm, text);
+    return first < 0 ? xp_comm_fail(comm, text) : xp_comm_fail_timeout(comm, first, text);
 }
 
 /* ---- marks -------------------------------------------------------------------------------- */
@@ -55,15 +65,16 @@ static xp_nccl_mark *mark_at(xp_nccl_engine *e, int i) {
     return &e->marks[(e->first + i) % XP_NCCL_MARKS];
 }
 
+/* Events are recorded outside of the lock: when the GPU waits for a peer and its queue is full, the
+ * record waits with it, and the watcher must still come to its abort. The marks move on meanwhile,
+ * but the place behind the newest one is this thread's. */
 xp_status xp_nccl_watch_begin(xp_nccl_engine *e, const xp_comm_call *call, xp_stream *stream) {
     (void)call;
     pthread_mutex_lock(&e->watch_lock);
-    xp_status status = XP_OK;
     e->begun = e->n_marks < XP_NCCL_MARKS;
-    if (e->begun)
-        status = xp_event_record(mark_at(e, e->n_marks)->begin, stream);
+    xp_nccl_mark *mark = e->begun ? mark_at(e, e->n_marks) : NULL;
     pthread_mutex_unlock(&e->watch_lock);
-    return status;
+    return mark ? xp_event_record(mark->begin, stream) : XP_OK;
 }
 
 /* When all marks were in use the newest grows: its end moves behind this collective, too. */
@@ -71,7 +82,11 @@ xp_status xp_nccl_watch_end(xp_nccl_engine *e, const xp_comm_call *call, xp_stre
     pthread_mutex_lock(&e->watch_lock);
     const bool grows = !e->begun && e->n_marks > 0;
     xp_nccl_mark *mark = mark_at(e, grows ? e->n_marks - 1 : e->n_marks);
+    e->growing = grows;
+    pthread_mutex_unlock(&e->watch_lock);
     const xp_status status = xp_event_record(mark->end, stream);
+    pthread_mutex_lock(&e->watch_lock);
+    e->growing = false;
     mark->kind = call->kind;
     mark->phase = call->phase;
     if (!grows) {
@@ -91,7 +106,8 @@ typedef enum sight { NOTHING, UNDER_WAY, WAITING, LATE, BROKEN } sight;
 static sight look_at_marks(xp_nccl_engine *e, xp_nccl_mark *seen) {
     const double timeout_s = e->base.comm->timeout_s;
     const double grace_s = timeout_s < GRACE_S ? timeout_s : GRACE_S;
-    for (; e->n_marks > 0; e->n_marks--, e->first = (e->first + 1) % XP_NCCL_MARKS) {
+    /* The newest stays while its end is being moved. */
+    for (; e->n_marks > e->growing; e->n_marks--, e->first = (e->first + 1) % XP_NCCL_MARKS) {
         xp_nccl_mark *mark = mark_at(e, 0);
         bool passed = false;
         if (xp_event_query(mark->end, &passed) != XP_OK)
@@ -104,7 +120,8 @@ static sight look_at_marks(xp_nccl_engine *e, xp_nccl_mark *seen) {
             mark->began_s = passed ? xp_time_s() : 0;
         *seen = *mark;
         const double waited = mark->began_s > 0 ? xp_time_s() - mark->began_s : 0;
-        if (waited > timeout_s + grace_s || (waited > timeout_s && count_absent(e->base.comm) > 0))
+        if (waited > timeout_s + grace_s ||
+            (waited > timeout_s && count_ranks(e->base.comm, XP_WAIT_BUSY) > 0))
             return LATE;
         return waited > LOOK_S ? WAITING : UNDER_WAY;
     }
@@ -128,48 +145,55 @@ static bool has_failed(xp_nccl_engine *e) {
     xp_nccl_unlock(e);
     if (state != XP_NCCL_FAILED)
         return false;
-    xp_comm_abort(e->base.comm, xp_last_error());
+    xp_comm_abort(e->base.comm, NULL);
     return true;
 }
 
-/* @return false: until something is queued, or the end has come */
+/* Until something is queued and it is time to look again. @return false: the end has come */
 static bool rest(xp_nccl_engine *e) {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    const int64_t ns = until.tv_nsec + (int64_t)(LOOK_S * 1e9);
-    until.tv_sec += (time_t)(ns / 1000000000);
-    until.tv_nsec = (long)(ns % 1000000000);
+    const double until = xp_time_s() + LOOK_S;
     pthread_mutex_lock(&e->watch_lock);
     while (e->n_marks == 0 && !e->stopping)
         pthread_cond_wait(&e->changed, &e->watch_lock);
     if (!e->stopping)
-        pthread_cond_timedwait(&e->changed, &e->watch_lock, &until);
+        xp_cond_wait_until(&e->changed, &e->watch_lock, until);
     const bool goes_on = !e->stopping;
     pthread_mutex_unlock(&e->watch_lock);
     return goes_on;
+}
+
+/* Ask for failures first: a look at the marks may have to wait for a driver that another thread of
+ * this process keeps busy. */
+static bool is_over(xp_nccl_engine *e, xp_nccl_mark *seen, bool *waiting) {
+    if (has_failed(e))
+        return true;
+    const sight what = look(e, seen);
+    const bool waits = what == WAITING || what == LATE;
+    if (waits != *waiting)
+        xp_comm_mark_waiting(e->base.comm, waits ? 1 : -1);
+    *waiting = waits;
+    if (what == BROKEN)
+        xp_comm_abort(e->base.comm, NULL);
+    if (what == LATE)
+        xp_nccl_report_late(e, seen->kind, seen->phase);
+    return what == BROKEN || what == LATE;
 }
 
 static void *watch(void *context) {
     xp_nccl_engine *e = context;
     xp_nccl_mark seen = {0};
     bool waiting = false, over = false;
-    while (!over && rest(e)) {
-        const sight what = look(e, &seen);
-        const bool waits = what == WAITING || what == LATE;
-        if (waits != waiting)
-            xp_comm_mark_waiting(e->base.comm, waits ? 1 : -1);
-        waiting = waits;
-        if (what == BROKEN)
-            xp_comm_abort(e->base.comm, xp_last_error());
-        if (what == LATE)
-            xp_nccl_report_late(e, seen.kind, seen.phase);
-        over = what == BROKEN || what == LATE || (what != NOTHING && has_failed(e));
-    }
+    while (!over && rest(e))
+        over = is_over(e, &seen, &waiting);
     if (waiting)
         xp_comm_mark_waiting(e->base.comm, -1);
     /* The last act: whoever destroys the engine does not wait for an abort that is stuck. */
     if (over)
         xp_nccl_abort(e);
+    pthread_mutex_lock(&e->watch_lock);
+    e->ended = true;
+    pthread_cond_signal(&e->changed);
+    pthread_mutex_unlock(&e->watch_lock);
     return NULL;
 }
 
@@ -183,12 +207,15 @@ xp_status xp_nccl_watch_start(xp_nccl_engine *e) {
 bool xp_nccl_watch_stop(xp_nccl_engine *e) {
     if (!e->watched)
         return true;
+    const double until = xp_time_s() + STOP_S;
     pthread_mutex_lock(&e->watch_lock);
     e->stopping = true;
     pthread_cond_signal(&e->changed);
+    while (!e->ended && xp_cond_wait_until(&e->changed, &e->watch_lock, until)) {
+    }
+    const bool ended = e->ended;
     pthread_mutex_unlock(&e->watch_lock);
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += (time_t)STOP_S;
-    return pthread_timedjoin_np(e->watcher, NULL, &until) == 0;
+    if (ended)
+        pthread_join(e->watcher, NULL);
+    return ended;
 }

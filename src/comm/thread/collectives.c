@@ -109,8 +109,7 @@ xp_status xp_thread_check_match(xp_thread_comm *comm, const xp_comm_call *mine) 
                      xp_dtype_name(mine->dtype), mine->phase ? mine->phase : "no phase", other,
                      xp_comm_kind_name(call->kind), (long long)call->n, xp_dtype_name(call->dtype),
                      call->phase ? call->phase : "no phase");
-            xp_world_fail(team->world, text);
-            return xp_world_status(team->world);
+            return xp_comm_fail_mismatch(&comm->base, text);
         }
         if (mine->kind != XP_COMM_ALL_TO_ALLV ||
             call->v.send_bytes[comm->base.rank] == mine->v.recv_bytes[i])
@@ -120,8 +119,7 @@ xp_status xp_thread_check_match(xp_thread_comm *comm, const xp_comm_call *mine) 
                  mine->phase ? mine->phase : "no phase", other,
                  (long long)call->v.send_bytes[comm->base.rank], me,
                  (long long)mine->v.recv_bytes[i]);
-        xp_world_fail(team->world, text);
-        return xp_world_status(team->world);
+        return xp_comm_fail_mismatch(&comm->base, text);
     }
     return XP_OK;
 }

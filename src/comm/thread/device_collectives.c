@@ -81,8 +81,7 @@ static xp_status check_devices(xp_thread_comm *comm, const xp_stream *stream) {
                  "NCCL",
                  team->world_ranks[comm->base.rank], mine, team->world_ranks[i],
                  team->slots[i].ready ? team->slots[i].device_name : "the host");
-        xp_world_fail(team->world, text);
-        return xp_world_status(team->world);
+        return xp_comm_fail_mismatch(&comm->base, text);
     }
     return XP_OK;
 }
@@ -110,7 +109,7 @@ static xp_status run_marked(xp_thread_comm *comm, const xp_comm_call *call, xp_s
     if (status == XP_OK)
         status = xp_event_record(own->done, stream);
     if (status != XP_OK)
-        xp_comm_abort(&comm->base, xp_last_error());
+        xp_comm_abort(&comm->base, NULL);
     const xp_status left = xp_team_leave(comm);
     if (status != XP_OK || left != XP_OK)
         return status != XP_OK ? status : left;

@@ -90,6 +90,7 @@ xp_status xp_team_join(xp_team *team, int rank, xp_comm **comm) {
         .shares_memory = team->n_nodes == 1,
         .shares_addresses = team->n_nodes == 1,
         .timeout_s = team->world->timeout_s,
+        .hooks = &team->world->hooks,
     };
     c->team = team;
     *comm = &c->base;
@@ -129,23 +130,29 @@ static bool is_missing(const xp_thread_comm *comm, int rank) {
     return !reached(atomic_load(&comm->team->slots[rank].arrived), comm->epoch);
 }
 
-static int count_missing(const xp_thread_comm *comm, bool also_waiting) {
+/* Missing, and known not to wait for anybody itself. */
+static bool is_at_fault(const xp_thread_comm *comm, int rank) {
+    return is_missing(comm, rank) && xp_comm_wait_state(&comm->base, rank) == XP_WAIT_BUSY;
+}
+
+static int count_at_fault(const xp_thread_comm *comm) {
     int n = 0;
     for (int i = 0; i < comm->team->size; i++)
-        n += is_missing(comm, i) && (also_waiting || !xp_comm_is_waiting(&comm->base, i));
+        n += is_at_fault(comm, i);
     return n;
 }
 
 /* Name who is missing, where this rank waits, and what each missing rank was last seen doing. */
 static void report_timeout(xp_thread_comm *comm, xp_comm_kind kind, const char *phase) {
     const xp_team *team = comm->team;
-    bool all_wait = count_missing(comm, false) == 0;
+    bool all_wait = count_at_fault(comm) == 0;
     xp_text who = {0};
-    int n_named = 0, n_missing = 0;
+    int n_named = 0, n_missing = 0, first = -1;
     for (int i = 0; i < team->size; i++) {
         const xp_team_slot *slot = &team->slots[i];
-        if (!is_missing(comm, i) || (!all_wait && xp_comm_is_waiting(&comm->base, i)))
+        if (all_wait ? !is_missing(comm, i) : !is_at_fault(comm, i))
             continue;
+        first = first < 0 ? i : first;
         n_missing++;
         if (n_named >= 8)
             continue;
@@ -165,7 +172,8 @@ static void report_timeout(xp_thread_comm *comm, xp_comm_kind kind, const char *
              phase ? " (" : "", phase ? phase : "", phase ? ")" : "",
              n_missing > 0 && who.data ? who.data : "ranks that came too late");
     xp_text_free(&who);
-    xp_world_fail(team->world, text);
+    if (xp_comm_fail_timeout(&comm->base, first, text) != XP_OK)
+        xp_error_clear(); /* xp_team_enter reports it */
 }
 
 /* Wait for the barrier or a failure. When time is up but every missing rank waits for others
@@ -180,7 +188,7 @@ static void wait_for_barrier(xp_thread_comm *comm, xp_comm_kind kind, const char
     xp_comm_mark_waiting(&comm->base, 1);
     while (!xp_bell_wait(&team->bell, completed_or_failed, &wait, deadline, timeout)) {
         double now = xp_time_s();
-        if (now >= last || count_missing(comm, false) > 0) {
+        if (now >= last || count_at_fault(comm) > 0) {
             report_timeout(comm, kind, phase);
             break;
         }

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include "comm/flag.h"
+#include "comm/on_failure.h"
 #include "comm/provider.h"
 #include "comm/reduce.h"
 
@@ -15,12 +16,13 @@ struct xp_thread_world {
     int n_ranks;
     double timeout_s;
     int *nodes;           /* [n_ranks] simulated node of each rank */
-    pthread_mutex_t lock; /* the list of teams; the failure's text until `failed` is set */
+    pthread_mutex_t lock; /* the list of teams; the failure until `failed` is set */
     _Atomic int *n_waits; /* [n_ranks] waits each rank is in now, in whichever communicator */
     xp_team *teams;       /* every living team, to wake them all */
     xp_team *all;         /* the team of all ranks */
-    _Atomic bool failed;  /* release-stored after `reason` is complete */
-    char reason[640];
+    xp_failure_hooks hooks;
+    _Atomic bool failed; /* release-stored after `failure` is complete */
+    xp_failure failure;
 };
 
 /** What one rank shows to the others of its team. Written by its owner between barriers, read by
@@ -74,7 +76,7 @@ void xp_team_release(xp_team *team);
 XP_NODISCARD xp_status xp_team_join(xp_team *team, int rank, xp_comm **comm);
 
 /** The first failure wins; every waiting rank of every team wakes. */
-void xp_world_fail(xp_thread_world *world, const char *text);
+void xp_world_fail(xp_thread_world *world, const xp_failure *failure);
 /** XP_ECOMM with the world's reason as the last error, or XP_OK. */
 xp_status xp_world_status(xp_thread_world *world);
 

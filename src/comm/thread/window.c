@@ -23,7 +23,7 @@ xp_status xp_thread_window_create(xp_comm *base, xp_device *device, size_t n_byt
         status = xp_device_clear(device, w->mine, n_bytes);
     if (status != XP_OK) {
         /* The others wait for this rank: tell them why it does not come. */
-        xp_comm_abort(base, xp_last_error());
+        xp_comm_abort(base, NULL);
         goto fail_memory;
     }
     comm->team->slots[base->rank].window = w->mine;

@@ -26,6 +26,7 @@ xp_status xp_thread_world_create(int n_ranks, double timeout_s, xp_thread_world 
     if (pthread_mutex_init(&w->lock, NULL) != 0)
         goto fail_memory;
     XP_TRY_GOTO(status, xp_team_create(w, ranks, n_ranks, &w->all), fail_lock);
+    xp_failure_hooks_init(&w->hooks);
     free(ranks);
     *world = w;
     return XP_OK;
@@ -74,6 +75,7 @@ void xp_thread_world_destroy(xp_thread_world *world) {
         atomic_store(&world->teams->n_refs, 1);
         xp_team_release(world->teams);
     }
+    xp_failure_hooks_destroy(&world->hooks);
     pthread_mutex_destroy(&world->lock);
     free(world->nodes);
     free(world->n_waits);
@@ -87,10 +89,10 @@ xp_status xp_thread_world_comm(xp_thread_world *world, int rank, xp_comm **comm)
     return xp_team_join(world->all, rank, comm);
 }
 
-void xp_world_fail(xp_thread_world *world, const char *text) {
+void xp_world_fail(xp_thread_world *world, const xp_failure *failure) {
     pthread_mutex_lock(&world->lock);
     if (!atomic_load(&world->failed)) {
-        snprintf(world->reason, sizeof world->reason, "%s", text);
+        world->failure = *failure;
         atomic_store(&world->failed, true);
         for (xp_team *team = world->teams; team; team = team->next) {
             atomic_fetch_or(&team->state, 1U);
@@ -98,12 +100,13 @@ void xp_world_fail(xp_thread_world *world, const char *text) {
         }
     }
     pthread_mutex_unlock(&world->lock);
+    xp_failure_hooks_fire(&world->hooks);
 }
 
 xp_status xp_world_status(xp_thread_world *world) {
     if (!atomic_load(&world->failed))
         return XP_OK;
-    return xp_error(XP_ECOMM, "%s", world->reason);
+    return xp_error(XP_ECOMM, "%s", world->failure.text);
 }
 
 static void thread_destroy(xp_comm *base) {
@@ -114,9 +117,19 @@ static void thread_destroy(xp_comm *base) {
     free(comm);
 }
 
-static void thread_fail(xp_comm *base, int culprit, const char *text) {
-    (void)culprit; /* the text names it */
-    xp_world_fail(((xp_thread_comm *)base)->team->world, text);
+/* The culprit's phase is what it last told this communicator. */
+static void thread_fail(xp_comm *base, const xp_failure *failure) {
+    const xp_team *team = ((xp_thread_comm *)base)->team;
+    xp_failure whole = *failure;
+    for (int i = 0; i < team->size && whole.phase[0] == '\0'; i++) {
+        if (team->world_ranks[i] != failure->culprit)
+            continue;
+        const char *phase = i == base->rank ? atomic_load(&base->phase) : NULL;
+        if (!phase)
+            phase = atomic_load(&team->slots[i].phase);
+        snprintf(whole.phase, sizeof whole.phase, "%s", phase ? phase : "");
+    }
+    xp_world_fail(team->world, &whole);
 }
 
 static void thread_mark_waiting(xp_comm *base, int change) {
@@ -124,17 +137,22 @@ static void thread_mark_waiting(xp_comm *base, int change) {
                      change);
 }
 
-static bool thread_is_waiting(const xp_comm *base, int rank) {
+/* Simulated nodes see as little of each other as real ones. */
+static xp_wait_state thread_wait_state(const xp_comm *base, int rank) {
     const xp_thread_world *world = ((const xp_thread_comm *)base)->team->world;
-    return atomic_load(&world->n_waits[base->world_ranks[rank]]) > 0;
+    if (base->nodes[rank] != base->nodes[base->rank])
+        return XP_WAIT_UNKNOWN;
+    return atomic_load(&world->n_waits[base->world_ranks[rank]]) > 0 ? XP_WAIT_WAITING
+                                                                     : XP_WAIT_BUSY;
 }
 
 static void thread_farewell(xp_comm *base) {
     xp_team_farewell((xp_thread_comm *)base);
 }
 
-static xp_status thread_async_error(const xp_comm *base) {
-    return xp_world_status(((const xp_thread_comm *)base)->team->world);
+static const xp_failure *thread_failure(const xp_comm *base) {
+    const xp_thread_world *world = ((const xp_thread_comm *)base)->team->world;
+    return atomic_load(&world->failed) ? &world->failure : NULL;
 }
 
 /* The ranks of one colour: the lowest makes the team and leaves it in its slot. */
@@ -170,7 +188,7 @@ static xp_status thread_split(xp_comm *base, int color, xp_comm **sub) {
     if (leader == base->rank) {
         status = make_sub(comm, color);
         if (status != XP_OK)
-            xp_comm_abort(base, xp_last_error());
+            xp_comm_abort(base, NULL);
     }
     xp_status left = xp_team_leave(comm);
     if (left != XP_OK) {
@@ -192,9 +210,9 @@ const xp_comm_provider xp_thread_provider = {
     .split = thread_split,
     .destroy = thread_destroy,
     .fail = thread_fail,
-    .async_error = thread_async_error,
+    .failure = thread_failure,
     .mark_waiting = thread_mark_waiting,
-    .is_waiting = thread_is_waiting,
+    .wait_state = thread_wait_state,
     .window_create = xp_thread_window_create,
     .window_destroy = xp_thread_window_destroy,
     .farewell = thread_farewell,

@@ -350,9 +350,9 @@ static xp_status backward(xp_stream *stream, const xp_attention_backward_args *a
                args->forward.seq_len == 0 ? 0 : args->forward.n_rows * args->forward.n_kv_heads);
 }
 
-void xp_cpu_attention_fast(xp_attention_ops *ops, unsigned caps) {
+void xp_cpu_attention_fast(xp_ops *ops, unsigned caps) {
     if ((caps & XP_CPU_AVX2) == 0)
         return;
-    ops->forward = forward;
-    ops->backward = backward;
+    ops->attention_forward = forward;
+    ops->attention_backward = backward;
 }

@@ -17,23 +17,23 @@
 
 /* `caps` below: XP_CPU_AVX2, XP_CPU_AVX512 of device/cpu/cpu_device.h. */
 
-void xp_cpu_gemm_reference(xp_gemm_ops *ops);
-void xp_cpu_norm_reference(xp_norm_ops *ops);
-void xp_cpu_attention_reference(xp_attention_ops *ops);
-void xp_cpu_moe_reference(xp_moe_ops *ops);
-void xp_cpu_loss_reference(xp_loss_ops *ops);
-void xp_cpu_optim_reference(xp_optim_ops *ops);
+void xp_cpu_gemm_reference(xp_ops *ops);
+void xp_cpu_norm_reference(xp_ops *ops);
+void xp_cpu_attention_reference(xp_ops *ops);
+void xp_cpu_moe_reference(xp_ops *ops);
+void xp_cpu_loss_reference(xp_ops *ops);
+void xp_cpu_optim_reference(xp_ops *ops);
 
 /** The one entry of the router's extra losses: off by default and small beside the router's matrix
  * product. */
 xp_status xp_cpu_router_losses(xp_stream *stream, const xp_router_losses_args *args);
 
-void xp_cpu_gemm_fast(xp_gemm_ops *ops, unsigned caps);
-void xp_cpu_norm_fast(xp_norm_ops *ops, unsigned caps);
-void xp_cpu_attention_fast(xp_attention_ops *ops, unsigned caps);
-void xp_cpu_moe_fast(xp_moe_ops *ops, unsigned caps);
-void xp_cpu_loss_fast(xp_loss_ops *ops, unsigned caps);
-void xp_cpu_optim_fast(xp_optim_ops *ops, unsigned caps);
+void xp_cpu_gemm_fast(xp_ops *ops, unsigned caps);
+void xp_cpu_norm_fast(xp_ops *ops, unsigned caps);
+void xp_cpu_attention_fast(xp_ops *ops, unsigned caps);
+void xp_cpu_moe_fast(xp_ops *ops, unsigned caps);
+void xp_cpu_loss_fast(xp_ops *ops, unsigned caps);
+void xp_cpu_optim_fast(xp_ops *ops, unsigned caps);
 
 /** Element i of an fp32 or bf16 array as float, and the way back (rounded to nearest even). For
  * reference code. */

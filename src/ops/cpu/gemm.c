@@ -69,15 +69,13 @@ static xp_status gemm(xp_stream *stream, const xp_gemm_args *args) {
     return XP_OK;
 }
 
-void xp_cpu_gemm_fast(xp_gemm_ops *ops, unsigned caps) {
+void xp_cpu_gemm_fast(xp_ops *ops, unsigned caps) {
     /* OpenBLAS chooses its own kernels; without vector units the plain code keeps its readable
      * numbers. */
     if ((caps & XP_CPU_AVX2) == 0)
         return;
-    *ops = (xp_gemm_ops){
-        .gemm = gemm,
-        .grouped_forward = xp_cpu_grouped_forward,
-        .grouped_dgrad = xp_cpu_grouped_dgrad,
-        .grouped_wgrad = xp_cpu_grouped_wgrad,
-    };
+    ops->gemm = gemm;
+    ops->grouped_forward = xp_cpu_grouped_forward;
+    ops->grouped_dgrad = xp_cpu_grouped_dgrad;
+    ops->grouped_wgrad = xp_cpu_grouped_wgrad;
 }

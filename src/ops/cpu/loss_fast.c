@@ -84,7 +84,7 @@ static xp_status cross_entropy(xp_stream *stream, const xp_cross_entropy_args *a
     return XP_OK;
 }
 
-void xp_cpu_loss_fast(xp_loss_ops *ops, unsigned caps) {
+void xp_cpu_loss_fast(xp_ops *ops, unsigned caps) {
     if (xp_row_kernels_for(caps) != NULL)
         ops->cross_entropy = cross_entropy;
 }

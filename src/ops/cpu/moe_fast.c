@@ -252,7 +252,7 @@ static xp_status silu_gate_prob_backward(xp_stream *stream,
     return run_silu(stream, &args->forward, args);
 }
 
-void xp_cpu_moe_fast(xp_moe_ops *ops, unsigned caps) {
+void xp_cpu_moe_fast(xp_ops *ops, unsigned caps) {
     if (xp_row_kernels_for(caps) == NULL)
         return;
     ops->router_forward = router_forward;

@@ -154,17 +154,15 @@ static xp_status embed_backward(xp_stream *stream, const xp_embed_args *args) {
     return XP_OK;
 }
 
-void xp_cpu_norm_fast(xp_norm_ops *ops, unsigned caps) {
+void xp_cpu_norm_fast(xp_ops *ops, unsigned caps) {
     ops->embed_forward = embed_forward;
     if ((caps & XP_CPU_AVX2) == 0)
         return;
-    *ops = (xp_norm_ops){
-        .embed_forward = embed_forward,
-        .embed_backward = embed_backward,
-        .rmsnorm_forward = rmsnorm_forward,
-        .rmsnorm_apply = rmsnorm_apply,
-        .rmsnorm_backward = rmsnorm_backward,
-        .qknorm_rope_forward = qknorm_rope_forward,
-        .qknorm_rope_backward = qknorm_rope_backward,
-    };
+    ops->embed_forward = embed_forward;
+    ops->embed_backward = embed_backward;
+    ops->rmsnorm_forward = rmsnorm_forward;
+    ops->rmsnorm_apply = rmsnorm_apply;
+    ops->rmsnorm_backward = rmsnorm_backward;
+    ops->qknorm_rope_forward = qknorm_rope_forward;
+    ops->qknorm_rope_backward = qknorm_rope_backward;
 }

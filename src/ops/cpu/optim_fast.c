@@ -124,20 +124,20 @@ static xp_status sum_squares(xp_stream *stream, const xp_sum_squares_args *args)
     return XP_OK;
 }
 
-static xp_status sum(xp_stream *stream, const float *x, int64_t n, double *out) {
+static xp_status sum(xp_stream *stream, const xp_sum_args *args) {
     enum { N_PARTS = 64 };
     double parts[N_PARTS];
     const xp_row_kernels *kernels = xp_row_kernels_of(stream);
     sum_job j = {
         .kernels = kernels,
-        .x = x,
+        .x = args->x,
         .dtype = XP_F32,
-        .n = n,
+        .n = args->n,
         .reduce = kernels->sum,
         .parts = parts,
-        .part_tiles = n_tiles(n) / N_PARTS + 1,
+        .part_tiles = n_tiles(args->n) / N_PARTS + 1,
     };
-    *out = run_sum(stream, &j);
+    *args->out = run_sum(stream, &j);
     return XP_OK;
 }
 
@@ -189,7 +189,7 @@ static xp_status draw(xp_stream *stream, const xp_draw_args *args) {
     return XP_OK;
 }
 
-void xp_cpu_optim_fast(xp_optim_ops *ops, unsigned caps) {
+void xp_cpu_optim_fast(xp_ops *ops, unsigned caps) {
     ops->draw = draw;
     if (xp_row_kernels_for(caps) == NULL)
         return;

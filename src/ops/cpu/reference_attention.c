@@ -160,6 +160,8 @@ static size_t scratch(const xp_device *device, const xp_attention_args *args, bo
     return 0;
 }
 
-void xp_cpu_attention_reference(xp_attention_ops *ops) {
-    *ops = (xp_attention_ops){.forward = forward, .backward = backward, .scratch = scratch};
+void xp_cpu_attention_reference(xp_ops *ops) {
+    ops->attention_forward = forward;
+    ops->attention_backward = backward;
+    ops->attention_scratch = scratch;
 }

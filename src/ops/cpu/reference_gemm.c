@@ -201,11 +201,9 @@ static xp_status grouped_wgrad(xp_stream *stream, const xp_grouped_args *args) {
     return XP_OK;
 }
 
-void xp_cpu_gemm_reference(xp_gemm_ops *ops) {
-    *ops = (xp_gemm_ops){
-        .gemm = gemm,
-        .grouped_forward = grouped_forward,
-        .grouped_dgrad = grouped_dgrad,
-        .grouped_wgrad = grouped_wgrad,
-    };
+void xp_cpu_gemm_reference(xp_ops *ops) {
+    ops->gemm = gemm;
+    ops->grouped_forward = grouped_forward;
+    ops->grouped_dgrad = grouped_dgrad;
+    ops->grouped_wgrad = grouped_wgrad;
 }

@@ -218,13 +218,11 @@ static xp_status silu_gate_prob_backward(xp_stream *stream,
     return XP_OK;
 }
 
-void xp_cpu_moe_reference(xp_moe_ops *ops) {
-    *ops = (xp_moe_ops){
-        .router_forward = router_forward,
-        .router_backward = router_backward,
-        .router_losses = xp_cpu_router_losses,
-        .histogram = histogram,
-        .silu_gate_prob_forward = silu_gate_prob_forward,
-        .silu_gate_prob_backward = silu_gate_prob_backward,
-    };
+void xp_cpu_moe_reference(xp_ops *ops) {
+    ops->router_forward = router_forward;
+    ops->router_backward = router_backward;
+    ops->router_losses = xp_cpu_router_losses;
+    ops->histogram = histogram;
+    ops->silu_gate_prob_forward = silu_gate_prob_forward;
+    ops->silu_gate_prob_backward = silu_gate_prob_backward;
 }

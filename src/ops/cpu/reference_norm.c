@@ -247,14 +247,12 @@ static xp_status qknorm_rope_backward(xp_stream *stream, const xp_qknorm_rope_ba
     return XP_OK;
 }
 
-void xp_cpu_norm_reference(xp_norm_ops *ops) {
-    *ops = (xp_norm_ops){
-        .embed_forward = embed_forward,
-        .embed_backward = embed_backward,
-        .rmsnorm_forward = rmsnorm_forward,
-        .rmsnorm_apply = rmsnorm_apply,
-        .rmsnorm_backward = rmsnorm_backward,
-        .qknorm_rope_forward = qknorm_rope_forward,
-        .qknorm_rope_backward = qknorm_rope_backward,
-    };
+void xp_cpu_norm_reference(xp_ops *ops) {
+    ops->embed_forward = embed_forward;
+    ops->embed_backward = embed_backward;
+    ops->rmsnorm_forward = rmsnorm_forward;
+    ops->rmsnorm_apply = rmsnorm_apply;
+    ops->rmsnorm_backward = rmsnorm_backward;
+    ops->qknorm_rope_forward = qknorm_rope_forward;
+    ops->qknorm_rope_backward = qknorm_rope_backward;
 }

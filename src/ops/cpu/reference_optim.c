@@ -66,12 +66,12 @@ static xp_status axpy(xp_stream *stream, const xp_axpy_args *args) {
     return XP_OK;
 }
 
-static xp_status sum(xp_stream *stream, const float *x, int64_t n, double *out) {
+static xp_status sum(xp_stream *stream, const xp_sum_args *args) {
     (void)stream;
     double total = 0;
-    for (int64_t i = 0; i < n; i++)
-        total += (double)x[i];
-    *out = total;
+    for (int64_t i = 0; i < args->n; i++)
+        total += (double)args->x[i];
+    *args->out = total;
     return XP_OK;
 }
 
@@ -84,13 +84,11 @@ static xp_status draw(xp_stream *stream, const xp_draw_args *args) {
     return XP_OK;
 }
 
-void xp_cpu_optim_reference(xp_optim_ops *ops) {
-    *ops = (xp_optim_ops){
-        .adamw = adamw,
-        .clip_scale = clip_scale,
-        .sum_squares = sum_squares,
-        .axpy = axpy,
-        .sum = sum,
-        .draw = draw,
-    };
+void xp_cpu_optim_reference(xp_ops *ops) {
+    ops->adamw = adamw;
+    ops->clip_scale = clip_scale;
+    ops->sum_squares = sum_squares;
+    ops->axpy = axpy;
+    ops->sum = sum;
+    ops->draw = draw;
 }

@@ -97,9 +97,9 @@ extern "C" xp_status xp_cuda_clip_scale(xp_stream *stream, const xp_clip_scale_a
     return xp_cuda_check(cudaGetLastError(), "clip_scale");
 }
 
-extern "C" xp_status xp_cuda_sum(xp_stream *stream, const float *x, int64_t n, double *out) {
+extern "C" xp_status xp_cuda_sum(xp_stream *stream, const xp_sum_args *args) {
     cudaStream_t s;
     XP_TRY(xp_cuda_enter(stream, &s));
-    add_all<float><<<1, LAST_THREADS, 0, s>>>(n, x, out, false);
+    add_all<float><<<1, LAST_THREADS, 0, s>>>(args->n, args->x, args->out, false);
     return xp_cuda_check(cudaGetLastError(), "sum");
 }

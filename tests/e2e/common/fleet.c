@@ -42,7 +42,7 @@ static xp_status run_rank(fleet_rank *r) {
     if (status == XP_OK) {
         status = use_trainer(r, t);
         if (status != XP_OK && comm)
-            xp_comm_abort(comm, xp_last_error());
+            xp_comm_abort(comm, NULL);
         xp_trainer_close(t);
     }
     xp_comm_destroy(comm);

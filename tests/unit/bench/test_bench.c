@@ -104,7 +104,7 @@ static void test_phases(void **state) {
                                    .ldc = n,
                                    .alpha = 1};
         xp_bench_phase_total totals[XP_BENCH_N_PHASES];
-        assert_int_equal(ops->gemm.gemm(stream, &gemm), XP_OK);
+        assert_int_equal(ops->gemm(stream, &gemm), XP_OK);
         xp_bench_phases_take(&phases, totals);
         for (int p = 0; p < XP_BENCH_N_PHASES; p++)
             assert_int_equal(totals[p].n_calls, p == (int)wanted[i]);

@@ -8,9 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 #include <unistd.h>
 #include "checkpoint/state.h"
-#include "checkpoint/xxh64.h"
 #include "core/text.h"
 #include "layout.h"
 #include "scratch.h"
@@ -58,7 +58,7 @@ static char *tamper(const char *text, size_t n, const char *from, const char *to
     xp_text_add(&out, at + strlen(from), n - (size_t)(at - text) - strlen(from));
     if (sign) {
         out.length -= TAIL_BYTES;
-        uint64_t hash = xp_xxh64_hash(out.data, out.length);
+        uint64_t hash = XXH64(out.data, out.length, 0);
         out.data[out.length] = '\0';
         xp_text_printf(&out, " \"xxh64\": \"%016" PRIx64 "\"}\n", hash);
     }

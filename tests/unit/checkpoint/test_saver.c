@@ -127,7 +127,7 @@ static void failing_body(void *context, xp_comm *comm, int rank) {
     keep_outcome(r, rank, status);
     /* The others end the run with what they heard: it stays rank 2's failure. */
     if (xp_comm_barrier(comm, NULL) == XP_OK && rank != 2)
-        xp_comm_abort(comm, xp_last_error());
+        xp_comm_abort(comm, NULL);
     if (rank != 2 && xp_comm_async_error(comm) != XP_OK)
         snprintf(r->told[rank], sizeof r->told[rank], "%s", xp_last_error());
 }

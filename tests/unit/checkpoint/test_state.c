@@ -10,7 +10,6 @@
 #include <string.h>
 #include <unistd.h>
 #include "checkpoint/state.h"
-#include "checkpoint/xxh64.h"
 #include "core/file.h"
 #include "layout.h"
 #include "scratch.h"
@@ -170,7 +169,7 @@ static void test_leftovers_are_cleaned(void **state) {
     assert_true(holds(folder, 1, 1));
     assert_true(holds(folder, 3, 3));
     assert_int_equal(xp_scratch_count(folder), 3);
-    assert_true(xp_path_exists(xp_scratch_join(folder, "notes.txt").text));
+    assert_int_equal(access(xp_scratch_join(folder, "notes.txt").text, F_OK), 0);
 }
 
 static void test_replace_a_step(void **state) {

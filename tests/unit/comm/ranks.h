@@ -5,7 +5,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include "expar/comm.h"
+#include "comm/failure.h"
 
 typedef struct rank_job {
     xp_thread_world *world;
@@ -16,6 +16,7 @@ typedef struct rank_job {
     char first[256];  /* the first of them */
     char error[1024]; /* for bodies that keep an error text */
     xp_status status;
+    xp_failure failure; /* as error */
     double seconds;
     pthread_t thread;
 } rank_job;

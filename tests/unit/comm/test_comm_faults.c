@@ -6,7 +6,10 @@
 #include <cmocka.h>
 #include <string.h>
 #include <time.h>
+#include <stdatomic.h>
 #include <unistd.h>
+#include "comm/on_failure.h"
+#include "core/error.h"
 #include "ranks.h"
 
 static double now(void) {
@@ -19,6 +22,7 @@ static void keep_error(rank_job *job, xp_status status, double started) {
     job->status = status;
     job->seconds = now() - started;
     snprintf(job->error, sizeof job->error, "%s", xp_last_error());
+    RANK_CHECK(job, xp_comm_get_failure(job->comm, &job->failure) == (status == XP_ECOMM));
 }
 
 /* The last rank does not come to the second all-reduce. */
@@ -34,6 +38,15 @@ static void late_body(rank_job *job) {
     RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_ECOMM); /* it stays */
 }
 
+static void expect_record(const rank_job *job, xp_failure_reason reason, int culprit,
+                          const char *phase) {
+    assert_string_equal(xp_failure_reason_name(job->failure.reason),
+                        xp_failure_reason_name(reason));
+    assert_int_equal(job->failure.culprit, culprit);
+    assert_string_equal(job->failure.phase, phase);
+    assert_string_equal(job->failure.text, job->error);
+}
+
 static void test_late(void **state) {
     (void)state;
     rank_job *jobs = run_ranks(5, 0.3, NULL, late_body);
@@ -43,6 +56,8 @@ static void test_late(void **state) {
         assert_non_null(strstr(jobs[r].error, "rank 4"));
         assert_non_null(strstr(jobs[r].error, "gradients"));
         assert_null(strstr(jobs[r].error, "rank 3 (")); /* who came is not blamed */
+        expect_record(&jobs[r], XP_FAILURE_TIMEOUT, 4, "gradients");
+        assert_in_range(jobs[r].failure.reporter, 0, 3);
         if (r < 4)
             assert_true(jobs[r].seconds < 0.8);
     }
@@ -69,6 +84,7 @@ static void test_chain(void **state) {
     for (int r = 0; r < 3; r++) {
         assert_int_equal(jobs[r].status, XP_ECOMM);
         assert_non_null(strstr(jobs[r].error, "for rank 3"));
+        assert_int_equal(jobs[r].failure.culprit, 3);
     }
     free(jobs);
 }
@@ -95,7 +111,36 @@ static void test_abort(void **state) {
         assert_int_equal(jobs[r].n_wrong, 0);
         assert_int_equal(jobs[r].status, XP_ECOMM);
         assert_string_equal(jobs[r].error, "rank 1 gave up in checkpoint: the disk is full");
+        expect_record(&jobs[r], XP_FAILURE_ABORT, 1, "checkpoint");
+        assert_int_equal(jobs[r].failure.reporter, 1);
         assert_true(jobs[r].seconds < 5);
+    }
+    free(jobs);
+}
+
+/* A failure that all ranks have agreed on stays its rank's, whichever rank aborts first; a reason that
+ * only looks like the last error is the caller's own. */
+static void agreed_body(rank_job *job) {
+    RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_OK);
+    if (job->rank == 0) {
+        xp_error(XP_EIO, "rank 2: the disk is full");
+        xp_error_set_rank(2);
+        xp_comm_abort(job->comm, NULL);
+        RANK_CHECK(job, strcmp(xp_last_error(), "rank 2: the disk is full") == 0);
+    }
+    while (xp_comm_async_error(job->comm) == XP_OK)
+        usleep(1000);
+    keep_error(job, xp_comm_async_error(job->comm), now());
+}
+
+static void test_agreed(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(3, 30, NULL, agreed_body);
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(jobs[r].n_wrong, 0);
+        assert_string_equal(jobs[r].error, "rank 2 gave up in the run: the disk is full");
+        expect_record(&jobs[r], XP_FAILURE_ABORT, 2, "");
+        assert_int_equal(jobs[r].failure.reporter, 0);
     }
     free(jobs);
 }
@@ -113,6 +158,7 @@ static void test_mismatch(void **state) {
     for (int r = 0; r < 3; r++) {
         assert_int_equal(jobs[r].status, XP_ECOMM);
         assert_non_null(strstr(jobs[r].error, "do not make the same call"));
+        expect_record(&jobs[r], XP_FAILURE_MISMATCH, -1, "");
     }
     free(jobs);
 }
@@ -170,6 +216,53 @@ static void test_queued(void **state) {
     free(jobs);
 }
 
+static void count_call(void *context) {
+    atomic_fetch_add((_Atomic int *)context, 1);
+}
+
+/* Every rank's hook runs once, also where the rank waits for nothing of the communicator; a removed
+ * one never does, one that comes after the failure does at once. */
+static void hook_body(rank_job *job) {
+    _Atomic int n = 0, n_removed = 0, n_late = 0;
+    xp_failure_hook hook = {.call = count_call, .context = &n};
+    xp_failure_hook removed = {.call = count_call, .context = &n_removed};
+    xp_failure_hook late = {.call = count_call, .context = &n_late};
+    xp_comm *pair;
+    RANK_CHECK(job, xp_comm_split(job->comm, job->rank / 2, &pair) == XP_OK);
+    xp_comm_on_failure(pair, &hook);
+    xp_comm_on_failure(job->comm, &removed);
+    xp_comm_remove_on_failure(job->comm, &removed);
+    RANK_CHECK(job, atomic_load(&n) == 0);
+    RANK_CHECK(job,
+               xp_comm_barrier(job->comm, NULL) == XP_OK); /* after it rank 3 may fail any time */
+    if (job->rank == 3)
+        xp_comm_abort(job->comm, "made to give up");
+    const double started = now();
+    while (atomic_load(&n) == 0 && now() - started < 5)
+        usleep(100);
+    job->seconds = now() - started;
+    xp_comm_on_failure(job->comm, &late);
+    RANK_CHECK(job, atomic_load(&n_late) == 1);
+    RANK_CHECK(job, atomic_load(&n) == 1);
+    RANK_CHECK(job, atomic_load(&n_removed) == 0);
+    RANK_CHECK(job, xp_comm_async_error(job->comm) == XP_ECOMM);
+    xp_comm_remove_on_failure(pair, &hook);
+    xp_comm_remove_on_failure(pair, &late);
+    xp_comm_remove_on_failure(pair, &removed); /* not there: nothing happens */
+    xp_comm_destroy(pair);
+}
+
+static void test_hooks(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(4, 30, NULL, hook_body);
+    for (int r = 0; r < 4; r++) {
+        if (jobs[r].n_wrong)
+            fail_msg("%s", jobs[r].first);
+        assert_true(jobs[r].seconds < 2);
+    }
+    free(jobs);
+}
+
 static void test_arguments(void **state) {
     (void)state;
     xp_thread_world *world = NULL;
@@ -196,6 +289,7 @@ int main(void) {
         cmocka_unit_test(test_late),      cmocka_unit_test(test_chain),
         cmocka_unit_test(test_abort),     cmocka_unit_test(test_mismatch),
         cmocka_unit_test(test_storm),     cmocka_unit_test(test_queued),
+        cmocka_unit_test(test_hooks),     cmocka_unit_test(test_agreed),
         cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,8 +6,20 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 #include "core/file.h"
 #include "nccl_rig.h"
+
+/* The wall clock is a day ahead of the one that waits of the library started with: no time limit may
+ * depend on it. */
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    const int code = (int)syscall(SYS_clock_gettime, clock, now);
+    if (clock == CLOCK_REALTIME)
+        now->tv_sec += 86400;
+    return code;
+}
 
 /* Every rank must have an error that contains `text`, one abort for each communicator made, and
  * no other end of it. */
@@ -83,6 +95,19 @@ static void run_late(fake_mode mode) {
                    -1);
 }
 
+/* Ranks 0 and 1 cannot see ranks 2 and 3: they must not blame rank 3, which is as healthy as they. */
+static void test_other_node(void **state) {
+    (void)state;
+    const int nodes[] = {0, 0, 1, 1};
+    fake_reset();
+    late_mode = FAKE_HANGS;
+    rank_job *jobs = run_ranks(4, 1.5, nodes, late_body);
+    for (int r = 0; r < 4; r++)
+        if (strstr(jobs[r].error, "rank 3 waited") == NULL || strstr(jobs[r].error, ", rank 3"))
+            fail_msg("rank %d says \"%s\"", r, jobs[r].error);
+    expect_failure(jobs, 4, "in all-gather (late) on cpu for rank 2", -1);
+}
+
 static void test_never_taken(void **state) {
     (void)state;
     run_late(FAKE_NEVER_TAKEN);
@@ -123,9 +148,8 @@ static void test_gives_up(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_init_fails),
-        cmocka_unit_test(test_never_taken),
-        cmocka_unit_test(test_hangs),
+        cmocka_unit_test(test_init_fails), cmocka_unit_test(test_never_taken),
+        cmocka_unit_test(test_hangs),      cmocka_unit_test(test_other_node),
         cmocka_unit_test(test_gives_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -13,30 +13,32 @@
 #include "core/file.h"
 
 /* Every kind of field away from its default, with characters that need escapes. */
-static const char rich[] = "[job]\n"
-                           "dump_folder = 'out \"puts\" \\ x'\n"
-                           "description = \"a\\tb\\u0001 \\u007f é 🎉 'q'\"\n"
-                           "threads_per_rank = 3\n"
-                           "[model]\n"
-                           "tie_embeddings = false\n"
-                           "rope_theta = 1000000\n"
-                           "norm_eps = 1e-6\n"
-                           "[training]\n"
-                           "global_batch_size = 64\n"
-                           "shuffle = true\n"
-                           "dtype = \"bfloat16\"\n"
-                           "max_norm = 0.1\n"
-                           "[optimizer]\n"
-                           "lr = 0.30000000000000004\n"
-                           "eps = 1e-300\n"
-                           "[lr_scheduler]\n"
-                           "decay_ratio = 0.0\n"
-                           "[moe]\n"
-                           "use_deepep = true\n"
-                           "[checkpoint]\n"
-                           "exclude_from_loading = [\"optimizer\", \"a b\"]\n"
-                           "[debug]\n"
-                           "seed = -1\n";
+static const char rich[] =
+    "[job]\n"
+    "dump_folder = 'out \"puts\" \\ x'\n"
+    "description = \"a\\tb\\u0001 \\u007f é 🎉 'q'\"\n"
+    "threads_per_rank = 3\n"
+    "[model]\n"
+    "tie_embeddings = false\n"
+    "rope_theta = 1000000\n"
+    "norm_eps = 1e-6\n"
+    "[training]\n"
+    "global_batch_size = 64\n"
+    "shuffle = true\n"
+    "dtype = \"bfloat16\"\n"
+    "max_norm = 0.1\n"
+    "datasets = [{path = \"a \\\"b\\\".jsonl\", weight = 0.1}, {path = \"c\"}]\n"
+    "[optimizer]\n"
+    "lr = 0.30000000000000004\n"
+    "eps = 1e-300\n"
+    "[lr_scheduler]\n"
+    "decay_ratio = 0.0\n"
+    "[moe]\n"
+    "use_deepep = true\n"
+    "[checkpoint]\n"
+    "exclude_from_loading = [\"optimizer\", \"a b\"]\n"
+    "[debug]\n"
+    "seed = -1\n";
 
 static xp_config_set *load_text(const char *text, size_t n_bytes, char *path) {
     int fd = mkstemps(path, 5);
@@ -59,6 +61,14 @@ static bool same_list(const xp_string_list *a, const xp_string_list *b) {
     return same;
 }
 
+static bool same_sources(const xp_source_list *a, const xp_source_list *b) {
+    bool same = a->n == b->n;
+    for (int i = 0; same && i < a->n; i++)
+        same = strcmp(a->items[i].path, b->items[i].path) == 0 &&
+               memcmp(&a->items[i].weight, &b->items[i].weight, sizeof(double)) == 0;
+    return same;
+}
+
 /** Bit for bit, through the field table. */
 static bool same_field(const xp_config *a, const xp_config *b, const xp_field *f) {
     const void *x = (const char *)a + f->offset, *y = (const char *)b + f->offset;
@@ -72,6 +82,8 @@ static bool same_field(const xp_config *a, const xp_config *b, const xp_field *f
         return memcmp(x, y, sizeof(bool)) == 0;
     case XP_FIELD_LIST:
         return same_list(x, y);
+    case XP_FIELD_SOURCES:
+        return same_sources(x, y);
     case XP_FIELD_STRING:
     case XP_FIELD_PATH:
     case XP_FIELD_CHOICE:

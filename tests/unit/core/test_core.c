@@ -12,6 +12,7 @@
 
 #include "core/arena.h"
 #include "core/file.h"
+#include "core/json_text.h"
 #include "core/pool.h"
 #include "core/rng.h"
 #include "core/text.h"
@@ -226,7 +227,7 @@ static void test_files_are_whole_or_unchanged(void **state) {
     assert_int_not_equal(xp_folder_create(path), XP_OK);
     assert_non_null(strstr(xp_last_error(), path));
     assert_int_equal(xp_folder_remove(folder), XP_OK);
-    assert_false(xp_path_exists(folder));
+    assert_int_not_equal(access(folder, F_OK), 0);
     assert_int_equal(xp_folder_remove(folder), XP_OK);
     assert_int_equal(xp_file_read(path, 4, &data, &n), XP_ENOENT);
     free(deep);
@@ -234,8 +235,97 @@ static void test_files_are_whole_or_unchanged(void **state) {
     free(under_file);
 }
 
+static void test_a_pipe_is_refused_instead_of_waited_for(void **state) {
+    (void)state;
+    char folder[] = "/tmp/xp-core-XXXXXX", *data;
+    assert_non_null(mkdtemp(folder));
+    char *path = xp_path_join(folder, "config.json");
+    assert_int_equal(mkfifo(path, 0600), 0);
+    size_t n;
+    xp_file_map map;
+    alarm(20); /* instead of hanging */
+    assert_int_equal(xp_file_read(path, 1000, &data, &n), XP_EIO);
+    assert_non_null(strstr(xp_last_error(), "pipe"));
+    assert_int_equal(xp_file_map_open(path, &map), XP_EIO);
+    alarm(0);
+    free(path);
+    assert_int_equal(xp_folder_remove(folder), XP_OK);
+}
+
+static void test_json_numbers(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        size_t length;
+        bool integer;
+    } numbers[] = {{"0", 1, true},       {"-12", 3, true}, {"1.50e-7,", 7, false}, {"01", 0, true},
+                   {"-", 0, true},       {"1.", 0, true},  {"1e", 0, true},        {".5", 0, true},
+                   {"1E+400", 6, false}, {"12]", 2, true}, {"+1", 0, true},        {"", 0, true}};
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        bool integer = true;
+        size_t n = xp_json_number(numbers[i].text, strlen(numbers[i].text), &integer);
+        assert_int_equal(n, numbers[i].length);
+        assert_true(n == 0 || integer == numbers[i].integer);
+    }
+    static const struct {
+        const char *from, *to; /* NULL: unchanged */
+    } texts[] = {{"{\"a\": 9223372036854775807, \"b\": 1.5}", NULL},
+                 {"{\"a\": 9223372036854775808}", "{\"a\": 9.2233720368547758e+18}"},
+                 {"{\"1e999\": \"1e999 \\\" 99999999999999999999\"}", NULL},
+                 {"[1e999,-1e999,NaN,Infinity,-Infinity]",
+                  "[1.7976931348623157e+308,-1.7976931348623157e+308,null,null,null]"},
+                 {"[00000000000000000000000]", NULL},
+                 {"\xef\xbb\xbf[1]", "[1]"},
+                 {"\"\\", NULL},
+                 {"\"", NULL},
+                 {"", NULL}};
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        xp_text out = {0};
+        bool changed;
+        xp_json_soften_numbers(texts[i].from, strlen(texts[i].from), &out, &changed);
+        assert_int_equal(changed, texts[i].to != NULL);
+        if (changed)
+            assert_string_equal(out.data, texts[i].to);
+        xp_text_free(&out);
+    }
+}
+
+/* Only what the system calls not there is absent. */
+static void test_what_cannot_be_looked_at_is_not_absent(void **state) {
+    (void)state;
+    char folder[] = "/tmp/xp-core-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    char *file = xp_path_join(folder, "file"), *under = xp_path_join(folder, "file/x"),
+         *loop = xp_path_join(folder, "loop"), *nowhere = xp_path_join(folder, "nowhere"),
+         *absent = xp_path_join(folder, "absent");
+    assert_int_equal(xp_file_write_atomic(file, "", 0), XP_OK);
+    assert_int_equal(symlink("loop", loop), 0);
+    assert_int_equal(symlink("absent", nowhere), 0);
+    bool is = true;
+    assert_int_equal(xp_path_exists(absent, &is), XP_OK);
+    assert_false(is);
+    assert_int_equal(xp_path_exists(file, &is), XP_OK);
+    assert_true(is);
+    assert_int_equal(xp_path_is_folder(file, &is), XP_OK);
+    assert_false(is);
+    assert_int_equal(xp_path_is_folder(folder, &is), XP_OK);
+    assert_true(is);
+    char *const unclear[] = {under, loop, nowhere};
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(xp_path_exists(unclear[i], &is), XP_EIO);
+        assert_non_null(strstr(xp_last_error(), unclear[i]));
+        assert_int_equal(xp_path_is_folder(unclear[i], &is), XP_EIO);
+    }
+    assert_int_equal(xp_folder_remove(folder), XP_OK);
+    char *const all[] = {file, under, loop, nowhere, absent};
+    for (int i = 0; i < 5; i++)
+        free(all[i]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_pipe_is_refused_instead_of_waited_for),
+        cmocka_unit_test(test_json_numbers),
         cmocka_unit_test(test_errors_are_one_line_and_gain_context),
         cmocka_unit_test(test_bf16_rounds_to_nearest_even),
         cmocka_unit_test(test_philox_known_answers),
@@ -247,6 +337,7 @@ int main(void) {
         cmocka_unit_test(test_arena_keeps_everything),
         cmocka_unit_test(test_pool_runs_every_tile_once),
         cmocka_unit_test(test_files_are_whole_or_unchanged),
+        cmocka_unit_test(test_what_cannot_be_looked_at_is_not_absent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,96 +14,7 @@
 #include "core/text.h"
 #include "data/documents.h"
 #include "data/loader.h"
-
-#define S 7
-
-typedef struct fixture {
-    char folder[64];
-    xp_tokenizer *tokenizer;
-} fixture;
-
-static char *in_folder(const fixture *f, const char *name) {
-    char *path = xp_path_join(f->folder, name);
-    assert_non_null(path);
-    return path;
-}
-
-static void write_file(const fixture *f, const char *name, const void *data, size_t n) {
-    char *path = in_folder(f, name);
-    assert_int_equal(xp_file_write_atomic(path, data, n), XP_OK);
-    free(path);
-}
-
-/* The 256 bytes in the printable alphabet of byte-level BPE, no merges, and an end-of-text token
- * with id 256. */
-static void write_byte_tokenizer(const fixture *f) {
-    xp_text t = {0};
-    xp_text_puts(&t,
-                 "{\"version\":\"1.0\",\"added_tokens\":[{\"id\":256,\"content\":\"<|endoftext|>\","
-                 "\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":false,"
-                 "\"special\":true}],\"normalizer\":null,\"pre_tokenizer\":{\"type\":"
-                 "\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":false,\"use_regex\":"
-                 "true},\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\","
-                 "\"vocab\":{");
-    uint32_t extra = 256;
-    for (uint32_t byte = 0; byte < 256; byte++) {
-        bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte != 0xad);
-        char utf8[4];
-        int n = xp_utf8_encode(printable ? byte : extra++, utf8);
-        if (byte > 0)
-            xp_text_puts(&t, ",");
-        xp_text_add_json(&t, utf8, (size_t)n);
-        xp_text_printf(&t, ":%" PRIu32, byte);
-    }
-    xp_text_puts(&t, "},\"merges\":[]}}");
-    write_file(f, "tok/tokenizer.json", t.data, t.length);
-    xp_text_free(&t);
-    const char *config = "{\"eos_token\": \"<|endoftext|>\", \"bos_token\": null}";
-    write_file(f, "tok/tokenizer_config.json", config, strlen(config));
-}
-
-static int set_up(void **state) {
-    fixture *f = calloc(1, sizeof *f);
-    strcpy(f->folder, "/tmp/xp-data-XXXXXX");
-    assert_non_null(mkdtemp(f->folder));
-    char *tok = in_folder(f, "tok"), *text = in_folder(f, "text");
-    assert_int_equal(xp_folder_create(tok), XP_OK);
-    assert_int_equal(xp_folder_create(text), XP_OK);
-    write_byte_tokenizer(f);
-    if (xp_tokenizer_load(tok, &f->tokenizer) != XP_OK)
-        fail_msg("%s", xp_last_error());
-    free(tok);
-    free(text);
-    *state = f;
-    return 0;
-}
-
-static int tear_down(void **state) {
-    fixture *f = *state;
-    xp_tokenizer_destroy(f->tokenizer);
-    assert_int_equal(xp_folder_remove(f->folder), XP_OK);
-    free(f);
-    return 0;
-}
-
-static xp_status open_data(const fixture *f, const char *kind, const char *path, bool shuffle,
-                           bool document, xp_dataset **dataset) {
-    char *full = in_folder(f, path), *cache = in_folder(f, "cache");
-    xp_dataset_args args = {.kind = kind,
-                            .path = full,
-                            .tokenizer = f->tokenizer,
-                            .cache_folder = cache,
-                            .vocab_size = 257,
-                            .seq_len = S,
-                            .shuffle = shuffle,
-                            .seed = 5,
-                            .eos_id = 256,
-                            .document_attention = document};
-    xp_status status = xp_dataset_open(&args, dataset);
-    free(full);
-    free(cache);
-    return status;
-}
+#include "fixture.h"
 
 static void test_token_files_are_rows_in_file_order(void **state) {
     fixture *f = *state;
@@ -271,16 +182,6 @@ static void test_cache_is_reused_and_follows_the_file(void **state) {
     xp_dataset_close(d);
 }
 
-static void assert_refused(const fixture *f, const char *kind, const char *path, xp_status code,
-                           const char *words) {
-    xp_dataset *d = NULL;
-    xp_status status = open_data(f, kind, path, false, false, &d);
-    if (status != code || strstr(xp_last_error(), words) == NULL)
-        fail_msg("%s: %s \"%s\", expected %s with \"%s\"", path, xp_status_name(status),
-                 xp_last_error(), xp_status_name(code), words);
-    assert_null(d);
-}
-
 static void test_bad_data_is_refused_with_place_and_reason(void **state) {
     fixture *f = *state;
     write_file(f, "odd.bin", "12345", 5);
@@ -327,19 +228,20 @@ static void test_bad_data_is_refused_with_place_and_reason(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_token_files_are_rows_in_file_order, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_token_files_are_rows_in_file_order, fixture_set_up,
+                                        fixture_tear_down),
         cmocka_unit_test_setup_teardown(test_shuffled_rows_are_a_permutation_that_changes_by_epoch,
-                                        set_up, tear_down),
+                                        fixture_set_up, fixture_tear_down),
         cmocka_unit_test_setup_teardown(test_documents_are_packed_and_never_seen_across_a_border,
-                                        set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_plain_and_gzip_text_give_the_same_tokens, set_up,
-                                        tear_down),
-        cmocka_unit_test_setup_teardown(test_any_number_of_ranks_sees_the_same_global_batch, set_up,
-                                        tear_down),
-        cmocka_unit_test_setup_teardown(test_cache_is_reused_and_follows_the_file, set_up,
-                                        tear_down),
-        cmocka_unit_test_setup_teardown(test_bad_data_is_refused_with_place_and_reason, set_up,
-                                        tear_down),
+                                        fixture_set_up, fixture_tear_down),
+        cmocka_unit_test_setup_teardown(test_plain_and_gzip_text_give_the_same_tokens,
+                                        fixture_set_up, fixture_tear_down),
+        cmocka_unit_test_setup_teardown(test_any_number_of_ranks_sees_the_same_global_batch,
+                                        fixture_set_up, fixture_tear_down),
+        cmocka_unit_test_setup_teardown(test_cache_is_reused_and_follows_the_file, fixture_set_up,
+                                        fixture_tear_down),
+        cmocka_unit_test_setup_teardown(test_bad_data_is_refused_with_place_and_reason,
+                                        fixture_set_up, fixture_tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -64,7 +64,7 @@ static void route(const run *r, const float *logits, const int32_t *forced, rout
                            .topk_idx = out->idx,
                            .topk_weight = out->weight,
                            .lse = out->lse};
-    assert_int_equal(r->ops->moe.router_forward(r->stream, &args), XP_OK);
+    assert_int_equal(r->ops->router_forward(r->stream, &args), XP_OK);
     xp_router_losses_args losses = {.n_tokens = T,
                                     .seq_len = S,
                                     .n_experts = E,
@@ -78,7 +78,7 @@ static void route(const run *r, const float *logits, const int32_t *forced, rout
                                     .lse = out->lse,
                                     .aux_density = out->density,
                                     .losses = out->losses};
-    assert_int_equal(r->ops->moe.router_losses(r->stream, &losses), XP_OK);
+    assert_int_equal(r->ops->router_losses(r->stream, &losses), XP_OK);
 }
 
 static double total_loss(const run *r, const float *logits) {
@@ -113,7 +113,7 @@ static void check_gradient(const setting *s) {
                                     .lse = s->z ? out.lse : NULL,
                                     .z_scale = 2 * z_coeff * loss_scale,
                                     .dlogits = d_logits};
-    assert_int_equal(r.ops->moe.router_backward(r.stream, &back), XP_OK);
+    assert_int_equal(r.ops->router_backward(r.stream, &back), XP_OK);
 
     const float step = 1e-3F;
     double sides[2];
@@ -138,7 +138,7 @@ static void check_gradient(const setting *s) {
     memcpy(side, out.scores, sizeof side);
     back.scores = side;
     back.dlogits = side;
-    assert_int_equal(r.ops->moe.router_backward(r.stream, &back), XP_OK);
+    assert_int_equal(r.ops->router_backward(r.stream, &back), XP_OK);
     assert_memory_equal(side, d_logits, sizeof side);
     stop(&r);
 }

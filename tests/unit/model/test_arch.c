@@ -177,6 +177,11 @@ static void test_hf_read(void **state) {
                      XP_OK);
     assert_int_equal(arch.hidden_dim, 80);
     assert_true(arch.tie_embeddings);
+    /* what is not used may be any number, and a byte order mark is no part of the text */
+    assert_int_equal(read_json("\xef\xbb\xbf{" MOE ", \"num_experts\": 8, \"x\": 1e400, \"y\": "
+                               "123456789012345678901234567890, \"z\": [Infinity, NaN]}",
+                               &arch),
+                     XP_OK);
 }
 
 static void test_hf_refused(void **state) {
@@ -203,6 +208,17 @@ static void test_hf_refused(void **state) {
         {"{" MOE ", \"num_experts\": 1}", "top_k", XP_EFORMAT},
         {"{" MOE ", \"num_experts\": 8,}", ":1:", XP_EFORMAT},
         {"[1]", "object", XP_EFORMAT},
+        /* sizes that overflow, or that no machine has */
+        {"{" MOE ", \"num_experts\": 2147483648}", "num_experts", XP_EFORMAT},
+        {"{" MOE ", \"num_experts\": 2147483647}", "moe.num_experts", XP_EFORMAT},
+        {"{" MOE ", \"num_experts\": 99999999999999999999}", "num_experts", XP_EFORMAT},
+        {"{\"model_type\": \"qwen3\", \"hidden_size\": 48, \"num_hidden_layers\": 30000, "
+         "\"vocab_size\": 100, \"num_attention_heads\": 4, \"intermediate_size\": 8}",
+         "model.n_layers", XP_EFORMAT},
+        {"{\"model_type\": \"qwen3\", \"hidden_size\": 1048576, \"num_hidden_layers\": 10000, "
+         "\"vocab_size\": 100, \"num_attention_heads\": 65536, \"head_dim\": 65536, "
+         "\"intermediate_size\": 8}",
+         "parameters", XP_EFORMAT},
     };
     for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
         xp_arch arch;

@@ -113,7 +113,8 @@ static xp_train_result train(const char *folder, const char *run, const char *ca
     xp_train_result result;
     xp_config_set *set = configure(folder, run, caps, dtype, v);
     must(xp_config_override(set, "training.steps", steps));
-    must(xp_train_launch(set, NULL, &result));
+    must(xp_train_launch(set, &(xp_start){.n_ranks = (int)xp_config_get(set)->job.ngpu}, NULL,
+                         &result));
     xp_config_destroy(set);
     return result;
 }

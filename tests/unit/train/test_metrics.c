@@ -11,7 +11,6 @@
 #include <string.h>
 #include <unistd.h>
 #include "core/file.h"
-#include "event.pb-c.h"
 #include "train/crc32c.h"
 #include "train/metrics.h"
 #include "train/progress.h"
@@ -142,8 +141,9 @@ static void resumed_file_has_each_step_once(void **state) {
     count_steps(path, 2);
 }
 
-/* One frame of a TFRecord file at `at`; checks both checksums. */
-static Xp__Tb__Event *read_frame(const unsigned char *data, size_t n_bytes, size_t *at) {
+/* The event of the TFRecord frame at `at`; checks both checksums. */
+static const unsigned char *read_frame(const unsigned char *data, size_t n_bytes, size_t *at,
+                                       size_t *n_event) {
     uint64_t n = 0;
     uint32_t crc = 0;
     assert_true(*at + 12 <= n_bytes);
@@ -153,10 +153,23 @@ static Xp__Tb__Event *read_frame(const unsigned char *data, size_t n_bytes, size
     assert_true(*at + 12 + n + 4 <= n_bytes);
     memcpy(&crc, data + *at + 12 + n, 4);
     assert_int_equal(crc, xp_crc32c_masked(data + *at + 12, (size_t)n));
-    Xp__Tb__Event *event = xp__tb__event__unpack(NULL, (size_t)n, data + *at + 12);
-    assert_non_null(event);
+    const unsigned char *event = data + *at + 12;
     *at += 12 + (size_t)n + 4;
+    *n_event = (size_t)n;
     return event;
+}
+
+/* The next frame holds `want`, at whatever time it was written (field 1, a double). */
+static void expect_event(const unsigned char *data, size_t n_bytes, size_t *at, xp_tb_event want) {
+    uint8_t bytes[256];
+    size_t n = 0;
+    const unsigned char *event = read_frame(data, n_bytes, at, &n);
+    assert_true(n > 9 && event[0] == 0x09);
+    memcpy(&want.wall_time, event + 1, 8);
+    assert_true(want.wall_time > 1.6e9);
+    assert_int_equal(n, xp_tb_event_encode(&want, NULL));
+    assert_int_equal(n, xp_tb_event_encode(&want, bytes));
+    assert_memory_equal(event, bytes, n);
 }
 
 static void events_read_back(void **state) {
@@ -165,29 +178,71 @@ static void events_read_back(void **state) {
     snprintf(tb, sizeof tb, "%s/tb/deep", folder);
     xp_tfevents *events = NULL;
     assert_int_equal(xp_tfevents_create(tb, &events), XP_OK);
-    xp_tb_scalar scalars[2] = {{"loss", 7.5}, {"throughput(tps)", 1e6}};
+    const xp_tb_scalar scalars[2] = {{"loss", 7.5}, {"throughput(tps)", 1e6}};
     assert_int_equal(xp_tfevents_add(events, 41, scalars, 2), XP_OK);
     assert_int_equal(xp_tfevents_add(events, 42, scalars, 1), XP_OK);
     char *data = NULL;
-    size_t n_bytes = 0;
+    size_t n_bytes = 0, at = 0;
     assert_int_equal(xp_file_read(xp_tfevents_path(events), 1 << 20, &data, &n_bytes), XP_OK);
     xp_tfevents_destroy(events);
-    size_t at = 0;
-    Xp__Tb__Event *event = read_frame((unsigned char *)data, n_bytes, &at);
-    assert_int_equal(event->what_case, XP__TB__EVENT__WHAT_FILE_VERSION);
-    assert_string_equal(event->file_version, "brain.Event:2");
-    xp__tb__event__free_unpacked(event, NULL);
-    event = read_frame((unsigned char *)data, n_bytes, &at);
-    assert_int_equal(event->step, 41);
-    assert_int_equal(event->summary->n_value, 2);
-    assert_string_equal(event->summary->value[1]->tag, "throughput(tps)");
-    assert_true(event->summary->value[1]->simple_value == 1e6F);
-    xp__tb__event__free_unpacked(event, NULL);
-    event = read_frame((unsigned char *)data, n_bytes, &at);
-    assert_int_equal(event->step, 42);
-    xp__tb__event__free_unpacked(event, NULL);
+    const unsigned char *bytes = (unsigned char *)data;
+    expect_event(bytes, n_bytes, &at, (xp_tb_event){.file_version = "brain.Event:2"});
+    expect_event(bytes, n_bytes, &at,
+                 (xp_tb_event){.step = 41, .scalars = scalars, .n_scalars = 2});
+    expect_event(bytes, n_bytes, &at,
+                 (xp_tb_event){.step = 42, .scalars = scalars, .n_scalars = 1});
     assert_int_equal(at, n_bytes);
     free(data);
+}
+
+/* What protobuf's own encoder writes for the same messages. */
+static void events_are_protobuf(void **state) {
+    (void)state;
+    char long_tag[201];
+    memset(long_tag, 'x', 200), long_tag[200] = '\0';
+    const xp_tb_scalar scalars[] = {{"loss", 7.5},        {"throughput(tps)", 1e6}, {"zero", 0},
+                                    {"nan", (double)NAN}, {"minus zero", -0.0},     {"", 1},
+                                    {long_tag, 3}};
+    const double time = 1700000000.25;
+    const struct {
+        xp_tb_event event;
+        const char *bytes; /* "x200": the long tag */
+    } cases[] = {
+        {{.wall_time = time, .file_version = "brain.Event:2"},
+         "0900001040fc54d9411a0d627261696e2e4576656e743a32"},
+        {{.wall_time = time, .step = 41, .scalars = scalars, .n_scalars = 7},
+         "0900001040fc54d94110292aa1020a0b0a046c6f7373150000f0400a160a0f7468726f7567687075742874707"
+         "329"
+         "15002474490a060a047a65726f0a0a0a036e616e150000c07f0a0c0a0a6d696e7573207a65726f0a051500008"
+         "03f"
+         "0ad0010ac801x2001500004040"},
+        {{.scalars = scalars, .n_scalars = 2},
+         "2a250a0b0a046c6f7373150000f0400a160a0f7468726f75676870757428747073291500247449"},
+        {{.wall_time = time, .step = (int64_t)1 << 40, .scalars = scalars, .n_scalars = 2},
+         "0900001040fc54d941108080808080202a250a0b0a046c6f7373150000f0400a160a0f7468726f75676870757"
+         "428"
+         "747073291500247449"},
+        {{.wall_time = time, .step = -1}, "0900001040fc54d94110ffffffffffffffffff012a00"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint8_t got[512];
+        const size_t n = xp_tb_event_encode(&cases[i].event, got);
+        size_t at = 0;
+        for (const char *p = cases[i].bytes; *p != '\0';) {
+            if (*p == 'x') {
+                for (int k = 0; k < 200; k++)
+                    assert_int_equal(got[at++], 'x');
+                p += strlen("x200");
+                continue;
+            }
+            unsigned byte = 0;
+            assert_int_equal(sscanf(p, "%2x", &byte), 1);
+            assert_true(at < n);
+            assert_int_equal(got[at++], byte);
+            p += 2;
+        }
+        assert_int_equal(at, n);
+    }
 }
 
 static void known_checksums(void **state) {
@@ -228,13 +283,10 @@ static int remove_folder(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(step_line),
-        cmocka_unit_test(numbers),
-        cmocka_unit_test(json_reads_back),
-        cmocka_unit_test(resumed_file_has_each_step_once),
-        cmocka_unit_test(events_read_back),
-        cmocka_unit_test(known_checksums),
-        cmocka_unit_test(says_what_cannot_be_written),
+        cmocka_unit_test(step_line),        cmocka_unit_test(numbers),
+        cmocka_unit_test(json_reads_back),  cmocka_unit_test(resumed_file_has_each_step_once),
+        cmocka_unit_test(events_read_back), cmocka_unit_test(events_are_protobuf),
+        cmocka_unit_test(known_checksums),  cmocka_unit_test(says_what_cannot_be_written),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

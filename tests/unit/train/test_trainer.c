@@ -88,7 +88,8 @@ static xp_status run(const char *folder, const char *ranks, const char *ep, xp_t
     if (xp_config_load((int)(sizeof argv / sizeof argv[0]), argv, true, &set) != XP_OK ||
         xp_config_override(set, "parallelism.expert_parallel_degree", ep) != XP_OK)
         fail_msg("%s", xp_last_error());
-    xp_status status = xp_train_launch(set, NULL, out);
+    xp_status status =
+        xp_train_launch(set, &(xp_start){.n_ranks = (int)xp_config_get(set)->job.ngpu}, NULL, out);
     xp_config_destroy(set);
     return status;
 }

@@ -66,7 +66,7 @@ xp_status xp_ep_p2p_wait(const xp_ep_call *call, int peer, p2p_point point) {
              xp_comm_world_rank(group->comm, group->rank), group->timeout_s, call->phase,
              xp_ep_p2p_point_name(point), (long long)call->round,
              xp_comm_world_rank(group->comm, peer), atomic_load(wait.flag), wait.epoch);
-    return xp_comm_fail(group->comm, text);
+    return xp_comm_fail_timeout(group->comm, peer, text);
 }
 
 void xp_ep_p2p_signal_all(const xp_ep_call *call, p2p_point point) {

@@ -77,7 +77,7 @@ static xp_status fail_mismatch(const xp_ep_call *call, int rank, const xp_ep_bar
         (long long)mine->round, xp_comm_world_rank(comm, rank),
         xp_ep_p2p_point_name((p2p_point)theirs->point), theirs->epoch, theirs->slot,
         (long long)theirs->round);
-    return xp_comm_fail(call->group->comm, text);
+    return xp_comm_fail_mismatch(call->group->comm, text);
 }
 
 static xp_status host_barrier(const xp_ep_call *call, p2p_point point) {

@@ -148,5 +148,5 @@ xp_status xp_ep_p2p_cuda_failure(const xp_ep_group *group) {
              xp_comm_world_rank(group->comm, f->reporter), group->timeout_s, phases[f->phase],
              xp_ep_p2p_point_name((p2p_point)f->point), (long long)f->round,
              xp_comm_world_rank(group->comm, f->missing), calls, more);
-    return xp_comm_fail(group->comm, text);
+    return xp_comm_fail_timeout(group->comm, f->missing, text);
 }

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Print docs/reference/commands.md from the program's own help. usage: scripts/commands_page.sh path/to/expar
+set -euo pipefail
+expar=${1:?usage: scripts/commands_page.sh path/to/expar}
+echo "# Commands"
+echo
+echo "This page is the programs' own help (\`scripts/commands_page.sh build/release/bin/expar > docs/reference/commands.md\`)."
+page() {
+    echo
+    echo "## $*"
+    echo
+    echo '```'
+    "$expar" "${@:2}" --help
+    echo '```'
+}
+page expar
+for command in $("$expar" --help | sed -n '/^commands:/,/^$/s/^  \([a-z-]*\) .*/\1/p'); do
+    [ "$command" = config ] || page expar "$command"
+done
+for kind in step ops ep scaling; do page expar bench $kind; done

@@ -1,0 +1,57 @@
+/** Dense GEMM and grouped GEMM. The rules for all ops stand in ops.h. */
+#ifndef XP_OPS_OP_GEMM_H
+#define XP_OPS_OP_GEMM_H
+
+#include <stdbool.h>
+#include "expar/device.h"
+
+/**
+ * gemm: c[m, n] = alpha * op(a) @ op(b) + (acc ? c : 0). Row-major.
+ * op(a) is [m, k], op(b) is [k, n].
+ */
+typedef struct xp_gemm_args {
+    int64_t m, n, k;
+    bool trans_a, trans_b; /* a stored as [k, m]; b stored as [n, k] */
+    const void *a, *b;
+    void *c;
+    int64_t lda, ldb, ldc;      /* elements between stored rows */
+    xp_dtype ab_dtype, c_dtype; /* F32/F32, BF16/BF16, BF16/F32 */
+    float alpha;
+    bool acc;
+} xp_gemm_args;
+
+/**
+ * Grouped GEMM: one GEMM per local expert e over its assignment rows,
+ * r in [offsets[e], offsets[e + 1]).
+ *
+ *   grouped_forward   y[r, :]  = x[gather[r], :] @ w[e]^T
+ *   grouped_dgrad     y[r, :]  = dy[gather_dy[r], :] @ w[e]
+ *   grouped_wgrad     y[e] (+)= sum over e's rows r of dy[gather_dy[r], :]^T x[gather[r], :]
+ *
+ * A NULL gather list means the rows in order: x[r], dy[r]. Then x (forward) and dy (dgrad) have
+ * max_rows rows in memory, and an implementation may read the rows past offsets[L], though they
+ * reach no result.
+ *
+ * An expert without rows: forward and dgrad write nothing for it; wgrad writes zeros (nothing with
+ * acc).
+ */
+typedef struct xp_grouped_args {
+    int64_t n_experts;        /* local experts L */
+    int64_t max_rows;         /* bound on offsets[L]; known to the host */
+    int64_t n, k;             /* weight w is [L, n, k] */
+    const int32_t *offsets;   /* [L + 1] */
+    const int32_t *gather;    /* [max_rows] rows of x (forward, wgrad), or NULL */
+    const void *x;            /* [*, k] (forward, wgrad) */
+    const void *w;            /* [L, n, k] (forward, dgrad) */
+    const void *dy;           /* [*, n] (dgrad, wgrad) */
+    const int32_t *gather_dy; /* [max_rows] rows of dy (dgrad, wgrad), or NULL */
+    void *y; /* forward: [max_rows, n]; dgrad: [max_rows, k]; wgrad: dw [L, n, k] of dw_dtype */
+    xp_dtype dtype, dw_dtype;
+    bool acc; /* wgrad only: dw += */
+} xp_grouped_args;
+
+/** Workspace that cuBLASLt gets on each of so many streams of a GPU. */
+#define XP_OPS_BLAS_WORKSPACE_BYTES (32 << 20)
+#define XP_OPS_BLAS_STREAMS         2
+
+#endif
