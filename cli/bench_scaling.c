@@ -10,6 +10,7 @@
 #include "bench.h"
 #include "cli.h"
 #include "config_words.h"
+#include "train/complete.h"
 #include "core/file.h"
 #include "core/text.h"
 #include "lists.h"
@@ -57,7 +58,9 @@ static xp_status measure(const scaling_options *o, const run_shape *shape, const
     snprintf(batch, sizeof batch, "%lld", (long long)shape->batch);
     snprintf(global_batch, sizeof global_batch, "%lld", (long long)shape->global_batch);
     XP_TRY(xp_config_load(o->words.n, (char **)o->words.words, false, &args.configs[0]));
-    xp_status status = xp_config_override(args.configs[0], "training.local_batch_size", batch);
+    xp_status status = xp_config_complete(args.configs[0]);
+    if (status == XP_OK)
+        status = xp_config_override(args.configs[0], "training.local_batch_size", batch);
     if (status == XP_OK)
         status = xp_config_override(args.configs[0], "training.global_batch_size", global_batch);
     if (status == XP_OK)

@@ -6,6 +6,7 @@
 #include "bench.h"
 #include "cli.h"
 #include "config_words.h"
+#include "train/complete.h"
 #include "core/file.h"
 #include "core/text.h"
 #include "options.h"
@@ -165,6 +166,7 @@ static void show_progress(void *context, int done, int total) {
 static xp_status load(const step_options *o, const char *folder, int n_ranks, int ep_size,
                       xp_config_set **config) {
     XP_TRY(xp_config_load(o->words.n, (char **)o->words.words, false, config));
+    XP_TRY(xp_config_complete(*config));
     char size[16];
     snprintf(size, sizeof size, "%d", ep_size);
     if (ep_size > 0)

@@ -6,6 +6,8 @@
 #include <string.h>
 #include "config/config.h"
 #include "config/toml.h"
+#include "model/arch.h"
+#include "train/complete.h"
 
 typedef enum output { OUTPUT_TOML = 0, OUTPUT_JSON } output;
 
@@ -101,8 +103,18 @@ static int show_config(int argc, char **argv, output form) {
         return XP_EXIT_USAGE;
     }
     for (int i = 0; xp_config_warning(set, i); i++)
-        fprintf(stderr, "warning: %s\n", xp_config_warning(set, i));
+        cli_warn(NULL, xp_config_warning(set, i));
+    if (xp_config_complete(set) != XP_OK)
+        cli_warn(NULL, xp_last_error());
+    xp_arch arch;
+    const bool has_experts =
+        xp_arch_from_config(xp_config_get(set), &arch) != XP_OK || arch.n_experts > 0;
     char *text = NULL;
+    status = xp_config_effects(set, has_experts, cli_warn, NULL);
+    if (status != XP_OK) {
+        xp_config_destroy(set);
+        return cli_fail(status);
+    }
     status =
         form == OUTPUT_JSON ? xp_config_dump_json(set, &text) : xp_config_dump_toml(set, &text);
     xp_config_destroy(set);
@@ -115,11 +127,10 @@ static const char *section_after(int argc, char **argv, int i) {
 }
 
 int cmd_config(int argc, char **argv) {
-    /* The words that are left are xp_config_load()'s; the file's name needs two. */
-    char **words = calloc((size_t)argc + 2, sizeof *words);
+    /* The words that are left are xp_config_load()'s. */
+    char **words = calloc((size_t)argc + 1, sizeof *words);
     if (!words)
         return cli_fail(xp_error(XP_ENOMEM, "out of memory for the command line"));
-    char config_file[] = "--job.config_file";
     int n_words = 0, code = -1;
     output form = OUTPUT_TOML;
     for (int i = 1; i < argc && code < 0; i++) {
@@ -134,8 +145,6 @@ int cmd_config(int argc, char **argv) {
         } else if (strcmp(argv[i], "--toml") == 0) {
             form = OUTPUT_TOML;
         } else {
-            if (n_words == 0 && argv[i][0] != '-')
-                words[n_words++] = config_file;
             words[n_words++] = argv[i];
         }
     }

@@ -1,4 +1,5 @@
 /* expar export: a training checkpoint as a Hugging Face folder. */
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include "cli.h"
@@ -13,6 +14,7 @@
 typedef struct export_options {
     const char *checkpoint, *out, *dtype, *tokenizer, *data;
     int64_t step;
+    bool fused;
 } export_options;
 
 /* How much a trained expert bias matters: the loss of the export with it and without it. */
@@ -56,19 +58,18 @@ static xp_status export_ckpt(const export_options *o, const xp_ckpt *ckpt, bool 
     const char *saved = xp_ckpt_value_get(ckpt, "training.seq_len");
     if (saved == NULL || !xp_parse_i64(saved, seq_len) || *seq_len < 1)
         *seq_len = 2048;
-    const char *tokenizer =
-        o->tokenizer != NULL ? o->tokenizer : xp_ckpt_value_get(ckpt, "model.hf_assets_path");
-    bool found = false;
-    if (tokenizer != NULL && tokenizer[0] != '\0')
-        XP_TRY(xp_path_exists(tokenizer, &found));
-    if (!found)
-        tokenizer = NULL;
+    char assets[PATH_MAX];
+    XP_TRY(xp_hf_find_assets(ckpt, assets));
+    const char *tokenizer = o->tokenizer ? o->tokenizer : assets[0] ? assets : NULL;
     xp_hf_from_ckpt_args args = {.ckpt = ckpt,
                                  .arch = &arch,
                                  .folder = o->out,
                                  .dtype = strcmp(o->dtype, "bfloat16") == 0 ? XP_BF16 : XP_F32,
                                  .max_positions = *seq_len,
-                                 .tokenizer_folder = tokenizer};
+                                 .assets = assets[0] ? assets : o->tokenizer,
+                                 .tokenizer_folder = o->tokenizer,
+                                 .fused_experts = o->fused,
+                                 .warn = cli_warn};
     XP_TRY(xp_hf_export_ckpt(&args, has_bias));
     printf("exported %s (step %lld, %s) to %s%s\n", xp_ckpt_path(ckpt),
            (long long)xp_ckpt_step(ckpt), o->dtype, o->out,
@@ -115,6 +116,8 @@ int cmd_export(int argc, char **argv) {
          1e15},
         {"--dtype", CLI_STRING, &o.dtype, "TYPE", "float32 or bfloat16 (float32)", 0, 0},
         {"--tokenizer", CLI_STRING, &o.tokenizer, "DIR", "default: the one the run used", 0, 0},
+        {"--fused-experts", CLI_FLAG, &o.fused, NULL,
+         "a layer's experts as one gate_up_proj and one down_proj (transformers 5)", 0, 0},
         {"--data", CLI_STRING, &o.data, "FILE",
          "text to measure what a trained expert bias matters", 0, 0},
     };

@@ -4,6 +4,7 @@
 #include <string.h>
 #include "cli.h"
 #include "config_words.h"
+#include "train/complete.h"
 #include "core/text.h"
 #include "device/plugin.h"
 #include "ep/internal.h"
@@ -12,6 +13,7 @@
 #include "options.h"
 #include "predict/predict.h"
 #include "predict/step_time.h"
+#include "train/start_choice.h"
 
 #define GIB         ((double)(1 << 30))
 #define CONTEXT_GIB 1.1 /* that driver and libraries take beside a run: 1.03 on an H200 */
@@ -74,7 +76,14 @@ static xp_status layout_of(const plan *p, int64_t nodes, xp_mesh *layout) {
         if (other.ep_nodes > layout->ep_nodes)
             *layout = other;
     }
-    layout->separate_processes = nodes > 1; /* a launcher starts them */
+    /* As on machines with as many GPUs: job.ranks decides. */
+    xp_config config = *p->config;
+    config.job.ngpu = p->cluster.gpus_per_node;
+    const xp_start_facts facts = {
+        .n_gpus = p->cluster.gpus_per_node, .n_nodes = (int)nodes, .on_nodes = nodes > 1};
+    xp_start start;
+    XP_TRY(xp_start_choose_from(&config, &facts, &start));
+    layout->separate_processes = start.kind == XP_START_PROCESSES;
     return XP_OK;
 }
 
@@ -456,6 +465,8 @@ static int run(plan *p, const plan_options *o) {
 static int load_and_run(const plan_options *o) {
     plan p = {.o = o};
     xp_status status = xp_config_load(o->words.n, (char **)o->words.words, false, &p.set);
+    if (status == XP_OK)
+        status = xp_config_complete(p.set);
     if (status != XP_OK) {
         cli_fail(status);
         return XP_EXIT_USAGE;

@@ -11,15 +11,17 @@
 #include "launch/shim.h"
 #include "launch/supervise.h"
 #include "nodes.h"
+#include "train/complete.h"
 #include "train/launch.h"
 
 /* How much longer than the ranks' own time limit the launcher waits for them after a failure. */
 #define FAILURE_MARGIN_S 10
 
 static const char usage[] =
-    "usage: expar train [--job.config_file FILE] [--section.key value ...]\n"
+    "usage: expar train [FILE.toml] [--section.key value ...]\n"
     "\n"
-    "Trains a model. Settings: defaults, then the file, then the environment, then the options.\n"
+    "Trains a model. FILE.toml may also be given as --job.config_file or --config. Settings: "
+    "defaults, then the file, then the environment, then the options.\n"
     "The run writes config.toml, metrics.jsonl, cache/ (token ids), checkpoint/, tb/ and traces/\n"
     "into job.dump_folder; started again with checkpoint.enable it resumes from the newest "
     "complete\n"
@@ -165,11 +167,17 @@ static bool speaks_for_node(void) {
 static xp_status load(int argc, char **argv, xp_config_set **config) {
     XP_TRY(xp_config_load(argc - 1, argv + 1, true, config));
     const char *file = xp_config_get(*config)->job.config_file;
-    if (argc > 1 || (file && file[0]))
-        return XP_OK;
+    if (argc > 1 || (file && file[0])) {
+        xp_status status = xp_config_complete(*config);
+        if (status != XP_OK)
+            xp_config_destroy(*config);
+        return status;
+    }
     xp_config_destroy(*config);
-    return xp_error(XP_ECONFIG, "no configuration: give --job.config_file FILE, CONFIG_FILE in the "
-                                "environment, or options; see expar train --help");
+    return xp_error(XP_ECONFIG,
+                    "no configuration: give a file (expar train FILE.toml, or --job.config_file), "
+                    "CONFIG_FILE in the "
+                    "environment, or options; see expar train --help");
 }
 
 int cmd_train(int argc, char **argv) {

@@ -9,12 +9,14 @@
  */
 typedef struct cli_config_words {
     int n;
+    const char *file; /* of --config FILE or --job.config_file FILE; NULL: none */
     char *words[CLI_CONFIG_WORDS];
     char own[32][64];
 } cli_config_words;
 
 /**
- * Part the arguments: words of the configuration are appended to `words`, the others go to `rest`.
+ * Part the arguments: words of the configuration are appended to `words`, --config FILE and --job.config_file
+ * FILE are noted, the others go to `rest`.
  * @param rest  [argc + 1], argv[0] stays first
  * @return how many words are in rest
  */
@@ -23,7 +25,7 @@ int cli_config_words_take(cli_config_words *words, int argc, char **argv, char *
 /**
  * Start again: the file, or without one the default keys; then the configuration words of argv,
  * which count more.
- * @param file      NULL: none
+ * @param file      NULL: the one that cli_config_words_take() noted, or none
  * @param defaults  {"model.dim", "512"}, ..., {NULL, NULL}
  */
 void cli_config_words_build(cli_config_words *words, const char *file,

@@ -40,13 +40,22 @@ typedef struct xp_hf_source {
     xp_status (*fill)(void *context, int64_t first, int64_t n, float *out);
     void *context;
 } xp_hf_source;
+
+/** Whether a file of this name may stand in an export beside config.json and the weights. */
+bool xp_hf_is_asset(const char *name);
 typedef struct xp_hf_export_args {
     const char *folder;      /* its parents are made when missing; it appears when it is complete */
     xp_dtype dtype;          /* XP_F32 or XP_BF16; extra tensors are XP_F32 always */
     int64_t max_shard_bytes; /* 0 = 5 GB as transformers */
     const char *config_json; /* written as config.json */
+    const char *generation_json;  /* written as generation_config.json where source_folder has none;
+                                    NULL = none */
     const char *tokenizer_folder; /* tokenizer.json and the files that belong to it are copied; NULL
                                      = none */
+    const char *source_folder; /* generation_config.json of the model that the run started from is
+                                     copied when it is there; NULL = none */
+    void (*warn)(void *context, const char *text); /* about files that are not copied, or NULL */
+    void *warn_context;
     const xp_hf_source *tensors;
     int64_t n_tensors;
     const xp_hf_source *extra; /* goes into a second file, expar_extra.safetensors (expert bias);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include "checkpoint/hf.h"
+#include "checkpoint/hf_assets.h"
 #include "checkpoint/outfile.h"
 #include "checkpoint/publish.h"
 #include "core/arena.h"
@@ -17,16 +18,6 @@
 #define CHUNK_ELEMENTS      (1 << 18)
 #define MARK_KEY            "exported_by" /* in the shards' metadata: ours to replace */
 #define EXTRA_FILE          "expar_extra.safetensors"
-
-/* What a Hugging Face tokenizer may consist of; the first must be there. */
-static const char *const tokenizer_files[] = {"tokenizer.json",
-                                              "tokenizer_config.json",
-                                              "special_tokens_map.json",
-                                              "added_tokens.json",
-                                              "vocab.json",
-                                              "merges.txt",
-                                              "chat_template.jinja"};
-#define N_TOKENIZER_FILES (sizeof tokenizer_files / sizeof tokenizer_files[0])
 
 typedef struct export_run {
     const xp_hf_export_args *args;
@@ -185,27 +176,6 @@ static xp_status write_weights(export_run *run) {
     return XP_OK;
 }
 
-static xp_status copy_tokenizer(const export_run *run) {
-    if (run->args->tokenizer_folder == NULL)
-        return XP_OK;
-    for (size_t i = 0; i < N_TOKENIZER_FILES; i++) {
-        char *from = xp_path_join(run->args->tokenizer_folder, tokenizer_files[i]);
-        if (from == NULL)
-            return no_memory(run);
-        char *data = NULL;
-        size_t n_bytes = 0;
-        xp_status status = xp_file_read(from, (size_t)1 << 30, &data, &n_bytes);
-        free(from);
-        if (status == XP_OK)
-            status = write_text(run, tokenizer_files[i], data, n_bytes);
-        else if (i > 0 && status == XP_ENOENT)
-            status = XP_OK;
-        free(data);
-        XP_TRY(status);
-    }
-    return XP_OK;
-}
-
 /** A name that an export may have written. */
 static bool is_export_name(const char *name) {
     size_t n = strlen(name);
@@ -214,11 +184,7 @@ static bool is_export_name(const char *name) {
     if (weights || strcmp(name, "config.json") == 0 || strcmp(name, EXTRA_FILE) == 0 ||
         strcmp(name, "model.safetensors.index.json") == 0)
         return true;
-    for (size_t i = 0; i < N_TOKENIZER_FILES; i++) {
-        if (strcmp(name, tokenizer_files[i]) == 0)
-            return true;
-    }
-    return false;
+    return xp_hf_is_asset(name);
 }
 
 /** True when the file is a safetensors file with our mark. */
@@ -308,7 +274,7 @@ static xp_status write_all(export_run *run) {
     XP_TRY(xp_folder_remove(run->temp)); /* of an export that was killed */
     XP_TRY(xp_folder_create(run->temp));
     XP_TRY(write_text(run, "config.json", config, strlen(config)));
-    XP_TRY(copy_tokenizer(run));
+    XP_TRY(xp_hf_copy_assets(run->args, run->temp));
     XP_TRY(write_weights(run));
     XP_TRY(xp_folder_publish(run->temp, run->target, run->aside));
     return xp_folder_remove(run->aside); /* of a replacement that was killed */

@@ -95,6 +95,12 @@ static xp_status check_checkpoint(xp_config_set *set) {
                         "%scheckpoint.initial_load_in_hf needs initial_load_model_only = true: a "
                         "Hugging Face folder holds no optimizer state",
                         where(set, "checkpoint", "initial_load_in_hf"));
+    const char *path = c->checkpoint.initial_load_path, *assets = c->model.hf_assets_path;
+    if (c->checkpoint.initial_load_in_hf && !(path && path[0]) && !(assets && assets[0]))
+        return xp_error(XP_ECONFIG,
+                        "%scheckpoint.initial_load_in_hf needs a folder to load from: set "
+                        "checkpoint.initial_load_path, or model.hf_assets_path",
+                        where(set, "checkpoint", "initial_load_in_hf"));
     return XP_OK;
 }
 
@@ -115,30 +121,11 @@ static xp_status replace_foreign_values(xp_config_set *set) {
                                        where(set, "checkpoint", "export_dtype")));
 }
 
-/** Values that are accepted and change nothing. */
-static xp_status warn_without_effect(xp_config_set *set) {
-    const xp_config *c = &set->config;
-    if (c->deepep.chunk_tokens > 0)
-        XP_TRY(xp_set_warn(
-            set, xp_arena_printf(set->arena,
-                                 "%sdeepep.chunk_tokens has no effect: every transport here sends "
-                                 "a round's rows as one piece",
-                                 where(set, "deepep", "chunk_tokens"))));
-    if (c->checkpoint.last_save_in_hf && !c->checkpoint.enable)
-        XP_TRY(xp_set_warn(
-            set, xp_arena_printf(set->arena,
-                                 "%scheckpoint.last_save_in_hf has no effect: checkpoint.enable is "
-                                 "off, and the export is made from the last checkpoint",
-                                 where(set, "checkpoint", "last_save_in_hf"))));
-    return XP_OK;
-}
-
 xp_status xp_set_check(xp_config_set *set) {
     XP_TRY(check_ranks(set));
     XP_TRY(check_parallelism(set));
     XP_TRY(check_model(set));
     XP_TRY(check_data(set));
     XP_TRY(check_checkpoint(set));
-    XP_TRY(warn_without_effect(set));
     return replace_foreign_values(set);
 }

@@ -54,6 +54,7 @@ static xp_status merge(xp_config_set *set, int argc, char **argv, bool environme
                            .origin = {XP_ORIGIN_COMMAND_LINE, NULL, 0, 0}};
         XP_TRY(xp_set_text(set, &a, options[i].value));
     }
+    XP_TRY(xp_set_resolve_paths(set));
     XP_TRY(xp_set_check(set));
     if (set->n_foreign == 0)
         return XP_OK;

@@ -149,6 +149,15 @@ XP_NODISCARD xp_status xp_config_override(xp_config_set *set, const char *sectio
  */
 const char *xp_config_warning(const xp_config_set *set, int i);
 
+typedef void (*xp_config_say)(void *context, const char *text);
+/**
+ * Name the settings that were made and change nothing, because another one switches off what they govern
+ * ("checkpoint.interval (run.toml:7) has no effect: checkpoint.enable is off"): a line for each cause.
+ * @param model_has_experts  true when that is not known
+ */
+XP_NODISCARD xp_status xp_config_effects(const xp_config_set *set, bool model_has_experts,
+                                         xp_config_say say, void *context);
+
 /**
  * The merged configuration as TOML that reads back to the same configuration, but for
  * job.config_file. Caller frees *text.

@@ -8,11 +8,38 @@
 
 enum { MAX_FILE_BYTES = 16 << 20 };
 
+enum { MAX_FAULTS = 8 };
+
 typedef struct file_reader {
     xp_config_set *set;
     const xp_toml *toml;
     const char *name; /* the arena's copy */
+    xp_text *faults;  /* what is wrong, "; " between */
+    int *n_faults;
 } file_reader;
+
+/* A wrong key does not hide the ones behind it: all are reported together. */
+static xp_status note_fault(const file_reader *r, xp_status status) {
+    if (status != XP_ECONFIG)
+        return status;
+    if (++*r->n_faults <= MAX_FAULTS)
+        xp_text_printf(r->faults, "%s%s", *r->n_faults > 1 ? " | " : "", xp_last_error());
+    return XP_OK;
+}
+
+static xp_status report_faults(const file_reader *r) {
+    if (r->faults->failed)
+        return xp_error(XP_ENOMEM, "out of memory for the configuration");
+    if (*r->n_faults == 0)
+        return XP_OK;
+    if (*r->n_faults == 1)
+        return xp_error(XP_ECONFIG, "%s", r->faults->data);
+    char more[48] = "";
+    if (*r->n_faults > MAX_FAULTS)
+        snprintf(more, sizeof more, " | and %d more", *r->n_faults - MAX_FAULTS);
+    return xp_error(XP_ECONFIG, "%s holds %d mistakes: %s%s", r->name, *r->n_faults,
+                    r->faults->data, more);
+}
 
 static xp_status fail_at(const file_reader *r, int line, size_t offset, const char *what) {
     return xp_error(XP_ECONFIG, "%s:%d:%d: %s", r->name, line, xp_toml_column(r->toml, offset),
@@ -141,7 +168,7 @@ static xp_status set_section(const file_reader *r, const xp_toml_entry *section)
     for (size_t i = 0; i < xp_toml_table_count(table); i++) {
         const xp_toml_entry *entry = xp_toml_table_entry(table, i);
         if (known)
-            XP_TRY(set_key(r, section->key, entry));
+            XP_TRY(note_fault(r, set_key(r, section->key, entry)));
         else
             note_foreign(r, section->key, "", entry);
     }
@@ -151,8 +178,8 @@ static xp_status set_section(const file_reader *r, const xp_toml_entry *section)
 static xp_status set_document(const file_reader *r) {
     const xp_toml_table *root = xp_toml_root(r->toml);
     for (size_t i = 0; i < xp_toml_table_count(root); i++)
-        XP_TRY(set_section(r, xp_toml_table_entry(root, i)));
-    return XP_OK;
+        XP_TRY(note_fault(r, set_section(r, xp_toml_table_entry(root, i))));
+    return report_faults(r);
 }
 
 xp_status xp_set_file(xp_config_set *set, const char *path) {
@@ -162,9 +189,16 @@ xp_status xp_set_file(xp_config_set *set, const char *path) {
     xp_toml *toml = NULL;
     xp_status status = xp_toml_parse(path, text, n_bytes, &toml);
     if (status == XP_OK) {
-        file_reader reader = {.set = set, .toml = toml, .name = xp_arena_strdup(set->arena, path)};
+        xp_text faults = {0};
+        int n_faults = 0;
+        file_reader reader = {.set = set,
+                              .toml = toml,
+                              .name = xp_arena_strdup(set->arena, path),
+                              .faults = &faults,
+                              .n_faults = &n_faults};
         status = reader.name ? set_document(&reader)
                              : xp_error(XP_ENOMEM, "out of memory for the configuration");
+        xp_text_free(&faults);
         xp_toml_destroy(toml);
     }
     free(text);

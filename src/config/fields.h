@@ -30,6 +30,7 @@ typedef struct xp_field {
     double min, max;     /* XP_FIELD_INT and XP_FIELD_FLOAT, inclusive */
     bool zero_refused;   /* -1 or 1 and up */
     bool torchtitan;     /* the name is TorchTitan's */
+    bool is_input;       /* a path that is read, not written */
     const char *choices; /* "a|b|c" */
     const char *help;    /* one line */
 } xp_field;

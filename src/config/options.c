@@ -16,6 +16,11 @@ static char *split_name(xp_config_set *set, const char *word, const char **value
     return name;
 }
 
+/* "--config", as other programs call it. */
+static bool names_config_file(const char *name) {
+    return strcmp(name, "--config") == 0 || strcmp(name, "--config_file") == 0;
+}
+
 static xp_status fail_unknown(const char *name, const char *section, const char *key) {
     const xp_field *near = xp_field_nearest(section, key);
     if (near)
@@ -64,14 +69,21 @@ static xp_status parse_option(xp_config_set *set, const char *word, const char *
                               xp_option *option, int *used) {
     *used = 1;
     if (!is_option(word))
-        return xp_error(XP_ECONFIG, "unexpected word \"%.100s\"; options are --section.key value",
-                        word);
+        return xp_error(
+            XP_ECONFIG,
+            "unexpected word \"%.100s\"; the configuration file comes first, options are "
+            "--section.key value",
+            word);
     const char *value = NULL;
     char *name = split_name(set, word, &value);
     char *section = name ? xp_arena_strdup(set->arena, name + 2) : NULL;
     if (!section)
         return xp_error(XP_ENOMEM, "out of memory for the command line");
     option->name = name;
+    if (names_config_file(name)) {
+        option->field = xp_field_find("job", "config_file");
+        return take_value(option, value, next, used);
+    }
     char *dot = strchr(section, '.');
     if (!dot)
         return fail_unknown(name, NULL, section);
@@ -96,16 +108,36 @@ static xp_status parse_option(xp_config_set *set, const char *word, const char *
     return XP_OK;
 }
 
+/* "expar train run.toml": the first word, when it is no option, is the configuration file. */
+static int take_file(int argc, char **argv, xp_option *option) {
+    if (argc < 1 || argv[0][0] == '-' || argv[0][0] == '\0')
+        return 0;
+    *option = (xp_option){.field = xp_field_find("job", "config_file"),
+                          .name = "--job.config_file",
+                          .value = argv[0]};
+    return 1;
+}
+
+/* A first word and an option that name two files, of which only one would be read. */
+static xp_status check_one_file(const xp_option *options, int n_options) {
+    for (int i = 1; i < n_options; i++)
+        if (options[i].field == options[0].field && strcmp(options[0].value, options[i].value) != 0)
+            return xp_error(XP_ECONFIG,
+                            "two configuration files are given, %.200s and %.200s: one is read",
+                            options[0].value, options[i].value);
+    return XP_OK;
+}
+
 xp_status xp_set_parse_options(xp_config_set *set, int argc, char **argv, xp_option **options,
                                int *n_options) {
     *options = xp_arena_alloc(set->arena, (size_t)(argc + 1) * sizeof **options);
     if (!*options)
         return xp_error(XP_ENOMEM, "out of memory for the command line");
-    *n_options = 0;
-    for (int i = 0, used = 0; i < argc; i += used) {
+    *n_options = take_file(argc, argv, *options);
+    for (int i = *n_options, used = 0; i < argc; i += used) {
         const char *next = i + 1 < argc ? argv[i + 1] : NULL;
         XP_TRY(parse_option(set, argv[i], next, &(*options)[*n_options], &used));
         *n_options += 1;
     }
-    return XP_OK;
+    return argc > 0 && !is_option(argv[0]) ? check_one_file(*options, *n_options) : XP_OK;
 }

@@ -52,6 +52,9 @@ XP_NODISCARD xp_status xp_sources_from_toml(xp_config_set *set, const xp_assignm
 void xp_sources_add(const xp_source_list *list, bool json, xp_text *text);
 /** All fields to their defaults. */
 XP_NODISCARD xp_status xp_set_defaults(xp_config_set *set);
+/** Paths in the file that name what is read: where nothing is in the folder the command runs in, what lies beside
+ * the file is meant. */
+XP_NODISCARD xp_status xp_set_resolve_paths(xp_config_set *set);
 /** Rules between fields. */
 XP_NODISCARD xp_status xp_set_check(xp_config_set *set);
 /** Add a warning; `text` belongs to the set's arena, NULL is XP_ENOMEM. */

@@ -254,20 +254,12 @@ const xp_toml_entry *xp_toml_table_entry(const xp_toml_table *table, size_t i) {
     return i < table->n ? &table->entries[i] : NULL;
 }
 
-const xp_toml_entry *xp_toml_table_find(const xp_toml_table *table, const char *key) {
-    return xp_toml_table_lookup(table, key, strlen(key));
-}
-
 size_t xp_toml_array_count(const xp_toml_array *array) {
     return array->n;
 }
 
 const xp_toml_value *xp_toml_array_item(const xp_toml_array *array, size_t i) {
     return i < array->n ? &array->items[i] : NULL;
-}
-
-const char *xp_toml_name(const xp_toml *toml) {
-    return toml->name;
 }
 
 const char *xp_toml_type_text(xp_toml_type type) {

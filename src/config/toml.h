@@ -76,8 +76,6 @@ const xp_toml_table *xp_toml_root(const xp_toml *toml);
 size_t xp_toml_table_count(const xp_toml_table *table);
 /** The i-th entry in file order, NULL past the last. */
 const xp_toml_entry *xp_toml_table_entry(const xp_toml_table *table, size_t i);
-/** The entry of a key, NULL when there is none. */
-const xp_toml_entry *xp_toml_table_find(const xp_toml_table *table, const char *key);
 size_t xp_toml_array_count(const xp_toml_array *array);
 /** The i-th element, NULL past the last. */
 const xp_toml_value *xp_toml_array_item(const xp_toml_array *array, size_t i);
@@ -86,8 +84,6 @@ const xp_toml_value *xp_toml_array_item(const xp_toml_array *array, size_t i);
 const char *xp_toml_type_text(xp_toml_type type);
 /** The column, from 1, of a byte of the text; walks back to the start of its line. */
 int xp_toml_column(const xp_toml *toml, size_t offset);
-/** "name" as given to xp_toml_parse(). */
-const char *xp_toml_name(const xp_toml *toml);
 
 /** The tagged JSON of the public toml-test suite, one line with a newline. Check text->failed for
  * memory. */

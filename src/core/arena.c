@@ -96,15 +96,5 @@ void *xp_slab_take(xp_slab *slab, size_t n_bytes) {
     if (slab->base != NULL && slab->n_bytes - at < need)
         return NULL;
     slab->used = at + need;
-    if (slab->used > slab->high)
-        slab->high = slab->used;
     return slab->base == NULL ? NULL : slab->base + at;
-}
-
-size_t xp_slab_mark(const xp_slab *slab) {
-    return slab->used;
-}
-
-void xp_slab_release(xp_slab *slab, size_t mark) {
-    slab->used = mark;
 }

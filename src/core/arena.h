@@ -23,12 +23,9 @@ char *xp_arena_printf(xp_arena *arena, const char *format, ...) XP_PRINTF(2, 3);
 /** A region handed out front to back in 256-byte aligned pieces. */
 typedef struct xp_slab {
     char *base; /* NULL: count only; xp_slab_take() then returns NULL and still advances */
-    size_t n_bytes, used, high;
+    size_t n_bytes, used;
 } xp_slab;
 /** NULL when the piece does not fit, and always in counting mode. */
 void *xp_slab_take(xp_slab *slab, size_t n_bytes);
-/** Marks and releases: slabs nest like a stack. */
-size_t xp_slab_mark(const xp_slab *slab);
-void xp_slab_release(xp_slab *slab, size_t mark);
 
 #endif

@@ -58,18 +58,3 @@ void xp_log_warn(xp_log *log, const char *format, ...) {
              xp_log_has_color(log) ? "\033[33mwarning:\033[0m " : "warning: ", format, args);
     va_end(args);
 }
-
-void xp_log_error(xp_log *log, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    put_line(log, XP_LOG_ERROR,
-             xp_log_has_color(log) ? "\033[31merror:\033[0m " : "error: ", format, args);
-    va_end(args);
-}
-
-void xp_log_debug(xp_log *log, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    put_line(log, XP_LOG_DEBUG, "", format, args);
-    va_end(args);
-}

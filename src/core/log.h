@@ -19,7 +19,5 @@ bool xp_log_has_color(const xp_log *log);
  * newline. */
 XP_API void xp_log_info(xp_log *log, const char *format, ...) XP_PRINTF(2, 3);
 XP_API void xp_log_warn(xp_log *log, const char *format, ...) XP_PRINTF(2, 3);
-XP_API void xp_log_error(xp_log *log, const char *format, ...) XP_PRINTF(2, 3);
-XP_API void xp_log_debug(xp_log *log, const char *format, ...) XP_PRINTF(2, 3);
 
 #endif

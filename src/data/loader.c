@@ -20,7 +20,6 @@ struct xp_loader {
     slot *slots; /* [n_slots]: the one the caller holds and those read ahead */
     int n_slots;
     int64_t next_fill, next_take; /* microbatches since step 0 */
-    double wait_s;
     bool has_thread, stop;
     pthread_t thread;
     pthread_mutex_t lock;
@@ -138,7 +137,6 @@ xp_status xp_loader_seek(xp_loader *l, int64_t step) {
 }
 
 xp_status xp_loader_next(xp_loader *l, xp_batch *batch) {
-    double start = xp_time_s();
     int64_t n_global = l->args.local_batch_size * l->args.n_data_ranks;
     xp_dataset_log_restarts(l->dataset, l->next_take * n_global, n_global, l->args.log);
     slot *s = &l->slots[l->next_take % l->n_slots];
@@ -152,7 +150,6 @@ xp_status xp_loader_next(xp_loader *l, xp_batch *batch) {
         pthread_cond_broadcast(&l->changed);
         pthread_mutex_unlock(&l->lock);
     }
-    l->wait_s += xp_time_s() - start;
     if (s->status != XP_OK)
         return xp_error(s->status, "%s", s->error);
     int64_t n = l->args.local_batch_size * l->seq_len;
@@ -164,10 +161,4 @@ xp_status xp_loader_next(xp_loader *l, xp_batch *batch) {
                         .doc_start = s->data + 3 * n,
                         .n_valid = s->n_valid};
     return XP_OK;
-}
-
-double xp_loader_take_wait_s(xp_loader *l) {
-    double wait_s = l->wait_s;
-    l->wait_s = 0;
-    return wait_s;
 }

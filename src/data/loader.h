@@ -84,7 +84,5 @@ void xp_loader_destroy(xp_loader *loader);
 XP_NODISCARD xp_status xp_loader_seek(xp_loader *loader, int64_t step);
 /** The next microbatch. Borrowed until the next call. */
 XP_NODISCARD xp_status xp_loader_next(xp_loader *loader, xp_batch *batch);
-/** Seconds the caller has waited in xp_loader_next() since the last call of this function. */
-double xp_loader_take_wait_s(xp_loader *loader);
 
 #endif

@@ -117,8 +117,8 @@ static bool goes_to_nodes(const char *variable) {
     return false;
 }
 
-static void add_exports(words *w) {
-    for (char **at = environ; *at; at++) {
+static void add_exports(words *w, char **environment) {
+    for (char **at = environment; *at; at++) {
         char name[128];
         const size_t n = strcspn(*at, "=");
         if (n >= sizeof name || !goes_to_nodes(*at))
@@ -127,10 +127,9 @@ static void add_exports(words *w) {
         name[n] = '\0';
         add2(w, "-x", name);
     }
-    add2(w, "-x", XP_LAUNCH_SOCKET); /* in mpirun's environment only */
 }
 
-char **xp_mpirun_command(const xp_mpirun *m, const xp_mpirun_job *job) {
+char **xp_mpirun_command(const xp_mpirun *m, const xp_mpirun_job *job, char **environment) {
     words w = {0};
     char map[64];
     add(&w, m->path);
@@ -146,7 +145,7 @@ char **xp_mpirun_command(const xp_mpirun *m, const xp_mpirun_job *job) {
             add2(&w, "--hostfile", job->hostfile);
         if (job->hosts)
             add2(&w, "--host", job->hosts);
-        add_exports(&w);
+        add_exports(&w, environment);
     }
     add2(&w, "--map-by", map);
     for (int i = 0; job->argv[i]; i++)

@@ -29,10 +29,11 @@ typedef struct xp_mpirun_job {
     const char *memory;   /* likewise in /dev/shm, or NULL */
 } xp_mpirun_job;
 
-/** NULL-terminated, one block for each; free with xp_words_free(). NULL: no memory. */
-char **xp_mpirun_command(const xp_mpirun *mpirun, const xp_mpirun_job *job);
-/** The environment for mpirun, made from `environment`. */
+/** The environment for mpirun, made from `environment`. NULL-terminated, one block for each; free
+ * with xp_words_free(). NULL: no memory. */
 char **xp_mpirun_environment(const xp_mpirun *mpirun, const xp_mpirun_job *job, char **environment);
+/** The command line, likewise. @param environment  mpirun's: what of it goes to other nodes */
+char **xp_mpirun_command(const xp_mpirun *mpirun, const xp_mpirun_job *job, char **environment);
 void xp_words_free(char **words);
 
 #endif

@@ -48,7 +48,9 @@ typedef struct shim {
     int launcher; /* socket; -1: the launcher is on another node */
     int report;   /* from the rank */
     int signals;  /* read end: a byte for each signal */
-    int out[2];   /* the launcher's stdout and stderr, or -1 */
+    int out[2];   /* what the rank gets as stdout and stderr, or -1: as they are */
+    int copied;   /* the rank's stdout on another node: mpirun's is a terminal, and that of the
+                     launcher may be a file; -1: none */
     pid_t rank;
     xp_rank_end end;
     bool ended;
@@ -155,6 +157,20 @@ static void read_report(shim *g) {
         g->end = message.end;
 }
 
+/* @return false: nothing (more) to copy */
+static bool copy_output(shim *g) {
+    char bytes[4096];
+    const ssize_t n = g->copied < 0 ? 0 : read(g->copied, bytes, sizeof bytes);
+    for (ssize_t done = 0, k; done < n; done += k)
+        if ((k = write(STDOUT_FILENO, bytes + done, (size_t)(n - done))) <= 0)
+            return true; /* nobody reads it any more, but the rank must not block */
+    if (n == 0 && g->copied >= 0) {
+        close(g->copied);
+        g->copied = -1;
+    }
+    return n > 0;
+}
+
 static void reap(shim *g) {
     int how;
     if (g->ended || waitpid(g->rank, &how, WNOHANG) != g->rank)
@@ -163,6 +179,8 @@ static void reap(shim *g) {
     struct pollfd last = {.fd = g->report, .events = POLLIN};
     while (g->report >= 0 && poll(&last, 1, 0) == 1)
         read_report(g);
+    while (copy_output(g))
+        continue;
     g->end.signal = WIFSIGNALED(how) ? WTERMSIG(how) : 0;
     g->end.code = WIFEXITED(how) ? WEXITSTATUS(how) : 1;
     tell(g, &(xp_launch_message){.kind = XP_LAUNCH_END, .end = g->end});
@@ -204,11 +222,14 @@ static bool obey(shim *g) {
 static void serve(shim *g) {
     /* Without the launcher's word the shim ends with its rank. */
     while (g->launcher >= 0 || !g->ended) {
-        struct pollfd fds[3] = {{.fd = g->signals, .events = POLLIN},
+        struct pollfd fds[4] = {{.fd = g->signals, .events = POLLIN},
                                 {.fd = g->report, .events = POLLIN},
-                                {.fd = g->launcher, .events = POLLIN}};
-        if (poll(fds, 3, -1) < 0)
+                                {.fd = g->launcher, .events = POLLIN},
+                                {.fd = g->copied, .events = POLLIN}};
+        if (poll(fds, 4, -1) < 0)
             continue;
+        if (fds[3].revents)
+            copy_output(g);
         if (fds[1].revents)
             read_report(g);
         if (fds[0].revents)
@@ -219,7 +240,7 @@ static void serve(shim *g) {
 }
 
 int xp_shim_run(char **argv) {
-    shim g = {.report = -1, .out = {-1, -1}, .end = {.rank = rank_number()}};
+    shim g = {.report = -1, .out = {-1, -1}, .copied = -1, .end = {.rank = rank_number()}};
     g.launcher = xp_launch_connect(getenv(XP_LAUNCH_SOCKET));
     if (g.launcher < 0)
         prctl(PR_SET_PDEATHSIG, SIGTERM); /* mpirun's daemon on this node stands for the launcher */
@@ -230,6 +251,11 @@ int xp_shim_run(char **argv) {
     if (g.launcher >= 0 &&
         (!xp_launch_receive(g.launcher, &message, g.out) || message.kind != XP_LAUNCH_START))
         return 0; /* the launch is over before it has begun */
+    int ends[2];
+    if (g.launcher < 0 && pipe2(ends, O_CLOEXEC) == 0) {
+        g.copied = ends[0];
+        g.out[0] = ends[1];
+    }
     if (!start_rank(&g, argv)) {
         g.end.code = 1;
         g.end.reported = 1;

@@ -106,8 +106,8 @@ xp_status xp_launcher_start_mpirun(launcher *l, const xp_mpirun *mpirun) {
                                .socket = l->name,
                                .folder = l->sweeper.folder[0] ? l->sweeper.folder : NULL,
                                .memory = l->sweeper.memory[0] ? l->sweeper.memory : NULL};
-    char **command = xp_mpirun_command(mpirun, &job);
     char **environment = xp_mpirun_environment(mpirun, &job, environ);
+    char **command = environment ? xp_mpirun_command(mpirun, &job, environment) : NULL;
     xp_status status = command && environment
                            ? spawn(l, command, environment)
                            : xp_error(XP_ENOMEM, "no memory for mpirun's command line");

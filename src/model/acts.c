@@ -14,7 +14,6 @@ typedef enum width { /* elements a token */
 } width;
 
 typedef struct row {
-    const char *name;
     width width;
     bool is_f32;          /* fp32 or int32 whatever the model's type */
     bool a_sequence;      /* a row a sequence instead of a token */
@@ -22,19 +21,19 @@ typedef struct row {
 } row;
 
 static const row rows[XP_N_ACTS] = {
-    [XP_ACT_INPUT] = {"input", WIDTH_DIM, false, false, true, true},
-    [XP_ACT_INPUT_RSTD] = {"input_rstd", WIDTH_ONE, true, false, true, true},
-    [XP_ACT_QKV] = {"qkv", WIDTH_QKV, false, false, true, false},
-    [XP_ACT_ATTENTION] = {"attention", WIDTH_Q, false, false, true, false},
-    [XP_ACT_LSE] = {"lse", WIDTH_HEADS, true, false, true, false},
-    [XP_ACT_MID] = {"mid", WIDTH_DIM, false, false, true, false},
-    [XP_ACT_MID_RSTD] = {"mid_rstd", WIDTH_ONE, true, false, true, false},
-    [XP_ACT_GATE_UP] = {"gate_up", WIDTH_FFN, false, false, false, false},
-    [XP_ACT_SCORES] = {"scores", WIDTH_EXPERTS, true, false, true, false},
-    [XP_ACT_TOPK_IDX] = {"topk_idx", WIDTH_ASSIGNMENTS, true, false, true, false},
-    [XP_ACT_TOPK_WEIGHT] = {"topk_weight", WIDTH_ASSIGNMENTS, true, false, true, false},
-    [XP_ACT_ROUTER_LSE] = {"router_lse", WIDTH_ONE, true, false, true, false},
-    [XP_ACT_AUX_DENSITY] = {"aux_density", WIDTH_EXPERTS, true, true, true, false},
+    [XP_ACT_INPUT] = {WIDTH_DIM, false, false, true, true},
+    [XP_ACT_INPUT_RSTD] = {WIDTH_ONE, true, false, true, true},
+    [XP_ACT_QKV] = {WIDTH_QKV, false, false, true, false},
+    [XP_ACT_ATTENTION] = {WIDTH_Q, false, false, true, false},
+    [XP_ACT_LSE] = {WIDTH_HEADS, true, false, true, false},
+    [XP_ACT_MID] = {WIDTH_DIM, false, false, true, false},
+    [XP_ACT_MID_RSTD] = {WIDTH_ONE, true, false, true, false},
+    [XP_ACT_GATE_UP] = {WIDTH_FFN, false, false, false, false},
+    [XP_ACT_SCORES] = {WIDTH_EXPERTS, true, false, true, false},
+    [XP_ACT_TOPK_IDX] = {WIDTH_ASSIGNMENTS, true, false, true, false},
+    [XP_ACT_TOPK_WEIGHT] = {WIDTH_ASSIGNMENTS, true, false, true, false},
+    [XP_ACT_ROUTER_LSE] = {WIDTH_ONE, true, false, true, false},
+    [XP_ACT_AUX_DENSITY] = {WIDTH_EXPERTS, true, true, true, false},
 };
 
 static int64_t elements(const xp_arch *arch, width w) {
@@ -58,10 +57,6 @@ static int64_t elements(const xp_arch *arch, width w) {
         return arch->top_k;
     }
     return 0;
-}
-
-const char *xp_act_name(xp_act_id id) {
-    return rows[id].name;
 }
 
 size_t xp_act_bytes(const xp_model_args *args, xp_act_id id) {

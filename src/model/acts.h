@@ -50,7 +50,6 @@ void xp_acts_destroy(xp_acts *acts);
 void xp_acts_carve(xp_acts *acts, const xp_model_args *args, xp_slab *slab);
 /** Bytes of one activation of one layer; 0 when this model does not have it. */
 size_t xp_act_bytes(const xp_model_args *args, xp_act_id id);
-const char *xp_act_name(xp_act_id id);
 
 static inline void *xp_acts_get(const xp_acts *acts, int layer, xp_act_id id) {
     int row = layer < acts->n_layers ? layer : acts->n_layers - 1;

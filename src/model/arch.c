@@ -67,19 +67,23 @@ const char *xp_arch_flavor(int i) {
 
 static xp_status unknown_flavor(const char *name) {
     xp_text list = {0};
-    const char *nearest = flavor_names[0];
-    int best = xp_edit_distance(name, nearest);
+    char guess[80] = "";
+    const size_t length = strlen(name);
+    /* More slips than a third of the word make it another word. */
+    int best = length < 6 ? 2 : (int)(length / 3) + 1;
     for (int i = 0; i < N_NAMES; i++) {
         xp_text_printf(&list, "%s%s", i > 0 ? ", " : "", flavor_names[i]);
         int distance = xp_edit_distance(name, flavor_names[i]);
         if (distance < best) {
             best = distance;
-            nearest = flavor_names[i];
+            snprintf(guess, sizeof guess, "did you mean '%s'? ", flavor_names[i]);
         }
     }
-    xp_status status =
-        xp_error(XP_ECONFIG, "model.flavor: there is no '%s'; did you mean '%s'? Flavors: %s", name,
-                 nearest, list.data ? list.data : "(out of memory)");
+    xp_status status = xp_error(
+        XP_ECONFIG,
+        "model.flavor: there is no '%s'; %sFlavors (Qwen3 and Qwen3-MoE): %s. 'hf' takes the sizes "
+        "from config.json in model.hf_assets_path, 'custom' from the keys of [model] and [moe]",
+        name, guess, list.data ? list.data : "(out of memory)");
     xp_text_free(&list);
     return status;
 }
@@ -117,7 +121,9 @@ static xp_status from_flavor(const xp_config *config, const char *flavor, xp_arc
             return xp_error(XP_ENOMEM, "model.hf_assets_path: no memory for the path");
         xp_status status = xp_arch_from_hf(path, arch);
         free(path);
-        return status;
+        return status == XP_OK || status == XP_ENOTSUP
+                   ? status
+                   : xp_error_context(status, "model.hf_assets_path");
     }
     size_t length = strlen(flavor), suffix = strlen(deepep_suffix);
     bool deepep = length > suffix && strcmp(flavor + length - suffix, deepep_suffix) == 0;
@@ -236,7 +242,9 @@ xp_status xp_arch_from_config(const xp_config *config, xp_arch *arch) {
     const char *name = config->model.name ? config->model.name : "qwen3";
     if (strcmp(name, "qwen3") != 0)
         return xp_error(XP_ECONFIG,
-                        "model.name = \"%s\": expar trains \"qwen3\" (Qwen3 and Qwen3-MoE)", name);
+                        "model.name = \"%s\": expar trains \"qwen3\" (Qwen3 and Qwen3-MoE); "
+                        "model.flavor chooses the size, `expar config --help model` tells more",
+                        name);
     const char *flavor = config->model.flavor ? config->model.flavor : "tiny_moe";
     xp_arch made = {0};
     XP_TRY(from_flavor(config, flavor, &made));

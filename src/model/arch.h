@@ -38,13 +38,27 @@ XP_NODISCARD xp_status xp_arch_from_config(const xp_config *config, xp_arch *arc
  * experts)
  */
 XP_NODISCARD xp_status xp_arch_from_hf(const char *config_json_path, xp_arch *arch);
+/** What an export's config.json says beside the sizes. */
+typedef struct xp_arch_hf_args {
+    const xp_arch *arch;
+    int64_t seq_len;         /* of the training: the least context length that is written */
+    const char *torch_dtype; /* "float32", "bfloat16" */
+    /**
+     * config.json of the model that the run started from, or NULL: its token ids and training constants are
+     * taken over, and its context length when it is a model of the same sizes. A file that is not there or
+     * holds no JSON object counts as NULL.
+     */
+    const char *source;
+    int32_t bos, eos; /* of the tokenizer, for a source without them; -1: none */
+} xp_arch_hf_args;
 /**
- * The config.json that transformers reads for this model. Caller frees.
- * @return XP_OK; XP_ENOTSUP when transformers has no such model (sigmoid router, route_scale other
- * than 1); XP_ENOMEM
+ * The config.json that transformers reads for this model, and the generation_config.json for a folder that has
+ * none of its own (NULL when no token id is known). Caller frees both.
+ * @return XP_OK; XP_ENOTSUP as xp_arch_check_hf(); XP_ENOMEM
  */
-XP_NODISCARD xp_status xp_arch_to_hf(const xp_arch *arch, int64_t max_positions,
-                                     const char *torch_dtype, char **json);
+XP_NODISCARD xp_status xp_arch_to_hf(const xp_arch_hf_args *args, char **config, char **generation);
+/** XP_ENOTSUP when transformers has no such model: sigmoid router, route_scale other than 1. */
+XP_NODISCARD xp_status xp_arch_check_hf(const xp_arch *arch);
 /** Sizes that belong together: XP_ECONFIG names the first that does not fit. */
 XP_NODISCARD xp_status xp_arch_check(const xp_arch *arch);
 /** The i-th flavor name, NULL past the last. Valid until the process ends. */

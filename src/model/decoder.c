@@ -144,10 +144,6 @@ void xp_decoder_destroy(xp_decoder *decoder) {
     free(decoder);
 }
 
-void xp_decoder_reset(xp_decoder *decoder) {
-    decoder->n_cached = 0;
-}
-
 /* At most as many tokens as the model's buffers hold. */
 static xp_status feed_some(xp_decoder *decoder, const int32_t *tokens, int64_t n) {
     xp_model *model = decoder->model;

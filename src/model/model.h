@@ -68,7 +68,6 @@ typedef struct xp_model xp_model;
  * Collective over ep_comm. */
 XP_NODISCARD xp_status xp_model_create(const xp_model_args *args, xp_model **model);
 void xp_model_destroy(xp_model *model);
-const xp_arch *xp_model_arch(const xp_model *model);
 const xp_param_table *xp_model_params(const xp_model *model);
 /** The flat buffers: [n_elements] of dtype, and of grad_dtype (NULL with inference). Device memory.
  */
@@ -113,8 +112,6 @@ XP_NODISCARD xp_status xp_model_queue_loss(xp_model *model, xp_stream *stream,
                                            double sums[XP_MODEL_N_LOSSES]);
 /** Waits for the stream and reads the losses of the last pass. */
 XP_NODISCARD xp_status xp_model_read_loss(xp_model *model, xp_stream *stream, xp_model_loss *loss);
-/** Per-token losses of the last pass, [T] fp32 device memory. */
-const float *xp_model_token_loss(const xp_model *model);
 /** [T, V] fp32, after a pass with want_logits; NULL otherwise. */
 const float *xp_model_logits(const xp_model *model);
 
@@ -143,7 +140,5 @@ void xp_decoder_destroy(xp_decoder *decoder);
  */
 XP_NODISCARD xp_status xp_decoder_feed(xp_decoder *decoder, const int32_t *tokens, int64_t n,
                                        float *logits);
-/** Forget all tokens. */
-void xp_decoder_reset(xp_decoder *decoder);
 
 #endif

@@ -30,6 +30,7 @@ struct xp_param_table {
     int64_t n_elements;
     int n_params, n_groups;
     xp_param *params;
+    const xp_param **by_name; /* [n_params] sorted: models look every parameter up */
     cut *cuts;
     xp_param_group *groups;
 };
@@ -123,6 +124,11 @@ static void fill(xp_param_table *table) {
     table->n_elements = align_up(table->n_elements, XP_GROUP_ALIGN);
 }
 
+static int compare_names(const void *a, const void *b) {
+    const xp_param *const *x = a, *const *y = b;
+    return strcmp((*x)->name, (*y)->name);
+}
+
 xp_status xp_param_table_create(const xp_arch *arch, int ep_rank, int ep_size,
                                 xp_param_table **table) {
     XP_TRY(xp_arch_check(arch));
@@ -141,13 +147,17 @@ xp_status xp_param_table_create(const xp_arch *arch, int ep_rank, int ep_size,
     made->first_expert = ep_rank * made->n_local;
     size_t n_layers = (size_t)arch->n_layers;
     made->params = calloc(n_layers * LAYER_PARAMS + MODEL_PARAMS, sizeof(*made->params));
+    made->by_name = calloc(n_layers * LAYER_PARAMS + MODEL_PARAMS, sizeof(*made->by_name));
     made->cuts = calloc(n_layers * LAYER_PARAMS + MODEL_PARAMS, sizeof(*made->cuts));
     made->groups = calloc(2 * n_layers + MODEL_GROUPS, sizeof(*made->groups));
-    if (!made->params || !made->cuts || !made->groups) {
+    if (!made->params || !made->by_name || !made->cuts || !made->groups) {
         xp_param_table_destroy(made);
         return xp_error(XP_ENOMEM, "parameter table: out of memory");
     }
     fill(made);
+    for (int i = 0; i < made->n_params; i++)
+        made->by_name[i] = &made->params[i];
+    qsort(made->by_name, (size_t)made->n_params, sizeof(*made->by_name), compare_names);
     *table = made;
     return XP_OK;
 }
@@ -156,6 +166,7 @@ void xp_param_table_destroy(xp_param_table *table) {
     if (!table)
         return;
     free(table->params);
+    free(table->by_name);
     free(table->cuts);
     free(table->groups);
     free(table);
@@ -182,9 +193,16 @@ int64_t xp_param_table_n_elements(const xp_param_table *table) {
 }
 
 int xp_param_table_find(const xp_param_table *table, const char *name) {
-    for (int i = 0; i < table->n_params; i++) {
-        if (strcmp(table->params[i].name, name) == 0)
-            return i;
+    int low = 0, high = table->n_params;
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        int order = strcmp(table->by_name[middle]->name, name);
+        if (order == 0)
+            return (int)(table->by_name[middle] - table->params);
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return -1;
 }

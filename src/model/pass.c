@@ -146,16 +146,8 @@ xp_status xp_model_read_loss(xp_model *model, xp_stream *stream, xp_model_loss *
     return XP_OK;
 }
 
-const float *xp_model_token_loss(const xp_model *model) {
-    return model->work.token_loss;
-}
-
 const float *xp_model_logits(const xp_model *model) {
     return model->has_logits ? model->work.all_logits : NULL;
-}
-
-const xp_arch *xp_model_arch(const xp_model *model) {
-    return &model->arch;
 }
 
 const xp_param_table *xp_model_params(const xp_model *model) {

@@ -50,6 +50,13 @@ typedef struct xp_grouped_args {
     bool acc; /* wgrad only: dw += */
 } xp_grouped_args;
 
+/** Which of the three, for code that serves them all. */
+typedef enum xp_grouped_kind {
+    XP_GROUPED_FORWARD = 0,
+    XP_GROUPED_DGRAD,
+    XP_GROUPED_WGRAD
+} xp_grouped_kind;
+
 /** Workspace that cuBLASLt gets on each of so many streams of a GPU. */
 #define XP_OPS_BLAS_WORKSPACE_BYTES (32 << 20)
 #define XP_OPS_BLAS_STREAMS         2

@@ -48,8 +48,7 @@ xp_status xp_check_gemm(const xp_gemm_args *args) {
     return need_pointer(args->c, any_c, op, "c");
 }
 
-typedef enum grouped_kind { FORWARD, DGRAD, WGRAD } grouped_kind;
-static xp_status check_grouped(const xp_grouped_args *args, const char *op, grouped_kind kind) {
+static xp_status check_grouped(const xp_grouped_args *args, const char *op, xp_grouped_kind kind) {
     XP_TRY(need_size(args->n_experts, 0, op, "n_experts"));
     XP_TRY(need_size(args->max_rows, 0, op, "max_rows"));
     XP_TRY(need_size(args->n, 0, op, "n"));
@@ -58,25 +57,25 @@ static xp_status check_grouped(const xp_grouped_args *args, const char *op, grou
     const bool any = args->n_experts > 0 && args->n > 0 && args->k > 0,
                any_rows = any && args->max_rows > 0;
     XP_TRY(need_pointer(args->offsets, any, op, "offsets"));
-    XP_TRY(need_pointer(args->x, any_rows && kind != DGRAD, op, "x"));
-    XP_TRY(need_pointer(args->w, any_rows && kind != WGRAD, op, "w"));
-    XP_TRY(need_pointer(args->dy, any_rows && kind != FORWARD, op, "dy"));
-    if (kind != WGRAD)
+    XP_TRY(need_pointer(args->x, any_rows && kind != XP_GROUPED_DGRAD, op, "x"));
+    XP_TRY(need_pointer(args->w, any_rows && kind != XP_GROUPED_WGRAD, op, "w"));
+    XP_TRY(need_pointer(args->dy, any_rows && kind != XP_GROUPED_FORWARD, op, "dy"));
+    if (kind != XP_GROUPED_WGRAD)
         return need_pointer(args->y, any_rows, op, "y");
     XP_TRY(need_rows(args->dw_dtype, op, "dw_dtype"));
     return need_pointer(args->y, any, op, "y");
 }
 
 xp_status xp_check_grouped_forward(const xp_grouped_args *args) {
-    return check_grouped(args, "grouped_forward", FORWARD);
+    return check_grouped(args, "grouped_forward", XP_GROUPED_FORWARD);
 }
 
 xp_status xp_check_grouped_dgrad(const xp_grouped_args *args) {
-    return check_grouped(args, "grouped_dgrad", DGRAD);
+    return check_grouped(args, "grouped_dgrad", XP_GROUPED_DGRAD);
 }
 
 xp_status xp_check_grouped_wgrad(const xp_grouped_args *args) {
-    return check_grouped(args, "grouped_wgrad", WGRAD);
+    return check_grouped(args, "grouped_wgrad", XP_GROUPED_WGRAD);
 }
 
 /* ---- embedding, norms, rope ------------------------------------------------------------------ */

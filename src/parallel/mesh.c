@@ -33,6 +33,13 @@ xp_status xp_mesh_layout(const xp_config *config, int n_ranks, int rank, xp_mesh
                         "to -1 (the rest), or start %lld ranks (NGPU)",
                         (long long)replicate, (long long)shard, n_ranks,
                         (long long)(replicate * shard));
+    if (shard % ep != 0 && n_ranks == 1)
+        return xp_error(
+            XP_ECONFIG,
+            "parallelism.expert_parallel_degree is %lld, but the run has one rank: start "
+            "%lld with NGPU=%lld in the environment (or mpirun -n %lld), or set the degree "
+            "to 1",
+            (long long)ep, (long long)ep, (long long)ep, (long long)ep);
     if (shard % ep != 0)
         return xp_error(XP_ECONFIG,
                         "parallelism.expert_parallel_degree %lld does not divide the shard degree "

@@ -62,6 +62,11 @@ xp_ep_transport xp_run_transport(const xp_config *config, const xp_arch *arch) {
     return XP_EP_AUTO;
 }
 
+xp_attention_mode xp_run_attention(const xp_config *config) {
+    const char *name = config->training.attention;
+    return name && strcmp(name, "document") == 0 ? XP_ATTENTION_DOCUMENT : XP_ATTENTION_CAUSAL;
+}
+
 xp_recompute xp_run_recompute(const char *mode) {
     if (mode && strcmp(mode, "full") == 0)
         return XP_RECOMPUTE_FULL;
@@ -130,10 +135,10 @@ static void batch_bounds(const xp_config *config, xp_run *run, xp_model_args *ar
 }
 
 static xp_status create_model(const xp_config *config, xp_run *run) {
-    const char *attention = config->training.attention;
+    run->document_attention = xp_run_attention(config) == XP_ATTENTION_DOCUMENT;
     xp_model_args args = {
         .arch = &run->arch,
-        .document_attention = attention && strcmp(attention, "document") == 0,
+        .document_attention = run->document_attention,
         .recompute = xp_run_recompute(config->activation_checkpoint.mode),
         .forced_balance = xp_run_forced(config),
         .overlap = config->parallelism.expert_parallel_overlap,

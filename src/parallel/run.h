@@ -18,6 +18,7 @@ typedef struct xp_run {
     int64_t local_batch, n_microbatches, global_batch, seq_len;
     int64_t validation_batch, validation_seq_len; /* 0 when validation is off */
     int n_data_ranks;
+    bool document_attention;    /* a token sees its own document alone */
     xp_dtype dtype, grad_dtype; /* of parameters and activations; of gradients */
     void *library_bytes;        /* null device: what a GPU's libraries would hold */
 } xp_run;
@@ -45,6 +46,13 @@ XP_NODISCARD xp_status xp_run_batch_sizes(const xp_config *config, int n_data_ra
 
 /** What training.backend means: "auto" is a GPU when the CUDA backend finds one, else the CPU. */
 xp_device_kind xp_run_device_kind(const xp_config *config);
+
+/** What training.attention means. */
+typedef enum xp_attention_mode {
+    XP_ATTENTION_CAUSAL = 0, /* a token sees all tokens of its row before it */
+    XP_ATTENTION_DOCUMENT,   /* those of its own document only */
+} xp_attention_mode;
+xp_attention_mode xp_run_attention(const xp_config *config);
 
 /** The configuration's transport of expert parallelism (XP_EP_AUTO: the group decides), and what
  * activation_checkpoint.mode and moe.save_dispatched mean. */

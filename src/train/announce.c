@@ -6,6 +6,7 @@
 #include "comm/provider.h"
 #include "core/file.h"
 #include "expar/version.h"
+#include "train/hf_io.h"
 #include "train/run_state.h"
 
 #define GIB ((double)(1 << 30))
@@ -179,6 +180,10 @@ void xp_trainer_compare_memory(xp_trainer *t) {
                        taken, worst < 0 ? -worst : worst, tag, worst);
 }
 
+static void warn_without_effect(void *context, const char *text) {
+    xp_trainer_warn(context, "%s", text);
+}
+
 void xp_trainer_announce(xp_trainer *t) {
     const xp_ops *ops = NULL;
     if (xp_ops_get(t->device, &ops) != XP_OK)
@@ -192,6 +197,9 @@ void xp_trainer_announce(xp_trainer *t) {
         xp_trainer_say(t, "job: %s", t->config->job.description);
     for (int i = 0; xp_config_warning(t->set, i); i++)
         xp_trainer_warn(t, "%s", xp_config_warning(t->set, i));
+    if (t->log &&
+        xp_config_effects(t->set, t->shared->arch.n_experts > 0, warn_without_effect, t) != XP_OK)
+        xp_trainer_warn(t, "%s", xp_last_error());
 }
 
 static void warn_about_schedule(xp_trainer *t) {
@@ -208,9 +216,24 @@ static void warn_about_schedule(xp_trainer *t) {
                         (long long)t->schedule.decay_steps);
 }
 
+/* Other programs route without the bias: what that costs shows only at the end, how to do without must be known
+ * at the start. */
+static void describe_expert_bias(xp_trainer *t) {
+    const double coeff = t->config->moe.load_balance_coeff;
+    if (t->n_moe_layers == 0 || coeff == 0)
+        return;
+    xp_trainer_say(t,
+                   "expert bias: moe.load_balance_coeff = %g trains one, which transformers and "
+                   "vLLM do not know; an "
+                   "export keeps it in " XP_HF_EXTRA_FILE ". moe.load_balance_coeff = 0 with "
+                   "moe.aux_loss_coeff = 1e-3 balances without it",
+                   coeff);
+}
+
 void xp_trainer_describe(xp_trainer *t) {
     describe_model(t);
     describe_ranks(t);
     describe_data(t);
+    describe_expert_bias(t);
     warn_about_schedule(t);
 }

@@ -4,18 +4,10 @@
 #include <string.h>
 #include "core/text.h"
 #include "device/device_internal.h"
-#include "device/plugin.h"
+#include "device/gpu_placement.h"
 #include "train/run_state.h"
 
-/* What each rank shows the others. */
-typedef struct seat {
-    int32_t kind, node;
-    char gpu[XP_GPU_ID_BYTES];
-    char name[32];
-} seat;
-
-/* Ranks of a node before this one. Where a launcher shows each process GPUs of its own, there is
- * one, and the number does not matter. */
+/* Ranks of its node before this one. */
 static int local_rank(const xp_comm *world) {
     int n = 0;
     for (int r = 0; world && r < xp_comm_rank(world); r++)
@@ -39,89 +31,64 @@ xp_status xp_trainer_create_device(xp_trainer *t) {
         int n_devices = 0;
         XP_TRY(xp_cuda_backend_get(&cuda));
         XP_TRY(cuda->device_count(&n_devices));
-        args.index = local_rank(t->world) % n_devices;
+        args.index = xp_gpu_choose(local_rank(t->world), n_devices);
         if (!t->config->debug.deterministic)
             args.caps = faster;
     }
     return xp_device_create(&args, &t->device);
 }
 
-static xp_status take_seat(const xp_trainer *t, seat *mine) {
+static xp_status introduce(const xp_trainer *t, xp_rank_gpu *mine) {
     const xp_cuda_backend *cuda;
     memset(mine, 0, sizeof *mine);
-    mine->kind = (int32_t)xp_device_get_kind(t->device);
+    mine->on_gpu = xp_device_get_kind(t->device) == XP_DEVICE_CUDA;
     mine->node = xp_comm_node(t->world, t->rank);
     strncpy(mine->name, xp_device_name(t->device), sizeof mine->name - 1);
-    if (mine->kind != XP_DEVICE_CUDA)
+    if (!mine->on_gpu)
         return XP_OK;
     XP_TRY(xp_cuda_backend_get(&cuda));
-    return cuda->sharing->identity(t->device, mine->gpu);
+    return cuda->sharing->identity(t->device, mine->id);
 }
 
-static bool same_gpu(const seat *a, const seat *b) {
-    return a->kind == XP_DEVICE_CUDA && b->kind == XP_DEVICE_CUDA &&
-           memcmp(a->gpu, b->gpu, sizeof a->gpu) == 0;
-}
-
-/* "ranks 0, 2 share cuda:0", for the GPU whose first rank this is; nothing when it has no other. */
-static void put_sharers(const seat *seats, int n_ranks, int first, bool names_node, xp_text *line) {
-    int n = 0;
-    for (int r = 0; r < first; r++)
-        if (same_gpu(&seats[r], &seats[first]))
-            return;
-    for (int r = first; r < n_ranks; r++)
-        n += same_gpu(&seats[r], &seats[first]);
-    if (n < 2)
-        return;
-    xp_text_printf(line, "%sranks %d", line->length > 0 ? "; " : "", first);
-    for (int r = first + 1; r < n_ranks; r++)
-        if (same_gpu(&seats[r], &seats[first]))
-            xp_text_printf(line, ", %d", r);
-    xp_text_printf(line, " share %s", seats[first].name);
-    if (names_node)
-        xp_text_printf(line, " of node %d", seats[first].node);
-}
-
-static xp_status check_kinds(const seat *seats, int n_ranks) {
+static xp_status check_kinds(const xp_rank_gpu *ranks, int n_ranks) {
     for (int r = 1; r < n_ranks; r++)
-        if (seats[r].kind != seats[0].kind)
+        if (ranks[r].on_gpu != ranks[0].on_gpu)
             return xp_error(XP_ENOTSUP,
                             "rank 0 uses %s and rank %d uses %s: all must use GPUs or none; set "
                             "training.backend = \"cuda\" or \"cpu\" (expar doctor on each node "
                             "tells what is missing)",
-                            seats[0].name, r, seats[r].name);
+                            ranks[0].name, r, ranks[r].name);
     return XP_OK;
+}
+
+static void use_placement(xp_trainer *t, const xp_rank_gpu *ranks) {
+    const xp_gpu_placement p = xp_gpu_placement_of(ranks, t->n_ranks, t->rank);
+    xp_text line = {0};
+    t->n_on_device = p.n_on_mine;
+    t->n_gpus = p.n_gpus;
+    t->shares_gpus = p.any_shared;
+    xp_device_set_shared(t->device, t->shares_gpus);
+    xp_gpu_placement_print(ranks, t->n_ranks, xp_comm_n_nodes(t->world) > 1, &line);
+    if (line.length > 0 && !line.failed)
+        xp_trainer_say(t, "GPUs: %s", line.data);
+    xp_text_free(&line);
 }
 
 xp_status xp_trainer_announce_devices(xp_trainer *t) {
     t->n_on_device = 1;
     if (!t->world)
         return XP_OK;
-    seat mine, *seats = calloc((size_t)t->n_ranks, sizeof *seats);
-    if (!seats)
+    xp_rank_gpu mine, *ranks = calloc((size_t)t->n_ranks, sizeof *ranks);
+    if (!ranks)
         return xp_error(XP_ENOMEM, "no memory for %d ranks", t->n_ranks);
     xp_comm_set_phase(t->world, "choosing devices");
-    xp_status status = take_seat(t, &mine);
+    xp_status status = introduce(t, &mine);
     if (status == XP_OK)
-        status = xp_comm_all_gather(t->world, &mine, seats, sizeof mine, XP_U8, NULL);
+        status = xp_comm_all_gather(t->world, &mine, ranks, sizeof mine, XP_U8, NULL);
     if (status == XP_OK)
-        status = check_kinds(seats, t->n_ranks);
-    xp_text line = {0};
-    for (int r = 0; r < t->n_ranks && status == XP_OK; r++)
-        t->n_on_device += r != t->rank && same_gpu(&seats[r], &seats[t->rank]);
-    for (int r = 0; r < t->n_ranks && status == XP_OK && seats[r].kind == XP_DEVICE_CUDA; r++) {
-        bool has_own = true;
-        for (int q = 0; q < r; q++)
-            has_own &= !same_gpu(&seats[r], &seats[q]);
-        t->n_gpus += has_own;
-        t->shares_gpus |= !has_own;
-    }
-    for (int r = 0; r < t->n_ranks && status == XP_OK; r++)
-        put_sharers(seats, t->n_ranks, r, xp_comm_n_nodes(t->world) > 1, &line);
-    xp_device_set_shared(t->device, t->shares_gpus);
-    if (line.length > 0 && !line.failed)
-        xp_trainer_say(t, "GPUs: %s", line.data);
-    xp_text_free(&line);
-    free(seats);
+        status = check_kinds(ranks, t->n_ranks);
+    if (status == XP_OK)
+        use_placement(t, ranks);
+    free(ranks);
     return status;
 }

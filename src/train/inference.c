@@ -150,7 +150,9 @@ static xp_status fill_from_ckpt(xp_inference *inf, const xp_inference_args *args
     XP_TRY(make_model(inf, args));
     XP_TRY(load_ckpt_params(inf, ckpt));
     XP_TRY(load_ckpt_bias(inf, ckpt));
-    return find_tokenizer(inf, args, xp_ckpt_value_get(ckpt, "model.hf_assets_path"));
+    char assets[PATH_MAX];
+    XP_TRY(xp_hf_find_assets(ckpt, assets));
+    return find_tokenizer(inf, args, assets);
 }
 
 xp_status xp_inference_use_bias(xp_inference *inf, bool use) {

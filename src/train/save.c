@@ -98,6 +98,10 @@ xp_status xp_trainer_publish(xp_trainer *t, bool wait) {
     return XP_OK;
 }
 
+static void warn_about_export(void *context, const char *text) {
+    xp_trainer_warn(context, "%s", text);
+}
+
 static xp_status export_to(xp_trainer *t, const char *folder) {
     xp_ckpt *ckpt = NULL;
     const char *dtype = t->config->checkpoint.export_dtype;
@@ -109,7 +113,9 @@ static xp_status export_to(xp_trainer *t, const char *folder) {
         .folder = folder,
         .dtype = dtype && strcmp(dtype, "bfloat16") == 0 ? XP_BF16 : XP_F32,
         .max_positions = t->run.seq_len,
-        .tokenizer_folder = t->shared->tokenizer ? t->config->model.hf_assets_path : NULL,
+        .assets = t->config->model.hf_assets_path,
+        .warn = warn_about_export,
+        .warn_context = t,
     };
     xp_status status = xp_hf_export_ckpt(&args, &has_bias);
     xp_ckpt_close(ckpt);

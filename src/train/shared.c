@@ -19,6 +19,19 @@ static bool is_tokens(const char *dataset) {
     return strcmp(dataset, "tokens") == 0;
 }
 
+/* Which setting led to what is not there. */
+static xp_status name_key(const char *key, xp_status status) {
+    if (status != XP_ENOENT && status != XP_EIO)
+        return status;
+    if (strstr(xp_last_error(), key))
+        return status;
+    return xp_error_context(
+        status,
+        "%s (a relative path counts from the folder the command runs in, then from "
+        "the configuration file's)",
+        key);
+}
+
 /* Token ids need no tokenizer, but one that is there tells which id ends a document. */
 static xp_status load_tokenizer(xp_train_shared *shared) {
     const xp_config *config = shared->config;
@@ -40,7 +53,7 @@ static xp_status load_tokenizer(xp_train_shared *shared) {
     bool found = false;
     xp_status status = xp_path_exists(path, &found);
     if (status == XP_OK && (needed || found))
-        status = xp_tokenizer_load(assets, &shared->tokenizer);
+        status = name_key("model.hf_assets_path", xp_tokenizer_load(assets, &shared->tokenizer));
     free(path);
     XP_TRY(status);
     if (shared->tokenizer && xp_tokenizer_vocab_size(shared->tokenizer) > shared->arch.vocab_size)
@@ -66,7 +79,6 @@ static xp_status open_data(const xp_train_shared *shared, const source *from, co
     if (!from->path && n_sources == 0)
         return xp_error(XP_ECONFIG, "%s is not set: name a file, folder or glob with the data",
                         from->path_key);
-    const char *attention = config->training.attention;
     xp_dataset_source sources[XP_MIXTURE_MAX_SOURCES];
     if (n_sources > XP_MIXTURE_MAX_SOURCES)
         return xp_error(XP_ECONFIG, "training.datasets has %d sources, at most %d are possible",
@@ -90,11 +102,11 @@ static xp_status open_data(const xp_train_shared *shared, const source *from, co
         .seed = config->debug.seed > 0 ? (uint64_t)config->debug.seed : 0,
         .eos_id = shared->tokenizer ? xp_tokenizer_eos(shared->tokenizer) : -1,
         .note_borders = from->sources != NULL,
-        .document_attention = attention && strcmp(attention, "document") == 0,
+        .document_attention = xp_run_attention(config) == XP_ATTENTION_DOCUMENT,
         .log = log,
         .pool = pool,
     };
-    return xp_dataset_open(&args, data);
+    return name_key(from->path_key, xp_dataset_open(&args, data));
 }
 
 static xp_status open_all(xp_train_shared *shared, const char *cache, xp_pool *pool, xp_log *log) {
@@ -123,6 +135,9 @@ static xp_status open_all(xp_train_shared *shared, const char *cache, xp_pool *p
 static xp_status create_parts(xp_train_shared *shared, xp_log *log) {
     const xp_config *config = shared->config;
     XP_TRY(xp_arch_from_config(config, &shared->arch));
+    if (config->checkpoint.enable && config->checkpoint.last_save_in_hf &&
+        xp_arch_check_hf(&shared->arch) != XP_OK) /* said now, not behind the last step */
+        return xp_error_context(XP_ECONFIG, "checkpoint.last_save_in_hf");
     XP_TRY(load_tokenizer(shared));
     XP_TRY(xp_folder_create(config->job.dump_folder));
     char *cache = xp_path_join(config->job.dump_folder, "cache");

@@ -14,10 +14,6 @@ struct xp_staging {
     float *buffers[2]; /* [CHUNK]; NULL where the host sees the device's memory */
 };
 
-int64_t xp_staging_bytes(xp_device_kind kind) {
-    return kind == XP_DEVICE_CPU ? 0 : 2 * CHUNK * (int64_t)sizeof(float);
-}
-
 xp_status xp_staging_create(xp_device *device, xp_stream *stream, int n_threads,
                             xp_staging **staging) {
     xp_staging *s = calloc(1, sizeof *s);

@@ -21,7 +21,4 @@ XP_NODISCARD xp_status xp_staging_upload(xp_staging *staging, float *device_data
 XP_NODISCARD xp_status xp_staging_download(xp_staging *staging, float *host,
                                            const float *device_data, int64_t n);
 
-/** Bytes of host memory that create() takes on a device of this kind. */
-int64_t xp_staging_bytes(xp_device_kind kind);
-
 #endif

@@ -289,17 +289,41 @@ static xp_status load_initial(xp_trainer *t, const char *path) {
     return status;
 }
 
+/* What a new run starts from: initial_load_path, and for Hugging Face weights without one the folder that the
+ * model's configuration and tokenizer come from. NULL: random weights. */
+static const char *initial_weights(const xp_config *config) {
+    const char *path = config->checkpoint.initial_load_path;
+    if (path && path[0])
+        return path;
+    return config->checkpoint.initial_load_in_hf ? config->model.hf_assets_path : NULL;
+}
+
+/* Nothing was asked to be loaded: said, and with a flavor that comes from a folder of weights aloud. */
+static void tell_about_random_weights(xp_trainer *t) {
+    const xp_config *config = t->config;
+    xp_trainer_say(t, "weights: random, drawn with debug.seed = %lld",
+                   (long long)(config->debug.seed > 0 ? config->debug.seed : 0));
+    if (config->model.flavor && strcmp(config->model.flavor, "hf") == 0)
+        xp_trainer_warn(
+            t,
+            "model.flavor = \"hf\" takes only the sizes from %s, not its weights: to start "
+            "from them set checkpoint.initial_load_in_hf = true",
+            config->model.hf_assets_path);
+}
+
 /* ---- */
 
 xp_status xp_trainer_start(xp_trainer *t) {
     bool resumed = false;
-    const char *initial = t->config->checkpoint.initial_load_path;
+    const char *initial = initial_weights(t->config);
     XP_TRY(xp_shard_adopt_params(t->run.shard, t->run.stream));
     XP_TRY(resume(t, &resumed));
-    if (!resumed && initial && initial[0])
+    if (!resumed && initial && initial[0]) {
         XP_TRY(load_initial(t, initial));
-    else if (!resumed)
+    } else if (!resumed) {
+        tell_about_random_weights(t);
         XP_TRY(initialise(t));
+    }
     XP_TRY(xp_stream_sync(t->run.stream));
     t->first_step = t->step;
     /* Rows already read, rounded up to whole steps of this run's batch. */

@@ -44,14 +44,13 @@ static xp_status layer_ends(void *context, int layer, bool backward) {
 static xp_status queue_microbatch(xp_trainer *t, int64_t m, float loss_scale) {
     const xp_batch *batch = &t->batches.items[m];
     bool last = m == t->batches.n - 1;
-    const char *attention = t->config->training.attention;
     xp_model_batch args = {
         .n_rows = batch->n_rows,
         .seq_len = batch->seq_len,
         .tokens = batch->tokens,
         .targets = batch->targets,
         .positions = batch->positions,
-        .doc_start = attention && strcmp(attention, "document") == 0 ? batch->doc_start : NULL,
+        .doc_start = t->run.document_attention ? batch->doc_start : NULL,
         .loss_scale = loss_scale,
         .accumulate = m > 0,
     };

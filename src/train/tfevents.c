@@ -182,10 +182,6 @@ xp_status xp_tfevents_add(xp_tfevents *events, int64_t step, const xp_tb_scalar 
     return write_event(events, &event);
 }
 
-const char *xp_tfevents_path(const xp_tfevents *events) {
-    return events->path;
-}
-
 void xp_tfevents_destroy(xp_tfevents *events) {
     if (!events)
         return;

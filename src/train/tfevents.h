@@ -22,7 +22,6 @@ XP_NODISCARD xp_status xp_tfevents_create(const char *folder, xp_tfevents **even
 /** One event with the scalars of a step; on the disk when this returns. */
 XP_NODISCARD xp_status xp_tfevents_add(xp_tfevents *events, int64_t step,
                                        const xp_tb_scalar *scalars, int n_scalars);
-const char *xp_tfevents_path(const xp_tfevents *events);
 void xp_tfevents_destroy(xp_tfevents *events);
 
 /** One event: the file version that every file starts with, or the scalars of a step. */

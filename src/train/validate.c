@@ -1,5 +1,4 @@
 #include <math.h>
-#include <string.h>
 #include "train/run_state.h"
 
 /* Rows that every rank can read the same number of times: whole rounds over all ranks. */
@@ -18,11 +17,10 @@ static xp_status read_rows(xp_trainer *t, int64_t first_row, xp_model_batch *bat
         XP_TRY(xp_dataset_row(t->shared->validation, first_row + j, tokens + at, tokens + n + at,
                               tokens + 2 * n + at, tokens + 3 * n + at));
     }
-    const char *attention = t->config->training.attention;
     batch->tokens = tokens;
     batch->targets = tokens + n;
     batch->positions = tokens + 2 * n;
-    batch->doc_start = attention && strcmp(attention, "document") == 0 ? tokens + 3 * n : NULL;
+    batch->doc_start = t->run.document_attention ? tokens + 3 * n : NULL;
     return XP_OK;
 }
 

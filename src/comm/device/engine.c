@@ -4,25 +4,24 @@
 #include <string.h>
 #include "comm/nccl/engine.h"
 #include "device/device_internal.h"
+#include "device/gpu_placement.h"
 
 static const char phase[] = "preparing collectives of GPUs";
 
-static bool same_gpu(const xp_comm_seat *a, const xp_comm_seat *b) {
-    return memcmp(a->gpu, b->gpu, sizeof a->gpu) == 0;
-}
+/* What each rank shows the others. */
+typedef struct rank_info {
+    xp_rank_gpu gpu;
+    int32_t has_nccl;
+} rank_info;
 
-xp_comm_seating xp_comm_find_seating(const xp_comm_seat *seats, int n_ranks) {
-    bool one = true, own = true;
-    for (int i = 0; i < n_ranks; i++) {
-        own = own && !seats[i].shared;
-        for (int k = 0; k < i; k++) {
-            const bool same = same_gpu(&seats[i], &seats[k]);
-            one = one && same;
-            own = own && !same;
-        }
-    }
-    return one ? XP_SEATS_ONE_GPU : own ? XP_SEATS_OWN_GPUS : XP_SEATS_MIXED;
-}
+typedef struct choice {
+    xp_comm *comm;
+    xp_device *device;
+    size_t max_bytes;
+    const xp_cuda_backend *cuda;
+    rank_info *ranks;  /* [comm->size] */
+    xp_rank_gpu *gpus; /* [comm->size] */
+} choice;
 
 /* ---- rank threads on one GPU: the provider itself ----------------------------------------- */
 
@@ -49,10 +48,10 @@ static xp_status one_gpu_create(xp_comm *comm, xp_device *device, xp_comm_engine
 
 /* ---- the choice --------------------------------------------------------------------------- */
 
-/* The same on every rank: all see the same seats. */
-static xp_status check_nccl(const xp_comm *comm, const xp_comm_seat *seats, const char *why) {
+/* The same on every rank: all see the same placement. */
+static xp_status check_nccl(const xp_comm *comm, const rank_info *ranks, const char *why) {
     for (int i = 0; i < comm->size; i++) {
-        if (seats[i].has_nccl)
+        if (ranks[i].has_nccl)
             continue;
         if (i == comm->rank)
             return xp_error(XP_ENOTSUP, "%d ranks on several GPUs need NCCL: %s", comm->size, why);
@@ -64,29 +63,38 @@ static xp_status check_nccl(const xp_comm *comm, const xp_comm_seat *seats, cons
     return XP_OK;
 }
 
-static xp_status choose(xp_comm *comm, xp_device *device, size_t max_bytes,
-                        const xp_cuda_backend *cuda, xp_comm_seat *seats, xp_comm_engine **engine) {
+static xp_gpu_placement placement_of(const xp_comm *comm, const rank_info *ranks,
+                                     xp_rank_gpu *gpus) {
+    for (int r = 0; r < comm->size; r++)
+        gpus[r] = ranks[r].gpu;
+    return xp_gpu_placement_of(gpus, comm->size, comm->rank);
+}
+
+static xp_status choose(const choice *c, xp_comm_engine **engine) {
     char why[512] = "";
-    const xp_nccl_calls *nccl = cuda->nccl(why, sizeof why);
+    xp_comm *comm = c->comm;
+    xp_device *device = c->device;
+    const xp_nccl_calls *nccl = c->cuda->nccl(why, sizeof why);
     /* Kernels of two NCCL communicators on the same GPUs can wait for each other in a circle. */
-    xp_comm_seat mine = {.has_nccl = nccl != NULL, .shared = xp_device_is_shared(device)};
-    XP_TRY(cuda->sharing->identity(device, mine.gpu));
-    XP_TRY(xp_comm_share(comm, phase, &mine, seats, sizeof mine));
-    switch (xp_comm_find_seating(seats, comm->size)) {
-    case XP_SEATS_OWN_GPUS:
-        XP_TRY(check_nccl(comm, seats, why));
+    rank_info mine = {.has_nccl = nccl != NULL,
+                      .gpu = {.on_gpu = 1, .used_by_others = xp_device_is_shared(device)}};
+    XP_TRY(c->cuda->sharing->identity(device, mine.gpu.id));
+    XP_TRY(xp_comm_share(comm, phase, &mine, c->ranks, sizeof mine));
+    switch (placement_of(comm, c->ranks, c->gpus).layout) {
+    case XP_GPUS_OWN:
+        XP_TRY(check_nccl(comm, c->ranks, why));
         return xp_nccl_engine_create(&(xp_nccl_engine_args){.comm = comm,
                                                             .device = device,
                                                             .calls = nccl,
-                                                            .max_bytes = max_bytes,
-                                                            .reduce = cuda->reduce},
+                                                            .max_bytes = c->max_bytes,
+                                                            .reduce = c->cuda->reduce},
                                      engine);
-    case XP_SEATS_ONE_GPU:
+    case XP_GPUS_ONE:
         if (comm->shares_addresses && comm->provider->run_on_device)
             return one_gpu_create(comm, device, engine);
-        return xp_staged_engine_create(comm, device, max_bytes, engine);
+        return xp_staged_engine_create(comm, device, c->max_bytes, engine);
     default:
-        return xp_staged_engine_create(comm, device, max_bytes, engine);
+        return xp_staged_engine_create(comm, device, c->max_bytes, engine);
     }
 }
 
@@ -94,10 +102,14 @@ xp_status xp_comm_engine_create(xp_comm *comm, xp_device *device, size_t max_byt
                                 xp_comm_engine **engine) {
     const xp_cuda_backend *cuda;
     XP_TRY(xp_cuda_backend_get(&cuda));
-    xp_comm_seat *seats = calloc((size_t)comm->size, sizeof *seats);
-    xp_status status = seats ? choose(comm, device, max_bytes, cuda, seats, engine)
-                             : xp_error(XP_ENOMEM, "no memory for %d ranks", comm->size);
-    free(seats);
+    choice c = {.comm = comm, .device = device, .max_bytes = max_bytes, .cuda = cuda};
+    c.ranks = calloc((size_t)comm->size, sizeof *c.ranks);
+    c.gpus = calloc((size_t)comm->size, sizeof *c.gpus);
+    xp_status status = c.ranks && c.gpus
+                           ? choose(&c, engine)
+                           : xp_error(XP_ENOMEM, "no memory for %d ranks", comm->size);
+    free(c.ranks);
+    free(c.gpus);
     /* What only this rank meets: the others wait for it. */
     if (status != XP_OK && status != XP_ENOTSUP)
         xp_comm_abort(comm, NULL);

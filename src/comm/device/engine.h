@@ -1,5 +1,5 @@
 /**
- * Who carries a communicator's collectives on a GPU. Chosen once, by where the ranks sit; every
+ * Who carries a communicator's collectives on a GPU. Chosen once, by the ranks' GPU placement; every
  * rank chooses the same.
  */
 #ifndef XP_COMM_DEVICE_ENGINE_H
@@ -32,22 +32,8 @@ XP_NODISCARD xp_status xp_comm_engine_create(xp_comm *comm, xp_device *device, s
 /** NULL is accepted. */
 void xp_comm_engine_destroy(xp_comm_engine *engine);
 
-/** Where each rank sits, as far as the choice needs it. */
-typedef struct xp_comm_seat {
-    char gpu[XP_GPU_ID_BYTES];
-    int32_t has_nccl;
-    int32_t shared; /* ranks outside the communicator use the GPU, too (xp_device_set_shared) */
-} xp_comm_seat;
-
-typedef enum xp_comm_seating {
-    XP_SEATS_ONE_GPU = 0, /* all ranks on one */
-    XP_SEATS_OWN_GPUS,    /* each rank on one of its own, which nobody else uses */
-    XP_SEATS_MIXED
-} xp_comm_seating;
-xp_comm_seating xp_comm_find_seating(const xp_comm_seat *seats, int n_ranks);
-
 /** Through host memory: waits for the stream, lets the provider work on pinned memory, and queues
- * the way back. For any seating. */
+ * the way back. Wherever the ranks are. */
 XP_NODISCARD xp_status xp_staged_engine_create(xp_comm *comm, xp_device *device, size_t max_bytes,
                                                xp_comm_engine **engine);
 

@@ -7,7 +7,6 @@
 
 #include "device/cuda/cuda_device.h"
 #include "ops/ops.h"
-#include "ops/ops_check.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -272,31 +272,11 @@ static void test_split(void **state) {
     assert_int_equal(fake_count(2, FAKE_GET_ID), 0);
 }
 
-/* ---- who carries what --------------------------------------------------------------------- */
-
-static void test_seating(void **state) {
-    (void)state;
-    const char *const layouts[] = {"aaaa", "abcd", "aabb", "abca", "a"};
-    const xp_comm_seating expected[] = {XP_SEATS_ONE_GPU, XP_SEATS_OWN_GPUS, XP_SEATS_MIXED,
-                                        XP_SEATS_MIXED, XP_SEATS_ONE_GPU};
-    for (int i = 0; i < 5; i++) {
-        xp_comm_seat seats[4] = {{{0}, 0, 0}};
-        const int n = (int)strlen(layouts[i]);
-        for (int r = 0; r < n; r++)
-            seats[r].gpu[15] = layouts[i][r];
-        assert_int_equal(xp_comm_find_seating(seats, n), expected[i]);
-        /* Others on these GPUs: a GPU each is not enough for NCCL. */
-        seats[0].shared = 1;
-        assert_int_equal(xp_comm_find_seating(seats, n),
-                         expected[i] == XP_SEATS_OWN_GPUS ? XP_SEATS_MIXED : expected[i]);
-    }
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_results), cmocka_unit_test(test_results_nodes),
         cmocka_unit_test(test_staged),  cmocka_unit_test(test_sequence),
-        cmocka_unit_test(test_split),   cmocka_unit_test(test_seating),
+        cmocka_unit_test(test_split),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

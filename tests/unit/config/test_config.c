@@ -274,22 +274,6 @@ static void float16_exports_become_float32_with_a_warning(void **state) {
     xp_config_destroy(set);
 }
 
-static void keys_without_effect_warn_once(void **state) {
-    (void)state;
-    xp_config_set *set = load_text("[deepep]\nchunk_tokens = 64\n"
-                                   "[checkpoint]\nlast_save_in_hf = true\n",
-                                   "");
-    assert_int_equal(xp_config_override(set, "training.steps", "7"), XP_OK);
-    assert_non_null(strstr(xp_config_warning(set, 0), ":2:16: deepep.chunk_tokens has no effect"));
-    assert_non_null(
-        strstr(xp_config_warning(set, 1), ":4:19: checkpoint.last_save_in_hf has no effect"));
-    assert_null(xp_config_warning(set, 2));
-    xp_config_destroy(set);
-    set = load_text("[checkpoint]\nenable = true\nlast_save_in_hf = true\n", "");
-    assert_null(xp_config_warning(set, 0));
-    xp_config_destroy(set);
-}
-
 static void warnings_stay_on_one_line(void **state) {
     (void)state;
     xp_config_set *set = load_text("[compile]\n\"a\\nb\" = 1\n[float8.x]\n[mx]\ny = {z = 1}\n", "");
@@ -341,7 +325,6 @@ int main(void) {
         cmocka_unit_test(later_sources_win),
         cmocka_unit_test(torchtitan_files_load_with_one_warning),
         cmocka_unit_test(float16_exports_become_float32_with_a_warning),
-        cmocka_unit_test(keys_without_effect_warn_once),
         cmocka_unit_test(warnings_stay_on_one_line),
         cmocka_unit_test(overrides_check_again_and_undo),
         cmocka_unit_test(every_shipped_file_loads_without_warnings),

@@ -109,7 +109,7 @@ static const bad_case cases[] = {
     {"--parallelism.tensor_parallel_degree 2",
      "--parallelism.tensor_parallel_degree: parallelism.tensor_parallel_degree is 2"},
     {"--job.dump_folder=", "job.dump_folder must not be empty"},
-    {"configs/debug_moe.toml", "unexpected word \"configs/debug_moe.toml\""},
+    {"--training.steps 1 configs/debug_moe.toml", "unexpected word \"configs/debug_moe.toml\""},
     {"-h", "unexpected word \"-h\""},
     {"--", "unknown option --"},
     {"--.", "unknown option --."},

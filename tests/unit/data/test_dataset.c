@@ -159,8 +159,6 @@ static void test_any_number_of_ranks_sees_the_same_global_batch(void **state) {
                         assert_int_equal(batch.tokens[j * S], expected[step][at]);
                     }
                 }
-            assert_true(xp_loader_take_wait_s(l) >= 0);
-            assert_true(xp_loader_take_wait_s(l) == 0);
             xp_loader_destroy(l);
         }
     }

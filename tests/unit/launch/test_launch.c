@@ -140,12 +140,12 @@ static void one_machine(void **state) {
                                .folder = "/tmp/f",
                                .memory = "/dev/shm/f"};
     const xp_mpirun four = {"/usr/bin/mpirun", 4}, five = {"/usr/bin/mpirun", 5};
-    char **words = xp_mpirun_command(&four, &job);
+    char **words = xp_mpirun_command(&four, &job, NULL);
     assert_string_equal(joined(words, text, sizeof text),
                         "/usr/bin/mpirun -n 8 --bind-to none --enable-recovery --map-by "
                         "slot:OVERSUBSCRIBE /opt/expar train --training.steps 3");
     xp_words_free(words);
-    words = xp_mpirun_command(&five, &job);
+    words = xp_mpirun_command(&five, &job, NULL);
     assert_string_equal(joined(words, text, sizeof text),
                         "/usr/bin/mpirun -n 8 --bind-to none --map-by slot:OVERSUBSCRIBE "
                         "/opt/expar train --training.steps 3");
@@ -173,9 +173,9 @@ static void several_nodes(void **state) {
                                .argv = rank,
                                .socket = "name"};
     const xp_mpirun four = {"/usr/bin/mpirun", 4};
-    setenv("NCCL_DEBUG", "INFO", 1);
-    setenv("SOMETHING_ELSE", "1", 1);
-    char **words = xp_mpirun_command(&four, &job);
+    char *environment[] = {"SLURM_JOB_ID=7", "NCCL_DEBUG=INFO", "SOMETHING_ELSE=1",
+                           XP_LAUNCH_SOCKET "=name", NULL};
+    char **words = xp_mpirun_command(&four, &job, environment);
     joined(words, text, sizeof text);
     assert_non_null(strstr(text, " -n 16 "));
     assert_non_null(strstr(text, " --hostfile nodes.txt "));
@@ -184,7 +184,6 @@ static void several_nodes(void **state) {
     assert_null(strstr(text, "SOMETHING_ELSE"));
     assert_non_null(strstr(text, " --map-by ppr:8:node:OVERSUBSCRIBE /opt/expar train"));
     xp_words_free(words);
-    char *environment[] = {"SLURM_JOB_ID=7", NULL};
     words = xp_mpirun_environment(&four, &job, environment);
     assert_true(among(words, "SLURM_JOB_ID=7")); /* mpirun finds its nodes by it */
     xp_words_free(words);

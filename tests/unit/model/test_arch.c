@@ -235,8 +235,11 @@ static void test_hf_round_trip(void **state) {
         xp_config config = config_of(names[i]);
         xp_arch arch, back;
         assert_int_equal(xp_arch_from_config(&config, &arch), XP_OK);
-        char *json = NULL;
-        assert_int_equal(xp_arch_to_hf(&arch, 4096, "bfloat16", &json), XP_OK);
+        char *json = NULL, *generation = NULL;
+        const xp_arch_hf_args args = {
+            .arch = &arch, .seq_len = 4096, .torch_dtype = "bfloat16", .bos = -1, .eos = -1};
+        assert_int_equal(xp_arch_to_hf(&args, &json, &generation), XP_OK);
+        assert_null(generation); /* no ids are known */
         assert_int_equal(read_json(json, &back), XP_OK);
         free(json);
         snprintf(back.flavor, sizeof(back.flavor), "%s", names[i]);
@@ -248,9 +251,10 @@ static void test_hf_round_trip(void **state) {
     xp_config config = config_of("tiny_moe");
     config.moe.score_func = "sigmoid";
     xp_arch arch;
-    char *json = NULL;
+    char *json = NULL, *generation = NULL;
+    const xp_arch_hf_args args = {.arch = &arch, .seq_len = 4096, .torch_dtype = "float32"};
     assert_int_equal(xp_arch_from_config(&config, &arch), XP_OK);
-    assert_int_equal(xp_arch_to_hf(&arch, 4096, "float32", &json), XP_ENOTSUP);
+    assert_int_equal(xp_arch_to_hf(&args, &json, &generation), XP_ENOTSUP);
     assert_null(json);
 }
 

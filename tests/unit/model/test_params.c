@@ -7,6 +7,7 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "model/params.h"
 
@@ -191,8 +192,34 @@ static void test_init_scale(void **state) {
     xp_param_table_destroy(table);
 }
 
+/* Every lookup of a model of many layers: a scan of all names for each took minutes. */
+static void test_lookups_do_not_grow_with_the_model(void **state) {
+    (void)state;
+    xp_arch arch = {.flavor = "custom",
+                    .dim = 8,
+                    .n_layers = 10000,
+                    .n_heads = 2,
+                    .n_kv_heads = 1,
+                    .head_dim = 4,
+                    .vocab_size = 10,
+                    .hidden_dim = 8,
+                    .qk_norm = true,
+                    .rope_theta = 1e4,
+                    .norm_eps = 1e-6};
+    xp_param_table *table;
+    assert_int_equal(xp_param_table_create(&arch, 0, 1, &table), XP_OK);
+    alarm(20);
+    for (int round = 0; round < 5; round++)
+        for (int i = 0; i < xp_param_table_n_params(table); i++)
+            assert_int_equal(xp_param_table_find(table, xp_param_table_param(table, i)->name), i);
+    alarm(0);
+    assert_int_equal(xp_param_table_find(table, "layers.10000.wo"), -1);
+    xp_param_table_destroy(table);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_lookups_do_not_grow_with_the_model),
         cmocka_unit_test(test_complete),
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_init_is_independent_of_the_split),

@@ -3,6 +3,7 @@
 #include <stddef.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include <glob.h>
 
 #include <jansson.h>
 #include <math.h>
@@ -181,10 +182,15 @@ static void events_read_back(void **state) {
     const xp_tb_scalar scalars[2] = {{"loss", 7.5}, {"throughput(tps)", 1e6}};
     assert_int_equal(xp_tfevents_add(events, 41, scalars, 2), XP_OK);
     assert_int_equal(xp_tfevents_add(events, 42, scalars, 1), XP_OK);
-    char *data = NULL;
-    size_t n_bytes = 0, at = 0;
-    assert_int_equal(xp_file_read(xp_tfevents_path(events), 1 << 20, &data, &n_bytes), XP_OK);
     xp_tfevents_destroy(events);
+    char pattern[600], *data = NULL;
+    size_t n_bytes = 0, at = 0;
+    glob_t files;
+    snprintf(pattern, sizeof pattern, "%s/events.out.tfevents.*", tb);
+    assert_int_equal(glob(pattern, 0, NULL, &files), 0);
+    assert_int_equal(files.gl_pathc, 1);
+    assert_int_equal(xp_file_read(files.gl_pathv[0], 1 << 20, &data, &n_bytes), XP_OK);
+    globfree(&files);
     const unsigned char *bytes = (unsigned char *)data;
     expect_event(bytes, n_bytes, &at, (xp_tb_event){.file_version = "brain.Event:2"});
     expect_event(bytes, n_bytes, &at,

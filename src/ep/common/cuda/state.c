@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "comm/provider.h"
+#include "device/gpu_placement.h"
 #include "ep/common/plan.h"
 
 xp_cuda_device *xp_ep_cuda_device(const xp_ep_group *group) {
@@ -11,24 +12,14 @@ xp_cuda_device *xp_ep_cuda_device(const xp_ep_group *group) {
 
 /* ---- create -------------------------------------------------------------------------------- */
 
-/* Which GPU a rank uses, told apart across processes too. */
-typedef struct gpu_id {
-    char uuid[16];
-    int64_t index;
-} gpu_id;
-
-static void read_placement(xp_ep_group *group, const gpu_id *ids) {
+static void use_placement(xp_ep_group *group, const xp_rank_gpu *gpus) {
     xp_ep_cuda_state *state = group->device_state;
-    const int n = group->shape.n_ranks, me = group->rank;
-    int n_here = 0;
-    state->gpus_shared = group->config.shares_gpus;
-    for (int r = 0; r < n; r++) {
-        state->gpus[r] = (int)ids[r].index;
-        n_here += memcmp(ids[r].uuid, ids[me].uuid, sizeof ids[r].uuid) == 0;
-        for (int q = 0; q < r; q++)
-            state->gpus_shared |= memcmp(ids[r].uuid, ids[q].uuid, sizeof ids[r].uuid) == 0;
-    }
-    const int half = xp_ep_cuda_device(group)->n_sms / 2 / n_here;
+    const int n = group->shape.n_ranks;
+    const xp_gpu_placement placement = xp_gpu_placement_of(gpus, n, group->rank);
+    for (int r = 0; r < n; r++)
+        state->gpus[r] = gpus[r].index;
+    state->gpus_shared = group->config.shares_gpus || placement.any_shared;
+    const int half = xp_ep_cuda_device(group)->n_sms / 2 / placement.n_on_mine;
     state->n_row_blocks = group->config.num_sms > 0 ? group->config.num_sms : half > 1 ? half : 1;
 }
 
@@ -37,21 +28,21 @@ static xp_status place_ranks(xp_ep_group *group) {
     const size_t n = (size_t)group->shape.n_ranks;
     struct cudaDeviceProp p;
     XP_TRY(xp_cuda_check(cudaGetDeviceProperties(&p, xp_ep_cuda_device(group)->index), "GPU"));
-    gpu_id mine = {.index = xp_ep_cuda_device(group)->index};
-    memcpy(mine.uuid, p.uuid.bytes, sizeof mine.uuid);
+    xp_rank_gpu mine = {.on_gpu = 1, .index = xp_ep_cuda_device(group)->index};
+    memcpy(mine.id, p.uuid.bytes, sizeof mine.id);
     state->gpus = calloc(n, sizeof *state->gpus);
     state->bytes = calloc(4 * n, sizeof *state->bytes);
-    gpu_id *ids = calloc(n, sizeof *ids);
+    xp_rank_gpu *gpus = calloc(n, sizeof *gpus);
     if (state->bytes != NULL)
         state->exchange = (xp_ep_exchange){state->bytes, state->bytes + n, state->bytes + 2 * n,
                                            state->bytes + 3 * n};
     const xp_status status =
-        state->gpus == NULL || state->bytes == NULL || ids == NULL
+        state->gpus == NULL || state->bytes == NULL || gpus == NULL
             ? xp_error(XP_ENOMEM, "no memory for an expert parallel group")
-            : xp_comm_all_gather(group->comm, &mine, ids, sizeof mine, XP_U8, NULL);
+            : xp_comm_all_gather(group->comm, &mine, gpus, sizeof mine, XP_U8, NULL);
     if (status == XP_OK)
-        read_placement(group, ids);
-    free(ids);
+        use_placement(group, gpus);
+    free(gpus);
     return status;
 }
 
