@@ -44,7 +44,7 @@ typedef struct xp_cuda_backend {
     /** How many usable devices there are. @return XP_OK, or XP_ENOTSUP with the reason */
     xp_status (*device_count)(int *n_devices);
     xp_status (*device_create)(const xp_device_args *args, xp_device **device);
-    const void *ops;        /* xp_ops */
+    const void *ops;         /* xp_ops */
     const void *ep_backends; /* xp_ep_backend_set, or NULL */
     /** One line about a device for people: name, memory, architecture, driver. */
     xp_status (*describe)(int index, char *text, size_t n_bytes);
