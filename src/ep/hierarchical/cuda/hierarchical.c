@@ -8,7 +8,6 @@
 #include "ep/common/cuda/metadata.h"
 #include "ep/cuda/backends.h"
 #include "ep/hierarchical/cuda/kernels.h"
-#include "ep/hierarchical/forwarding.h"
 
 static const xp_ep_row_kernels kernels = {.copy_rows = xp_ep_cuda_copy_rows,
                                           .reduce_rows = xp_ep_cuda_reduce_rows,
