@@ -3,6 +3,7 @@
 #define XP_EP_P2P_CUDA_STATE_H
 
 #include "ep/common/cuda/plan.h"
+#include "ep/p2p/abort_watch.h"
 #include "ep/p2p/cuda/kernels.h"
 #include "ep/p2p/cuda/launch_locks.h"
 #include "ep/p2p/p2p.h"
@@ -32,6 +33,7 @@ typedef struct xp_ep_p2p_cuda {
     xp_ep_cuda_state common; /* first */
     xp_ep_sync_mode sync;
     xp_ep_launch_locks *locks; /* threads; NULL: none */
+    xp_ep_abort_watch *watch;  /* XP_EP_SYNC_KERNEL: sets the host abort flag */
     /* Not for XP_EP_SYNC_KERNEL: a communicator of the hosts that nobody else uses. */
     xp_comm *hosts;
     xp_ep_barrier_id *barrier_ids; /* [R] */
