@@ -76,7 +76,7 @@ typedef struct xp_ep_config {
     /* GPU, p2p; the same on every rank: the host meets the other ranks between kernels, and no
      * kernel waits. Same bits, more time; for tools that run kernels one by one. Groups of
      * processes that share a GPU are so without being asked. */
-    bool phased;
+    bool host_synchronized;
 } xp_ep_config;
 
 /** Bytes and rows that a group of this shape reserves on one rank; needs no communicator. */
