@@ -8,16 +8,19 @@
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
-#include "comm/mpi/world.h"
+#include "comm/mpi/progress.h"
+#include "comm/mpi/connect.h"
+#include "comm/mpi/exchange.h"
+#include "comm/mpi/failure.h"
 #include "core/file.h"
 #include "core/sync.h"
 
-/* How often to look at the board and for news from other nodes. A peer's death and new work wake
- * the engine themselves. */
-#define LOOK_AROUND_S 0.05
-/* A wait spins as long as two running ranks need to meet, then leaves the core to whoever has work,
- * then sleeps a tenth of the time it has waited, so that waiting adds little to a wait and ranks
- * may outnumber the cores by far. */
+/* How often to look at the liveness table and for failures from other nodes. A peer's death and new
+ * work wake the progress thread themselves. */
+#define CHECK_S 0.05
+/* A wait spins as long as two running ranks need for a barrier, then leaves the core to whoever has
+ * work, then sleeps a tenth of the time it has waited, so that waiting adds little to a wait and
+ * ranks may outnumber the cores by far. */
 #define SPIN_S       30e-6
 #define YIELD_S      200e-6
 #define SLEEP_MIN_S  20e-6
@@ -27,11 +30,16 @@
 /* MPI_Finalize waits for all ranks; one that dies in it must not keep the others. */
 #define FINALIZE_S 10.0
 
-void xp_mpi_engine_wake(xp_mpi_world *world) {
+static void wake(xp_mpi_world *world) {
     uint64_t one = 1;
     if (atomic_load(&world->sleeping) && write(world->wake, &one, sizeof one) < 0 &&
         errno != EAGAIN)
-        return; /* cannot happen; the engine looks around by itself */
+        return; /* cannot happen; the progress thread checks by itself */
+}
+
+/* Hook of a failure that any thread has found. */
+static void wake_for_failure(void *context) {
+    wake(context);
 }
 
 xp_status xp_mpi_exchange_run(xp_mpi_exchange *x) {
@@ -46,7 +54,7 @@ xp_status xp_mpi_exchange_run(xp_mpi_exchange *x) {
     x->next = NULL;
     *last = x;
     pthread_mutex_unlock(&world->lock);
-    xp_mpi_engine_wake(world);
+    wake(world);
     pthread_mutex_lock(&world->lock);
     while (!x->done)
         pthread_cond_wait(&world->changed, &world->lock);
@@ -103,13 +111,13 @@ static bool is_late(const xp_mpi_exchange *x, double now) {
     double timeout_s = x->comm->base.timeout_s, late_s = now - x->moved_s - timeout_s;
     if (late_s < 0)
         return false;
-    const xp_board *board = &x->comm->world->board;
-    int rank = xp_board_find_culprit(board, xp_mpi_exchange_waits_for(x));
-    const xp_board_slot *slot = rank < 0 ? NULL : xp_board_find(board, rank);
+    const xp_liveness *table = &x->comm->world->liveness;
+    int rank = xp_liveness_find_culprit(table, xp_mpi_exchange_waits_for(x));
+    const xp_liveness_slot *slot = rank < 0 ? NULL : xp_liveness_find(table, rank);
     if (!slot)
         return rank < 0 || late_s > FAR_GRACE_S;
     double grace_s = timeout_s < NEAR_GRACE_S ? timeout_s : NEAR_GRACE_S;
-    return !xp_board_is_waiting(slot) || late_s > grace_s;
+    return !xp_liveness_is_waiting(slot) || late_s > grace_s;
 }
 
 static bool work(xp_mpi_world *world) {
@@ -138,16 +146,17 @@ static void show_wait(xp_mpi_world *world) {
         if (!oldest || x->moved_s < oldest->moved_s)
             oldest = x;
     int rank = oldest ? xp_mpi_exchange_waits_for(oldest) : -1;
-    atomic_store_explicit(&world->board.mine->waits_for, rank, memory_order_relaxed);
+    atomic_store_explicit(&world->liveness.mine->waits_for, rank, memory_order_relaxed);
 }
 
 static void sleep_until_woken(xp_mpi_world *world, double seconds, bool watch) {
     struct pollfd fds[65];
     nfds_t n = 1;
     fds[0] = (struct pollfd){.fd = world->wake, .events = POLLIN};
-    for (int i = 0; i < world->board.n_slots && watch && n < sizeof fds / sizeof fds[0]; i++)
-        if (world->board.watches[i] >= 0 && !atomic_load(&world->board.memory->slots[i].parted))
-            fds[n++] = (struct pollfd){.fd = world->board.watches[i], .events = POLLIN};
+    for (int i = 0; i < world->liveness.n_slots && watch && n < sizeof fds / sizeof fds[0]; i++)
+        if (world->liveness.pidfds[i] >= 0 &&
+            !atomic_load(&world->liveness.memory->slots[i].finalized))
+            fds[n++] = (struct pollfd){.fd = world->liveness.pidfds[i], .events = POLLIN};
     struct timespec limit = {.tv_sec = (time_t)seconds};
     limit.tv_nsec = (long)((seconds - (double)limit.tv_sec) * 1e9);
     atomic_store(&world->sleeping, true);
@@ -161,9 +170,9 @@ static void sleep_until_woken(xp_mpi_world *world, double seconds, bool watch) {
     atomic_store(&world->sleeping, false);
 }
 
-static void rest(xp_mpi_world *world, double moved_s) {
+static void sleep_a_while(xp_mpi_world *world, double moved_s) {
     if (!world->active) {
-        sleep_until_woken(world, LOOK_AROUND_S, true);
+        sleep_until_woken(world, CHECK_S, true);
         return;
     }
     double waited = xp_time_s() - moved_s;
@@ -187,7 +196,7 @@ static void end_all(xp_mpi_world *world) {
     for (xp_mpi_exchange *x = world->active; x; x = x->next)
         if (x->n_open > 0)
             xp_mpi_exchange_cancel(x);
-    xp_mpi_relay_failure(world);
+    xp_mpi_forward_failure(world);
     for (;;) {
         take_queued(world);
         while (world->active) {
@@ -200,20 +209,20 @@ static void end_all(xp_mpi_world *world) {
         pthread_mutex_unlock(&world->lock);
         if (stopping)
             return;
-        sleep_until_woken(world, LOOK_AROUND_S, false);
+        sleep_until_woken(world, CHECK_S, false);
     }
 }
 
 static void serve(xp_mpi_world *world) {
-    double moved_s = xp_time_s(), looked_s = 0;
+    double moved_s = xp_time_s(), checked_s = 0;
     for (;;) {
         bool moved = take_queued(world);
         moved |= work(world);
         double now = xp_time_s();
-        if (now - looked_s > LOOK_AROUND_S) {
+        if (now - checked_s > CHECK_S) {
             show_wait(world);
-            xp_mpi_look_around(world);
-            looked_s = now;
+            xp_mpi_check_peers(world);
+            checked_s = now;
         }
         if (atomic_load(&world->failed)) {
             end_all(world);
@@ -228,11 +237,11 @@ static void serve(xp_mpi_world *world) {
         pthread_mutex_unlock(&world->lock);
         if (stopping)
             return;
-        rest(world, moved_s);
+        sleep_a_while(world, moved_s);
     }
 }
 
-static void say(xp_mpi_world *world, bool *what) {
+static void set_flag(xp_mpi_world *world, bool *what) {
     pthread_mutex_lock(&world->lock);
     *what = true;
     pthread_cond_broadcast(&world->changed);
@@ -248,23 +257,23 @@ static void block_broken_pipes(void) {
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-static void *engine_main(void *context) {
+static void *progress_main(void *context) {
     xp_mpi_world *world = context;
     block_broken_pipes();
     world->start_status = xp_mpi_connect(world);
     if (world->start_status != XP_OK)
         snprintf(world->start_error, sizeof world->start_error, "%s", xp_last_error());
     bool connected = world->start_status == XP_OK;
-    say(world, &world->started);
+    set_flag(world, &world->started);
     if (connected) {
         serve(world);
         if (!atomic_load(&world->failed)) {
-            MPI_Cancel(&world->notice);
-            MPI_Wait(&world->notice, MPI_STATUS_IGNORE);
+            MPI_Cancel(&world->failure_request);
+            MPI_Wait(&world->failure_request, MPI_STATUS_IGNORE);
             MPI_Finalize();
         }
     }
-    say(world, &world->stopped);
+    set_flag(world, &world->stopped);
     return NULL;
 }
 
@@ -277,18 +286,20 @@ static bool wait_for(xp_mpi_world *world, const bool *what, double seconds) {
     return true;
 }
 
-bool xp_mpi_engine_wait_start(xp_mpi_world *world, double seconds) {
+bool xp_mpi_progress_wait_start(xp_mpi_world *world, double seconds) {
     pthread_mutex_lock(&world->lock);
     bool started = wait_for(world, &world->started, seconds);
     pthread_mutex_unlock(&world->lock);
     return started;
 }
 
-xp_status xp_mpi_engine_start(xp_mpi_world *world) {
+xp_status xp_mpi_progress_start(xp_mpi_world *world) {
     world->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (world->wake < 0)
         return xp_error(XP_ENOMEM, "cannot make an eventfd: %s", strerror(errno));
-    int code = pthread_create(&world->engine, NULL, engine_main, world);
+    world->wake_hook = (xp_failure_hook){.call = wake_for_failure, .context = world};
+    xp_failure_hooks_add(&world->hooks, &world->wake_hook);
+    int code = pthread_create(&world->progress_thread, NULL, progress_main, world);
     if (code != 0) {
         close(world->wake);
         return xp_error(XP_ENOMEM, "cannot start the thread that serves MPI: %s", strerror(code));
@@ -296,18 +307,18 @@ xp_status xp_mpi_engine_start(xp_mpi_world *world) {
     return XP_OK;
 }
 
-bool xp_mpi_engine_stop(xp_mpi_world *world) {
-    atomic_store(&world->board.mine->parted, !atomic_load(&world->failed));
+bool xp_mpi_progress_stop(xp_mpi_world *world) {
+    atomic_store(&world->liveness.mine->finalized, !atomic_load(&world->failed));
     pthread_mutex_lock(&world->lock);
     world->stopping = true;
     pthread_mutex_unlock(&world->lock);
-    xp_mpi_engine_wake(world);
+    wake(world);
     pthread_mutex_lock(&world->lock);
     bool stopped = wait_for(world, &world->stopped, FINALIZE_S);
     pthread_mutex_unlock(&world->lock);
     if (!stopped)
         return false;
-    pthread_join(world->engine, NULL);
+    pthread_join(world->progress_thread, NULL);
     close(world->wake);
     return true;
 }

@@ -1,14 +1,16 @@
-#include "comm/device/engine.h"
+#include "comm/device/choose.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include "comm/nccl/engine.h"
+#include "comm/device/staged.h"
+#include "comm/nccl/backend.h"
+#include "comm/nccl/collectives.h"
 #include "device/device_internal.h"
 #include "device/gpu_placement.h"
 
 static const char phase[] = "preparing collectives of GPUs";
 
-/* What each rank shows the others. */
+/* What each rank tells the others. */
 typedef struct rank_info {
     xp_rank_gpu gpu;
     int32_t has_nccl;
@@ -25,24 +27,25 @@ typedef struct choice {
 
 /* ---- rank threads on one GPU: the provider itself ----------------------------------------- */
 
-static xp_status one_gpu_run(xp_comm_engine *engine, const xp_comm_call *call, xp_stream *stream) {
-    return engine->comm->provider->run_on_device(engine->comm, call, stream);
+static xp_status one_gpu_run(xp_comm_backend *backend, const xp_comm_call *call,
+                             xp_stream *stream) {
+    return backend->comm->provider->run_on_device(backend->comm, call, stream);
 }
 
-static void one_gpu_destroy(xp_comm_engine *engine) {
-    free(engine);
+static void one_gpu_destroy(xp_comm_backend *backend) {
+    free(backend);
 }
 
-static const xp_comm_engine_ops one_gpu_ops = {
+static const xp_comm_backend_ops one_gpu_ops = {
     .name = "one GPU", .run = one_gpu_run, .destroy = one_gpu_destroy};
 
-static xp_status one_gpu_create(xp_comm *comm, xp_device *device, xp_comm_engine **engine) {
-    xp_comm_engine *e = calloc(1, sizeof *e);
+static xp_status one_gpu_create(xp_comm *comm, xp_device *device, xp_comm_backend **backend) {
+    xp_comm_backend *e = calloc(1, sizeof *e);
     if (!e)
         return xp_error(XP_ENOMEM, "no memory for the collectives of %d ranks on %s", comm->size,
                         xp_device_name(device));
-    *e = (xp_comm_engine){.ops = &one_gpu_ops, .comm = comm, .device = device};
-    *engine = e;
+    *e = (xp_comm_backend){.ops = &one_gpu_ops, .comm = comm, .device = device};
+    *backend = e;
     return XP_OK;
 }
 
@@ -70,7 +73,7 @@ static xp_gpu_placement placement_of(const xp_comm *comm, const rank_info *ranks
     return xp_gpu_placement_of(gpus, comm->size, comm->rank);
 }
 
-static xp_status choose(const choice *c, xp_comm_engine **engine) {
+static xp_status choose(const choice *c, xp_comm_backend **backend) {
     char why[512] = "";
     xp_comm *comm = c->comm;
     xp_device *device = c->device;
@@ -79,34 +82,34 @@ static xp_status choose(const choice *c, xp_comm_engine **engine) {
     rank_info mine = {.has_nccl = nccl != NULL,
                       .gpu = {.on_gpu = 1, .used_by_others = xp_device_is_shared(device)}};
     XP_TRY(c->cuda->sharing->identity(device, mine.gpu.id));
-    XP_TRY(xp_comm_share(comm, phase, &mine, c->ranks, sizeof mine));
+    XP_TRY(xp_comm_gather_bytes(comm, phase, &mine, c->ranks, sizeof mine));
     switch (placement_of(comm, c->ranks, c->gpus).layout) {
     case XP_GPUS_OWN:
         XP_TRY(check_nccl(comm, c->ranks, why));
-        return xp_nccl_engine_create(&(xp_nccl_engine_args){.comm = comm,
-                                                            .device = device,
-                                                            .calls = nccl,
-                                                            .max_bytes = c->max_bytes,
-                                                            .reduce = c->cuda->reduce},
-                                     engine);
+        return xp_nccl_backend_create(&(xp_nccl_backend_args){.comm = comm,
+                                                              .device = device,
+                                                              .calls = nccl,
+                                                              .max_bytes = c->max_bytes,
+                                                              .reduce = c->cuda->reduce},
+                                      backend);
     case XP_GPUS_ONE:
         if (comm->shares_addresses && comm->provider->run_on_device)
-            return one_gpu_create(comm, device, engine);
-        return xp_staged_engine_create(comm, device, c->max_bytes, engine);
+            return one_gpu_create(comm, device, backend);
+        return xp_staged_backend_create(comm, device, c->max_bytes, backend);
     default:
-        return xp_staged_engine_create(comm, device, c->max_bytes, engine);
+        return xp_staged_backend_create(comm, device, c->max_bytes, backend);
     }
 }
 
-xp_status xp_comm_engine_create(xp_comm *comm, xp_device *device, size_t max_bytes,
-                                xp_comm_engine **engine) {
+xp_status xp_comm_backend_create(xp_comm *comm, xp_device *device, size_t max_bytes,
+                                 xp_comm_backend **backend) {
     const xp_cuda_backend *cuda;
     XP_TRY(xp_cuda_backend_get(&cuda));
     choice c = {.comm = comm, .device = device, .max_bytes = max_bytes, .cuda = cuda};
     c.ranks = calloc((size_t)comm->size, sizeof *c.ranks);
     c.gpus = calloc((size_t)comm->size, sizeof *c.gpus);
     xp_status status = c.ranks && c.gpus
-                           ? choose(&c, engine)
+                           ? choose(&c, backend)
                            : xp_error(XP_ENOMEM, "no memory for %d ranks", comm->size);
     free(c.ranks);
     free(c.gpus);
@@ -121,7 +124,7 @@ size_t xp_comm_device_bytes(int n_ranks, size_t max_bytes) {
     return (size_t)xp_nccl_scratch_bytes(n_ranks, max_bytes) + flag;
 }
 
-void xp_comm_engine_destroy(xp_comm_engine *engine) {
-    if (engine)
-        engine->ops->destroy(engine);
+void xp_comm_backend_destroy(xp_comm_backend *backend) {
+    if (backend)
+        backend->ops->destroy(backend);
 }
