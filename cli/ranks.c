@@ -78,7 +78,7 @@ int cli_ranks_end(cli_ranks *ranks, xp_status status) {
     int code = status == XP_OK ? XP_EXIT_OK : cli_exit_code(status);
     if (status != XP_OK && ranks->comm) {
         xp_comm_abort(ranks->comm, NULL);
-        status = xp_comm_last_words(ranks->comm, status);
+        status = xp_comm_final_error(ranks->comm, status);
     }
     if (status != XP_OK && xp_rank_has_shim())
         xp_rank_report_failure(code, xp_last_error_rank() >= 0, xp_last_error());
