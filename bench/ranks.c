@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "launch/shim.h"
 
 #define TIMEOUT_S 120.0
 
@@ -122,10 +123,11 @@ static xp_status run_process(xp_comm *world, xp_bench_rank_fn fn, void *context)
         .rank = xp_comm_rank(world), .n_ranks = xp_comm_size(world), .world = world};
     for (int r = 0; r < rank.n_ranks; r++)
         rank.n_local += xp_comm_node(world, r) == xp_comm_node(world, rank.rank);
-    const xp_status status = fn(&rank, context);
-    if (status != XP_OK)
-        xp_comm_abort(world, NULL);
-    return status;
+    xp_status status = fn(&rank, context);
+    if (status == XP_OK)
+        return XP_OK;
+    xp_comm_abort(world, NULL);
+    return xp_rank_has_shim() ? xp_comm_last_words(world, status) : status;
 }
 
 xp_status xp_bench_run_ranks(const xp_bench_host *host, int n_ranks, xp_bench_rank_fn fn,
@@ -135,7 +137,10 @@ xp_status xp_bench_run_ranks(const xp_bench_host *host, int n_ranks, xp_bench_ra
 
 xp_status xp_bench_host_open(xp_bench_host *host) {
     host->world = NULL;
-    return xp_mpi_launched() ? xp_mpi_world_comm(TIMEOUT_S, TIMEOUT_S, &host->world) : XP_OK;
+    const xp_mpi_args args = {.init_timeout_s = TIMEOUT_S,
+                              .timeout_s = TIMEOUT_S,
+                              .rendezvous_folder = getenv(XP_LAUNCH_FOLDER)};
+    return xp_mpi_launched() ? xp_mpi_world_create(&args, &host->world) : XP_OK;
 }
 
 void xp_bench_host_close(xp_bench_host *host) {

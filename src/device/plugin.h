@@ -9,7 +9,7 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 11
+#define XP_CUDA_ABI_VERSION 12
 
 #define XP_GPU_ID_BYTES     16
 #define XP_IPC_HANDLE_BYTES 64
@@ -37,6 +37,16 @@ typedef struct xp_gpu_sharing {
     size_t granularity;
 } xp_gpu_sharing;
 
+/** Calls that are timed one by one although all are queued before the first is waited for. */
+typedef struct xp_timed_calls {
+    int n; /* at most XP_MAX_TIMED_CALLS */
+    xp_status (*before)(
+        void *context);               /* queues what comes before each and is not timed; or NULL */
+    xp_status (*call)(void *context); /* queues what is timed */
+    void *context;
+} xp_timed_calls;
+#define XP_MAX_TIMED_CALLS 64
+
 /** What the backend offers to the layers. Tables of layers above are typeless here; each layer
  * casts its own. */
 typedef struct xp_cuda_backend {
@@ -59,6 +69,8 @@ typedef struct xp_cuda_backend {
      * waits for it. For benchmarks. */
     xp_status (*time_call)(xp_stream *stream, xp_status (*call)(void *context), void *context,
                            double *seconds);
+    /** The same for each of several calls; waits once, for the last. @param[out] seconds  [calls->n] */
+    xp_status (*time_each)(xp_stream *stream, const xp_timed_calls *calls, double *seconds);
     /** A reduction between ranks (xp_reduce_args of comm) over memory of the stream's device. */
     xp_status (*reduce)(xp_stream *stream, const void *args);
     /** Open and reserve what a device's libraries keep, before the first step; or NULL. */

@@ -28,6 +28,7 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .plain_activation = &xp_cuda_plain_activation,
         .library_describe = xp_cuda_library_describe,
         .time_call = xp_cuda_time_call,
+        .time_each = xp_cuda_time_each,
         .reduce = xp_cuda_rank_reduce,
         .prepare = prepare,
         .sharing = &xp_cuda_sharing,
