@@ -116,7 +116,10 @@ xp_status xp_bench_ep_take_memory(xp_bench_ep_rank *r) {
     const size_t n_bytes = r->backend ? GPU_COPY : COPY_BYTES;
     XP_TRY(xp_device_alloc(r->device, n_bytes, "copy", (void **)&r->copy_from));
     XP_TRY(xp_device_alloc(r->device, n_bytes, "copy", (void **)&r->copy_to));
-    if (!r->backend) {
+    if (r->backend) { /* the first use of what overwrites the cache, before a kernel waits for a peer */
+        XP_TRY(xp_zero(r->stream, r->copy_to, GPU_COPY));
+        XP_TRY(xp_stream_sync(r->stream));
+    } else {
         memset(r->copy_from, 1, COPY_BYTES);
         memset(r->copy_to, 2, COPY_BYTES);
     }

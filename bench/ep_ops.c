@@ -4,8 +4,9 @@
 #include "core/file.h"
 #include "ep_rank.h"
 
-#define INNER_S     2e-3 /* on a CPU the calls of a sample go on this long, so that short ones are timed well */
-#define GPU_CALLS   9    /* the first, which waits for the ranks to arrive, does not count */
+#define INNER_S                                                                                    \
+    2e-3 /* on a CPU the calls of a sample go on this long, so that short ones are timed well */
+#define GPU_CALLS   9 /* the first, which waits for the ranks to arrive, does not count */
 #define FLUSH_BYTES ((size_t)128 << 20)
 
 typedef struct calls {
@@ -52,7 +53,8 @@ static xp_status queue_flush(void *context) {
 
 static xp_status sample_on_gpu(calls *a, xp_bench_samples *samples) {
     double seconds[GPU_CALLS];
-    const xp_timed_calls timed = {.n = GPU_CALLS, .before = queue_flush, .call = queue_op, .context = a};
+    const xp_timed_calls timed = {
+        .n = GPU_CALLS, .before = queue_flush, .call = queue_op, .context = a};
     XP_TRY(xp_bench_ep_barrier(a->rank));
     XP_TRY(a->rank->backend->time_each(a->rank->stream, &timed, seconds));
     XP_TRY(xp_ep_async_error(a->lane->group));

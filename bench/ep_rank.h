@@ -36,7 +36,8 @@ typedef struct xp_bench_ep_rank {
 } xp_bench_ep_rank;
 
 /** Sum or maximum over the ranks, in place. */
-XP_NODISCARD xp_status xp_bench_ep_reduce(const xp_bench_ep_rank *r, double *values, int n, xp_reduce_op op);
+XP_NODISCARD xp_status xp_bench_ep_reduce(const xp_bench_ep_rank *r, double *values, int n,
+                                          xp_reduce_op op);
 XP_NODISCARD xp_status xp_bench_ep_barrier(const xp_bench_ep_rank *r);
 
 /** Device, streams, and who shares a GPU. Collective. */

@@ -27,7 +27,7 @@ trap 'rm -rf "$work"' EXIT
 n_gpus=${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l)}
 limit=${LIMIT:-60}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | sort | uniq -c | tee -a "$summary"
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null | sort | uniq -c | tee -a "$summary"
 
 tokens=$work/tokens.bin
 python3 - "$tokens" << 'PY'

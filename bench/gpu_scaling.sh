@@ -5,7 +5,7 @@
 # seconds; every command has a limit of its own, and every figure is written to OUTPUT_FOLDER/rows.jsonl as soon as it is there. At the
 # end: OUTPUT_FOLDER/table.md and scaling.json. Exit code 0: all that was wanted ran, and was right.
 # PARTS chooses, in this order:
-#   model     Qwen3-30B-A3B, EP = GPUs, 4 and 8 x 4096 a GPU, natural and forced routing, deepep and standard
+#   model     MODEL (configs/qwen3_30b_a3b_deepep.toml; two GPUs hold configs/qwen3_10b_a1b_deepep.toml), EP = GPUs, 4 and 8 x 4096 a GPU, natural and forced routing, deepep and standard
 #   scaling   LAYERS (8) layers of the rank slice, 16 experts a rank: EP = GPUs and EP 1, weak and strong, on all GPUs, half of them, ..., one
 #   exchange  expar bench ep
 #   starts    STARTS (20) starts of gpu_ranks.sh
@@ -112,18 +112,19 @@ small=0
 
 # ---- a whole model
 plan_value() { # FILE KEY
-    python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[0].get(sys.argv[2], ""))' "$1" "$2" 2> /dev/null
+    python3 -c 'import json, sys; v = json.load(open(sys.argv[1]))[0].get(sys.argv[2], ""); print(f"{v:.2f}" if isinstance(v, float) else v)' "$1" "$2" 2> /dev/null
 }
 model() { # BACKEND ROUTING BATCH
     local backend=$1 routing=$2 batch=$3 name=model_$1_$2_$3 options=() rc fits
-    options=(--job.config_file configs/qwen3_30b_a3b_deepep.toml --checkpoint.no_enable)
+    options=(--job.config_file "${MODEL:-configs/qwen3_30b_a3b_deepep.toml}" --checkpoint.no_enable)
     [ $small = 1 ] && options=("${tiny[@]}")
     options+=(--training.local_batch_size "$batch" --parallelism.expert_parallel_degree "$n_gpus"
         --parallelism.expert_parallel_comm_backend "$backend")
     "$build/bin/expar" plan "${options[@]}" --gpus-per-node "$n_gpus" --gpu "${PLAN_GPU:-h200}" --batch "$batch" --json > "$out/$name.plan" 2> "$work/plan.err"
     fits=$(plan_value "$out/$name.plan" fits)
     if [ "$fits" != True ] && [ "${DRY:-0}" != 1 ]; then
-        say "== $name: left out, expar plan says it does not fit: $(plan_value "$out/$name.plan" reason) $(plan_value "$out/$name.plan" memory_gib) GiB of $(plan_value "$out/$name.plan" room_gib) $(head -1 "$work/plan.err")"
+        say "== $name: left out, expar plan says it does not fit: $(plan_value "$out/$name.plan" memory_gib) GiB of" \
+            "$(plan_value "$out/$name.plan" room_gib); $(plan_value "$out/$name.plan" advice)$(head -1 "$work/plan.err")"
         row model "$name" 0 gpus="$n_gpus" batch="$batch" backend="$backend" routing="$routing" fits=false predicted_gib="$(plan_value "$out/$name.plan" memory_gib)"
         return
     fi
@@ -200,9 +201,9 @@ counted() { # PART SECONDS VARIABLES...
     row "$part" "$part" $rc gpus="$n_gpus" count="${count#*: }"
 }
 if want starts; then
-    options=""
-    [ $small = 1 ] && options="${tiny[*]} --parallelism.expert_parallel_comm_backend deepep ${gpu[*]}"
-    counted starts 200 STARTS="${STARTS:-20}" EXPERTS=$([ $small = 1 ] && echo 8 || echo $((16 * n_gpus))) START_OPTIONS="$options"
+    settings=""
+    [ $small = 1 ] && settings="${tiny[*]} --parallelism.expert_parallel_comm_backend deepep --training.dtype float32 ${gpu[*]}"
+    counted starts 200 STARTS="${STARTS:-20}" EXPERTS="$([ $small = 1 ] && echo 8 || echo $((16 * n_gpus)))" START_OPTIONS="$settings"
 fi
 want faults && counted faults 60 HOWS="${HOWS:-kill}" PHASES="dispatch combine" REPEATS="${REPEATS:-3}"
 
@@ -270,7 +271,7 @@ def against(value, base):
 for mode, n, ep in list(rate):
     if mode == "weak" and n == max(r["gpus"] for r in scaling):
         rate["strong", n, ep] = rate[mode, n, ep]
-table("Scaling, 4 x 4096 a pass, natural routing", ["mode", "GPUs", "EP", "rows a step", "tok/s a GPU", "step s", "of one GPU", "of EP 1"],
+table("Scaling, 4 x 4096 a pass, natural routing; on all GPUs weak and strong are the same run", ["mode", "GPUs", "EP", "rows a step", "tok/s a GPU", "step s", "of one GPU", "of EP 1"],
       [[r["mode"], str(r["gpus"]), str(r["ep"]), str(r["global_batch"])]
        + result(r, number(r, "tps"), number(r, "time_s", "{:.3f}"), against(r.get("tps"), rate.get((r["mode"], 1, 1))),
                 against(r.get("tps"), rate.get((r["mode"], r["gpus"], 1)))) for r in scaling])

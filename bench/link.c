@@ -3,7 +3,8 @@
 #include <stdlib.h>
 #include "core/file.h"
 
-#define GPU_COPIES 4 /* long enough for the ranks' starts, some tens of microseconds apart, not to count */
+#define GPU_COPIES                                                                                 \
+    4 /* long enough for the ranks' starts, some tens of microseconds apart, not to count */
 
 /* Whether all ranks can copy into the memory of the next. */
 static xp_status find_reach(const xp_bench_link *link, int gpu, bool *reaches) {
@@ -24,9 +25,10 @@ static xp_status find_reach(const xp_bench_link *link, int gpu, bool *reaches) {
     return status;
 }
 
-xp_status xp_bench_link_open(xp_bench_link *link, xp_bench_rank *rank, xp_stream *stream, int gpu, const char *from,
-                             size_t n_bytes) {
-    *link = (xp_bench_link){.rank = rank, .stream = stream, .from = from, .n_bytes = n_bytes, .n_copies = 1};
+xp_status xp_bench_link_open(xp_bench_link *link, xp_bench_rank *rank, xp_stream *stream, int gpu,
+                             const char *from, size_t n_bytes) {
+    *link = (xp_bench_link){
+        .rank = rank, .stream = stream, .from = from, .n_bytes = n_bytes, .n_copies = 1};
     bool reaches = false;
     if (!rank->world || !xp_comm_shares_memory(rank->world))
         return XP_OK;
@@ -37,7 +39,8 @@ xp_status xp_bench_link_open(xp_bench_link *link, xp_bench_rank *rank, xp_stream
     XP_TRY(find_reach(link, gpu, &reaches));
     if (!reaches)
         return XP_OK;
-    return xp_comm_window_create(rank->world, xp_stream_device(stream), n_bytes, "link", &link->window);
+    return xp_comm_window_create(rank->world, xp_stream_device(stream), n_bytes, "link",
+                                 &link->window);
 }
 
 static xp_status queue_copies(void *context) {

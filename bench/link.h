@@ -25,7 +25,8 @@ typedef struct xp_bench_link {
  * @param gpu   of this rank, as its process counts; -1 on the CPU
  * @param from  [n_bytes] memory of the device; borrowed
  */
-XP_NODISCARD xp_status xp_bench_link_open(xp_bench_link *link, xp_bench_rank *rank, xp_stream *stream, int gpu, const char *from,
+XP_NODISCARD xp_status xp_bench_link_open(xp_bench_link *link, xp_bench_rank *rank,
+                                          xp_stream *stream, int gpu, const char *from,
                                           size_t n_bytes);
 /** Collective: one more sample of each rate. */
 XP_NODISCARD xp_status xp_bench_link_sample(xp_bench_link *link);

@@ -36,14 +36,16 @@ static const char *transport_name(const xp_bench_ep_case *c, int i) {
 /* ---- text -------------------------------------------------------------------------------- */
 
 void bench_ep_print_head(bool backward) {
-    printf("%2s %6s %5s %2s %4s %4s %-7s %-12s %8s", "R", "T", "D", "K", "E", "SMs", "routing", "transport", "link MB");
+    printf("%2s %6s %5s %2s %4s %4s %-7s %-12s %8s", "R", "T", "D", "K", "E", "SMs", "routing",
+           "transport", "link MB");
     for (int op = 0; op < (backward ? XP_BENCH_EP_N_OPS : 2); op++)
         printf(" %11s %6s", ops[op].title, "link");
     printf(" %9s %9s %9s %7s\n", "link GB/s", "one way", "memcpy", "share");
 }
 
 /* The other transport's row of this case, to compare with; NULL when it was not asked for. */
-static const xp_bench_ep_row *find(const xp_bench_ep_case *c, const xp_bench_ep_row *rows, xp_ep_transport transport) {
+static const xp_bench_ep_row *find(const xp_bench_ep_case *c, const xp_bench_ep_row *rows,
+                                   xp_ep_transport transport) {
     for (int i = 0; i < c->n_transports; i++)
         if (c->transports[i] == transport && !rows[i].failed)
             return &rows[i];
@@ -66,8 +68,9 @@ static void print_ops(const xp_bench_ep_case *c, const xp_bench_ep_row *row) {
 
 void bench_ep_print_row(const xp_bench_ep_case *c, const xp_bench_ep_row *rows, int i) {
     const xp_bench_ep_row *row = &rows[i];
-    printf("%2d %6lld %5lld %2d %4d %4d %-7s %-12s ", c->n_ranks, (long long)c->n_tokens, (long long)c->dim, c->top_k,
-           c->n_experts, c->num_sms, xp_bench_routing_name(c->routing), transport_name(c, i));
+    printf("%2d %6lld %5lld %2d %4d %4d %-7s %-12s ", c->n_ranks, (long long)c->n_tokens,
+           (long long)c->dim, c->top_k, c->n_experts, c->num_sms, xp_bench_routing_name(c->routing),
+           transport_name(c, i));
     if (row->failed) {
         printf("failed: %s\n", row->error);
         return;
@@ -84,12 +87,18 @@ void bench_ep_print_row(const xp_bench_ep_case *c, const xp_bench_ep_row *rows, 
 }
 
 void bench_ep_print_notes(void) {
-    printf("\nlink MB: what the busiest rank sends to other ranks, or receives from them, in one op. link GB/s: what a rank sends\n"
-           "while every rank copies into the next one's memory, in the same run; one way: while its receiver sends nothing.\n"
-           "link after a time: link MB over the time, of link GB/s. Between ranks of one GPU or CPU the link is its memory.\n"
-           "memcpy: bytes read plus bytes written by a copy of all ranks at once (on a GPU: of its own copy, alone); share: those\n"
-           "that dispatch and combine must read and write, on all ranks, over the time of both, of memcpy.\n"
-           "Times: of the slowest rank, medians; on GPUs the device's, with the L2 cache overwritten before every call.\n");
+    printf("\nlink MB: what the busiest rank sends to other ranks, or receives from them, in one "
+           "op. link GB/s: what a rank sends\n"
+           "while every rank copies into the next one's memory, in the same run; one way: while "
+           "its receiver sends nothing.\n"
+           "link after a time: link MB over the time, of link GB/s. Between ranks of one GPU or "
+           "CPU the link is its memory.\n"
+           "memcpy: bytes read plus bytes written by a copy of all ranks at once (on a GPU: of its "
+           "own copy, alone); share: those\n"
+           "that dispatch and combine must read and write, on all ranks, over the time of both, of "
+           "memcpy.\n"
+           "Times: of the slowest rank, medians; on GPUs the device's, with the L2 cache "
+           "overwritten before every call.\n");
 }
 
 /* ---- JSON -------------------------------------------------------------------------------- */
@@ -100,7 +109,8 @@ static void add_number(xp_text *t, const char *name, const char *unit, double va
 }
 
 static void add_figures(xp_text *t, const xp_bench_ep_case *c, const xp_bench_ep_row *row) {
-    xp_text_printf(t, ", \"rounds\": %lld, \"samples\": %d", (long long)row->n_rounds, row->n_samples);
+    xp_text_printf(t, ", \"rounds\": %lld, \"samples\": %d", (long long)row->n_rounds,
+                   row->n_samples);
     add_number(t, "moved_bytes", "", row->moved_bytes);
     for (int op = 0; op < (c->backward ? XP_BENCH_EP_N_OPS : 2); op++)
         add_number(t, ops[op].json, "_s", row->op_s[op]);
@@ -118,11 +128,14 @@ static void add_figures(xp_text *t, const xp_bench_ep_case *c, const xp_bench_ep
 }
 
 void bench_ep_add_row(xp_text *t, const xp_bench_ep_case *c, const xp_bench_ep_row *row, int i) {
-    xp_text_printf(t,
-                   "{\"ranks\": %d, \"tokens\": %lld, \"dim\": %lld, \"top_k\": %d, \"experts\": %d, \"sms\": %d, "
-                   "\"dtype\": \"%s\", \"device\": \"%s\", \"routing\": \"%s\", \"transport\": \"%s\"",
-                   c->n_ranks, (long long)c->n_tokens, (long long)c->dim, c->top_k, c->n_experts, c->num_sms,
-                   xp_dtype_name(c->dtype), c->cuda ? "cuda" : "cpu", xp_bench_routing_name(c->routing), transport_name(c, i));
+    xp_text_printf(
+        t,
+        "{\"ranks\": %d, \"tokens\": %lld, \"dim\": %lld, \"top_k\": %d, \"experts\": %d, \"sms\": "
+        "%d, "
+        "\"dtype\": \"%s\", \"device\": \"%s\", \"routing\": \"%s\", \"transport\": \"%s\"",
+        c->n_ranks, (long long)c->n_tokens, (long long)c->dim, c->top_k, c->n_experts, c->num_sms,
+        xp_dtype_name(c->dtype), c->cuda ? "cuda" : "cpu", xp_bench_routing_name(c->routing),
+        transport_name(c, i));
     if (row->failed) {
         xp_text_puts(t, ", \"error\": ");
         xp_text_add_json(t, row->error, strlen(row->error));

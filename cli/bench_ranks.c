@@ -24,7 +24,8 @@ static xp_status from_environment(int *n_ranks) {
     return XP_OK;
 }
 
-static xp_status choose(const bench_ranks_wanted *wanted, xp_config_set *set, xp_start *start, bool *cuda) {
+static xp_status choose(const bench_ranks_wanted *wanted, xp_config_set *set, xp_start *start,
+                        bool *cuda) {
     char number[16];
     int n = wanted->n_ranks;
     XP_TRY(xp_config_override(set, "job.ranks", wanted->kind));
@@ -49,8 +50,11 @@ xp_status bench_ranks_choose(const bench_ranks_wanted *wanted, xp_start *start, 
 }
 
 static xp_status launch(int n_ranks, char **command) {
-    const xp_launch_args args = {
-        .n_ranks = n_ranks, .n_nodes = 1, .argv = command, .start_s = START_S, .failure_s = FAILURE_S};
+    const xp_launch_args args = {.n_ranks = n_ranks,
+                                 .n_nodes = 1,
+                                 .argv = command,
+                                 .start_s = START_S,
+                                 .failure_s = FAILURE_S};
     xp_launch_result result;
     fflush(NULL);
     XP_TRY(xp_launch_run(&args, &result));

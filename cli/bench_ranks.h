@@ -14,7 +14,8 @@ typedef struct bench_ranks_wanted {
 } bench_ranks_wanted;
 
 /** @param[out] cuda  whether the ranks use GPUs. @return XP_OK; XP_ECONFIG */
-XP_NODISCARD xp_status bench_ranks_choose(const bench_ranks_wanted *wanted, xp_start *start, bool *cuda);
+XP_NODISCARD xp_status bench_ranks_choose(const bench_ranks_wanted *wanted, xp_start *start,
+                                          bool *cuda);
 
 /**
  * Run `expar bench ARGV...` as so many ranks, and wait for them.

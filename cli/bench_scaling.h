@@ -32,7 +32,8 @@ typedef struct scaling_result {
 } scaling_result;
 
 /** Run it and wait. @param folder  for its files. @param[out] result  a failure is a result, too */
-void scaling_run(const scaling_options *o, const scaling_shape *shape, const char *folder, scaling_result *result);
+void scaling_run(const scaling_options *o, const scaling_shape *shape, const char *folder,
+                 scaling_result *result);
 
 /** Whether scaling_run() of another process has started this one as a rank. */
 bool scaling_is_rank(void);

@@ -55,8 +55,8 @@ static void fill_result(const xp_bench_step_report *report, scaling_result *resu
     result->ep_size = v->ep_size;
 }
 
-static xp_status measure(const scaling_options *o, xp_config_set *set, const xp_bench_host *host, const char *folder,
-                         scaling_result *result) {
+static xp_status measure(const scaling_options *o, xp_config_set *set, const xp_bench_host *host,
+                         const char *folder, scaling_result *result) {
     const int n_ranks = (int)xp_config_get(set)->job.ngpu;
     const xp_bench_step_args args = {.host = host,
                                      .n_variants = 1,
@@ -78,7 +78,8 @@ static xp_status measure(const scaling_options *o, xp_config_set *set, const xp_
 }
 
 static xp_status limit_memory(const scaling_options *o) {
-    const struct rlimit limit = {.rlim_cur = (rlim_t)o->limit_bytes, .rlim_max = (rlim_t)o->limit_bytes};
+    const struct rlimit limit = {.rlim_cur = (rlim_t)o->limit_bytes,
+                                 .rlim_max = (rlim_t)o->limit_bytes};
     if (o->limit_bytes > 0 && setrlimit(RLIMIT_AS, &limit) != 0)
         return xp_error(XP_EINVAL, "--memory-limit %s: %s", o->memory_limit, strerror(errno));
     return XP_OK;
@@ -88,15 +89,16 @@ static xp_status limit_memory(const scaling_options *o) {
 
 static xp_status result_path(const char *folder, char *path, size_t n_bytes) {
     const int n = snprintf(path, n_bytes, "%s/result", folder);
-    return n > 0 && (size_t)n < n_bytes ? XP_OK : xp_error(XP_EINVAL, "%s: the path is too long", folder);
+    return n > 0 && (size_t)n < n_bytes ? XP_OK
+                                        : xp_error(XP_EINVAL, "%s: the path is too long", folder);
 }
 
-static xp_status run_processes(const scaling_options *o, const scaling_shape *shape, const char *folder,
-                               scaling_result *result) {
+static xp_status run_processes(const scaling_options *o, const scaling_shape *shape,
+                               const char *folder, scaling_result *result) {
     char text[4096], path[4096], *data;
     size_t n_bytes = 0;
-    snprintf(text, sizeof text, "%" PRId64 " %" PRId64 " %" PRId64 " %s", shape->ranks, shape->batch, shape->global_batch,
-             folder);
+    snprintf(text, sizeof text, "%" PRId64 " %" PRId64 " %" PRId64 " %s", shape->ranks,
+             shape->batch, shape->global_batch, folder);
     XP_TRY(result_path(folder, path, sizeof path));
     if (setenv(RANK_SHAPE, text, 1) != 0)
         return xp_error(XP_ENOMEM, "no memory for the environment");
@@ -120,8 +122,8 @@ static xp_status run_rank(const scaling_options *o) {
     xp_config_set *set = NULL;
     scaling_result result;
     memset(&result, 0, sizeof result);
-    if (sscanf(getenv(RANK_SHAPE), "%" SCNd64 " %" SCNd64 " %" SCNd64 " %4095s", &shape.ranks, &shape.batch,
-               &shape.global_batch, folder) != 4)
+    if (sscanf(getenv(RANK_SHAPE), "%" SCNd64 " %" SCNd64 " %" SCNd64 " %4095s", &shape.ranks,
+               &shape.batch, &shape.global_batch, folder) != 4)
         return xp_error(XP_EINVAL, "%s is not a run of bench scaling", RANK_SHAPE);
     XP_TRY(limit_memory(o));
     XP_TRY(xp_bench_host_open(&host));
@@ -150,7 +152,8 @@ int scaling_run_rank(const scaling_options *o) {
 
 /* ---- the child --------------------------------------------------------------------------- */
 
-static xp_status run(const scaling_options *o, const scaling_shape *shape, const char *folder, scaling_result *result) {
+static xp_status run(const scaling_options *o, const scaling_shape *shape, const char *folder,
+                     scaling_result *result) {
     const xp_bench_host host = {0};
     xp_config_set *set = NULL;
     xp_start start;
@@ -164,7 +167,8 @@ static xp_status run(const scaling_options *o, const scaling_shape *shape, const
     return status;
 }
 
-static _Noreturn void run_child(const scaling_options *o, const scaling_shape *shape, const char *folder, int pipe_end) {
+static _Noreturn void run_child(const scaling_options *o, const scaling_shape *shape,
+                                const char *folder, int pipe_end) {
     scaling_result result;
     memset(&result, 0, sizeof result);
     const xp_status status = run(o, shape, folder, &result);
@@ -181,7 +185,8 @@ static void fail_result(scaling_result *result, const char *format, int number) 
     snprintf(result->error, sizeof result->error, format, number);
 }
 
-void scaling_run(const scaling_options *o, const scaling_shape *shape, const char *folder, scaling_result *result) {
+void scaling_run(const scaling_options *o, const scaling_shape *shape, const char *folder,
+                 scaling_result *result) {
     int ends[2];
     memset(result, 0, sizeof *result);
     if (pipe(ends) != 0) {
