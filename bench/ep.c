@@ -38,7 +38,7 @@ static xp_ep_config config_of(const xp_bench_ep_case *c, int i) {
                           .dtype = c->dtype,
                           .capacity_factor = c->capacity_factor,
                           .transport = c->transports[i],
-                          .phased = c->phased,
+                          .host_synchronized = c->host_synchronized,
                           .num_sms = c->num_sms};
 }
 

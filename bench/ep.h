@@ -37,9 +37,9 @@ typedef struct xp_bench_ep_case {
     xp_ep_transport transports[XP_BENCH_EP_MAX_TRANSPORTS];
     double seconds; /* how long each transport is repeated, at least */
     bool cuda; /* each rank on its GPU (xp_gpu_choose), and times are the device's; else the CPU */
-    bool backward; /* the two backward ops as well */
-    bool phased;   /* xp_ep_config.phased */
-    int num_sms;   /* xp_ep_config.num_sms */
+    bool backward;          /* the two backward ops as well */
+    bool host_synchronized; /* xp_ep_config.host_synchronized */
+    int num_sms;            /* xp_ep_config.num_sms */
 } xp_bench_ep_case;
 
 /** [T, K] ids of a rank, the same in every run. */
@@ -57,8 +57,7 @@ typedef struct xp_bench_ep_row {
     /* Of one op, what the busiest rank sends to or receives from others, whichever is more: over p2p a row for each token and
      * rank, over a2a a row for each assignment. The other ops carry the same, in one direction or the other. */
     double link_bytes;
-    double
-        moved_bytes; /* rows that dispatch delivers plus rows that combine brings home, each once */
+    double moved_bytes; /* rows that dispatch delivers plus rows that combine returns, each once */
     /* Bytes read plus bytes written that the contract asks for: dispatch reads and writes each
      * delivered row once; combine reads the expert rows and writes the tokens. Where a rank cannot
      * read another's expert rows (processes, GPUs, several rounds) it also writes and reads one sum

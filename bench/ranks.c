@@ -127,7 +127,7 @@ static xp_status run_process(xp_comm *world, xp_bench_rank_fn fn, void *context)
     if (status == XP_OK)
         return XP_OK;
     xp_comm_abort(world, NULL);
-    return xp_rank_has_shim() ? xp_comm_last_words(world, status) : status;
+    return xp_rank_has_shim() ? xp_comm_final_error(world, status) : status;
 }
 
 xp_status xp_bench_run_ranks(const xp_bench_host *host, int n_ranks, xp_bench_rank_fn fn,

@@ -25,7 +25,7 @@ typedef struct ep_options {
     const char *tokens, *dims, *top_k, *experts, *ranks, *sms, *transports, *routings, *dtype,
         *device, *kind;
     double seconds, capacity_factor;
-    bool json, phased, backward;
+    bool json, host_synchronized, backward;
     int argc;
     char **argv;
 } ep_options;
@@ -115,7 +115,7 @@ static xp_bench_ep_case case_at(const run_state *s, const int at[N_LISTS]) {
                           .capacity_factor = s->o->capacity_factor,
                           .cuda = s->cuda,
                           .backward = s->o->backward,
-                          .phased = s->o->phased,
+                          .host_synchronized = s->o->host_synchronized,
                           .seconds = s->o->seconds};
     c.n_transports = c.n_ranks == 1 ? 1 : l->transports.n;
     for (int i = 0; i < c.n_transports; i++)
@@ -293,8 +293,8 @@ int bench_ep(int argc, char **argv) {
          "on a GPU: blocks of each rank, an SM each (0: half of the GPU for all)", 0, 0},
         {"--backward", CLI_FLAG, &o.backward, NULL, "combine's and dispatch's backward as well", 0,
          0},
-        {"--phased", CLI_FLAG, &o.phased, NULL,
-         "on a GPU, p2p: ranks wait for each other on the host, not in kernels", 0, 0},
+        {"--host-synchronized", CLI_FLAG, &o.host_synchronized, NULL,
+         "on a GPU, p2p: barriers are made by the hosts, no kernel waits", 0, 0},
         {"--capacity-factor", CLI_FLOAT, &o.capacity_factor, "F",
          "rows reserved over the balanced load (2); more goes in rounds", 0.01, 1e6},
         {"--seconds", CLI_FLOAT, &o.seconds, "S", "how long each row is repeated (0.5)", 0.001,

@@ -100,6 +100,9 @@ const char *xp_ckpt_value_get(const xp_ckpt *ckpt, const char *key); /* NULL whe
 bool xp_ckpt_has(const xp_ckpt *ckpt, const char *name, int *n_dims, int64_t shape[3]);
 int64_t xp_ckpt_n_tensors(const xp_ckpt *ckpt);
 const char *xp_ckpt_tensor_name(const xp_ckpt *ckpt, int64_t i);
+struct xp_manifest;
+/** What it holds, as the manifest says (checkpoint/manifest.h); borrowed. */
+const struct xp_manifest *xp_ckpt_manifest(const xp_ckpt *ckpt);
 /** The folder it was opened from; valid until it is closed. */
 const char *xp_ckpt_path(const xp_ckpt *ckpt);
 /** Read every file and compare size and checksum: XP_EFORMAT names the first that is damaged. */

@@ -103,9 +103,8 @@ static xp_status reserve(xp_device *device, size_t n_bytes, const char *tag, boo
     return XP_OK;
 }
 
-static void release(xp_device *device, void *data) {
-    if (data == NULL)
-        return;
+/* Out of the accounts. @return NULL: not ours */
+static allocation *take_out(xp_device *device, void *data) {
     pthread_mutex_lock(&device->lock);
     allocation **at = &device->allocations;
     while (*at != NULL && (*at)->data != data)
@@ -116,6 +115,11 @@ static void release(xp_device *device, void *data) {
         account(a->on_host ? &device->host : &device->memory, a->tag, -(int64_t)a->n_bytes);
     }
     pthread_mutex_unlock(&device->lock);
+    return a;
+}
+
+static void release(xp_device *device, void *data) {
+    allocation *a = data != NULL ? take_out(device, data) : NULL;
     if (a == NULL)
         return;
     provider_free(device, data, a->on_host);
@@ -128,6 +132,10 @@ xp_status xp_device_alloc(xp_device *device, size_t n_bytes, const char *tag, vo
 
 void xp_device_free(xp_device *device, void *data) {
     release(device, data);
+}
+
+void xp_device_leak(xp_device *device, void *data) {
+    free(data != NULL ? take_out(device, data) : NULL);
 }
 
 xp_status xp_host_alloc(xp_device *device, size_t n_bytes, const char *tag, void **data) {
@@ -260,6 +268,11 @@ xp_device *xp_stream_device(const xp_stream *stream) {
     return stream->device;
 }
 
+void *xp_stream_native(const xp_stream *stream) {
+    const xp_device_vtable *vtable = stream->device->vtable;
+    return vtable->stream_native != NULL ? vtable->stream_native(stream) : NULL;
+}
+
 xp_status xp_stream_sync(xp_stream *stream) {
     __atomic_fetch_add(&stream->device->n_syncs, 1, __ATOMIC_RELAXED);
     return stream->device->vtable->stream_sync(stream);
@@ -328,6 +341,14 @@ void xp_device_set_shared(xp_device *device, bool shared) {
 
 bool xp_device_is_shared(const xp_device *device) {
     return device->shared;
+}
+
+void xp_device_set_host_synchronized(xp_device *device, bool on) {
+    device->host_synchronized = on;
+}
+
+bool xp_device_is_host_synchronized(const xp_device *device) {
+    return device->host_synchronized;
 }
 
 xp_status xp_device_clear(xp_device *device, void *data, size_t n_bytes) {

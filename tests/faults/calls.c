@@ -1,6 +1,6 @@
 /*
  * calls.so, preloaded into a program: one call of the C library fails, once.
- *   CALLS_ROOT    files: calls on paths below this folder count (absolute, or as the program names it)
+ *   CALLS_ROOT    files: calls on paths below this absolute path count
  *   CALLS_MEMORY  instead of files, allocations that the program itself asks for (of the object whose
  *                 path holds this text)
  *   CALLS_AT      the call that fails, from 1; 0 = none

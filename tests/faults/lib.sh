@@ -21,14 +21,14 @@ n_heads = 2
 n_kv_heads = 1
 head_dim = 8
 vocab_size = 512
-hf_assets_path = "tok"
+hf_assets_path = "$WORK/tok"
 [moe]
 num_experts = 4
 top_k = 2
 moe_dim = 8
 [training]
 dataset = "text"
-dataset_path = "text.jsonl.gz"
+dataset_path = "$WORK/text.jsonl.gz"
 seq_len = 16
 local_batch_size = 2
 [lr_scheduler]
@@ -43,7 +43,7 @@ log_freq = 1
 enable_tensorboard = true
 TOML
 run() { # RANKS DUMP MODE STEPS: output in out, exit code in rc
-    NGPU=$1 timeout -k 5 60 "$EXPAR" train --job.config_file run.toml --job.dump_folder "$2" --job.threads_per_rank 1 \
+    NGPU=$1 timeout -k 5 60 "$EXPAR" train --job.config_file run.toml --job.dump_folder "$WORK/$2" --job.threads_per_rank 1 \
         --checkpoint.async_mode "$3" --training.steps "$4" > out 2>&1
     rc=$?
 }

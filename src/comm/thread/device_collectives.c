@@ -1,12 +1,13 @@
 /*
- * Collectives of rank threads over memory of a GPU that they share. The host never waits for the
- * device: every rank marks on its stream where its data is ready, all meet on the host, each rank
- * queues its share of the work behind everybody's marks, and all meet again so that later work of
- * every rank starts behind everybody's share. Same sums, same order as on the host.
+ * Collectives of rank threads on the same GPU. The host never waits for the device: every rank
+ * records an event where its data is ready, host barrier, each rank queues its part of the work
+ * behind all ranks' events and records a second event, host barrier, and later work of every rank
+ * waits for all second events. Same sums, same order as on the host.
  */
 #include <stdio.h>
 #include <string.h>
-#include "comm/thread/team.h"
+#include "comm/thread/device_collectives.h"
+#include "comm/thread/collectives.h"
 #include "device/plugin.h"
 
 static xp_status copy(xp_stream *stream, void *dst, const void *src, int64_t n_bytes) {
@@ -37,7 +38,7 @@ static xp_status reduce(xp_thread_comm *comm, int64_t first_byte, int64_t n, boo
     return backend->reduce(stream, &args);
 }
 
-/* This rank's share of the work. */
+/* This rank's part of the work. */
 static xp_status run(xp_thread_comm *comm, const xp_comm_call *call, xp_stream *stream) {
     const xp_team_slot *slots = comm->team->slots;
     const int64_t size = (int64_t)xp_dtype_bytes(call->dtype);
@@ -94,11 +95,13 @@ static xp_status wait_for(xp_thread_comm *comm, xp_stream *stream, bool done) {
     return XP_OK;
 }
 
-/* Between the two marks; both are recorded whatever happens, so that nobody waits for nothing. */
-static xp_status run_marked(xp_thread_comm *comm, const xp_comm_call *call, xp_stream *stream,
-                            xp_team_slot *own) {
+/* Between the two events; both are recorded whatever happens, so that nobody waits for nothing.
+ * @param[out] shown  peers know the events and may still use them */
+static xp_status run_between_events(xp_thread_comm *comm, const xp_comm_call *call,
+                                    xp_stream *stream, xp_team_slot *own, bool *shown) {
     XP_TRY(xp_event_record(own->ready, stream));
     XP_TRY(xp_team_enter(comm, call->kind, call->phase));
+    *shown = true;
     xp_status status = xp_thread_check_match(comm, call);
     if (status == XP_OK)
         status = check_devices(comm, stream);
@@ -114,13 +117,10 @@ static xp_status run_marked(xp_thread_comm *comm, const xp_comm_call *call, xp_s
     if (status != XP_OK || left != XP_OK)
         return status != XP_OK ? status : left;
     XP_TRY(wait_for(comm, stream, true));
-    /* Once more: marks are gone after this call. */
-    status = xp_team_enter(comm, call->kind, call->phase);
-    if (status == XP_OK)
-        return xp_team_leave(comm);
-    /* After a failure somebody may still be waiting for them. */
-    xp_team_farewell(comm);
-    return status;
+    /* Once more: the events are gone after this call. */
+    XP_TRY(xp_team_enter(comm, call->kind, call->phase));
+    *shown = false;
+    return xp_team_leave(comm);
 }
 
 xp_status xp_thread_run_on_device(xp_comm *base, const xp_comm_call *call, xp_stream *stream) {
@@ -128,6 +128,8 @@ xp_status xp_thread_run_on_device(xp_comm *base, const xp_comm_call *call, xp_st
     xp_device *device = xp_stream_device(stream);
     xp_team_slot *own = &comm->team->slots[base->rank];
     xp_event *ready = NULL, *done = NULL;
+    bool shown = false;
+    comm->n_device_calls++;
     XP_TRY(xp_event_create(device, &ready));
     xp_status status = xp_event_create(device, &done);
     if (status == XP_OK) {
@@ -135,8 +137,11 @@ xp_status xp_thread_run_on_device(xp_comm *base, const xp_comm_call *call, xp_st
         own->ready = ready;
         own->done = done;
         own->device_name = xp_device_name(device);
-        status = run_marked(comm, call, stream, own);
+        status = run_between_events(comm, call, stream, own, &shown);
     }
+    /* After a failure peers may be on their way to them; ids of windows are not negative. */
+    if (shown && !xp_team_final_barrier(comm, -comm->n_device_calls))
+        return status;
     xp_event_destroy(ready);
     xp_event_destroy(done);
     return status;

@@ -1,10 +1,30 @@
-/* A team: membership and the barrier everything else is made of. */
+/* A world's failure; a team: membership and the barrier everything else is made of. */
 #include "comm/thread/team.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include "core/file.h"
 #include "core/text.h"
+
+void xp_world_fail(xp_thread_world *world, const xp_failure *failure) {
+    pthread_mutex_lock(&world->lock);
+    if (!atomic_load(&world->failed)) {
+        world->failure = *failure;
+        atomic_store(&world->failed, true);
+        for (xp_team *team = world->teams; team; team = team->next) {
+            atomic_fetch_or(&team->state, 1U);
+            xp_bell_ring(&team->bell);
+        }
+    }
+    pthread_mutex_unlock(&world->lock);
+    xp_failure_hooks_fire(&world->hooks);
+}
+
+xp_status xp_world_status(xp_thread_world *world) {
+    if (!atomic_load(&world->failed))
+        return XP_OK;
+    return xp_error(XP_ECOMM, "%s", world->failure.text);
+}
 
 /* Node numbers by first appearance, and how many there are. */
 static void number_nodes(xp_team *team) {
@@ -59,42 +79,15 @@ void xp_team_release(xp_team *team) {
         at = &(*at)->next;
     *at = team->next;
     pthread_mutex_unlock(&world->lock);
+    while (team->ends) {
+        xp_team_end *end = team->ends;
+        team->ends = end->next;
+        free(end);
+    }
     free(team->world_ranks);
     free(team->nodes);
     free(team->slots);
     free(team);
-}
-
-xp_status xp_team_join(xp_team *team, int rank, xp_comm **comm) {
-    xp_thread_comm *c = calloc(1, sizeof *c);
-    if (!c) {
-        xp_team_release(team);
-        return xp_error(XP_ENOMEM, "no memory for a communicator");
-    }
-    c->src = calloc((size_t)team->size, sizeof *c->src);
-    c->dst = calloc((size_t)team->size, sizeof *c->dst);
-    if (!c->src || !c->dst) {
-        free(c->src);
-        free(c->dst);
-        free(c);
-        xp_team_release(team);
-        return xp_error(XP_ENOMEM, "no memory for rank %d's communicator", rank);
-    }
-    c->base = (xp_comm){
-        .provider = &xp_thread_provider,
-        .rank = rank,
-        .size = team->size,
-        .n_nodes = team->n_nodes,
-        .nodes = team->nodes,
-        .world_ranks = team->world_ranks,
-        .shares_memory = team->n_nodes == 1,
-        .shares_addresses = team->n_nodes == 1,
-        .timeout_s = team->world->timeout_s,
-        .hooks = &team->world->hooks,
-    };
-    c->team = team;
-    *comm = &c->base;
-    return XP_OK;
 }
 
 typedef struct wait_state {
@@ -158,7 +151,7 @@ static void report_timeout(xp_thread_comm *comm, xp_comm_kind kind, const char *
             continue;
         const char *last = atomic_load(&slot->phase);
         uint32_t seen = atomic_load(&slot->arrived);
-        xp_text_printf(&who, "%srank %d (at meeting %u, expected %u; last in %s)",
+        xp_text_printf(&who, "%srank %d (at barrier %u, expected %u; last in %s)",
                        n_named++ > 0 ? ", " : "", team->world_ranks[i], seen, comm->epoch,
                        seen == 0 ? "nothing yet"
                        : last    ? last
@@ -233,34 +226,71 @@ xp_status xp_team_leave(xp_thread_comm *comm) {
     if (completed(team, comm->epoch))
         return XP_OK;
     /* Failed between enter and leave: whoever still copies finishes soon and arrives; our buffers
-     * must stay until then. Nobody rings for a single arrival, hence the short slice. */
+     * must stay until then. Nobody signals a single arrival, hence the short slice. */
     xp_bell_wait(&team->bell, all_arrived, &wait, xp_time_s() + team->world->timeout_s, 1e-4);
     return xp_world_status(team->world);
 }
 
-static bool all_said_farewell(void *context) {
-    const wait_state *wait = context;
-    for (int i = 0; i < wait->team->size; i++) {
-        if (!reached(atomic_load(&wait->team->slots[i].farewells), wait->target))
-            return false;
-    }
-    return true;
+/* Found or made under the world's lock; NULL: no memory. */
+static xp_team_end *find_end(xp_team *team, int64_t id) {
+    xp_team_end *end = team->ends;
+    while (end && end->id != id)
+        end = end->next;
+    if (end)
+        return end;
+    end = calloc(1, sizeof *end);
+    if (!end)
+        return NULL;
+    end->id = id;
+    end->next = team->ends;
+    team->ends = end;
+    return end;
 }
 
-void xp_team_farewell(xp_thread_comm *comm) {
+/* The last one to leave takes it away. Under the world's lock. */
+static void leave_end(xp_team *team, xp_team_end *end) {
+    if (++end->n_left < team->size)
+        return;
+    xp_team_end **at = &team->ends;
+    while (*at != end)
+        at = &(*at)->next;
+    *at = end->next;
+    free(end);
+}
+
+typedef struct end_wait {
+    xp_team_end *end;
+    int size;
+} end_wait;
+
+static bool all_ended(void *context) {
+    const end_wait *wait = context;
+    return atomic_load(&wait->end->n_arrived) == wait->size;
+}
+
+bool xp_team_final_barrier(xp_thread_comm *comm, int64_t id) {
     xp_team *team = comm->team;
-    comm->farewells++;
-    atomic_store(&team->slots[comm->base.rank].farewells, comm->farewells);
+    xp_thread_world *world = team->world;
+    pthread_mutex_lock(&world->lock);
+    xp_team_end *end = find_end(team, id);
+    if (end)
+        atomic_fetch_add(&end->n_arrived, 1);
+    pthread_mutex_unlock(&world->lock);
+    if (!end)
+        return false;
     xp_bell_ring(&team->bell);
-    wait_state wait = {.team = team, .target = comm->farewells};
-    double started = xp_time_s();
-    double healthy = started + team->world->timeout_s;
-    /* A rank that is gone never says farewell: a failed world waits long enough for a copy under
-     * way, not for the dead. */
-    double failed = started + (team->world->timeout_s < 1.0 ? team->world->timeout_s : 1.0);
-    while (!xp_bell_wait(&team->bell, all_said_farewell, &wait, xp_time_s() + 0.05, 0.05)) {
-        double now = xp_time_s();
-        if (now > healthy || (now > failed && atomic_load(&team->world->failed)))
-            return;
+    end_wait wait = {.end = end, .size = team->size};
+    const double started = xp_time_s(), healthy = started + world->timeout_s;
+    /* In a failed world a rank may never come: long enough for a copy under way, no longer. */
+    const double failed = started + (world->timeout_s < 1.0 ? world->timeout_s : 1.0);
+    bool all = false;
+    while (!(all = xp_bell_wait(&team->bell, all_ended, &wait, xp_time_s() + 0.05, 0.05))) {
+        const double now = xp_time_s();
+        if (now > healthy || (now > failed && atomic_load(&world->failed)))
+            break;
     }
+    pthread_mutex_lock(&world->lock);
+    leave_end(team, end);
+    pthread_mutex_unlock(&world->lock);
+    return all;
 }
