@@ -4,7 +4,6 @@
 
 #include <cuda_runtime_api.h>
 #include "device/device_internal.h"
-#include "device/plugin.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -44,8 +43,6 @@ xp_status xp_cuda_device_describe(int index, char *text, size_t n_bytes);
 /** See xp_cuda_backend.time_call. */
 xp_status xp_cuda_time_call(xp_stream *stream, xp_status (*call)(void *context), void *context,
                             double *seconds);
-/** See xp_cuda_backend.time_each. */
-xp_status xp_cuda_time_each(xp_stream *stream, const xp_timed_calls *calls, double *seconds);
 
 #ifdef __cplusplus
 }

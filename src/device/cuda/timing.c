@@ -1,3 +1,4 @@
+#include "device/cuda/timing.h"
 #include "device/cuda/cuda_device.h"
 
 static xp_status time_between(cudaEvent_t from, cudaEvent_t to, cudaStream_t stream,

@@ -4,6 +4,7 @@
 #include "comm/nccl/calls.h"
 #include "device/cuda/cuda_device.h"
 #include "device/cuda/sharing.h"
+#include "device/cuda/timing.h"
 #include "device/plugin.h"
 #include "ep/backends.h"
 #include "ep/cuda/backends.h"
