@@ -204,7 +204,7 @@ static int parse_lists(const ep_options *o, ep_lists *l) {
 }
 
 static void print_notes(void) {
-    printf("\nmoved: rows that dispatch delivers and rows that combine brings home, each once; row "
+    printf("\nmoved: rows that dispatch delivers and rows that combine returns, each once; row "
            "GB/s: those\nover the time of both. mem: bytes read plus bytes written that the "
            "contract asks for, on all ranks;\nmemcpy: the same of a copy by all ranks at once, "
            "between the samples (on a GPU: of its own copy, alone); share: mem of memcpy.\n");
@@ -265,7 +265,7 @@ int bench_ep(int argc, char **argv) {
         {"--sms", CLI_INT, &o.num_sms, "N",
          "on a GPU: blocks of each rank, an SM each (0: half of the GPU for all)", 0, 4096},
         {"--phased", CLI_FLAG, &o.phased, NULL,
-         "on a GPU, p2p: the host meets the other ranks, kernels do not", 0, 0},
+         "on a GPU, p2p: barriers between ranks on the host, not in kernels", 0, 0},
         {"--capacity-factor", CLI_FLOAT, &o.capacity_factor, "F",
          "rows reserved over the balanced load (2); more goes in rounds", 0.01, 1e6},
         {"--seconds", CLI_FLOAT, &o.seconds, "S", "how long each row is repeated (0.5)", 0.001,

@@ -3,15 +3,15 @@
  * our tensor-core kernels (bf16; documents, any length), else the plain ones. The choice depends on
  * the arguments and the device only, never on the moment, so that a run repeats itself.
  *
- * Documents are not cuDNN's: before 9.25 its deterministic backward on Hopper keeps a number for
- * each pair of positions of every sequence it may be given, and a plan for any layout would have to
- * expect many sequences of the length of a row: tens of GiB.
+ * cuDNN does not run documents: before 9.25 its deterministic backward on Hopper keeps one number
+ * per query-key pair of every sequence it may be given, and a plan for any layout would have to
+ * assume many sequences as long as a row: tens of GiB.
  */
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/cudnn_sdpa.h"
 #include "ops/cuda/launch.h"
 
-/* Rows of a call that share the memory of a deterministic backward. */
+/* Limit of the memory for query-key pairs in a deterministic backward: more rows run in pieces. */
 #define MOST_PAIR_BYTES ((int64_t)1 << 30)
 
 static bool is_16_byte(int64_t ld) {
@@ -151,13 +151,13 @@ size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_arg
     const size_t own = backward && suits_mma(a) ? sums_bytes(a) : 0;
     if (!suits_cudnn(cuda, a) || cudaSetDevice(cuda->index) != cudaSuccess)
         return own;
-    /* gradients usually lie as what they are gradients of: that plan will be the one in use */
+    /* gradients usually have the leading dimensions of their tensors: that plan will be used */
     const xp_sdpa_shape shape =
         backward ? backward_shape(cuda, a, a->ldq, a->ldk, a->ldv) : shape_of(a);
     const xp_sdpa_plan *plan = xp_sdpa_plan_get(cuda, &shape, &why);
     if (plan == NULL)
         return own;
-    /* what a machine without a GPU predicts, unless the library's version wants more */
+    /* the prediction made without a GPU, unless this version of the library needs more */
     const size_t predicted = xp_attention_scratch_gpu(a, backward),
                  needed = xp_sdpa_plan_scratch(plan);
     return needed > predicted ? needed : predicted;

@@ -6,8 +6,8 @@
 
 namespace {
 
-/* A warp owns a row at a time, so that p is read once and dp is a sum over lanes; a lane has
- * AHEAD vectors of every input on their way before it uses the first. */
+/* One warp per row at a time: p is read once, dp is a sum over lanes. A lane loads AHEAD vectors of
+ * every input before it uses the first. */
 constexpr int THREADS = 256, AHEAD = 3;
 
 struct rows {
