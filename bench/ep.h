@@ -27,10 +27,10 @@ typedef struct xp_bench_ep_case {
     double capacity_factor;
     int n_transports;
     xp_ep_transport transports[XP_BENCH_EP_MAX_TRANSPORTS];
-    double seconds; /* how long each transport is repeated, at least */
-    bool cuda;      /* ranks share GPU 0, and times are the device's; else the CPU */
-    bool phased;    /* xp_ep_config.phased */
-    int num_sms;    /* xp_ep_config.num_sms */
+    double seconds;         /* how long each transport is repeated, at least */
+    bool cuda;              /* ranks share GPU 0, and times are the device's; else the CPU */
+    bool host_synchronized; /* xp_ep_config.host_synchronized */
+    int num_sms;            /* xp_ep_config.num_sms */
 } xp_bench_ep_case;
 
 /** [T, K] ids of a rank, the same in every run. */

@@ -7,7 +7,7 @@
 #include "train/complete.h"
 #include "core/text.h"
 #include "device/plugin.h"
-#include "ep/shape.h"
+#include "ep/internal.h"
 #include "lists.h"
 #include "model/arch.h"
 #include "options.h"

@@ -338,6 +338,14 @@ bool xp_device_is_shared(const xp_device *device) {
     return device->shared;
 }
 
+void xp_device_set_host_synchronized(xp_device *device, bool on) {
+    device->host_synchronized = on;
+}
+
+bool xp_device_is_host_synchronized(const xp_device *device) {
+    return device->host_synchronized;
+}
+
 xp_status xp_device_clear(xp_device *device, void *data, size_t n_bytes) {
     return move(device, data, NULL, n_bytes);
 }

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include "device/device_internal.h"
-#include "ep/shape.h"
+#include "ep/internal.h"
 
 /* How much more than a balanced load the rows saved for backward may be, over a whole step (1 rank:
  * exact). */

@@ -2,7 +2,7 @@
 
 #include <math.h>
 #include <string.h>
-#include "ep/shape.h"
+#include "ep/internal.h"
 #include "parallel/run.h"
 
 /* Shares of the data sheet's figures that were reached. */

@@ -80,7 +80,7 @@ static void run(worker *r) {
         windows(r);
         halves(r);
     }
-    r->carrier = r->comm->engine ? r->comm->engine->ops->name : "the host";
+    r->carrier = r->comm->backend ? r->comm->backend->ops->name : "the host";
     xp_stream_destroy(r->stream);
 }
 
