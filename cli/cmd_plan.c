@@ -419,7 +419,7 @@ static bool own_gpu(xp_gpu *gpu) {
     if (xp_cuda_backend_get(&cuda) != XP_OK || cuda->device_count(&n) != XP_OK || n == 0 ||
         cuda->describe(0, text, sizeof text) != XP_OK)
         return false;
-    const xp_gpu *known = xp_gpu_of_product(text);
+    const xp_gpu *known = xp_gpu_by_model_name(text);
     if (!known) {
         fprintf(stderr, "note: nothing is known about this machine's GPU (%s); planning for h100\n",
                 text);

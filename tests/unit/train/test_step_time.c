@@ -170,8 +170,8 @@ static void gpus_by_name(void **state) {
         {"NVIDIA GB200", "gb200"},         {"NVIDIA B200", "b200"},
         {"NVIDIA A100-SXM4-80GB", "a100"}};
     for (size_t i = 0; i < sizeof products / sizeof products[0]; i++)
-        assert_string_equal(xp_gpu_of_product(products[i][0])->name, products[i][1]);
-    assert_null(xp_gpu_of_product("AMD EPYC"));
+        assert_string_equal(xp_gpu_by_model_name(products[i][0])->name, products[i][1]);
+    assert_null(xp_gpu_by_model_name("AMD EPYC"));
     assert_ptr_equal(xp_gpu_named("H200"), xp_gpu_named("h200"));
     assert_null(xp_gpu_named("h20"));
     for (int i = 0; xp_gpu_at(i); i++)
