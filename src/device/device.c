@@ -241,6 +241,11 @@ xp_device *xp_stream_device(const xp_stream *stream) {
     return stream->device;
 }
 
+void *xp_stream_native(const xp_stream *stream) {
+    const xp_device_vtable *vtable = stream->device->vtable;
+    return vtable->stream_native != NULL ? vtable->stream_native(stream) : NULL;
+}
+
 xp_status xp_stream_sync(xp_stream *stream) {
     __atomic_fetch_add(&stream->device->n_syncs, 1, __ATOMIC_RELAXED);
     return stream->device->vtable->stream_sync(stream);

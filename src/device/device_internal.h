@@ -23,6 +23,8 @@ typedef struct xp_device_vtable {
     xp_status (*stream_create)(xp_device *device, xp_stream_kind kind, xp_stream **stream);
     void (*stream_destroy)(xp_stream *stream);
     xp_status (*stream_sync)(xp_stream *stream);
+    /** NULL: streams have no handle that the device's own API knows. */
+    void *(*stream_native)(const xp_stream *stream);
     xp_status (*event_create)(xp_device *device, xp_event **event);
     void (*event_destroy)(xp_event *event);
     xp_status (*event_record)(xp_event *event, xp_stream *stream);

@@ -3,7 +3,7 @@
 #include "ep/a2a/a2a.h"
 #include "ep/backends.h"
 #include "ep/common/defaults.h"
-#include "ep/hierarchical/hierarchical.h"
+#include "ep/hierarchical/forwarding.h"
 #include "ep/local/local.h"
 #include "ep/p2p/p2p.h"
 

@@ -73,6 +73,10 @@ static void run(worker *r) {
     if (!r->device)
         return;
     check(r, xp_stream_create(r->device, XP_STREAM_COMPUTE, &r->stream) == XP_OK, "stream", 0);
+    check(r,
+          (xp_stream_native(r->stream) != NULL) ==
+              (xp_device_get_kind(r->device) == XP_DEVICE_CUDA),
+          "native stream", 0);
     if (r->o->fault) {
         fault(r);
     } else {

@@ -2,7 +2,7 @@
 #ifndef XP_EP_HIERARCHICAL_FORWARDING_H
 #define XP_EP_HIERARCHICAL_FORWARDING_H
 
-#include "ep/hierarchical/hierarchical.h"
+#include "ep/hierarchical/state.h"
 
 struct xp_ep_forwarding {
     void *memory;      /* the device's */
@@ -16,7 +16,9 @@ struct xp_ep_forwarding {
     int32_t *send_token, *send_round, *recv_row_base, *round_row;
 };
 
-/** Device bytes. */
+/** Device bytes of a plan: its arrays and the forwarding lists. */
+size_t xp_ep_hier_plan_bytes(const xp_ep_shape *shape, const xp_ep_config *config);
+/** Of the lists alone. */
 size_t xp_ep_forwarding_bytes(const xp_ep_shape *shape, const xp_ep_config *config);
 /** plan->forwarding. */
 XP_NODISCARD xp_status xp_ep_forwarding_create(xp_ep_plan *plan);

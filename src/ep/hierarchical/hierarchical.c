@@ -1,8 +1,6 @@
 /* Dispatch and combine over nodes: what is copied, exchanged and added in which order. */
 #include "ep/hierarchical/hierarchical.h"
 
-#include "ep/hierarchical/forwarding.h"
-
 static void count_bytes(const xp_ep_call *call, bool stays, int64_t n_bytes) {
     xp_ep_totals *totals = &call->group->totals;
     xp_ep_add(stays ? &totals->bytes_kept : &totals->bytes_sent_remote, n_bytes);

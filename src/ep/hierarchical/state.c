@@ -1,8 +1,8 @@
-/* What a hierarchical group reserves, and its communicators. */
+#include "ep/hierarchical/state.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include "comm/provider.h"
-#include "ep/hierarchical/hierarchical.h"
 
 static int nodes_of(const xp_ep_config *config) {
     return config->n_nodes > 0 ? config->n_nodes : 1;

@@ -15,7 +15,7 @@
 #include "device/device_internal.h"
 #include "ep/common/cpu/kernels.h"
 #include "ep/common/cpu/metadata.h"
-#include "ep/hierarchical/forwarding.h"
+#include "ep/hierarchical/hierarchical.h"
 
 enum { MAX_TOKENS = 60, DIM = 6, TOP_K = 3, EXPERTS_EACH = 2 };
 

@@ -11,9 +11,9 @@
 
 static xp_status group_create(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_state_create(group, sizeof(xp_ep_cuda_state)));
+    XP_TRY(xp_ep_cuda_load_a2a_rows());
     XP_TRY(xp_ep_a2a_state_create(group));
-    xp_ep_cuda_state_of(group)->ready = true;
-    return XP_OK;
+    return xp_ep_cuda_ready(group);
 }
 
 static void group_destroy(xp_ep_group *group) {

@@ -9,6 +9,9 @@
 extern "C" {
 #endif
 
+/** Load the kernels declared here: see ep/common/cuda/state.h. */
+xp_status xp_ep_cuda_load_a2a_rows(void);
+
 /** out[i] = the token row of send assignment i, for assignments of the round. */
 xp_status xp_ep_cuda_pack_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                const xp_ep_cuda_rows *rows, const void *x, void *out);

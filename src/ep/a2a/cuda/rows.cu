@@ -131,3 +131,11 @@ xp_status xp_ep_cuda_combine_assignments(cudaStream_t stream, const xp_ep_cuda_p
         launch_combine<float, 1>(stream, p, rows, assignments, out);
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine");
 }
+
+xp_status xp_ep_cuda_load_a2a_rows(void) {
+    return load_kernels(pack_rows_kernel<int4>, pack_rows_kernel<unsigned short>,
+                        unpack_rows_kernel<int4>, unpack_rows_kernel<unsigned short>,
+                        pack_assignments_kernel<int4>, pack_assignments_kernel<unsigned short>,
+                        combine_assignments_kernel<bf16, 8>, combine_assignments_kernel<bf16, 1>,
+                        combine_assignments_kernel<float, 4>, combine_assignments_kernel<float, 1>);
+}

@@ -30,12 +30,13 @@ typedef struct xp_ep_cuda_failure {
     int64_t round;
 } xp_ep_cuda_failure;
 
-/** The device status block: mapped host memory of the group, written by kernels, read by the host
+/** The device status block: mapped host memory of the group, written by kernels and read by the host
  * without waiting. */
 typedef struct xp_ep_cuda_status {
     int32_t error[4]; /* kind, rank, token, value of the first refused routing; kind 0: none */
     unsigned long long overflow_rows, rows_kept, rows_sent, wait_ns;
     xp_ep_cuda_failure failure;
+    uint32_t host_abort; /* the other way: set by the host when the communicator has failed */
 } xp_ep_cuda_status;
 
 /** A plan as kernels see it: the shape, and device memory of the plan and of its slot. Array lengths
@@ -82,6 +83,11 @@ xp_status xp_ep_cuda_build_recv(cudaStream_t stream, const xp_ep_cuda_plan *plan
 /** plan->dest_slot from `starts` [R, max_rounds], where each destination wants this rank's rows. */
 xp_status xp_ep_cuda_set_dest_slots(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                     const int32_t *starts);
+
+/** Load the kernels of this file: see state.h. */
+xp_status xp_ep_cuda_load_plan_send(void);
+xp_status xp_ep_cuda_load_plan_recv(void);
+xp_status xp_ep_cuda_load_weights(void);
 
 /** Rows as the row kernels see them, and how many blocks may copy or add them. */
 typedef struct xp_ep_cuda_rows {

@@ -84,4 +84,15 @@ static inline unsigned weight_blocks(int64_t n_assignments) {
     return (unsigned)(n < 1 ? 1 : n < 16 ? n : 16);
 }
 
+/** Load kernels now and not at their first launch: that would wait for kernels that run. */
+template <typename... K> static inline xp_status load_kernels(K... kernels) {
+    const void *const all[] = {(const void *)kernels...};
+    for (const void *kernel : all) {
+        struct cudaFuncAttributes attributes;
+        XP_TRY(xp_cuda_check(cudaFuncGetAttributes(&attributes, kernel),
+                             "loading the kernels of expert parallelism"));
+    }
+    return XP_OK;
+}
+
 #endif

@@ -279,3 +279,8 @@ xp_status xp_ep_cuda_set_dest_slots(cudaStream_t stream, const xp_ep_cuda_plan *
     dest_slots_kernel<<<1, 256, 0, stream>>>(*p, starts);
     return xp_cuda_check(cudaGetLastError(), "expert parallel plan: rounds");
 }
+
+xp_status xp_ep_cuda_load_plan_recv(void) {
+    return load_kernels(count_rows_kernel, scan_rows_kernel, find_rows_kernel, rounds_kernel,
+                        count_kernel, scan_kernel, scatter_kernel, dest_slots_kernel);
+}

@@ -359,3 +359,7 @@ xp_status xp_ep_cuda_build_send(cudaStream_t stream, const xp_ep_cuda_plan *p) {
                   (size_t)(2 * p->n_ranks * n_warps) * 4, stream>>>(*p);
     return xp_cuda_check(cudaGetLastError(), "expert parallel plan: rows to send");
 }
+
+xp_status xp_ep_cuda_load_plan_send(void) {
+    return load_kernels(route_kernel, totals_kernel, derive_kernel, send_kernel);
+}

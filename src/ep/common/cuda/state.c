@@ -55,6 +55,28 @@ static xp_status create_status(xp_ep_cuda_state *state) {
                          "expert parallel group");
 }
 
+/* Fills and copies are kernels of the driver: they are loaded here, too. */
+static xp_status warm_up(const xp_ep_group *group) {
+    int32_t *words = group->scratch;
+    cudaStream_t stream;
+    XP_TRY(xp_cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
+                         "expert parallel group"));
+    cudaError_t result = cudaMemsetAsync(words, 0, sizeof *words, stream);
+    if (result == cudaSuccess)
+        result = cudaMemcpyAsync(words + 1, words, sizeof *words, cudaMemcpyDeviceToDevice, stream);
+    if (result == cudaSuccess)
+        result = cudaStreamSynchronize(stream);
+    cudaStreamDestroy(stream);
+    return xp_cuda_check(result, "expert parallel group");
+}
+
+static xp_status load_kernels(const xp_ep_group *group) {
+    XP_TRY(xp_ep_cuda_load_plan_send());
+    XP_TRY(xp_ep_cuda_load_plan_recv());
+    XP_TRY(xp_ep_cuda_load_weights());
+    return warm_up(group);
+}
+
 xp_status xp_ep_cuda_state_create(xp_ep_group *group, size_t n_bytes) {
     xp_cuda_device *device = xp_ep_cuda_device(group);
     xp_ep_cuda_state *state = calloc(1, n_bytes);
@@ -64,6 +86,7 @@ xp_status xp_ep_cuda_state_create(xp_ep_group *group, size_t n_bytes) {
     XP_TRY(xp_ep_shape_check_gpu(&group->shape));
     XP_TRY(xp_cuda_check(cudaSetDevice(device->index), device->base.name));
     XP_TRY(create_status(state));
+    XP_TRY(load_kernels(group));
     /* num_sms bounds what runs beside the experts of other ranks; one rank has no others. */
     state->n_row_blocks = device->n_sms * 8;
     if (group->shape.n_ranks == 1)
@@ -72,6 +95,12 @@ xp_status xp_ep_cuda_state_create(xp_ep_group *group, size_t n_bytes) {
     if (status != XP_OK) /* the others may not have met it */
         xp_comm_abort(group->comm, xp_last_error());
     return status;
+}
+
+xp_status xp_ep_cuda_ready(xp_ep_group *group) {
+    XP_TRY(xp_comm_barrier(group->comm, NULL));
+    xp_ep_cuda_state_of(group)->ready = true;
+    return XP_OK;
 }
 
 /* ---- destroy ------------------------------------------------------------------------------- */

@@ -27,9 +27,16 @@ xp_cuda_device *xp_ep_cuda_device(const xp_ep_group *group);
 
 /**
  * Make group->device_state, and with several ranks find out which GPU each rank uses. Collective.
+ *
+ * Loads the plan kernels; a transport loads its own in group_create. Nothing of a group may be loaded,
+ * reserved or connected at its first use: such a call waits for the kernels that run on the GPU, and one
+ * of them may be a barrier that waits for the rank that makes the call. So a group_create ends with
+ * xp_ep_cuda_ready(), and no rank's kernels wait for a rank that is not ready.
  * @param n_bytes  of the transport's state, which begins with xp_ep_cuda_state
  */
 XP_NODISCARD xp_status xp_ep_cuda_state_create(xp_ep_group *group, size_t n_bytes);
+/** End of group_create, all kernels loaded: a barrier of the hosts. */
+XP_NODISCARD xp_status xp_ep_cuda_ready(xp_ep_group *group);
 /** NULL state is accepted. */
 void xp_ep_cuda_state_destroy(xp_ep_group *group);
 /**

@@ -40,3 +40,7 @@ xp_status xp_ep_cuda_scatter_weights(cudaStream_t stream, const xp_ep_cuda_plan 
         *p, round, values, d_topk_weight);
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine: weights");
 }
+
+xp_status xp_ep_cuda_load_weights(void) {
+    return load_kernels(pack_weights_kernel, scatter_weights_kernel);
+}

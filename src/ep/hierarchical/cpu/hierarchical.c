@@ -7,7 +7,6 @@
 #include "ep/common/cpu/plan.h"
 #include "ep/common/cpu/queue.h"
 #include "ep/common/defaults.h"
-#include "ep/hierarchical/forwarding.h"
 
 static xp_status copy_rows(void *stream, const xp_ep_copy_args *args) {
     xp_ep_cpu_copy_rows(stream, args);

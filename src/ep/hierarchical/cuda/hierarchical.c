@@ -8,7 +8,6 @@
 #include "ep/common/cuda/metadata.h"
 #include "ep/cuda/backends.h"
 #include "ep/hierarchical/cuda/kernels.h"
-#include "ep/hierarchical/forwarding.h"
 
 static const xp_ep_row_kernels kernels = {.copy_rows = xp_ep_cuda_copy_rows,
                                           .reduce_rows = xp_ep_cuda_reduce_rows,
@@ -23,9 +22,9 @@ static xp_status group_create(xp_ep_group *group) {
     /* The communicators inside the group see only some of the ranks that share a GPU. */
     if (xp_ep_cuda_state_of(group)->gpus_shared)
         xp_device_set_gpu_shared(group->device, true);
+    XP_TRY(xp_ep_cuda_load_hierarchical_rows());
     XP_TRY(xp_ep_hier_state_create(group));
-    xp_ep_cuda_state_of(group)->ready = true;
-    return XP_OK;
+    return xp_ep_cuda_ready(group);
 }
 
 static void group_destroy(xp_ep_group *group) {

@@ -10,6 +10,9 @@
 extern "C" {
 #endif
 
+/** Load the kernels declared here: see ep/common/cuda/state.h. */
+xp_status xp_ep_cuda_load_hierarchical_rows(void);
+
 /** Their context. */
 typedef struct xp_ep_cuda_launch {
     cudaStream_t stream;

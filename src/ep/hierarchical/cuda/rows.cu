@@ -118,3 +118,10 @@ xp_status xp_ep_cuda_sum_rows(void *launch, const xp_ep_sum_args *a) {
             a->n_tokens, lists, a->dim, (const float *)a->rows, (float *)a->out);
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine: sums of tokens");
 }
+
+xp_status xp_ep_cuda_load_hierarchical_rows(void) {
+    return load_kernels(copy_kernel<int4>, copy_kernel<unsigned short>, reduce_kernel<bf16, 8>,
+                        reduce_kernel<bf16, 1>, reduce_kernel<float, 4>, reduce_kernel<float, 1>,
+                        sum_kernel<bf16, 8>, sum_kernel<bf16, 1>, sum_kernel<float, 4>,
+                        sum_kernel<float, 1>);
+}

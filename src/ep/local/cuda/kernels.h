@@ -8,6 +8,9 @@
 extern "C" {
 #endif
 
+/** Load the kernels declared here: see ep/common/cuda/state.h. */
+xp_status xp_ep_cuda_load_local_rows(void);
+
 /** recv[i] = x[send_token[first row of the round + i]]. */
 xp_status xp_ep_cuda_local_dispatch(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                     const xp_ep_cuda_rows *rows, const void *x, void *recv);

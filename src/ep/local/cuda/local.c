@@ -8,6 +8,7 @@
 
 static xp_status group_create(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_state_create(group, sizeof(xp_ep_cuda_state)));
+    XP_TRY(xp_ep_cuda_load_local_rows());
     return xp_ep_local_state_create(group);
 }
 

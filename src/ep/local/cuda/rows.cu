@@ -170,3 +170,9 @@ xp_status xp_ep_cuda_local_weights(cudaStream_t stream, const xp_ep_cuda_plan *p
                                                                      d_topk_weight);
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine: weights");
 }
+
+xp_status xp_ep_cuda_load_local_rows(void) {
+    return load_kernels(local_dispatch_kernel<int4>, local_dispatch_kernel<unsigned short>,
+                        combine_kernel<bf16, 8>, combine_kernel<bf16, 1>, combine_kernel<float, 4>,
+                        combine_kernel<float, 1>, weights_kernel);
+}

@@ -5,8 +5,10 @@
  * the epoch of the call that its writer has reached; epochs only go up, and 0 is what a window starts
  * with.
  *
- * A wait ends at the latest when its time is up. A rank that waited in vain aborts: it reports to its
- * host and to every peer, and its later kernels return at once.
+ * The wait itself is p2p/barrier_wait.h: it ends early when another rank has reported a failure, when
+ * this rank's host has set the host abort flag, and when its time is up. Then the rank aborts: it tells
+ * its host why, and its later kernels return at once. A rank whose time is up reports to every peer; one
+ * that its host has stopped does not, because the hosts tell each other.
  *
  * Locks. Dispatch between threads writes into memory that the peer's caller may free once its own
  * stream has ended. A rank that is about to write sets `busy` in the peer's window and then checks
@@ -18,7 +20,7 @@
 
 #include "ep/common/cuda/plan_common.cuh"
 
-enum { POLL_NS = 100, LONGEST_POLL_NS = 10000000 };
+enum { POLL_NS = 100 };
 
 static __device__ __forceinline__ void store_release(uint32_t *word, uint32_t value) {
     asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
@@ -36,35 +38,22 @@ static __device__ __forceinline__ uint64_t now_ns() {
     return value;
 }
 
-/* What a failed rank reports to its peers: who missed whom where. */
-static __device__ __forceinline__ uint32_t encode(int point, int reporter, int missing) {
-    return 0x80000000u | (uint32_t)point << 16 | (uint32_t)reporter << 8 | (uint32_t)missing;
+static __device__ __forceinline__ void pause_poll() {
+    __nanosleep(POLL_NS);
 }
 
-/* Epochs count modulo 2^32. */
-static __device__ __forceinline__ bool is_behind(uint32_t seen, uint32_t wanted) {
-    return (int)(seen - wanted) < 0;
+#define XP_EP_WAIT_FN static __device__ __forceinline__
+#include "ep/p2p/barrier_wait.h"
+
+/* What a failed rank reports: who missed whom where. */
+enum { FAILED = (int)0x80000000u, BY_HOST = 0x40000000 };
+static __device__ __forceinline__ uint32_t encode(int point, int reporter, int missing) {
+    return (uint32_t)FAILED | (uint32_t)point << 16 | (uint32_t)reporter << 8 | (uint32_t)missing;
 }
 
 struct outcome {
     unsigned missing;  /* bits of ranks that did not come in time */
-    unsigned reported; /* another rank's failure, encoded */
-};
-
-/* How long a thread has waited. The driver sets the device's timer now and then, back too: a poll
- * counts for what it can have taken. */
-struct wait_timer {
-    uint64_t last, waited;
-
-    __device__ wait_timer() : last(now_ns()), waited(0) {
-    }
-    __device__ bool is_over(uint64_t limit_ns) {
-        const uint64_t now = now_ns();
-        const int64_t passed = (int64_t)(now - last);
-        last = now;
-        waited += passed < 0 ? 0 : passed < LONGEST_POLL_NS ? passed : LONGEST_POLL_NS;
-        return waited > limit_ns;
-    }
+    unsigned reported; /* a failure that was not found here, encoded */
 };
 
 static __device__ void write_payload(const xp_ep_barrier_args &b, int peer) {
@@ -75,19 +64,21 @@ static __device__ void write_payload(const xp_ep_barrier_args &b, int peer) {
 }
 
 static __device__ void wait_for(const xp_ep_barrier_args &b, int peer, outcome *o) {
-    wait_timer timer;
-    const uint32_t *flag = b.flags[b.rank] + peer * XP_EP_CUDA_FLAG_WORDS;
-    while (is_behind(load_acquire(flag), b.epoch)) {
-        const uint32_t failed = load_acquire(&b.abort[b.rank]->failed);
-        if (failed != 0) {
-            atomicExch(&o->reported, failed);
-            return;
-        }
-        if (timer.is_over(b.timeout_ns)) {
-            atomicOr(&o->missing, 1u << peer);
-            return;
-        }
-        __nanosleep(POLL_NS);
+    const xp_ep_wait_args args = {b.flags[b.rank] + peer * XP_EP_CUDA_FLAG_WORDS, b.epoch,
+                                  &b.abort[b.rank]->failed, &b.status->host_abort, b.timeout_ns};
+    uint32_t report = 0;
+    switch (xp_ep_wait_for_flag(&args, &report)) {
+    case XP_EP_WAIT_REACHED:
+        break;
+    case XP_EP_WAIT_REPORTED:
+        atomicExch(&o->reported, report);
+        break;
+    case XP_EP_WAIT_HOST_ABORT:
+        atomicExch(&o->reported, BY_HOST | encode(b.point, b.rank, peer));
+        break;
+    case XP_EP_WAIT_TIMED_OUT:
+        atomicOr(&o->missing, 1u << peer);
+        break;
     }
 }
 
@@ -116,7 +107,9 @@ static __device__ void report(const xp_ep_barrier_args &b, const outcome &o) {
     f->seen = waited ? load_acquire(b.flags[b.rank] + missing * XP_EP_CUDA_FLAG_WORDS) : 0;
     f->round = b.round;
     __threadfence_system();
-    f->kind = waited ? XP_EP_BARRIER_TIMED_OUT : XP_EP_BARRIER_REPORTED;
+    f->kind = waited                        ? XP_EP_BARRIER_TIMED_OUT
+              : (o.reported & BY_HOST) != 0 ? XP_EP_BARRIER_HOST_ABORT
+                                            : XP_EP_BARRIER_REPORTED;
 }
 
 /* All threads. */
@@ -133,16 +126,16 @@ static __device__ void fail(const xp_ep_barrier_args &b, int peer, const outcome
     __syncthreads();
     if (lane_id() != 0 || peer == b.rank)
         return;
-    if (load_acquire(&b.abort[peer]->failed) == 0)
+    if ((code & BY_HOST) == 0 && load_acquire(&b.abort[peer]->failed) == 0)
         store_release(&b.abort[peer]->failed, code);
     __threadfence_system();
-    wait_timer timer;
+    xp_ep_wait_timer timer = {now_ns(), 0};
     for (;;) {
         const uint32_t busy = load_acquire(b.busy[b.rank] + peer * XP_EP_CUDA_FLAG_WORDS);
         const uint32_t done = load_acquire(b.own_data + peer * XP_EP_CUDA_FLAG_WORDS);
-        if (busy == 0 || !is_behind(done, busy) || timer.is_over(b.timeout_ns))
+        if (busy == 0 || !xp_ep_is_behind(done, busy) || xp_ep_wait_is_over(&timer, b.timeout_ns))
             return;
-        __nanosleep(POLL_NS);
+        pause_poll();
     }
 }
 
@@ -189,4 +182,8 @@ static __global__ void barrier_kernel(const xp_ep_barrier_args b) {
 xp_status xp_ep_cuda_launch_barrier(cudaStream_t stream, const xp_ep_barrier_args *barrier) {
     barrier_kernel<<<1, (unsigned)barrier->n_ranks * 32, 0, stream>>>(*barrier);
     return xp_cuda_check(cudaGetLastError(), "expert parallel barrier");
+}
+
+xp_status xp_ep_cuda_load_barrier(void) {
+    return load_kernels(barrier_kernel);
 }

@@ -13,6 +13,7 @@ extern "C" {
 typedef enum xp_ep_barrier_failure {
     XP_EP_BARRIER_TIMED_OUT = 1, /* this rank waited in vain */
     XP_EP_BARRIER_REPORTED,      /* another rank has failed and said so */
+    XP_EP_BARRIER_HOST_ABORT,    /* this rank's host, or another's, has given up */
 } xp_ep_barrier_failure;
 
 /**
@@ -48,6 +49,10 @@ typedef struct xp_ep_barrier_args {
     xp_ep_cuda_status *status;
 } xp_ep_barrier_args;
 #define XP_EP_CUDA_FLAG_WORDS 16
+/** Load the kernels declared here: see ep/common/cuda/state.h. */
+xp_status xp_ep_cuda_load_barrier(void);
+xp_status xp_ep_cuda_load_p2p_rows(void);
+
 xp_status xp_ep_cuda_launch_barrier(cudaStream_t stream, const xp_ep_barrier_args *barrier);
 
 /** Where rows go, by rank. */

@@ -66,7 +66,7 @@ static void skip_call(const xp_ep_call *call) {
     if (call->plan->valid || xp_ep_p2p_sync_mode(call->group) != XP_EP_SYNC_EVENTS ||
         begin(call, &stream) != XP_OK)
         return;
-    /* Failures are the communicator's, and told by the next call. */
+    /* Failures are the communicator's, and the next call returns them. */
     (void)end(call, xp_ep_p2p_join_barriers(call, stream));
 }
 
@@ -92,7 +92,7 @@ static xp_status exchange_starts(const xp_ep_call *call, cudaStream_t stream,
     return xp_ep_cuda_set_dest_slots(stream, v, xp_ep_p2p_area(call, call->group->rank)->starts);
 }
 
-/* Where the host waits anyway, it tells of bad routing at once and need not launch empty rounds. */
+/* Where the host waits anyway, it reports bad routing at once and need not launch empty rounds. */
 static xp_status read_plan(const xp_ep_call *call) {
     const xp_ep_shape *s = &call->group->shape;
     xp_ep_plan *plan = call->plan;

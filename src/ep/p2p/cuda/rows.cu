@@ -239,3 +239,12 @@ xp_status xp_ep_cuda_combine_rows(cudaStream_t stream, const xp_ep_cuda_plan *p,
         launch_combine<float, 1>(stream, p, rows, combine_rows, y, out);
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine");
 }
+
+xp_status xp_ep_cuda_load_p2p_rows(void) {
+    return load_kernels(dispatch_kernel<int4>, dispatch_kernel<unsigned short>,
+                        copy_recv_kernel<int4>, copy_recv_kernel<unsigned short>,
+                        push_sums_kernel<bf16, 8>, push_sums_kernel<bf16, 1>,
+                        push_sums_kernel<float, 4>, push_sums_kernel<float, 1>, push_weights_kernel,
+                        combine_kernel<bf16, 8>, combine_kernel<bf16, 1>, combine_kernel<float, 4>,
+                        combine_kernel<float, 1>);
+}

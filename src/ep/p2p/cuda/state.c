@@ -80,22 +80,32 @@ static xp_status create_sync(xp_ep_group *group) {
     return state->sync == XP_EP_SYNC_EVENTS ? create_events(group) : XP_OK;
 }
 
+static xp_status load_kernels(void) {
+    XP_TRY(xp_ep_cuda_load_barrier());
+    return xp_ep_cuda_load_p2p_rows();
+}
+
 xp_status xp_ep_p2p_cuda_create(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_state_create(group, sizeof(xp_ep_p2p_cuda)));
-    const xp_status status = create_sync(group);
+    xp_status status = create_sync(group);
+    if (status == XP_OK)
+        status = load_kernels();
     if (status != XP_OK) { /* the others may not have met it */
         xp_comm_abort(group->comm, NULL);
         return status;
     }
     XP_TRY(xp_ep_p2p_windows_create(group));
-    xp_ep_p2p_cuda_of(group)->common.ready = true;
-    return XP_OK;
+    xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
+    if (state->sync == XP_EP_SYNC_KERNEL)
+        XP_TRY(
+            xp_ep_abort_watch_start(group->comm, &state->common.status->host_abort, &state->watch));
+    return xp_ep_cuda_ready(group);
 }
 
 /* ---- destroy ------------------------------------------------------------------------------- */
 
-/* Who queues from now on sees the failure, and what is queued ends, because every wait of a kernel
- * has a timeout. */
+/* Who queues from now on sees the failure. What is queued ends: waiting barriers see the host abort flag,
+ * or their timeout. */
 void xp_ep_p2p_cuda_drain(const xp_ep_group *group) {
     const xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
     if (state->locks == NULL)
@@ -122,6 +132,7 @@ void xp_ep_p2p_cuda_destroy(xp_ep_group *group) {
         return;
     if (state->common.ready)
         stop(group);
+    xp_ep_abort_watch_stop(state->watch); /* now that no kernel waits any more */
     xp_ep_p2p_windows_destroy(group);
     for (int i = 0; i < 2; i++)
         if (state->events[i] != NULL)
@@ -140,6 +151,13 @@ xp_status xp_ep_p2p_cuda_failure(const xp_ep_group *group) {
     if (f->kind == 0)
         return XP_OK;
     char text[320], more[32] = "", calls[64] = "";
+    if (f->kind == XP_EP_BARRIER_HOST_ABORT) {
+        XP_TRY(xp_comm_async_error(group->comm)); /* says why */
+        snprintf(text, sizeof text, "rank %d gave up in %s (%s, round %lld): its host had failed",
+                 xp_comm_world_rank(group->comm, f->reporter), phases[f->phase],
+                 xp_ep_p2p_point_name((p2p_point)f->point), (long long)f->round);
+        return xp_comm_fail(group->comm, text);
+    }
     if (f->n_missing > 1)
         snprintf(more, sizeof more, " and %d more", f->n_missing - 1);
     if (f->reporter == group->rank)

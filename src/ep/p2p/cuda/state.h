@@ -4,6 +4,7 @@
 
 #include "device/device_internal.h"
 #include "ep/common/cuda/plan.h"
+#include "ep/p2p/abort_watch.h"
 #include "ep/p2p/cuda/kernels.h"
 #include "ep/p2p/cuda/launch_locks.h"
 #include "ep/p2p/p2p.h"
@@ -33,6 +34,7 @@ typedef struct xp_ep_p2p_cuda {
     xp_ep_cuda_state common;   /* first */
     xp_ep_sync_mode sync;      /* see xp_ep_p2p_sync_mode() */
     xp_ep_launch_locks *locks; /* threads; NULL: none */
+    xp_ep_abort_watch *watch;  /* XP_EP_SYNC_KERNEL: sets the host abort flag */
     /* Threads, and not for XP_EP_SYNC_KERNEL: a communicator of the hosts that nobody else uses. */
     xp_comm *hosts;
     xp_ep_barrier_id *barrier_ids; /* [R] */
