@@ -34,9 +34,9 @@ const xp_gpu *xp_gpu_named(const char *name) {
     return NULL;
 }
 
-const xp_gpu *xp_gpu_by_model_name(const char *model_name) {
+const xp_gpu *xp_gpu_of_model(const char *model) {
     for (int i = 0; xp_gpu_at(i); i++)
-        if (strstr(model_name, gpus[i].model_name))
+        if (strstr(model, gpus[i].model))
             return &gpus[i];
     return NULL;
 }
