@@ -164,7 +164,7 @@ int cmd_eval(int argc, char **argv) {
          1e15},
         {"--tokens", CLI_STRING, &o.tokens, "FILE", "raw little-endian uint32 ids (.bin); or", 0,
          0},
-        {"--data", CLI_STRING, &o.data, "FILE", "text: .txt, .jsonl, .json.gz", 0, 0},
+        {"--data", CLI_STRING, &o.data, "FILE", "text: .txt, .jsonl, .json, each also .gz and .zst; a file, folder or glob", 0, 0},
         {"--tokenizer", CLI_STRING, &o.tokenizer, "DIR", "for --data; default: the model's own", 0,
          0},
         {"--seq", CLI_INT, &o.seq_len, "S", "tokens of a row (256); rows are S + 1 ids", 1,
