@@ -28,7 +28,7 @@ static xp_status find_placement(xp_bench_ep_rank *r) {
     mine.on_gpu = 1;
     mine.index = r->gpu;
     mine.node = xp_comm_node(rank->world, rank->rank);
-    xp_status status = r->backend->sharing->identity(r->device, mine.id);
+    xp_status status = r->backend->peer_access->identity(r->device, mine.id);
     if (status == XP_OK)
         status = xp_comm_all_gather(rank->world, &mine, all, sizeof mine, XP_U8, NULL);
     if (status == XP_OK) {

@@ -17,7 +17,7 @@ static xp_status find_reach(const xp_bench_link *link, int gpu, bool *reaches) {
     free(all);
     *reaches = true;
     if (status == XP_OK && link->backend && next != gpu)
-        status = link->backend->sharing->can_reach(gpu, next, reaches);
+        status = link->backend->peer_access->can_reach(gpu, next, reaches);
     double least = *reaches;
     if (status == XP_OK)
         status = xp_comm_all_reduce(r->world, &least, &least, 1, XP_F64, XP_MIN, NULL);

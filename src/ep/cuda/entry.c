@@ -3,7 +3,7 @@
 #include "comm/cuda/rank_reduce.h"
 #include "comm/nccl/calls.h"
 #include "device/cuda/cuda_device.h"
-#include "device/cuda/sharing.h"
+#include "device/cuda/peer_access.h"
 #include "device/cuda/timing.h"
 #include "device/plugin.h"
 #include "ep/backends.h"
@@ -37,7 +37,7 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .time_each = xp_cuda_time_each,
         .reduce = xp_cuda_rank_reduce,
         .prepare = prepare,
-        .sharing = &xp_cuda_sharing,
+        .peer_access = &xp_cuda_peer_access,
         .nccl = xp_nccl_open,
     };
     return &backend;
