@@ -8,6 +8,7 @@
 #include "config/config.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "expar/comm.h"
 #include "launch/shim.h"
 #include "launch/supervise.h"
 #include "nodes.h"
@@ -193,6 +194,7 @@ int cmd_train(int argc, char **argv) {
     if (status == XP_OK)
         status = load(argc, argv, &config);
     if (status != XP_OK) {
+        xp_mpi_world_abort(NULL, NULL); /* it may be this rank alone */
         if (xp_rank_has_shim())
             fail(status);
         else if (speaks_for_node())

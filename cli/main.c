@@ -1,6 +1,9 @@
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 #include "cli.h"
 #include "commands.h"
 #include "core/bus_error.h"
@@ -34,7 +37,26 @@ static int check_output(int code) {
     return XP_EXIT_FAILED;
 }
 
-int main(int argc, char **argv) {
+/* A closed standard descriptor would be given to the next file that is opened, and what is printed
+ * would end up there. */
+static void fill_standard_files(void) {
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            _exit(XP_EXIT_FAILED);
+}
+
+/* Under a limit on its address space a thread of OpenBLAS may wait for its buffer for ever, and
+ * OpenBLAS's exit for that thread: then nothing but the output is left to finish. */
+static int leave(int code) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+        return code;
+    fflush(NULL);
+    _exit(code);
+}
+
+static int run(int argc, char **argv) {
+    fill_standard_files();
     signal(SIGXFSZ, SIG_IGN); /* a file past the limit is an error with a message, not the end */
     xp_bus_error_report();
     if (argc < 2) {
@@ -54,4 +76,8 @@ int main(int argc, char **argv) {
         if (strcmp(name, cli_command_at(i)->name) == 0)
             return check_output(cli_command_at(i)->run(argc - 1, argv + 1));
     return cli_no_such("command", name, name_at, "expar --help");
+}
+
+int main(int argc, char **argv) {
+    return leave(run(argc, argv));
 }

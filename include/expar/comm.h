@@ -55,6 +55,10 @@ XP_API void xp_thread_world_destroy(xp_thread_world *world);
 XP_API XP_NODISCARD xp_status xp_thread_world_comm(xp_thread_world *world, int rank,
                                                    xp_comm **comm);
 
+/** Rank `rank` cannot even take its communicator: the others return XP_ECOMM with `reason` (NULL: the
+ * last error) at once. Any thread. */
+XP_API void xp_thread_world_abort(xp_thread_world *world, int rank, const char *reason);
+
 /**
  * Pretend that rank r runs on node nodes[r] (any numbers): to try multi-node code on one machine.
  * Ranks of different nodes then share no memory as far as the communicators can tell. Before the
@@ -85,6 +89,13 @@ XP_API XP_NODISCARD xp_status xp_mpi_world_create(const xp_mpi_args *args, xp_co
 /** The same with the default rendezvous folder. */
 XP_API XP_NODISCARD xp_status xp_mpi_world_comm(double init_timeout_s, double timeout_s,
                                                 xp_comm **comm);
+/**
+ * This rank cannot start: ranks that wait for it in xp_mpi_world_create(), now or later, return
+ * XP_ECOMM with `reason` at once. For what goes wrong before this rank's own xp_mpi_world_create().
+ * @param rendezvous_folder  that of xp_mpi_args; NULL: not known, which the ranks of this host hear
+ * @param reason  NULL: the last error
+ */
+XP_API void xp_mpi_world_abort(const char *rendezvous_folder, const char *reason);
 /** True when the environment says that a launcher (mpirun, srun) started this process as one of
  * several ranks. */
 XP_API bool xp_mpi_launched(void);

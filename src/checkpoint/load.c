@@ -163,6 +163,10 @@ int64_t xp_ckpt_step(const xp_ckpt *ckpt) {
     return ckpt->manifest->step;
 }
 
+const xp_manifest *xp_ckpt_manifest(const xp_ckpt *ckpt) {
+    return ckpt->manifest;
+}
+
 const char *xp_ckpt_path(const xp_ckpt *ckpt) {
     return ckpt->path;
 }

@@ -192,6 +192,67 @@ xp_status xp_steps_clean(const char *folder) {
     return xp_folder_each(folder, clean_entry, NULL);
 }
 
+/* ---- later steps after a return to an earlier one ----------------------------------------- */
+
+static xp_status make_aside_folder(const char *folder, char **path) {
+    for (int i = 1;; i++) {
+        bool exists = false;
+        if (asprintf(path, "%s/set-aside-%d", folder, i) < 0) {
+            *path = NULL;
+            return xp_error(XP_ENOMEM, "no memory for the name of a folder");
+        }
+        xp_status status = xp_path_exists(*path, &exists);
+        if (status == XP_OK && !exists)
+            return xp_folder_create(*path);
+        free(*path);
+        *path = NULL;
+        XP_TRY(status);
+    }
+}
+
+static xp_status move_aside(const char *folder, int64_t step, const char *into) {
+    char *from = NULL, *to = NULL;
+    if (asprintf(&from, "%s/step-%lld", folder, (long long)step) < 0)
+        from = NULL;
+    if (asprintf(&to, "%s/step-%lld", into, (long long)step) < 0)
+        to = NULL;
+    xp_status status = from != NULL && to != NULL
+                           ? XP_OK
+                           : xp_error(XP_ENOMEM, "no memory for the names of a checkpoint");
+    if (status == XP_OK && rename(from, to) != 0)
+        status = rename_failed(from, to);
+    free(from);
+    free(to);
+    return status;
+}
+
+static xp_status move_later(const char *folder, const int64_t *steps, int64_t n, int64_t after,
+                            int64_t except, char **into) {
+    for (int64_t i = n - 1; i >= 0 && steps[i] > after; i--) {
+        if (steps[i] == except)
+            continue;
+        if (*into == NULL) {
+            /* What a crashed save left under another name gets its own back first. */
+            XP_TRY(xp_steps_clean(folder));
+            XP_TRY(make_aside_folder(folder, into));
+        }
+        XP_TRY(move_aside(folder, steps[i], *into));
+    }
+    if (*into == NULL)
+        return XP_OK;
+    XP_TRY(xp_file_sync_folder(*into));
+    return xp_file_sync_folder(folder);
+}
+
+xp_status xp_steps_set_aside(const char *folder, int64_t after, int64_t except, char **into) {
+    int64_t *steps, n;
+    *into = NULL;
+    XP_TRY(xp_steps_list(folder, &steps, &n));
+    xp_status status = move_later(folder, steps, n, after, except, into);
+    free(steps);
+    return status;
+}
+
 static xp_status remove_step(const char *folder, int64_t step) {
     xp_step_paths paths;
     XP_TRY(xp_step_paths_create(folder, step, &paths));

@@ -34,6 +34,15 @@ XP_NODISCARD xp_status xp_steps_list(const char *folder, int64_t **steps, int64_
 /** Remove what crashed saves left behind, and bring back a checkpoint that was just being replaced.
  */
 XP_NODISCARD xp_status xp_steps_clean(const char *folder);
+/**
+ * Move the complete checkpoints of steps after `after` out of the way, the newest first, into the
+ * first free FOLDER/set-aside-N: nothing resumes from there, and nothing is removed from there.
+ *
+ * @param except     a step that stays; -1 = none
+ * @param[out] into  the folder's path when something was moved, NULL otherwise; the caller frees it
+ */
+XP_NODISCARD xp_status xp_steps_set_aside(const char *folder, int64_t after, int64_t except,
+                                          char **into);
 /** Remove the oldest complete checkpoints until `keep` are left; never `newest_saved`. keep = 0:
  * nothing. */
 XP_NODISCARD xp_status xp_steps_prune(const char *folder, int64_t keep, int64_t newest_saved);

@@ -96,10 +96,15 @@ static xp_status busy(const xp_run_lock *lock, const char *folder, int rank) {
                         "%s is in use by another run, which holds rank %d's lock in %s; wait for "
                         "it, end it, or choose another --job.dump_folder",
                         folder, rank, lock->path);
+    char host[64];
+    own_host(host);
+    bool is_far = strcmp(host, who.host) != 0;
     return xp_error(XP_EBUSY,
                     "%s is in use by another run: its rank %d is process %d on %s, since %s; wait "
-                    "for it, end it (kill %d there), or choose another --job.dump_folder",
-                    folder, who.rank, who.process, who.host, who.since, who.process);
+                    "for it, end it (kill %d there), or choose another --job.dump_folder%s%s%s",
+                    folder, who.rank, who.process, who.host, who.since, who.process,
+                    is_far ? "; if that machine is gone for good, remove " : "",
+                    is_far ? lock->path : "", is_far ? " when the file server keeps its lock" : "");
 }
 
 /* ---- locks ------------------------------------------------------------------------------- */

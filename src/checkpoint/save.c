@@ -1,6 +1,8 @@
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "checkpoint/agree.h"
+#include "checkpoint/publish.h"
 #include "checkpoint/save_job.h"
 #include "checkpoint/state.h"
 
@@ -23,6 +25,7 @@ struct xp_ckpt_saver {
     int64_t staging_bytes;
     xp_save_job *job;       /* NULL: none under way */
     int64_t published_step; /* not yet reported to the caller; -1 = none */
+    char warning[1024];
 };
 
 static int64_t aligned_bytes(const xp_ckpt_piece *piece) {
@@ -55,6 +58,7 @@ static xp_status end_job(xp_ckpt_saver *saver, bool wait) {
     xp_status status = xp_save_job_publish(saver->job, &published);
     if (published)
         saver->published_step = xp_save_job_step(saver->job);
+    snprintf(saver->warning, sizeof saver->warning, "%s", xp_save_job_warning(saver->job));
     xp_save_job_destroy(saver->job);
     saver->job = NULL;
     return status;
@@ -122,6 +126,23 @@ xp_status xp_ckpt_saver_poll(xp_ckpt_saver *saver, int64_t *published_step) {
 
 xp_status xp_ckpt_saver_wait(xp_ckpt_saver *saver, int64_t *published_step) {
     return report(saver, true, published_step);
+}
+
+xp_status xp_ckpt_saver_wait_written(xp_ckpt_saver *saver) {
+    bool done;
+    return saver->job != NULL ? xp_save_job_poll(saver->job, true, &done) : XP_OK;
+}
+
+bool xp_ckpt_saver_is_busy(const xp_ckpt_saver *saver) {
+    return saver->job != NULL;
+}
+
+const char *xp_ckpt_saver_warning(const xp_ckpt_saver *saver) {
+    return saver->warning;
+}
+
+xp_status xp_ckpt_set_aside(const char *folder, int64_t after, int64_t except, char **into) {
+    return xp_steps_set_aside(folder, after, except, into);
 }
 
 void xp_ckpt_saver_destroy(xp_ckpt_saver *saver) {

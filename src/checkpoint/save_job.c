@@ -14,6 +14,7 @@
 #include "checkpoint/publish.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/st_dtype.h"
+#include "core/error.h"
 #include "core/file.h"
 #include "expar/version.h"
 
@@ -29,6 +30,7 @@ struct xp_save_job {
     /* The thread's result, read after joining. */
     xp_status status;
     char error[1024];
+    char warning[1024]; /* what went wrong after the publish; rank 0 */
     xp_text packed;
 };
 
@@ -120,6 +122,40 @@ static xp_status declare_pieces(const xp_save_job *job, xp_st_writer *writer) {
     return XP_OK;
 }
 
+static xp_status not_finite(const xp_ckpt_piece *piece, int64_t element, uint32_t bits) {
+    xp_text place = {0};
+    int64_t n = piece_elements(piece);
+    for (int d = 0; d < piece->n_dims; d++) {
+        n /= piece->shape[d];
+        xp_text_printf(&place, "%s%lld", d > 0 ? ", " : "", (long long)(element / n));
+        element %= n;
+    }
+    xp_status status =
+        xp_error(XP_ENUMERIC, "'%.200s' holds %s at [%s]; nothing of this step is published",
+                 piece->name, bits & 0x7fffff ? "NaN" : "Inf", place.data ? place.data : "");
+    xp_text_free(&place);
+    return status;
+}
+
+/** A value that is not finite would be trained on and saved for ever: it has all exponent bits. */
+static xp_status check_finite(const xp_ckpt_piece *piece, const char *data, size_t n_bytes) {
+    if (piece->dtype != XP_F32)
+        return XP_OK;
+    uint32_t bits, found = 0;
+    for (size_t i = 0; i < n_bytes; i += sizeof bits) {
+        memcpy(&bits, data + i, sizeof bits);
+        found |= (bits & 0x7f800000) == 0x7f800000;
+    }
+    if (!found)
+        return XP_OK;
+    int64_t at = (data - (const char *)piece->data) / (int64_t)sizeof bits;
+    for (;; at++, data += sizeof bits) {
+        memcpy(&bits, data, sizeof bits);
+        if ((bits & 0x7f800000) == 0x7f800000)
+            return not_finite(piece, piece->first + at, bits);
+    }
+}
+
 /* A piece and its XXH64; `state` is anyone's. */
 static xp_status write_piece(const xp_ckpt_piece *piece, xp_st_writer *writer, XXH64_state_t *state,
                              uint64_t *hash) {
@@ -128,6 +164,7 @@ static xp_status write_piece(const xp_ckpt_piece *piece, xp_st_writer *writer, X
     size_t left = (size_t)piece->n * xp_dtype_bytes(piece->dtype);
     while (left > 0) {
         size_t n = left < CHUNK_BYTES ? left : CHUNK_BYTES;
+        XP_TRY(check_finite(piece, data, n));
         XXH64_update(state, data, n);
         XP_TRY(xp_st_writer_data(writer, data, n));
         data += n;
@@ -171,6 +208,8 @@ static xp_status write_shard(xp_save_job *job) {
 static void *run_thread(void *context) {
     xp_save_job *job = context;
     job->status = write_shard(job);
+    if (job->status == XP_ENUMERIC)
+        xp_error_context(job->status, "checkpoint of step %lld", (long long)job->args.step);
     if (job->status != XP_OK)
         snprintf(job->error, sizeof job->error, "%s", xp_last_error());
     atomic_store(&job->done, true);
@@ -275,6 +314,23 @@ static void join_thread(xp_save_job *job) {
     job->running = false;
 }
 
+/** Rank 0, after the publish: old checkpoints go. What fails here takes
+ * nothing from the new checkpoint. */
+static void tidy(xp_save_job *job) {
+    char *into = NULL;
+    xp_status status = XP_OK;
+    if (job->args.set_aside_later)
+        status = xp_steps_set_aside(job->args.folder, job->args.step, -1, &into);
+    free(into);
+    if (status == XP_OK)
+        status = xp_steps_prune(job->args.folder, job->args.keep_latest_k, job->args.step);
+    if (status == XP_OK)
+        return;
+    snprintf(job->warning, sizeof job->warning, "step-%lld is saved, but another one stays: %s",
+             (long long)job->args.step, xp_last_error());
+    xp_error_clear();
+}
+
 xp_status xp_save_job_publish(xp_save_job *job, bool *published) {
     xp_comm *comm = job->args.comm;
     bool is_root = xp_agree_rank(comm) == 0;
@@ -300,11 +356,12 @@ xp_status xp_save_job_publish(xp_save_job *job, bool *published) {
         return status;
     *published = true;
     if (is_root)
-        status = xp_steps_prune(job->args.folder, job->args.keep_latest_k, job->args.step);
-    if (status != XP_OK)
-        status = xp_error_context(status, "step-%lld is saved, but an older one stays",
-                                  (long long)job->args.step);
-    return xp_agree(comm, status);
+        tidy(job);
+    return XP_OK;
+}
+
+const char *xp_save_job_warning(const xp_save_job *job) {
+    return job->warning;
 }
 
 int64_t xp_save_job_step(const xp_save_job *job) {

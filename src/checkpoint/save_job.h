@@ -22,6 +22,8 @@ XP_NODISCARD xp_status xp_save_job_poll(xp_save_job *job, bool wait, bool *done)
 /** Collective, once, after *done. @param[out] published  true when step-N is there, also when
  * removing older ones failed */
 XP_NODISCARD xp_status xp_save_job_publish(xp_save_job *job, bool *published);
+/** What went wrong after the publish, on rank 0; "" = nothing. */
+const char *xp_save_job_warning(const xp_save_job *job);
 int64_t xp_save_job_step(const xp_save_job *job);
 /** Joins the thread. NULL is accepted. */
 void xp_save_job_destroy(xp_save_job *job);

@@ -40,13 +40,14 @@ typedef struct xp_ckpt_save_args {
     int n_values;
     int64_t keep_latest_k; /* older complete checkpoints are removed after the publish; 0 = all */
     xp_comm *comm;         /* all ranks; NULL = one rank */
+    bool set_aside_later;  /* after the publish checkpoints of later steps are set aside */
     /** The pieces' memory does not change before the save has been published: xp_ckpt_saver makes
      * no copy of its own. */
     bool pieces_stay;
 } xp_ckpt_save_args;
 
 /** Write, sync, agree that all ranks are done, then publish by rename. Collective. Fails whole:
- * earlier checkpoints stay. */
+ * earlier checkpoints stay. XP_ENUMERIC names a tensor that holds NaN or Inf. */
 XP_NODISCARD xp_status xp_ckpt_save(const xp_ckpt_save_args *args);
 
 /**
@@ -64,7 +65,21 @@ XP_NODISCARD xp_status xp_ckpt_saver_start(xp_ckpt_saver *saver, const xp_ckpt_s
 XP_NODISCARD xp_status xp_ckpt_saver_poll(xp_ckpt_saver *saver, int64_t *published_step);
 /** Collective: the same, and waits for it. */
 XP_NODISCARD xp_status xp_ckpt_saver_wait(xp_ckpt_saver *saver, int64_t *published_step);
+/** Collective: wait until all ranks have written the save under way; it is not published yet. For
+ * saves that the run waits for: what must be on the disk before the checkpoint shows is written
+ * between this and xp_ckpt_saver_wait(). */
+XP_NODISCARD xp_status xp_ckpt_saver_wait_written(xp_ckpt_saver *saver);
+/** A save has been started and not been published; the same on all ranks. */
+bool xp_ckpt_saver_is_busy(const xp_ckpt_saver *saver);
+/** What went wrong after the last publish without harm to it (an older checkpoint that cannot be
+ * removed), on rank 0; "" = nothing. Valid until the next call. */
+const char *xp_ckpt_saver_warning(const xp_ckpt_saver *saver);
 void xp_ckpt_saver_destroy(xp_ckpt_saver *saver);
+/** Move checkpoints of later steps than `after`, but not `except` (-1: none), into a folder beside
+ * them: a run that goes back to an earlier step continues from there. One rank calls it. @param[out]
+ * into that folder, NULL when none was later; the caller frees it */
+XP_NODISCARD xp_status xp_ckpt_set_aside(const char *folder, int64_t after, int64_t except,
+                                         char **into);
 /** Bytes of staging memory that a save of these pieces takes. */
 int64_t xp_ckpt_staging_bytes(const xp_ckpt_piece *pieces, int64_t n_pieces);
 
@@ -85,6 +100,9 @@ const char *xp_ckpt_value_get(const xp_ckpt *ckpt, const char *key); /* NULL whe
 bool xp_ckpt_has(const xp_ckpt *ckpt, const char *name, int *n_dims, int64_t shape[3]);
 int64_t xp_ckpt_n_tensors(const xp_ckpt *ckpt);
 const char *xp_ckpt_tensor_name(const xp_ckpt *ckpt, int64_t i);
+struct xp_manifest;
+/** What it holds, as the manifest says (checkpoint/manifest.h); borrowed. */
+const struct xp_manifest *xp_ckpt_manifest(const xp_ckpt *ckpt);
 /** The folder it was opened from; valid until it is closed. */
 const char *xp_ckpt_path(const xp_ckpt *ckpt);
 /** Read every file and compare size and checksum: XP_EFORMAT names the first that is damaged. */

@@ -310,6 +310,7 @@ xp_status xp_comm_window_create(xp_comm *comm, xp_device *device, size_t n_bytes
                         "transport",
                         comm->size, comm->n_nodes);
     const xp_cuda_backend *cuda;
+    comm->n_windows++;
     if (xp_device_get_kind(device) != XP_DEVICE_CUDA)
         return comm->provider->window_create(comm, device, n_bytes, tag, window);
     XP_TRY(xp_cuda_backend_get(&cuda));

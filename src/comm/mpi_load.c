@@ -1,8 +1,10 @@
 /* Finds the MPI provider, a shared object of its own, so that one binary runs with and without MPI
  * installed. */
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include "comm/provider.h"
+#include "comm/rendezvous.h"
 #include "device/plugin.h"
 
 #define LIBRARY "libexpar_mpi.so"
@@ -41,4 +43,13 @@ xp_status xp_mpi_world_create(const xp_mpi_args *args, xp_comm **comm) {
 xp_status xp_mpi_world_comm(double init_timeout_s, double timeout_s, xp_comm **comm) {
     return xp_mpi_world_create(
         &(xp_mpi_args){.init_timeout_s = init_timeout_s, .timeout_s = timeout_s}, comm);
+}
+
+void xp_mpi_world_abort(const char *rendezvous_folder, const char *reason) {
+    if (!xp_mpi_launched())
+        return;
+    char text[1024]; /* what is tried now may fail as well */
+    snprintf(text, sizeof text, "%s", reason ? reason : xp_last_error());
+    xp_rendezvous_absent(rendezvous_folder, text);
+    xp_error(XP_ECOMM, "%s", text);
 }

@@ -76,8 +76,13 @@ typedef struct xp_comm_provider {
     xp_status (*window_create)(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
                                xp_window **window);
     void (*window_destroy)(xp_window *window);
-    /** Meet to part: returns when every rank is here, or is not expected any more. */
-    void (*farewell)(xp_comm *comm);
+    /**
+     * The last barrier over what the ranks of the communicator have shown each other under `id`
+     * (xp_window.id): returns when all are here, in a failed world also when some do not come.
+     * @return true: nobody uses this rank's part any more; false: somebody may, so it must not be
+     * freed
+     */
+    bool (*final_barrier)(xp_comm *comm, int64_t id);
     /** May be NULL. The phase has changed: for peers that want to know what this rank is doing. */
     void (*set_phase)(xp_comm *comm, const char *phase);
     /** May be NULL: the last error is what to tell. See xp_comm_last_words(). */
@@ -97,6 +102,7 @@ struct xp_comm {
         shares_addresses; /* a plain pointer of one rank is valid on all (threads of one process) */
     double timeout_s;
     _Atomic(const char *) phase;
+    int64_t n_windows;              /* made or tried so far: the same on all ranks */
     struct xp_failure_hooks *hooks; /* of the world; see comm/on_failure.h */
     struct xp_comm_engine *engine;  /* of collectives on a GPU; NULL until they are prepared */
 };
@@ -104,6 +110,7 @@ struct xp_comm {
 /** First member of every provider's window. */
 struct xp_window {
     xp_comm *comm;
+    int64_t id; /* the same on all ranks, of no other window of the communicator */
     int size;
     void **peers; /* [size] */
     void (*destroy)(xp_window *window);

@@ -90,6 +90,12 @@ static xp_status check_checkpoint(xp_config_set *set) {
                         "%scheckpoint.keep_latest_k is 1: the only checkpoint would be deleted "
                         "while the next is written; use 2 or more, or 0 to keep all",
                         where(set, "checkpoint", "keep_latest_k"));
+    if (c->checkpoint.load_step >= 0 && !c->checkpoint.enable)
+        return xp_error(XP_ECONFIG,
+                        "%scheckpoint.load_step is %" PRId64
+                        ", but checkpoint.enable is off: nothing would be loaded; turn it on, or "
+                        "start from the checkpoint with checkpoint.initial_load_path",
+                        where(set, "checkpoint", "load_step"), c->checkpoint.load_step);
     if (c->checkpoint.initial_load_in_hf && !c->checkpoint.initial_load_model_only)
         return xp_error(XP_ECONFIG,
                         "%scheckpoint.initial_load_in_hf needs initial_load_model_only = true: a "

@@ -54,6 +54,7 @@ typedef struct xp_config {
     struct {
         const char *name;
         double lr, beta1, beta2, eps, weight_decay;
+        bool decay_norms;
     } optimizer;
     struct {
         int64_t warmup_steps, total_steps; /* total_steps 0 = training.steps */

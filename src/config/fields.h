@@ -28,6 +28,7 @@ typedef struct xp_field {
     const char *unset;   /* what the default stands for when it is no value of its own ("by the
                             flavor"); else NULL */
     double min, max;     /* XP_FIELD_INT and XP_FIELD_FLOAT, inclusive */
+    const char *range;   /* the range in words, where min and max would not say it; else NULL */
     bool zero_refused;   /* -1 or 1 and up */
     bool torchtitan;     /* the name is TorchTitan's */
     bool is_input;       /* a path that is read, not written */

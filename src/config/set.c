@@ -48,7 +48,11 @@ static xp_status set_int(xp_config_set *set, const xp_assignment *a, int64_t val
 static xp_status set_float(xp_config_set *set, const xp_assignment *a, double value) {
     const xp_field *f = a->field;
     bool is_unset = f->unset && value == strtod(f->initial, NULL);
-    if (!is_unset && !(value >= f->min && value <= f->max))
+    bool inside = value >= f->min && value <= f->max;
+    if (!is_unset && !inside && f->range)
+        return xp_error(XP_ECONFIG, "%s: %s.%s is %g, must be %s", a->where, f->section, f->key,
+                        value, f->range);
+    if (!is_unset && !inside)
         return xp_error(XP_ECONFIG, "%s: %s.%s is %g, must be %g to %g", a->where, f->section,
                         f->key, value, f->min, f->max);
     *(double *)member(&set->config, f) = value;

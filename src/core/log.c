@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 struct xp_log {
@@ -26,6 +27,13 @@ void xp_log_destroy(xp_log *log) {
 
 bool xp_log_has_color(const xp_log *log) {
     return log != NULL && log->color;
+}
+
+int xp_log_columns(const xp_log *log) {
+    struct winsize size;
+    if (log == NULL || ioctl(fileno(log->file), TIOCGWINSZ, &size) != 0)
+        return 0;
+    return size.ws_col;
 }
 
 /* stdio locks the stream for the one fputs, so lines of several threads never mix. */

@@ -14,6 +14,8 @@ typedef struct xp_log xp_log;
 /** @param file borrowed. @param color ANSI colours. Lines are "[rank] " prefixed when show_rank. */
 XP_NODISCARD xp_status xp_log_create(FILE *file, xp_log_level level, bool color, xp_log **log);
 void xp_log_destroy(xp_log *log);
+/** Columns of the terminal that the log goes to; 0: it goes to none. */
+int xp_log_columns(const xp_log *log);
 bool xp_log_has_color(const xp_log *log);
 /** A line without prefix at INFO, "warning: " and "error: " at the others. `format` carries no
  * newline. */

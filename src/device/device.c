@@ -103,9 +103,8 @@ static xp_status reserve(xp_device *device, size_t n_bytes, const char *tag, boo
     return XP_OK;
 }
 
-static void release(xp_device *device, void *data) {
-    if (data == NULL)
-        return;
+/* Out of the accounts. @return NULL: not ours */
+static allocation *take_out(xp_device *device, void *data) {
     pthread_mutex_lock(&device->lock);
     allocation **at = &device->allocations;
     while (*at != NULL && (*at)->data != data)
@@ -116,6 +115,11 @@ static void release(xp_device *device, void *data) {
         account(a->on_host ? &device->host : &device->memory, a->tag, -(int64_t)a->n_bytes);
     }
     pthread_mutex_unlock(&device->lock);
+    return a;
+}
+
+static void release(xp_device *device, void *data) {
+    allocation *a = data != NULL ? take_out(device, data) : NULL;
     if (a == NULL)
         return;
     provider_free(device, data, a->on_host);
@@ -128,6 +132,10 @@ xp_status xp_device_alloc(xp_device *device, size_t n_bytes, const char *tag, vo
 
 void xp_device_free(xp_device *device, void *data) {
     release(device, data);
+}
+
+void xp_device_leak(xp_device *device, void *data) {
+    free(data != NULL ? take_out(device, data) : NULL);
 }
 
 xp_status xp_host_alloc(xp_device *device, size_t n_bytes, const char *tag, void **data) {

@@ -76,6 +76,10 @@ struct xp_event {
  * xp_device_alloc(). */
 XP_NODISCARD xp_status xp_device_account(xp_device *device, const char *tag, int64_t n_bytes);
 
+/** Take memory of xp_device_alloc() out of the accounts without freeing it: another rank may still
+ * use it in a world that has failed. It goes with the process. */
+void xp_device_leak(xp_device *device, void *data);
+
 /** Ranks of the world share GPUs, this one or others, whichever communicators they are in: kernels
  * that wait for a peer's are then no way to meet. Said once, before communicators are prepared, and
  * the same on every rank. */

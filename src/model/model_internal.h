@@ -47,9 +47,10 @@ typedef struct xp_model_work {
 } xp_model_work;
 
 /** Staging memory: what copies to and from the device read and write on the host. */
+#define XP_MODEL_SCALE_SLOTS 8
 typedef struct xp_model_staged {
     double losses[XP_MODEL_N_LOSSES];
-    float loss_scale;
+    float loss_scales[XP_MODEL_SCALE_SLOTS]; /* of the passes whose copy may still be under way */
 } xp_model_staged;
 
 struct xp_model {
@@ -69,6 +70,8 @@ struct xp_model {
     void *activations, *workspace, *balance;
     xp_model_work work;
     xp_model_staged *staged;
+    xp_event *scale_copied[XP_MODEL_SCALE_SLOTS]; /* the stream has read staged->loss_scales[i] */
+    int64_t n_passes;
     int64_t chunk_rows; /* of the head */
     /* the pass that runs, or ran last */
     int64_t n_rows, seq_len, n_tokens;

@@ -1,5 +1,6 @@
 /* One microbatch forward, and back; what callers read afterwards. */
 #include "ep/device_ops.h"
+#include "device/device_internal.h"
 #include "model/model_internal.h"
 
 static xp_status check_range(const char *what, const int32_t *values, int64_t n, int32_t low,
@@ -31,6 +32,21 @@ static xp_status check_batch(const xp_model *model, const xp_model_batch *batch)
     return XP_OK;
 }
 
+/* Passes are queued without waiting for each other, so each has staging memory of its own until the
+ * stream has read it. Only a host that is more passes ahead than there are slots waits here. */
+static xp_status queue_loss_scale(xp_model *model, float loss_scale, xp_stream *stream) {
+    const int slot = (int)(model->n_passes % XP_MODEL_SCALE_SLOTS);
+    bool copied = true;
+    if (model->n_passes++ >= XP_MODEL_SCALE_SLOTS)
+        XP_TRY(xp_event_query(model->scale_copied[slot], &copied));
+    if (!copied)
+        XP_TRY(xp_event_sync(model->scale_copied[slot], stream));
+    float *staged = &model->staged->loss_scales[slot];
+    *staged = loss_scale;
+    XP_TRY(xp_copy(stream, model->work.loss_scale, staged, sizeof *staged));
+    return xp_event_record(model->scale_copied[slot], stream);
+}
+
 /* The batch to the device, the losses to zero. */
 static xp_status begin(xp_model *model, const xp_model_batch *batch, bool training,
                        xp_stream *stream) {
@@ -53,8 +69,7 @@ static xp_status begin(xp_model *model, const xp_model_batch *batch, bool traini
     XP_TRY(xp_copy(stream, work->positions, batch->positions, n_bytes));
     if (model->has_doc_start)
         XP_TRY(xp_copy(stream, work->doc_start, batch->doc_start, n_bytes));
-    model->staged->loss_scale = batch->loss_scale;
-    XP_TRY(xp_copy(stream, work->loss_scale, &model->staged->loss_scale, sizeof(float)));
+    XP_TRY(queue_loss_scale(model, batch->loss_scale, stream));
     if (model->core)
         xp_moe_core_begin(model->core);
     return xp_zero(stream, work->losses, XP_MODEL_N_LOSSES * sizeof(double));

@@ -202,6 +202,8 @@ static xp_status reserve(xp_model *model) {
     void *staged = NULL;
     XP_TRY(xp_host_alloc(model->device, sizeof(xp_model_staged), "workspace", &staged));
     model->staged = staged;
+    for (int i = 0; i < XP_MODEL_SCALE_SLOTS; i++)
+        XP_TRY(xp_event_create(model->device, &model->scale_copied[i]));
     return XP_OK;
 }
 
@@ -340,6 +342,8 @@ void xp_model_destroy(xp_model *model) {
     xp_device_free(model->device, model->balance);
     xp_device_free(model->device, model->activations);
     xp_device_free(model->device, model->workspace);
+    for (int i = 0; i < XP_MODEL_SCALE_SLOTS; i++)
+        xp_event_destroy(model->scale_copied[i]);
     xp_host_free(model->device, model->staged);
     xp_param_table_destroy(model->table);
     free(model->layers);

@@ -197,17 +197,17 @@ static int64_t own_elements(const xp_shard *shard, const xp_shard_piece *piece) 
     return n < 0 ? 0 : (n < piece->n ? n : piece->n);
 }
 
-static xp_status update_piece(xp_shard *shard, const xp_shard_piece *piece,
+/* Elements [first, first + n) of this rank's chunk of a group. */
+static xp_status update_range(xp_shard *shard, int group, int64_t first, int64_t n, float decay,
                               const xp_adam_step *step, xp_stream *stream) {
-    const xp_shard_group *cut = &shard->plan.groups[piece->group];
-    int64_t state = cut->state_offset + piece->first;
+    const xp_shard_group *cut = &shard->plan.groups[group];
+    int64_t state = cut->state_offset + first;
     xp_adamw_args args = {
-        .n = own_elements(shard, piece),
-        .master = master_at(shard, piece->group, piece->first),
-        .param = xp_shard_owns_masters(shard) ? xp_shard_param_at(shard, cut->first + piece->first)
-                                              : NULL,
+        .n = n,
+        .master = master_at(shard, group, first),
+        .param = xp_shard_owns_masters(shard) ? xp_shard_param_at(shard, cut->first + first) : NULL,
         .param_dtype = shard->args.param_dtype,
-        .grad = xp_shard_grad_at(shard, cut->first + piece->first),
+        .grad = xp_shard_grad_at(shard, cut->first + first),
         .grad_dtype = shard->args.grad_dtype,
         .m = shard->m + state,
         .v = shard->v + state,
@@ -215,11 +215,42 @@ static xp_status update_piece(xp_shard *shard, const xp_shard_piece *piece,
         .beta1 = step->beta1,
         .beta2 = step->beta2,
         .eps = step->eps,
-        .weight_decay = step->weight_decay,
+        .weight_decay = decay,
         .step = step->step,
         .grad_scale = shard->grad_scale,
     };
     return args.n > 0 ? shard->ops->adamw(stream, &args) : XP_OK;
+}
+
+/* In runs of parameters that decay alike; what pads a parameter goes with it. */
+static xp_status update_by_kind(xp_shard *shard, const xp_shard_piece *piece,
+                                const xp_adam_step *step, xp_stream *stream) {
+    const xp_param_table *table = shard->args.table;
+    const xp_param_group *group = xp_param_table_group(table, piece->group);
+    int64_t chunk = shard->plan.groups[piece->group].first;
+    int64_t at = piece->first, end = piece->first + own_elements(shard, piece);
+    for (int p = group->first_param; p < group->first_param + group->n_params && at < end; p++) {
+        bool last = p == group->first_param + group->n_params - 1;
+        bool decays = xp_param_table_param(table, p)->n_dims > 1;
+        int64_t next = last ? end : xp_param_table_param(table, p + 1)->offset - chunk;
+        if (!last && (xp_param_table_param(table, p + 1)->n_dims > 1) == decays)
+            continue;
+        next = next < end ? next : end;
+        if (next <= at)
+            continue;
+        XP_TRY(update_range(shard, piece->group, at, next - at, decays ? step->weight_decay : 0,
+                            step, stream));
+        at = next;
+    }
+    return XP_OK;
+}
+
+static xp_status update_piece(xp_shard *shard, const xp_shard_piece *piece,
+                              const xp_adam_step *step, xp_stream *stream) {
+    if (step->decay_matrices_only && step->weight_decay != 0)
+        return update_by_kind(shard, piece, step, stream);
+    return update_range(shard, piece->group, piece->first, own_elements(shard, piece),
+                        step->weight_decay, step, stream);
 }
 
 /* What to do to a bucket's own pieces before its parameters are gathered. */

@@ -58,9 +58,10 @@ XP_NODISCARD xp_status xp_shard_find_bad_param(xp_shard *shard, xp_stream *strea
 
 typedef struct xp_adam_step {
     float lr, beta1, beta2, eps, weight_decay;
-    int64_t step;           /* 1-based */
-    double max_norm;        /* gradients with a larger norm are scaled down to it; 0: never */
-    const int32_t *stop[2]; /* see xp_clip_scale_args */
+    bool decay_matrices_only; /* parameters with one dimension (norms) do not decay */
+    int64_t step;             /* 1-based */
+    double max_norm;          /* gradients with a larger norm are scaled down to it; 0: never */
+    const int32_t *stop[2];   /* see xp_clip_scale_args */
 } xp_adam_step;
 /**
  * Update this rank's chunks, then gather the parameters of every rank. After

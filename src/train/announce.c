@@ -216,6 +216,15 @@ static void warn_about_schedule(xp_trainer *t) {
                         (long long)t->schedule.decay_steps);
 }
 
+static void describe_checkpoints(xp_trainer *t) {
+    if (!t->config->checkpoint.enable)
+        xp_trainer_say(t, "checkpoints: off, nothing will be saved (--checkpoint.enable saves)");
+    else if (t->config->debug.moe_force_load_balance && t->n_moe_layers > 0)
+        xp_trainer_warn(t,
+                        "debug.moe_force_load_balance is on: tokens go to experts by number, and "
+                        "the router learns nothing; the checkpoints are for measurements only");
+}
+
 /* Other programs route without the bias: what that costs shows only at the end, how to do without must be known
  * at the start. */
 static void describe_expert_bias(xp_trainer *t) {
@@ -234,6 +243,7 @@ void xp_trainer_describe(xp_trainer *t) {
     describe_model(t);
     describe_ranks(t);
     describe_data(t);
+    describe_checkpoints(t);
     describe_expert_bias(t);
     warn_about_schedule(t);
 }

@@ -28,8 +28,13 @@ typedef struct rank_thread {
 
 static xp_status run_rank(rank_thread *r) {
     xp_comm *comm = NULL;
-    if (r->world)
-        XP_TRY(xp_thread_world_comm(r->world, r->rank, &comm));
+    if (r->world) {
+        const xp_status joined = xp_thread_world_comm(r->world, r->rank, &comm);
+        if (joined != XP_OK) {
+            xp_thread_world_abort(r->world, r->rank, NULL);
+            return joined;
+        }
+    }
     xp_status status = xp_train_run(r->config, r->shared, comm, r->n_ranks, r->log, &r->result);
     xp_comm_destroy(comm);
     return status;
@@ -103,8 +108,11 @@ static xp_status run_threads(const xp_config_set *config, xp_train_shared *share
                            .log = log,
                            .rank = n_started,
                            .n_ranks = n};
-        if (pthread_create(&r->thread, NULL, rank_main, r) != 0)
+        if (pthread_create(&r->thread, NULL, rank_main, r) != 0) {
+            if (world)
+                xp_thread_world_abort(world, n_started, "its thread cannot be started");
             break;
+        }
     }
     xp_status status = join_ranks(ranks, n_started, n, result);
     free(ranks);

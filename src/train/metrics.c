@@ -1,21 +1,24 @@
 #include "train/metrics.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "core/file.h"
 #include "train/tfevents.h"
 
 #define MAX_METRICS_BYTES ((size_t)4 << 30)
 
 struct xp_metrics {
-    FILE *file;
-    char *path;
+    int fd;
+    char *path, *kept;
+    off_t n_bytes; /* whole lines in the file */
     xp_tfevents *events;
-    xp_text line;
+    xp_text lines; /* not written yet: this step's, and those of failed writes */
 };
 
 void xp_format_thousands(double value, char out[32]) {
@@ -124,8 +127,51 @@ static int64_t line_step(const char *line, size_t n) {
     return xp_parse_i64(digits, &step) ? step : -1;
 }
 
+/* The largest step of all whole lines; -1: none. */
+static int64_t last_step(const char *data, size_t n_bytes) {
+    int64_t last = -1;
+    for (size_t at = 0; at < n_bytes;) {
+        const char *end = memchr(data + at, '\n', n_bytes - at);
+        if (!end)
+            break;
+        int64_t step = line_step(data + at, (size_t)(end - (data + at)));
+        last = step > last ? step : last;
+        at = (size_t)(end - data) + 1;
+    }
+    return last;
+}
+
+/* "m-2.jsonl" of "m.jsonl" */
+static xp_status numbered_name(const char *path, int number, char **out) {
+    const char *slash = strrchr(path, '/'), *dot = strrchr(slash ? slash : path, '.');
+    int n = (int)(dot ? dot - path : (ptrdiff_t)strlen(path));
+    if (asprintf(out, "%.*s-%d%s", n, path, number, dot ? dot : "") >= 0)
+        return XP_OK;
+    *out = NULL;
+    return xp_error(XP_ENOMEM, "no memory for a path");
+}
+
+/* The whole file under the first free name. */
+static xp_status keep_copy(xp_metrics *metrics, const char *data, size_t n_bytes) {
+    for (int i = 1;; i++) {
+        char *path = NULL;
+        bool taken = false;
+        XP_TRY(numbered_name(metrics->path, i, &path));
+        xp_status status = xp_path_exists(path, &taken);
+        if (status == XP_OK && !taken)
+            status = xp_file_write_atomic(path, data, n_bytes);
+        if (status == XP_OK && !taken)
+            metrics->kept = path;
+        else
+            free(path);
+        if (status != XP_OK || !taken)
+            return status;
+    }
+}
+
 /* Keep whole lines of steps up to resumed_step: what follows will be written again. */
-static xp_status cut_off(const char *path, int64_t resumed_step) {
+static xp_status cut_off(xp_metrics *metrics, int64_t resumed_step, bool keep_earlier) {
+    const char *path = metrics->path;
     bool found = false;
     XP_TRY(xp_path_exists(path, &found));
     if (!found)
@@ -133,6 +179,13 @@ static xp_status cut_off(const char *path, int64_t resumed_step) {
     char *data = NULL;
     size_t n_bytes = 0;
     XP_TRY(xp_file_read(path, MAX_METRICS_BYTES, &data, &n_bytes));
+    if (keep_earlier && last_step(data, n_bytes) > resumed_step) {
+        xp_status kept_status = keep_copy(metrics, data, n_bytes);
+        if (kept_status != XP_OK) {
+            free(data);
+            return kept_status;
+        }
+    }
     size_t kept = 0;
     for (size_t at = 0; at < n_bytes;) {
         const char *end = memchr(data + at, '\n', n_bytes - at);
@@ -155,10 +208,13 @@ static xp_status open_files(xp_metrics *metrics, const xp_metrics_args *args) {
     metrics->path = strdup(args->jsonl_path);
     if (!metrics->path)
         return xp_error(XP_ENOMEM, "no memory for the metrics");
-    XP_TRY(cut_off(args->jsonl_path, args->resumed_step));
-    metrics->file = fopen(args->jsonl_path, "ae");
-    if (!metrics->file)
+    XP_TRY(cut_off(metrics, args->resumed_step, args->keep_earlier));
+    metrics->fd = open(args->jsonl_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+    if (metrics->fd < 0)
         return xp_error(XP_EIO, "cannot open %s: %s", args->jsonl_path, strerror(errno));
+    metrics->n_bytes = lseek(metrics->fd, 0, SEEK_END);
+    if (metrics->n_bytes < 0)
+        return xp_error(XP_EIO, "cannot read %s: %s", args->jsonl_path, strerror(errno));
     if (args->tensorboard_folder)
         XP_TRY(xp_tfevents_create(args->tensorboard_folder, &metrics->events));
     return XP_OK;
@@ -168,6 +224,7 @@ xp_status xp_metrics_open(const xp_metrics_args *args, xp_metrics **metrics) {
     xp_metrics *m = calloc(1, sizeof *m);
     if (!m)
         return xp_error(XP_ENOMEM, "no memory for the metrics");
+    m->fd = -1;
     xp_status status = open_files(m, args);
     if (status != XP_OK) {
         xp_metrics_close(m);
@@ -216,25 +273,63 @@ static xp_status add_events(xp_metrics *metrics, const xp_step_record *r) {
     return xp_tfevents_add(metrics->events, r->step, scalars, n);
 }
 
+/* All lines or none: half a line would damage the file for its readers. */
+static xp_status write_lines(xp_metrics *metrics) {
+    const char *data = metrics->lines.data;
+    size_t left = metrics->lines.length;
+    while (left > 0) {
+        ssize_t n = write(metrics->fd, data, left);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            xp_status status = xp_error(XP_EIO, "cannot write %s: %s", metrics->path,
+                                        strerror(n < 0 ? errno : ENOSPC));
+            if (ftruncate(metrics->fd, metrics->n_bytes) != 0)
+                return xp_error_context(status, "half a line may stay");
+            return status;
+        }
+        data += n;
+        left -= (size_t)n;
+    }
+    metrics->n_bytes += (off_t)metrics->lines.length;
+    xp_text_clear(&metrics->lines);
+    return XP_OK;
+}
+
+const char *xp_metrics_kept(const xp_metrics *metrics) {
+    return metrics->kept;
+}
+
 xp_status xp_metrics_add(xp_metrics *metrics, const xp_step_record *record) {
-    xp_text_clear(&metrics->line);
-    xp_metrics_json(record, &metrics->line);
-    if (metrics->line.failed)
+    xp_metrics_json(record, &metrics->lines);
+    if (metrics->lines.failed) {
+        xp_text_free(&metrics->lines);
         return xp_error(XP_ENOMEM, "no memory for a line of %s", metrics->path);
-    if (fwrite(metrics->line.data, 1, metrics->line.length, metrics->file) !=
-            metrics->line.length ||
-        fflush(metrics->file) != 0)
-        return xp_error(XP_EIO, "cannot write %s: %s", metrics->path, strerror(errno));
-    return metrics->events ? add_events(metrics, record) : XP_OK;
+    }
+    XP_TRY(write_lines(metrics));
+    xp_status status = metrics->events ? add_events(metrics, record) : XP_OK;
+    if (status != XP_OK) {
+        xp_tfevents_destroy(metrics->events);
+        metrics->events = NULL;
+        return xp_error_context(status, "no more TensorBoard events");
+    }
+    return XP_OK;
+}
+
+xp_status xp_metrics_sync(xp_metrics *metrics) {
+    return fdatasync(metrics->fd) == 0
+               ? XP_OK
+               : xp_error(XP_EIO, "cannot sync %s: %s", metrics->path, strerror(errno));
 }
 
 void xp_metrics_close(xp_metrics *metrics) {
     if (!metrics)
         return;
-    if (metrics->file)
-        fclose(metrics->file);
+    if (metrics->fd >= 0)
+        close(metrics->fd);
     xp_tfevents_destroy(metrics->events);
-    xp_text_free(&metrics->line);
+    xp_text_free(&metrics->lines);
+    free(metrics->kept);
     free(metrics->path);
     free(metrics);
 }

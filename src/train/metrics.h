@@ -37,13 +37,21 @@ void xp_metrics_json(const xp_step_record *record, xp_text *line);
 typedef struct xp_metrics_args {
     const char *jsonl_path;
     const char *tensorboard_folder; /* NULL = off */
-    int64_t resumed_step;           /* lines of later steps are cut off; 0 empties the file */
+    int64_t resumed_step;           /* lines of later steps are cut off; 0: all */
+    bool keep_earlier; /* lines that are cut off stay in a file beside: metrics-1.jsonl, -2, ... */
 } xp_metrics_args;
 
 typedef struct xp_metrics xp_metrics;
 XP_NODISCARD xp_status xp_metrics_open(const xp_metrics_args *args, xp_metrics **metrics);
-/** On the disk (not synced) when this returns. */
+/** The file in which an earlier run's lines are kept; NULL: there was nothing to keep. */
+const char *xp_metrics_kept(const xp_metrics *metrics);
+/**
+ * With the system (not synced) when this returns. After a failure the next call writes this line
+ * too; TensorBoard's file ends at its first failure.
+ */
 XP_NODISCARD xp_status xp_metrics_add(xp_metrics *metrics, const xp_step_record *record);
+/** All lines so far on the disk. */
+XP_NODISCARD xp_status xp_metrics_sync(xp_metrics *metrics);
 /** NULL is accepted. */
 void xp_metrics_close(xp_metrics *metrics);
 

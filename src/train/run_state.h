@@ -72,7 +72,13 @@ struct xp_trainer {
     int64_t n_recent;
     int64_t interval_steps; /* since the last step line */
     double interval_s;
+    double publish_s;   /* of the save published after the last step's line */
+    uint64_t data_hash; /* of sampled rows */
     bool stop;
+    bool publish_now;  /* a save is written, and published once this step's line is */
+    bool all_failed;   /* every rank has come to the same failure, at the same place */
+    bool went_back;    /* checkpoint.load_step, with later steps there */
+    bool metrics_fail; /* the last line could not be written */
 };
 
 /* announce.c: messages; only the speaking rank's log is not NULL */
@@ -110,6 +116,13 @@ void xp_trainer_close(xp_trainer *trainer);
 /** Resume, load or initialise. Collective. */
 XP_NODISCARD xp_status xp_trainer_start(xp_trainer *t);
 
+/* changes.c: a checkpoint against this run */
+/** A few rows of the data, for the checkpoints to come and the one that is resumed. */
+XP_NODISCARD xp_status xp_trainer_hash_data(xp_trainer *t);
+/** Warn about settings, data and schedule that are others than the checkpoint's. */
+XP_NODISCARD xp_status xp_trainer_compare(xp_trainer *t, const xp_ckpt *ckpt, bool data,
+                                          bool schedule);
+
 /* batches.c */
 XP_NODISCARD xp_status xp_step_batches_create(const xp_run *run, xp_step_batches *batches);
 void xp_step_batches_destroy(xp_step_batches *batches);
@@ -119,6 +132,15 @@ XP_NODISCARD xp_status xp_step_batches_read(xp_loader *loader, xp_step_batches *
 /* step.c */
 /** One optimizer step; fills the record and the stop flag all ranks agree on. Collective. */
 XP_NODISCARD xp_status xp_trainer_step(xp_trainer *t, xp_step_record *record);
+
+/* report.c: step lines and metrics */
+XP_NODISCARD xp_status xp_trainer_open_metrics(xp_trainer *t);
+/** The step's line in the metrics and, where due, on the screen. */
+void xp_trainer_report(xp_trainer *t, xp_step_record *record);
+/** Mean loss of the last steps; NaN before the first. */
+double xp_trainer_recent_loss(const xp_trainer *t);
+/** The last lines of a run. */
+void xp_trainer_summarise(xp_trainer *t, double seconds);
 
 /* validate.c */
 /** Mean loss over the validation rows. Collective. */

@@ -1,3 +1,4 @@
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,7 +7,7 @@
 #include "train/hf_io.h"
 #include "train/run_state.h"
 
-#define MAX_VALUES (XP_ARCH_VALUES + 20)
+#define MAX_VALUES (XP_ARCH_VALUES + 24)
 
 /* The manifest's small values, with the text of numbers. */
 typedef struct value_list {
@@ -39,6 +40,12 @@ static void list_values(const xp_trainer *t, bool model_only, value_list *list) 
     put_int(list, "training.global_batch_size", t->run.global_batch);
     put_text(list, "training.dataset", t->config->training.dataset);
     put_text(list, "training.dataset_path", t->config->training.dataset_path);
+    put_int(list, "data.n_tokens", xp_dataset_n_tokens(t->shared->data));
+    char *hash = list->numbers[list->n];
+    snprintf(hash, sizeof list->numbers[0], "%016" PRIx64, t->data_hash);
+    put_text(list, "data.xxh64", hash);
+    put_int(list, "training.shuffle", xp_train_shuffles(t->config));
+    put_int(list, "lr_scheduler.total_steps", xp_schedule_total(&t->schedule));
     put_text(list, "training.attention", t->config->training.attention);
     put_text(list, "model.flavor", t->run.arch.flavor);
     put_text(list, "model.hf_assets_path", t->config->model.hf_assets_path);
@@ -65,35 +72,41 @@ xp_status xp_trainer_save(xp_trainer *t, bool last) {
         .n_values = list.n,
         .keep_latest_k = t->config->checkpoint.keep_latest_k,
         .comm = t->world,
+        .set_aside_later = true,
     };
-    args.pieces_stay = !xp_device_shares_host(t->device);
-    /* One host copy serves one save at a time. */
-    if (args.pieces_stay && is_async(t))
-        XP_TRY(xp_trainer_publish(t, true));
+    /* A save that the run waits for is written straight from the state. */
+    bool waits = !is_async(t);
+    args.pieces_stay = waits || !xp_device_shares_host(t->device);
+    /* The save before this one is published first: one at a time. */
+    XP_TRY(xp_trainer_publish(t, true));
     XP_TRY(xp_snapshot_collect(t->snapshot, parts, &args.pieces, &args.n_pieces));
     if (t->world)
         xp_comm_set_phase(t->world, "checkpoint");
     t->last_saved = t->step;
-    if (is_async(t)) {
-        /* The save before this one is published first: one at a time. */
-        XP_TRY(xp_trainer_publish(t, true));
-        return xp_ckpt_saver_start(t->saver, &args);
-    }
-    XP_TRY(xp_ckpt_save(&args));
-    t->last_published = t->step;
-    xp_trainer_say(t, "checkpoint: %s/step-%lld", t->ckpt_folder, (long long)t->step);
-    return XP_OK;
+    XP_TRY(xp_ckpt_saver_start(t->saver, &args));
+    t->publish_now = waits;
+    return waits ? xp_ckpt_saver_wait_written(t->saver) : XP_OK;
+}
+
+/* The lines of the steps that a checkpoint holds are on the disk before it shows. */
+static void sync_metrics(xp_trainer *t) {
+    if (t->metrics && xp_ckpt_saver_is_busy(t->saver) && xp_metrics_sync(t->metrics) != XP_OK)
+        xp_trainer_warn(t, "%s", xp_last_error());
 }
 
 xp_status xp_trainer_publish(xp_trainer *t, bool wait) {
     int64_t published = -1;
     if (!t->saver)
         return XP_OK;
+    if (wait)
+        sync_metrics(t);
     XP_TRY(wait ? xp_ckpt_saver_wait(t->saver, &published)
                 : xp_ckpt_saver_poll(t->saver, &published));
     if (published >= 0) {
         t->last_published = published;
         xp_trainer_say(t, "checkpoint: %s/step-%lld", t->ckpt_folder, (long long)published);
+        if (xp_ckpt_saver_warning(t->saver)[0])
+            xp_trainer_warn(t, "%s", xp_ckpt_saver_warning(t->saver));
     }
     return XP_OK;
 }

@@ -40,6 +40,10 @@ xp_status xp_schedule_from_config(const xp_config *config, xp_schedule *schedule
     return XP_OK;
 }
 
+int64_t xp_schedule_total(const xp_schedule *schedule) {
+    return schedule->warmup_steps + schedule->stable_steps + schedule->decay_steps - 1;
+}
+
 double xp_schedule_factor(const xp_schedule *schedule, int64_t s) {
     if (s < schedule->warmup_steps)
         return (double)(s + 1) / (double)schedule->warmup_steps;

@@ -19,6 +19,8 @@ typedef struct xp_schedule {
 /** With decay_ratio < 0 everything after the warm-up decays. XP_ECONFIG names a wrong decay_type.
  */
 XP_NODISCARD xp_status xp_schedule_from_config(const xp_config *config, xp_schedule *schedule);
+/** Steps that the schedule was made for. */
+int64_t xp_schedule_total(const xp_schedule *schedule);
 /** Factor of optimizer.lr at 0-based step s; steps past the schedule's end keep its last value. */
 double xp_schedule_factor(const xp_schedule *schedule, int64_t s);
 

@@ -65,6 +65,11 @@ static xp_status load_tokenizer(xp_train_shared *shared) {
     return XP_OK;
 }
 
+bool xp_train_shuffles(const xp_config *config) {
+    return config->training.shuffle >= 0 ? config->training.shuffle != 0
+                                         : !is_tokens(config->training.dataset);
+}
+
 typedef struct source {
     const char *kind, *path, *path_key;
     const xp_source_list *sources; /* NULL: path alone */
@@ -117,8 +122,7 @@ static xp_status open_all(xp_train_shared *shared, const char *cache, xp_pool *p
         .path_key = "training.dataset_path",
         .sources = &config->training.datasets,
         .seq_len = config->training.seq_len,
-        .shuffle = config->training.shuffle >= 0 ? config->training.shuffle != 0
-                                                 : !is_tokens(config->training.dataset),
+        .shuffle = xp_train_shuffles(config),
     };
     XP_TRY(open_data(shared, &training, cache, pool, log, &shared->data));
     if (!config->validation.enable)

@@ -13,4 +13,7 @@ struct xp_train_shared {
     atomic_bool stop;
 };
 
+/** training.shuffle, or what it is by the kind of data. */
+bool xp_train_shuffles(const xp_config *config);
+
 #endif

@@ -73,28 +73,6 @@ static xp_status value_int(const xp_ckpt *ckpt, const char *key, int64_t *value)
     return XP_OK;
 }
 
-/* Changes that are allowed, but alter what comes next. */
-static void warn_if_changed(xp_trainer *t, const xp_ckpt *ckpt, const char *key, const char *now,
-                            const char *effect) {
-    const char *saved = xp_ckpt_value_get(ckpt, key);
-    if (saved && now && strcmp(saved, now) != 0)
-        xp_trainer_warn(t, "%s was %s in the checkpoint and is %s now: %s", key, saved, now,
-                        effect);
-}
-
-static void warn_about_changes(xp_trainer *t, const xp_ckpt *ckpt) {
-    char number[32];
-    snprintf(number, sizeof number, "%lld", (long long)t->config->debug.seed);
-    warn_if_changed(t, ckpt, "debug.seed", number, "the order of shuffled data changes");
-    snprintf(number, sizeof number, "%lld", (long long)t->config->training.seq_len);
-    warn_if_changed(t, ckpt, "training.seq_len", number, "rows are cut anew, some data may repeat");
-    snprintf(number, sizeof number, "%lld", (long long)t->run.global_batch);
-    warn_if_changed(t, ckpt, "training.global_batch_size", number,
-                    "the data goes on after the rows already read");
-    warn_if_changed(t, ckpt, "training.dataset_path", t->config->training.dataset_path,
-                    "the data goes on at the same row number");
-}
-
 static bool holds_model_only(const xp_ckpt *ckpt) {
     const char *model_only = xp_ckpt_value_get(ckpt, "model_only");
     return model_only && strcmp(model_only, "true") == 0;
@@ -173,9 +151,9 @@ static xp_status restore(xp_trainer *t, const xp_ckpt *ckpt, bool model_only) {
         status = restore_position(t, ckpt, &out);
     free(out.tensors.items);
     XP_TRY(status);
-    if (!model_only)
-        warn_about_changes(t, ckpt);
-    return XP_OK;
+    if (model_only)
+        return XP_OK;
+    return xp_trainer_compare(t, ckpt, !out.data, !out.schedule);
 }
 
 /* The leader looks for the checkpoint; the others open the very same. -1: there is none. */
@@ -197,6 +175,25 @@ static xp_status find_own(xp_trainer *t, xp_ckpt **ckpt) {
     return step >= 0 && !*ckpt ? xp_ckpt_open(t->ckpt_folder, step, ckpt) : XP_OK;
 }
 
+/* A run that goes back leaves no later steps behind: the next start would resume from them, and
+ * they would count for keep_latest_k. The checkpoint that was loaded stays until a new one is
+ * there. */
+static xp_status set_aside_later(xp_trainer *t, int64_t loaded) {
+    char *into = NULL;
+    if (t->step >= t->config->training.steps || !t->leads)
+        return XP_OK;
+    XP_TRY(xp_ckpt_set_aside(t->ckpt_folder, t->step, loaded, &into));
+    t->went_back = into != NULL;
+    if (into)
+        xp_trainer_warn(t,
+                        "checkpoints of later steps than %lld are set aside in %s: the next start "
+                        "goes on from this run's newest checkpoint; without checkpoint.load_step, "
+                        "or it goes back again",
+                        (long long)t->step, into);
+    free(into);
+    return XP_OK;
+}
+
 static xp_status resume(xp_trainer *t, bool *resumed) {
     xp_ckpt *ckpt = NULL;
     *resumed = false;
@@ -206,8 +203,11 @@ static xp_status resume(xp_trainer *t, bool *resumed) {
     if (status == XP_OK && ckpt) {
         status = xp_ckpt_suggest_older(t->ckpt_folder, xp_ckpt_step(ckpt), restore(t, ckpt, false));
         *resumed = status == XP_OK;
-        if (*resumed) {
-            t->last_saved = t->last_published = t->step;
+        if (*resumed)
+            status = set_aside_later(t, xp_ckpt_step(ckpt));
+        if (status == XP_OK) {
+            if (t->step == xp_ckpt_step(ckpt))
+                t->last_saved = t->last_published = t->step;
             xp_trainer_say(t, "resume: %s, %lld tokens seen", xp_ckpt_path(ckpt),
                            (long long)t->tokens_seen);
         }
@@ -317,6 +317,7 @@ xp_status xp_trainer_start(xp_trainer *t) {
     bool resumed = false;
     const char *initial = initial_weights(t->config);
     XP_TRY(xp_shard_adopt_params(t->run.shard, t->run.stream));
+    XP_TRY(xp_trainer_hash_data(t));
     XP_TRY(resume(t, &resumed));
     if (!resumed && initial && initial[0]) {
         XP_TRY(load_initial(t, initial));

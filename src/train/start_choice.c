@@ -1,5 +1,6 @@
 #include "train/start_choice.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include "device/plugin.h"
 #include "expar/comm.h"
@@ -41,10 +42,29 @@ xp_status xp_start_choose_from(const xp_config *c, const xp_start_facts *facts, 
     return XP_OK;
 }
 
+/* Processes of a launcher that expar does not know would each train the whole model alone, in one
+ * folder. */
+static xp_status refuse_foreign_launcher(void) {
+    static const char *const names[] = {"WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const char *value = getenv(names[i]), *rank = getenv("RANK");
+        if (value && atoi(value) > 1)
+            return xp_error(
+                XP_ECONFIG,
+                "%s=%s%s%s in the environment: another launcher (torchrun?) has started "
+                "this process as one of several, and expar cannot join them; start it "
+                "once with NGPU=n, or with mpirun or srun, or unset %s",
+                names[i], value, rank ? " RANK=" : "", rank ? rank : "", names[i]);
+    }
+    return XP_OK;
+}
+
 xp_status xp_start_choose(const xp_config *config, int n_nodes, bool on_nodes, xp_start *start) {
     const xp_cuda_backend *cuda;
     xp_start_facts facts = {
         .launched = xp_mpi_launched(), .n_nodes = n_nodes, .on_nodes = on_nodes};
+    if (!facts.launched)
+        XP_TRY(refuse_foreign_launcher());
     if (!facts.launched && xp_run_device_kind(config) == XP_DEVICE_CUDA) {
         XP_TRY(xp_cuda_backend_get(&cuda));
         XP_TRY(cuda->device_count(&facts.n_gpus));

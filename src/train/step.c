@@ -1,6 +1,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include "checkpoint/agree.h"
 #include "core/file.h"
 #include "model/balance.h"
 #include "train/run_state.h"
@@ -127,6 +128,7 @@ static xp_status check_and_norm(xp_trainer *t, int64_t step, double loss, double
                                       : blame(t, loss, &updated);
     if (status != XP_ENUMERIC)
         return status;
+    t->all_failed = true; /* the loss and the norm are of all ranks */
     xp_error_context(status, "step %lld", (long long)step);
     return xp_error(status,
                     "%s; stopped %s. A lower optimizer.lr, a longer warm-up or a "
@@ -168,6 +170,7 @@ static xp_status queue_update(xp_trainer *t, double lr) {
         .beta2 = (float)t->config->optimizer.beta2,
         .eps = (float)t->config->optimizer.eps,
         .weight_decay = (float)t->config->optimizer.weight_decay,
+        .decay_matrices_only = !t->config->optimizer.decay_norms,
         .step = ++t->optimizer_steps,
         .max_norm = t->config->training.max_norm,
     };
@@ -197,17 +200,35 @@ static void fill_record(xp_trainer *t, const double sums[N_SUMS], xp_step_record
     record->validation_loss = NAN;
 }
 
+/* The step's rows; the tokens that count, of all ranks. One rank's failure is everyone's, at the
+ * same place: a save that is under way can still be published. */
+static xp_status read_data(xp_trainer *t, int64_t step, int64_t *n_valid) {
+    xp_status status = xp_step_batches_read(t->loader, &t->batches);
+    int64_t sums[2] = {status == XP_OK ? t->batches.n_valid : 0, status != XP_OK};
+    if (!t->world)
+        XP_TRY(status);
+    char text[1024];
+    snprintf(text, sizeof text, "%s", xp_last_error());
+    xp_status summed = sum_over_ranks(t, sums, 2, XP_I64, "token count all-reduce");
+    if (summed != XP_OK) /* the own cause first */
+        return status != XP_OK ? xp_error(status, "%s", text) : summed;
+    *n_valid = sums[0];
+    t->all_failed = sums[1] > 0 || *n_valid == 0;
+    if (sums[1] > 0)
+        return xp_agree(t->world, status != XP_OK ? xp_error(status, "%s", text) : XP_OK);
+    return *n_valid > 0
+               ? XP_OK
+               : xp_error(XP_EINVAL, "step %lld: no token of the global batch has a target",
+                          (long long)step);
+}
+
 xp_status xp_trainer_step(xp_trainer *t, xp_step_record *record) {
     int64_t step = t->step + 1;
     double sums[N_SUMS];
     double began = xp_time_s();
     int64_t n_syncs = xp_device_n_syncs(t->device), n_allocs = xp_device_n_allocs(t->device);
-    XP_TRY(xp_step_batches_read(t->loader, &t->batches));
-    int64_t n_valid = t->batches.n_valid;
-    XP_TRY(sum_over_ranks(t, &n_valid, 1, XP_I64, "token count all-reduce"));
-    if (n_valid == 0)
-        return xp_error(XP_EINVAL, "step %lld: no token of the global batch has a target",
-                        (long long)step);
+    int64_t n_valid = 0;
+    XP_TRY(read_data(t, step, &n_valid));
     double have_data = xp_time_s();
     XP_TRY(queue_gradients(t, n_valid));
     double have_gradients = xp_time_s();

@@ -1,15 +1,12 @@
 #include "train/trainer.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "core/error.h"
 #include "core/file.h"
-#include "predict/gpus.h"
 #include "train/run_state.h"
-
-#define GIB ((double)(1 << 30))
 
 /* ---- create and destroy ------------------------------------------------------------------ */
 
@@ -150,25 +147,6 @@ static void destroy_parts(xp_trainer *t) {
 
 /* ---- the loop ---------------------------------------------------------------------------- */
 
-static double physical_memory(void) {
-    long pages = sysconf(_SC_PHYS_PAGES);
-    long page = sysconf(_SC_PAGESIZE);
-    return pages > 0 && page > 0 ? (double)pages * (double)page : 1;
-}
-
-static void fill_rates(xp_trainer *t, double time_s, int64_t steps, xp_step_record *record) {
-    bool on_cpu = xp_device_get_kind(t->device) == XP_DEVICE_CPU;
-    int64_t memory = on_cpu ? xp_process_peak_rss() : xp_device_peak_bytes(t->device);
-    int64_t tokens = steps * t->run.n_microbatches * t->run.local_batch * t->run.seq_len;
-    record->memory_gib = (double)memory / GIB;
-    double total = on_cpu ? physical_memory() : (double)xp_device_total_bytes(t->device);
-    record->memory_percent = total > 0 ? 100 * (double)memory / total : 0;
-    record->tps = time_s > 0 ? (double)tokens / time_s : 0;
-    record->tflops = record->tps * xp_arch_flops_per_token(&t->run.arch, t->run.seq_len) / 1e12;
-    const xp_gpu *gpu = xp_gpu_of_product(xp_device_product(t->device));
-    record->mfu_percent = gpu ? 100 * record->tflops / gpu->bf16_tflops : -1;
-}
-
 static bool due(int64_t step, int64_t every) {
     return every > 0 && step % every == 0;
 }
@@ -199,51 +177,22 @@ static xp_status maybe_save(xp_trainer *t, xp_step_record *record) {
     XP_TRY(xp_trainer_publish(t, false));
     if (last || first || t->stop || due(t->step, config->checkpoint.interval))
         XP_TRY(xp_trainer_save(t, last));
-    record->checkpoint_s = xp_time_s() - began;
-    xp_trace_phase(t->trace, "checkpoint", began, began + record->checkpoint_s);
+    double now = xp_time_s();
+    record->checkpoint_s = now - began + t->publish_s;
+    t->publish_s = 0;
+    xp_trace_phase(t->trace, "checkpoint", began, now);
     return XP_OK;
 }
 
-static void remember_loss(xp_trainer *t, double loss) {
-    t->recent[t->n_recent % XP_N_RECENT] = loss;
-    t->n_recent++;
-}
-
-static double recent_mean(const xp_trainer *t) {
-    int64_t n = t->n_recent < XP_N_RECENT ? t->n_recent : XP_N_RECENT;
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += t->recent[i];
-    return n > 0 ? sum / (double)n : NAN;
-}
-
-static xp_status report(xp_trainer *t, xp_step_record *record) {
-    remember_loss(t, record->loss);
-    t->interval_steps++;
-    /* Rates are of training alone: validation is reported with its own time. */
-    double training_s = record->time_s - record->validation_s;
-    t->interval_s += training_s;
-    fill_rates(t, training_s, 1, record);
-    if (t->metrics)
-        XP_TRY(xp_metrics_add(t->metrics, record));
-    char note[96];
-    char rate[32];
-    xp_format_thousands(record->tps * t->n_ranks, rate);
-    bool first = t->step == t->first_step + 1;
-    bool line = t->step == 1 || first || due(t->step, t->config->metrics.log_freq);
-    if (line && t->log) {
-        xp_text text = {0};
-        fill_rates(t, t->interval_s, t->interval_steps, record);
-        xp_metrics_line(record, xp_log_has_color(t->log), &text);
-        xp_trainer_say(t, "%s", text.failed ? "step line: out of memory" : text.data);
-        xp_text_free(&text);
-    }
-    if (line) {
-        t->interval_steps = 0;
-        t->interval_s = 0;
-    }
-    snprintf(note, sizeof note, "loss %.4f  %s tok/s", record->loss, rate);
-    xp_progress_update(t->progress, t->step, note);
+/* A save that the run waits for shows only when the metrics of its step are on the disk. The time
+ * counts in the next step. */
+static xp_status publish_written(xp_trainer *t) {
+    if (!t->publish_now)
+        return XP_OK;
+    double began = xp_time_s();
+    t->publish_now = false;
+    XP_TRY(xp_trainer_publish(t, true));
+    t->publish_s = xp_time_s() - began;
     return XP_OK;
 }
 
@@ -266,63 +215,42 @@ static xp_status one_step(xp_trainer *t) {
     memset(&record, 0, sizeof record);
     warn_without_trace(t, t->step + 1, xp_trace_begin(t->trace, t->step + 1));
     double began = xp_time_s();
+    double published_s = t->publish_s;
     XP_TRY(xp_trainer_step(t, &record));
     trace_phases(t, &record, began);
     XP_TRY(maybe_validate(t, &record));
     XP_TRY(maybe_save(t, &record));
-    record.time_s = xp_time_s() - began;
+    record.time_s = xp_time_s() - began + published_s;
     warn_without_trace(t, t->step, xp_trace_end(t->trace));
     if (t->step == t->first_step + 1)
         t->n_allocs = xp_device_n_allocs(t->device);
-    return report(t, &record);
+    xp_trainer_report(t, &record);
+    return publish_written(t);
 }
 
-static xp_status open_metrics(xp_trainer *t) {
-    if (!t->leads)
-        return XP_OK;
-    const xp_config *config = t->config;
-    const char *file = config->metrics.log_file;
-    const char *folder = config->metrics.save_tb_folder;
-    char *path = xp_path_join(t->dump, file ? file : "metrics.jsonl");
-    char *tb = xp_path_join(t->dump, folder ? folder : "tb");
-    xp_metrics_args args = {
-        .jsonl_path = path,
-        .tensorboard_folder = config->metrics.enable_tensorboard ? tb : NULL,
-        .resumed_step = t->step,
-    };
-    xp_status status = path && tb ? xp_metrics_open(&args, &t->metrics)
-                                  : xp_error(XP_ENOMEM, "no memory for a path");
-    free(path);
-    free(tb);
-    XP_TRY(status);
-    return xp_progress_create(stderr, t->step, config->training.steps, &t->progress);
+/* A save that was under way when the run failed is published, where all ranks have come to the same
+ * failure together: it holds good steps. The failure stays what the run ends with. */
+static void publish_before_end(xp_trainer *t) {
+    char text[1024];
+    int rank = xp_last_error_rank();
+    if (!t->saver || !xp_ckpt_saver_is_busy(t->saver) || (t->world && !t->all_failed))
+        return;
+    snprintf(text, sizeof text, "%s", xp_last_error());
+    if (xp_trainer_publish(t, true) != XP_OK)
+        xp_trainer_warn(t, "the checkpoint under way could not be published: %s", xp_last_error());
+    xp_error(XP_EINTERNAL, "%s", text);
+    xp_error_set_rank(rank);
 }
 
-static void summarise(xp_trainer *t, double seconds) {
-    int64_t steps = t->step - t->first_step;
-    double tokens = (double)(steps * t->run.global_batch * t->run.seq_len);
-    char count[32];
-    char rate[32];
-    char time[32];
-    xp_format_thousands((double)t->tokens_seen, count);
-    xp_format_thousands(seconds > 0 ? tokens / seconds : 0, rate);
-    xp_format_duration(seconds, time);
-    bool complete = t->step >= t->config->training.steps;
-    xp_trainer_say(t,
-                   "%s: step %lld of %lld, %s tokens seen, loss %.4f (mean of the last %d steps); "
-                   "%lld steps in %s, %s tok/s",
-                   complete ? "done" : "stopped", (long long)t->step,
-                   (long long)t->config->training.steps, count, recent_mean(t),
-                   (int)(t->n_recent < XP_N_RECENT ? t->n_recent : XP_N_RECENT), (long long)steps,
-                   time, rate);
-    if (t->last_published >= 0)
-        xp_trainer_say(t, "checkpoint: %s/step-%lld%s", t->ckpt_folder,
-                       (long long)t->last_published,
-                       complete ? "" : "; the same command goes on from there");
-    else
-        xp_trainer_say(t, "nothing is saved: checkpoint.enable is off");
-    xp_trainer_say(t, "metrics: %s/%s", t->dump,
-                   t->config->metrics.log_file ? t->config->metrics.log_file : "metrics.jsonl");
+static xp_status run_steps(xp_trainer *t) {
+    while (t->step < t->config->training.steps && !t->stop) {
+        xp_status status = one_step(t);
+        if (status != XP_OK) {
+            publish_before_end(t);
+            return status;
+        }
+    }
+    return xp_trainer_publish(t, true);
 }
 
 static xp_status train(xp_trainer *t, xp_train_result *result) {
@@ -338,11 +266,9 @@ static xp_status train(xp_trainer *t, xp_train_result *result) {
                        (long long)(2 * t->step));
         return XP_OK;
     }
-    XP_TRY(open_metrics(t));
+    XP_TRY(xp_trainer_open_metrics(t));
     double began = xp_time_s();
-    while (t->step < t->config->training.steps && !t->stop)
-        XP_TRY(one_step(t));
-    XP_TRY(xp_trainer_publish(t, true));
+    XP_TRY(run_steps(t));
     XP_TRY(xp_stream_sync(t->run.stream)); /* the last update */
     if (t->world)
         XP_TRY(xp_comm_async_error(t->world));
@@ -351,7 +277,7 @@ static xp_status train(xp_trainer *t, xp_train_result *result) {
     result->stopped_by_signal = t->stop;
     if (!t->stop)
         XP_TRY(xp_trainer_export(t));
-    summarise(t, result->seconds);
+    xp_trainer_summarise(t, result->seconds);
     return XP_OK;
 }
 
@@ -359,7 +285,7 @@ static void fill_result(const xp_trainer *t, xp_train_result *result) {
     result->last_step = t->step;
     result->steps_total = t->config->training.steps;
     result->tokens_seen = t->tokens_seen;
-    result->mean_loss_last_50 = recent_mean(t);
+    result->mean_loss_last_50 = xp_trainer_recent_loss(t);
     snprintf(result->dump_folder, sizeof result->dump_folder, "%s", t->dump);
     if (t->last_published >= 0)
         snprintf(result->last_checkpoint, sizeof result->last_checkpoint, "%s/step-%lld",

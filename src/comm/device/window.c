@@ -24,13 +24,15 @@ static void free_window(device_window *w) {
     free(w);
 }
 
-/* Close what is open first: an owner frees when all have said farewell. */
+/* Close what is open first: an owner frees after the final barrier. */
 static void release(device_window *w) {
     for (int i = 0; i < w->base.size && w->opens; i++)
         if (i != w->base.comm->rank && w->base.peers[i])
             w->sharing->close_memory(w->device, w->base.peers[i]);
-    w->base.comm->provider->farewell(w->base.comm);
-    xp_device_free(w->device, w->mine);
+    if (w->base.comm->provider->final_barrier(w->base.comm, w->base.id))
+        xp_device_free(w->device, w->mine);
+    else
+        xp_device_leak(w->device, w->mine);
     free_window(w);
 }
 
@@ -94,7 +96,11 @@ xp_status xp_device_window_create(const xp_device_window_args *args, xp_window *
     *w = (device_window){.device = args->device,
                          .sharing = args->sharing,
                          .opens = !comm->shares_addresses && comm->size > 1};
-    w->base = (xp_window){.comm = comm, .size = comm->size, .peers = peers, .destroy = destroy};
+    w->base = (xp_window){.comm = comm,
+                          .id = comm->n_windows,
+                          .size = comm->size,
+                          .peers = peers,
+                          .destroy = destroy};
     xp_status status = reserve(w, args);
     if (status == XP_OK)
         status = connect_all(w);

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "core/file.h"
+#include "core/process.h"
 
 static size_t board_bytes(int n_slots) {
     return sizeof(xp_board_memory) + (size_t)n_slots * sizeof(xp_board_slot);
@@ -126,20 +127,6 @@ const xp_board_slot *xp_board_find_dead(const xp_board *board) {
             return slot;
     }
     return NULL;
-}
-
-bool xp_process_is_stopped(int pid) {
-    char path[64], line[512] = "";
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    FILE *file = fopen(path, "re");
-    if (!file)
-        return false;
-    size_t n = fread(line, 1, sizeof line - 1, file);
-    fclose(file);
-    line[n] = '\0';
-    /* "pid (name) state ...": the name may hold anything, so look behind its last bracket. */
-    const char *end = strrchr(line, ')');
-    return end && end[1] == ' ' && (end[2] == 'T' || end[2] == 't');
 }
 
 bool xp_board_is_stopped(const xp_board_slot *slot) {

@@ -64,8 +64,6 @@ void xp_board_get_failure(const xp_board *board, xp_failure *failure);
 
 /** The slot of a process that ended without parting, or NULL. */
 const xp_board_slot *xp_board_find_dead(const xp_board *board);
-/** True when a process of this host cannot run: stopped by a signal or a debugger. */
-bool xp_process_is_stopped(int pid);
 bool xp_board_is_stopped(const xp_board_slot *slot);
 /** True when the process is in a wait for others itself. */
 bool xp_board_is_waiting(const xp_board_slot *slot);

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "comm/mpi/rendezvous.h"
+#include "comm/rendezvous.h"
 #include "comm/mpi/world.h"
 #include "core/sync.h"
 
@@ -215,10 +215,13 @@ static void mpi_set_phase(xp_comm *base, const char *phase) {
 }
 
 /* After a failure processes end soon, and what they have opened stays theirs until then. */
-static void mpi_farewell(xp_comm *base) {
-    const xp_comm_call part = {.kind = XP_COMM_BARRIER, .dtype = XP_U8, .phase = "parting"};
-    if (xp_mpi_run(base, &part) != XP_OK)
+static bool mpi_final_barrier(xp_comm *base, int64_t id) {
+    const xp_comm_call barrier = {
+        .kind = XP_COMM_BARRIER, .dtype = XP_U8, .phase = "final barrier of a window"};
+    (void)id; /* calls that do not match are found by the barrier itself */
+    if (xp_mpi_run(base, &barrier) != XP_OK)
         xp_error_clear();
+    return true;
 }
 
 const xp_comm_provider xp_mpi_comm_provider = {
@@ -230,7 +233,7 @@ const xp_comm_provider xp_mpi_comm_provider = {
     .failure = mpi_failure,
     .window_create = xp_mpi_window_create,
     .window_destroy = xp_mpi_window_destroy,
-    .farewell = mpi_farewell,
+    .final_barrier = mpi_final_barrier,
     .set_phase = mpi_set_phase,
     .mark_waiting = mpi_mark_waiting,
     .wait_state = mpi_wait_state,

@@ -94,11 +94,13 @@ static xp_status wait_for(xp_thread_comm *comm, xp_stream *stream, bool done) {
     return XP_OK;
 }
 
-/* Between the two marks; both are recorded whatever happens, so that nobody waits for nothing. */
+/* Between the two events; both are recorded whatever happens, so that nobody waits for nothing.
+ * @param[out] shown  peers know the events and may still use them */
 static xp_status run_marked(xp_thread_comm *comm, const xp_comm_call *call, xp_stream *stream,
-                            xp_team_slot *own) {
+                            xp_team_slot *own, bool *shown) {
     XP_TRY(xp_event_record(own->ready, stream));
     XP_TRY(xp_team_enter(comm, call->kind, call->phase));
+    *shown = true;
     xp_status status = xp_thread_check_match(comm, call);
     if (status == XP_OK)
         status = check_devices(comm, stream);
@@ -114,13 +116,10 @@ static xp_status run_marked(xp_thread_comm *comm, const xp_comm_call *call, xp_s
     if (status != XP_OK || left != XP_OK)
         return status != XP_OK ? status : left;
     XP_TRY(wait_for(comm, stream, true));
-    /* Once more: marks are gone after this call. */
-    status = xp_team_enter(comm, call->kind, call->phase);
-    if (status == XP_OK)
-        return xp_team_leave(comm);
-    /* After a failure somebody may still be waiting for them. */
-    xp_team_farewell(comm);
-    return status;
+    /* Once more: the events are gone after this call. */
+    XP_TRY(xp_team_enter(comm, call->kind, call->phase));
+    *shown = false;
+    return xp_team_leave(comm);
 }
 
 xp_status xp_thread_run_on_device(xp_comm *base, const xp_comm_call *call, xp_stream *stream) {
@@ -128,6 +127,8 @@ xp_status xp_thread_run_on_device(xp_comm *base, const xp_comm_call *call, xp_st
     xp_device *device = xp_stream_device(stream);
     xp_team_slot *own = &comm->team->slots[base->rank];
     xp_event *ready = NULL, *done = NULL;
+    bool shown = false;
+    comm->n_device_calls++;
     XP_TRY(xp_event_create(device, &ready));
     xp_status status = xp_event_create(device, &done);
     if (status == XP_OK) {
@@ -135,8 +136,11 @@ xp_status xp_thread_run_on_device(xp_comm *base, const xp_comm_call *call, xp_st
         own->ready = ready;
         own->done = done;
         own->device_name = xp_device_name(device);
-        status = run_marked(comm, call, stream, own);
+        status = run_marked(comm, call, stream, own, &shown);
     }
+    /* After a failure peers may be on their way to them; ids of windows are not negative. */
+    if (shown && !xp_team_final_barrier(comm, -comm->n_device_calls))
+        return status;
     xp_event_destroy(ready);
     xp_event_destroy(done);
     return status;

@@ -59,6 +59,11 @@ void xp_team_release(xp_team *team) {
         at = &(*at)->next;
     *at = team->next;
     pthread_mutex_unlock(&world->lock);
+    while (team->ends) {
+        xp_team_end *end = team->ends;
+        team->ends = end->next;
+        free(end);
+    }
     free(team->world_ranks);
     free(team->nodes);
     free(team->slots);
@@ -238,29 +243,66 @@ xp_status xp_team_leave(xp_thread_comm *comm) {
     return xp_world_status(team->world);
 }
 
-static bool all_said_farewell(void *context) {
-    const wait_state *wait = context;
-    for (int i = 0; i < wait->team->size; i++) {
-        if (!reached(atomic_load(&wait->team->slots[i].farewells), wait->target))
-            return false;
-    }
-    return true;
+/* Found or made under the world's lock; NULL: no memory. */
+static xp_team_end *find_end(xp_team *team, int64_t id) {
+    xp_team_end *end = team->ends;
+    while (end && end->id != id)
+        end = end->next;
+    if (end)
+        return end;
+    end = calloc(1, sizeof *end);
+    if (!end)
+        return NULL;
+    end->id = id;
+    end->next = team->ends;
+    team->ends = end;
+    return end;
 }
 
-void xp_team_farewell(xp_thread_comm *comm) {
+/* The last one to leave takes it away. Under the world's lock. */
+static void leave_end(xp_team *team, xp_team_end *end) {
+    if (++end->n_left < team->size)
+        return;
+    xp_team_end **at = &team->ends;
+    while (*at != end)
+        at = &(*at)->next;
+    *at = end->next;
+    free(end);
+}
+
+typedef struct end_wait {
+    xp_team_end *end;
+    int size;
+} end_wait;
+
+static bool all_ended(void *context) {
+    const end_wait *wait = context;
+    return atomic_load(&wait->end->n_arrived) == wait->size;
+}
+
+bool xp_team_final_barrier(xp_thread_comm *comm, int64_t id) {
     xp_team *team = comm->team;
-    comm->farewells++;
-    atomic_store(&team->slots[comm->base.rank].farewells, comm->farewells);
+    xp_thread_world *world = team->world;
+    pthread_mutex_lock(&world->lock);
+    xp_team_end *end = find_end(team, id);
+    if (end)
+        atomic_fetch_add(&end->n_arrived, 1);
+    pthread_mutex_unlock(&world->lock);
+    if (!end)
+        return false;
     xp_bell_ring(&team->bell);
-    wait_state wait = {.team = team, .target = comm->farewells};
-    double started = xp_time_s();
-    double healthy = started + team->world->timeout_s;
-    /* A rank that is gone never says farewell: a failed world waits long enough for a copy under
-     * way, not for the dead. */
-    double failed = started + (team->world->timeout_s < 1.0 ? team->world->timeout_s : 1.0);
-    while (!xp_bell_wait(&team->bell, all_said_farewell, &wait, xp_time_s() + 0.05, 0.05)) {
-        double now = xp_time_s();
-        if (now > healthy || (now > failed && atomic_load(&team->world->failed)))
-            return;
+    end_wait wait = {.end = end, .size = team->size};
+    const double started = xp_time_s(), healthy = started + world->timeout_s;
+    /* In a failed world a rank may never come: long enough for a copy under way, no longer. */
+    const double failed = started + (world->timeout_s < 1.0 ? world->timeout_s : 1.0);
+    bool all = false;
+    while (!(all = xp_bell_wait(&team->bell, all_ended, &wait, xp_time_s() + 0.05, 0.05))) {
+        const double now = xp_time_s();
+        if (now > healthy || (now > failed && atomic_load(&world->failed)))
+            break;
     }
+    pthread_mutex_lock(&world->lock);
+    leave_end(team, end);
+    pthread_mutex_unlock(&world->lock);
+    return all;
 }

@@ -32,7 +32,6 @@ typedef struct xp_team_slot {
     _Atomic(const char *)
         phase; /* what its last request was for, and its kind: for the missing rank's error */
     _Atomic int kind;
-    _Atomic uint32_t farewells; /* partings this rank has begun */
     xp_comm_call call;
     xp_event *ready, *done; /* of a collective on a device: data there, share of the work queued */
     const char *device_name;
@@ -40,6 +39,14 @@ typedef struct xp_team_slot {
     xp_team *sub;
     void *window;
 } xp_team_slot;
+
+/** A final barrier that some rank has come to. */
+typedef struct xp_team_end {
+    struct xp_team_end *next;
+    int64_t id;
+    _Atomic int n_arrived;
+    int n_left; /* under the world's lock */
+} xp_team_end;
 
 struct xp_team {
     xp_thread_world *world;
@@ -53,12 +60,13 @@ struct xp_team {
         state; /* completed barriers << 1 | failed; no barrier completes once failed is set */
     xp_bell bell;
     xp_team_slot *slots; /* [size] */
+    xp_team_end *ends;   /* under the world's lock */
 };
 
 typedef struct xp_thread_comm {
     xp_comm base;
     xp_team *team;
-    uint32_t farewells;
+    int64_t n_device_calls;
     uint32_t epoch;   /* barriers this rank has entered */
     const void **src; /* [size] a reduction's sources and results */
     void **dst;
@@ -87,10 +95,10 @@ xp_status xp_world_status(xp_thread_world *world);
 XP_NODISCARD xp_status xp_team_enter(xp_thread_comm *comm, xp_comm_kind kind, const char *phase);
 XP_NODISCARD xp_status xp_team_leave(xp_thread_comm *comm);
 /**
- * Meet to part: as a barrier, but also in a failed world, where it waits a moment for the ranks
- * that still come. Counts separately from enter and leave, which a failure leaves out of step.
+ * See xp_comm_provider.final_barrier. Each id counts for itself, so ranks that a failure has left in
+ * different calls cannot take each other's end of one thing for the end of another.
  */
-void xp_team_farewell(xp_thread_comm *comm);
+bool xp_team_final_barrier(xp_thread_comm *comm, int64_t id);
 
 xp_status xp_thread_run(xp_comm *comm, const xp_comm_call *call);
 /** The same over memory of a GPU that all ranks use, queued on the stream. */

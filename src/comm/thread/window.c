@@ -32,7 +32,7 @@ xp_status xp_thread_window_create(xp_comm *base, xp_device *device, size_t n_byt
     for (int i = 0; i < base->size; i++)
         peers[i] = comm->team->slots[i].window;
     XP_TRY_GOTO(status, xp_team_leave(comm), fail_memory);
-    w->base = (xp_window){.comm = base, .size = base->size, .peers = peers};
+    w->base = (xp_window){.comm = base, .id = base->n_windows, .size = base->size, .peers = peers};
     w->device = device;
     *window = &w->base;
     return XP_OK;
@@ -46,11 +46,11 @@ fail_memory:
 void xp_thread_window_destroy(xp_window *window) {
     thread_window *w = (thread_window *)window;
     xp_thread_comm *comm = (xp_thread_comm *)window->comm;
-    /* Nobody frees while another may still write. In a failed world there is nothing to meet for:
-     * peers have either returned from the call that failed, or are on their way out of it
-     * (xp_team_farewell waits for those). */
-    xp_team_farewell(comm);
-    xp_device_free(w->device, w->mine);
+    /* After a failure a peer may be writing still: what it may reach then stays. */
+    if (xp_team_final_barrier(comm, window->id))
+        xp_device_free(w->device, w->mine);
+    else
+        xp_device_leak(w->device, w->mine);
     free(window->peers);
     free(w);
 }

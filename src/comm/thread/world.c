@@ -89,6 +89,14 @@ xp_status xp_thread_world_comm(xp_thread_world *world, int rank, xp_comm **comm)
     return xp_team_join(world->all, rank, comm);
 }
 
+void xp_thread_world_abort(xp_thread_world *world, int rank, const char *reason) {
+    char text[XP_FAILURE_TEXT];
+    snprintf(text, sizeof text, "rank %d gave up before it had a communicator: %s", rank,
+             reason ? reason : xp_last_error());
+    const xp_failure failure = xp_failure_make(XP_FAILURE_ABORT, rank, rank, text);
+    xp_world_fail(world, &failure);
+}
+
 void xp_world_fail(xp_thread_world *world, const xp_failure *failure) {
     pthread_mutex_lock(&world->lock);
     if (!atomic_load(&world->failed)) {
@@ -146,8 +154,8 @@ static xp_wait_state thread_wait_state(const xp_comm *base, int rank) {
                                                                      : XP_WAIT_BUSY;
 }
 
-static void thread_farewell(xp_comm *base) {
-    xp_team_farewell((xp_thread_comm *)base);
+static bool thread_final_barrier(xp_comm *base, int64_t id) {
+    return xp_team_final_barrier((xp_thread_comm *)base, id);
 }
 
 static const xp_failure *thread_failure(const xp_comm *base) {
@@ -215,5 +223,5 @@ const xp_comm_provider xp_thread_provider = {
     .wait_state = thread_wait_state,
     .window_create = xp_thread_window_create,
     .window_destroy = xp_thread_window_destroy,
-    .farewell = thread_farewell,
+    .final_barrier = thread_final_barrier,
 };

@@ -1,4 +1,4 @@
-/* AdamW and axpy: one pass, eight elements a thread in 16-byte accesses. */
+/* AdamW and axpy: one pass over memory. */
 #include <math.h>
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
@@ -6,7 +6,9 @@
 
 namespace {
 
-constexpr int THREADS = 256, EACH = 8;
+/* Elements of a thread: 16-byte accesses whose neighbours in a warp are neighbours in memory, of the
+ * fp32 state in AdamW, of bf16 rows in axpy. */
+constexpr int THREADS = 256, EACH = 8, ADAMW_THREADS = 128, ADAMW_EACH = 4;
 
 struct adamw_args {
     int64_t n;
@@ -39,19 +41,20 @@ static __device__ __forceinline__ void adamw_step(const adamw_args &args, float 
         store_many<P, N>(p + at, w);
 }
 
-/* A thread owns EACH neighbouring elements; the last thread the rest, one by one. Moves grad and
- * param once, master, m and v twice. */
+/* A thread owns ADAMW_EACH neighbouring elements; the last thread the rest, one by one. Moves grad
+ * and param once, master, m and v twice. */
 template <typename G, typename P>
-__global__ void __launch_bounds__(THREADS) adamw(adamw_args args, const G *grad, P *p, bool wide) {
-    const int64_t first = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * EACH;
+__global__ void __launch_bounds__(ADAMW_THREADS)
+    adamw(adamw_args args, const G *grad, P *p, bool wide) {
+    const int64_t first = ((int64_t)blockIdx.x * ADAMW_THREADS + threadIdx.x) * ADAMW_EACH;
     const float scale = *args.grad_scale;
     if (isnan(scale))
         return;
-    if (wide && first + EACH <= args.n) {
-        adamw_step<G, P, EACH>(args, scale, first, grad, p);
+    if (wide && first + ADAMW_EACH <= args.n) {
+        adamw_step<G, P, ADAMW_EACH>(args, scale, first, grad, p);
         return;
     }
-    for (int64_t i = first; i < first + EACH && i < args.n; i++)
+    for (int64_t i = first; i < first + ADAMW_EACH && i < args.n; i++)
         adamw_step<G, P, 1>(args, scale, i, grad, p);
 }
 
@@ -89,7 +92,8 @@ xp_status launch_adamw(const xp_adamw_args *a, const adamw_args *args, cudaStrea
     P *param = a->param == a->master ? NULL : (P *)a->param;
     const bool wide = xp_is_aligned(a->master) && xp_is_aligned(a->m) && xp_is_aligned(a->v) &&
                       xp_is_aligned(a->grad) && xp_is_aligned(param);
-    adamw<G, P><<<blocks_of(a->n), THREADS, 0, s>>>(*args, (const G *)a->grad, param, wide);
+    adamw<G, P><<<(unsigned)xp_ceil_div(a->n, ADAMW_THREADS * ADAMW_EACH), ADAMW_THREADS, 0, s>>>(
+        *args, (const G *)a->grad, param, wide);
     return xp_cuda_check(cudaGetLastError(), "adamw");
 }
 

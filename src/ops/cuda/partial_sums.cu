@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int COLUMNS = 32, LANES = 16;
+constexpr int COLUMNS = 8, LANES = 64; /* many short sums: the partials lie far apart in memory */
 
 /* Block (COLUMNS, LANES) owns COLUMNS columns; thread (c, l) adds partials l, l + LANES, ... of
  * column c, then thread (c, 0) adds the LANES sums. */

@@ -2,6 +2,7 @@
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/partial_sums.h"
+#include "ops/cuda/qknorm_rope_tokens.h"
 #include "ops/cuda/reduce.cuh"
 #include "ops/cuda/vector.cuh"
 #include "ops/ops_blocks.h"
@@ -307,6 +308,9 @@ xp_status launch_backward(const xp_qknorm_rope_backward_args *a, cudaStream_t s)
 }
 
 xp_status backward_heads(const xp_qknorm_rope_backward_args *a, cudaStream_t s) {
+    if (xp_cuda_qknorm_tokens_serve(&a->forward) && xp_is_aligned(a->dq) && xp_is_aligned(a->dk) &&
+        xp_is_aligned(a->dqkv))
+        return xp_cuda_qknorm_tokens_backward(s, a);
     const int n = width_of(&a->forward, xp_is_aligned(a->forward.qkv) && xp_is_aligned(a->dq) &&
                                             xp_is_aligned(a->dk) && xp_is_aligned(a->dqkv));
     XP_TRY(check_dim(&a->forward, n));
@@ -335,6 +339,8 @@ extern "C" xp_status xp_cuda_qknorm_rope_forward(xp_stream *stream, const xp_qkn
     XP_TRY(xp_cuda_enter(stream, &s));
     if (a->n_tokens == 0)
         return XP_OK;
+    if (xp_cuda_qknorm_tokens_serve(a))
+        return xp_cuda_qknorm_tokens_forward(s, a);
     const int n = width_of(a, xp_is_aligned(a->qkv) && xp_is_aligned(a->q) && xp_is_aligned(a->k));
     XP_TRY(check_dim(a, n));
     if (a->dtype == XP_F32)

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(THREADS) square_blocks(int64_t n, const T *x, 
 #pragma unroll 4
     for (int64_t i = threadIdx.x * N; i + N <= rest; i += THREADS * N) {
         float v[N];
-        unpack(load_once<T, N>(x + first + i), v);
+        unpack(load_vec<T, N>(x + first + i), v);
 #pragma unroll
         for (int k = 0; k < N; k++)
             sum += (double)v[k] * (double)v[k];

@@ -6,8 +6,9 @@
 
 namespace {
 
-/* Vectors that a thread keeps of its row, all loaded before the first is used. */
-constexpr int KEPT = 8;
+/* Vectors that a thread keeps of its row, all loaded before the first is used: FEW where a block's
+ * threads can hold a row so, MANY for longer rows. */
+constexpr int FEW = 2, MANY = 8;
 constexpr int LEAST_THREADS = 128, MOST_THREADS = 1024;
 
 struct forward_args {
@@ -24,7 +25,7 @@ struct forward_args {
  * `warps` neighbouring warps own a row; a thread owns its vectors lane, lane + 32 * warps, ... One
  * read of x (and residual), one write of the sum and y.
  */
-template <typename T, int N, int THREADS>
+template <typename T, int N, int KEPT, int THREADS>
 __global__ void __launch_bounds__(THREADS, 1) forward(forward_args args) {
     __shared__ float partial[THREADS / 32];
     const int stride = 32 * args.warps, lane = (int)threadIdx.x % stride;
@@ -107,15 +108,8 @@ __global__ void __launch_bounds__(LEAST_THREADS) apply(apply_args args) {
     }
 }
 
-template <typename T, int N> xp_status launch_forward(const xp_rmsnorm_args *a, cudaStream_t s) {
-    const int64_t n_vectors = a->dim / N;
-    int warps = 1;
-    while ((int64_t)warps * 32 * KEPT < n_vectors && warps < MOST_THREADS / 32)
-        warps *= 2;
-    if ((int64_t)warps * 32 * KEPT < n_vectors)
-        return xp_error(XP_ENOTSUP, "rmsnorm_forward: rows of %lld elements are too long",
-                        (long long)a->dim);
-    const int threads = 32 * warps <= LEAST_THREADS ? LEAST_THREADS : MOST_THREADS;
+template <typename T, int N, int KEPT, int THREADS>
+xp_status launch_rows(const xp_rmsnorm_args *a, int warps, cudaStream_t s) {
     const forward_args args = {.x = a->x,
                                .residual = a->residual,
                                .w = a->w,
@@ -123,16 +117,36 @@ template <typename T, int N> xp_status launch_forward(const xp_rmsnorm_args *a, 
                                .y = a->y,
                                .rstd = a->rstd,
                                .n_rows = a->n_rows,
-                               .n_vectors = (int)n_vectors,
+                               .n_vectors = (int)(a->dim / N),
                                .dim = (float)a->dim,
                                .eps = a->eps,
                                .warps = warps};
-    const int64_t n_blocks = xp_ceil_div(a->n_rows, threads / (32 * warps));
-    if (threads == LEAST_THREADS)
-        forward<T, N, LEAST_THREADS><<<(unsigned)n_blocks, threads, 0, s>>>(args);
-    else
-        forward<T, N, MOST_THREADS><<<(unsigned)n_blocks, threads, 0, s>>>(args);
+    const int64_t n_blocks = xp_ceil_div(a->n_rows, THREADS / (32 * warps));
+    forward<T, N, KEPT, THREADS><<<(unsigned)n_blocks, THREADS, 0, s>>>(args);
     return xp_cuda_check(cudaGetLastError(), "rmsnorm_forward");
+}
+
+/* The least power of two of warps that hold a row with so many vectors a thread. */
+int warps_for(int64_t n_vectors, int kept) {
+    int warps = 1;
+    while ((int64_t)warps * 32 * kept < n_vectors)
+        warps *= 2;
+    return warps;
+}
+
+template <typename T, int N> xp_status launch_forward(const xp_rmsnorm_args *a, cudaStream_t s) {
+    const int64_t n_vectors = a->dim / N;
+    const int few = warps_for(n_vectors, FEW), many = warps_for(n_vectors, MANY);
+    if (few * 32 <= LEAST_THREADS)
+        return launch_rows<T, N, FEW, LEAST_THREADS>(a, few, s);
+    if (few * 32 <= 2 * LEAST_THREADS)
+        return launch_rows<T, N, FEW, 2 * LEAST_THREADS>(a, few, s);
+    if (many * 32 <= LEAST_THREADS)
+        return launch_rows<T, N, MANY, LEAST_THREADS>(a, many, s);
+    if (many * 32 <= MOST_THREADS)
+        return launch_rows<T, N, MANY, MOST_THREADS>(a, many, s);
+    return xp_error(XP_ENOTSUP, "rmsnorm_forward: rows of %lld elements are too long",
+                    (long long)a->dim);
 }
 
 template <typename T, int N>

@@ -41,14 +41,6 @@ template <typename T, int N> static __device__ __forceinline__ vec<T, N> load_ve
     return *(const vec<T, N> *)from;
 }
 
-/** For data that is read once: it leaves the caches first. Safe for memory that the kernel writes
- * too. */
-template <typename T, int N> static __device__ __forceinline__ vec<T, N> load_once(const T *from) {
-    vec<T, N> v;
-    v.bits = __ldcs((const typename words<(int)sizeof(T) * N>::type *)from);
-    return v;
-}
-
 template <int N>
 static __device__ __forceinline__ void unpack(const vec<float, N> &v, float (&x)[N]) {
     const uint32_t *w = (const uint32_t *)&v;
@@ -104,7 +96,7 @@ static __device__ __forceinline__ void load_many(const T *from, float (&x)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i += WIDE) {
         float part[WIDE];
-        unpack(load_once<T, WIDE>(from + i), part);
+        unpack(load_vec<T, WIDE>(from + i), part);
 #pragma unroll
         for (int k = 0; k < WIDE; k++)
             x[i + k] = part[k];

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -214,6 +215,41 @@ static void test_destroy_in_flight(void **state) {
     xp_ckpt_saver_destroy(NULL);
 }
 
+/* NaN and Inf are found before anything is published, wherever they are, and named with their
+ * place. */
+static void test_not_finite(void **state) {
+    static const struct {
+        float value;
+        const char *text;
+    } bad[] = {{NAN, "NaN"}, {INFINITY, "Inf"}, {-INFINITY, "Inf"}};
+    static float values[700][900];
+    const int64_t rows[] = {0, 333, 699}, columns[] = {0, 17, 899};
+    xp_ckpt_piece piece = {
+        .name = "param/embed", .dtype = XP_F32, .n_dims = 2, .shape = {1400, 900}, .data = values};
+    piece.n = 700 * 900;
+    xp_ckpt_piece rest = piece;
+    rest.first = piece.n;
+    static float others[700][900];
+    rest.data = others;
+    const xp_ckpt_piece pieces[] = {piece, rest};
+    xp_ckpt_save_args args = {.folder = *state, .step = 1, .pieces = pieces, .n_pieces = 2};
+    assert_int_equal(xp_ckpt_save(&args), XP_OK);
+    args.step = 2;
+    for (int i = 0; i < 27; i++) {
+        int64_t row = rows[i % 3], column = columns[i / 3 % 3];
+        char place[64];
+        others[row][column] = bad[i / 9].value;
+        assert_int_equal(xp_ckpt_save(&args), XP_ENUMERIC);
+        snprintf(place, sizeof place, "'param/embed' holds %s at [%d, %d]", bad[i / 9].text,
+                 (int)row + 700, (int)column);
+        assert_true(xp_scratch_error_has("checkpoint of step 2"));
+        assert_true(xp_scratch_error_has(place));
+        assert_int_equal(xp_scratch_count(*state), 1);
+        others[row][column] = 3.4e38F; /* the largest numbers are numbers */
+    }
+    assert_int_equal(xp_ckpt_save(&args), XP_OK);
+}
+
 static void test_staging_bytes(void **state) {
     assert_non_null(*state);
     const xp_ckpt_piece pieces[] = {{.dtype = XP_F32, .n = 1}, {.dtype = XP_I64, .n = 8}, {.n = 0}};
@@ -224,8 +260,9 @@ static void test_staging_bytes(void **state) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, xp_scratch_setup, xp_scratch_teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_one_rank),  TEST(test_four_ranks),        TEST(test_failure_of_one_rank),
-        TEST(test_lost_rank), TEST(test_destroy_in_flight), TEST(test_staging_bytes),
+        TEST(test_one_rank),   TEST(test_four_ranks),        TEST(test_failure_of_one_rank),
+        TEST(test_lost_rank),  TEST(test_destroy_in_flight), TEST(test_staging_bytes),
+        TEST(test_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

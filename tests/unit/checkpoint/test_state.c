@@ -172,6 +172,29 @@ static void test_leftovers_are_cleaned(void **state) {
     assert_int_equal(access(xp_scratch_join(folder, "notes.txt").text, F_OK), 0);
 }
 
+/* A run that went back: its new step is the newest, and the later ones are beside. */
+static void test_later_steps_are_set_aside(void **state) {
+    const char *folder = *state;
+    char *into = NULL;
+    for (int step = 1; step <= 5; step++)
+        save_one(folder, step, 0, step);
+    assert_int_equal(xp_ckpt_set_aside(folder, 5, -1, &into), XP_OK);
+    assert_null(into);
+    assert_int_equal(xp_ckpt_set_aside(folder, 2, 4, &into), XP_OK);
+    assert_string_equal(into, xp_scratch_join(folder, "set-aside-1").text);
+    assert_true(holds(into, 3, 3));
+    assert_true(holds(into, 5, 5));
+    free(into);
+    assert_true(holds(folder, -1, 4));
+    assert_int_equal(xp_ckpt_set_aside(folder, 0, -1, &into), XP_OK);
+    assert_string_equal(into, xp_scratch_join(folder, "set-aside-2").text);
+    assert_int_equal(xp_scratch_count(into), 3);
+    free(into);
+    save_one(folder, 1, 2, 9);
+    assert_true(holds(folder, -1, 9));
+    assert_int_equal(xp_scratch_count(folder), 3);
+}
+
 static void test_replace_a_step(void **state) {
     const char *folder = *state;
     save_one(folder, 4, 0, 1);
@@ -276,6 +299,7 @@ int main(void) {
         TEST(test_same_state_same_bytes),
         TEST(test_newest_and_foreign_names),
         TEST(test_leftovers_are_cleaned),
+        TEST(test_later_steps_are_set_aside),
         TEST(test_replace_a_step),
         TEST(test_keep_latest_k),
         TEST(test_mismatches_are_named),

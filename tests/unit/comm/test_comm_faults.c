@@ -216,6 +216,90 @@ static void test_queued(void **state) {
     free(jobs);
 }
 
+#define WINDOW_BYTES ((size_t)8 << 20) /* the C library gives so much back to the system at once */
+
+static xp_window *make_window(rank_job *job, xp_device **device) {
+    const xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
+    xp_window *window = NULL;
+    RANK_CHECK(job, xp_device_create(&args, device) == XP_OK);
+    RANK_CHECK(job,
+               xp_comm_window_create(job->comm, *device, WINDOW_BYTES, "test", &window) == XP_OK);
+    return window;
+}
+
+/* Rank 0 fails and frees its window while rank 1 is still in a long copy into it: the memory must
+ * stay (the process would crash; TSan and ASan see more). */
+static void long_copy_body(rank_job *job) {
+    xp_device *device = NULL;
+    xp_window *window = make_window(job, &device);
+    char *theirs = xp_window_peer(window, 0);
+    RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_OK);
+    const double started = now();
+    if (job->rank == 0)
+        xp_comm_abort(job->comm, "made to give up");
+    while (job->rank == 1 && now() - started < 2.5)
+        for (size_t i = 0; i < WINDOW_BYTES; i += 4096)
+            theirs[i] = (char)(i >> 12);
+    for (size_t i = 0; i < WINDOW_BYTES && job->rank == 1; i += 4096)
+        RANK_CHECK(job, theirs[i] == (char)(i >> 12));
+    xp_comm_window_destroy(window);
+    job->seconds = now() - started;
+    RANK_CHECK(job, xp_device_bytes(device, NULL) == 0);
+    xp_device_destroy(device);
+}
+
+/* Healthy ranks part in whatever order they like: each window's end is its own. */
+static void two_windows_body(rank_job *job) {
+    xp_device *devices[2] = {NULL, NULL};
+    xp_window *windows[2];
+    for (int i = 0; i < 2; i++)
+        windows[i] = make_window(job, &devices[i]);
+    char *theirs = xp_window_peer(windows[0], 1 - job->rank);
+    for (int i = 0; i < 100 && job->rank == 0; i++) {
+        for (size_t k = 0; k < WINDOW_BYTES; k += 4096)
+            theirs[k] = 1;
+        usleep(1000);
+    }
+    for (int i = 0; i < 2; i++)
+        xp_comm_window_destroy(windows[i]);
+    for (int i = 0; i < 2; i++)
+        xp_device_destroy(devices[i]);
+}
+
+static void test_window_lifetime(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(2, 30, NULL, long_copy_body);
+    for (int r = 0; r < 2; r++)
+        if (jobs[r].n_wrong)
+            fail_msg("%s", jobs[r].first);
+    assert_true(jobs[0].seconds < 2); /* it does not wait for rank 1 either */
+    free(jobs);
+    expect_all(2, two_windows_body);
+}
+
+/* Rank 2 never gets as far as a communicator. */
+static void absent_body(rank_job *job) {
+    const double started = now();
+    if (job->rank == 2) {
+        usleep(50000);
+        xp_thread_world_abort(job->world, 2, "its GPU is gone");
+    }
+    keep_error(job, xp_comm_barrier(job->comm, NULL), started);
+}
+
+static void test_absent(void **state) {
+    (void)state;
+    rank_job *jobs = run_ranks(3, 30, NULL, absent_body);
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(jobs[r].n_wrong, 0);
+        assert_string_equal(jobs[r].error,
+                            "rank 2 gave up before it had a communicator: its GPU is gone");
+        expect_record(&jobs[r], XP_FAILURE_ABORT, 2, "");
+        assert_true(jobs[r].seconds < 2);
+    }
+    free(jobs);
+}
+
 static void count_call(void *context) {
     atomic_fetch_add((_Atomic int *)context, 1);
 }
@@ -290,6 +374,7 @@ int main(void) {
         cmocka_unit_test(test_abort),     cmocka_unit_test(test_mismatch),
         cmocka_unit_test(test_storm),     cmocka_unit_test(test_queued),
         cmocka_unit_test(test_hooks),     cmocka_unit_test(test_agreed),
+        cmocka_unit_test(test_absent),    cmocka_unit_test(test_window_lifetime),
         cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -30,7 +30,7 @@ static const char rich[] =
     "datasets = [{path = \"a \\\"b\\\".jsonl\", weight = 0.1}, {path = \"c\"}]\n"
     "[optimizer]\n"
     "lr = 0.30000000000000004\n"
-    "eps = 1e-300\n"
+    "eps = 1.0000000000000002e-30\n"
     "[lr_scheduler]\n"
     "decay_ratio = 0.0\n"
     "[moe]\n"

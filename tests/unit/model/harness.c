@@ -118,9 +118,13 @@ static void make_batch(xp_test_model *t, const xp_model_args *args) {
 }
 
 void xp_test_model_create(xp_model_args args, int n_threads, xp_test_model *t) {
+    const xp_device_args device = {.kind = XP_DEVICE_CPU, .n_threads = n_threads};
+    xp_test_model_create_on(&device, args, t);
+}
+
+void xp_test_model_create_on(const xp_device_args *device, xp_model_args args, xp_test_model *t) {
     *t = (xp_test_model){.arch = *args.arch};
-    xp_device_args device = {.kind = XP_DEVICE_CPU, .n_threads = n_threads};
-    xp_test_must(xp_device_create(&device, &t->device));
+    xp_test_must(xp_device_create(device, &t->device));
     xp_test_must(xp_stream_create(t->device, XP_STREAM_COMPUTE, &t->stream));
     args.device = t->device;
     xp_test_must(xp_model_create(&args, &t->model));

@@ -25,6 +25,7 @@ xp_model_args xp_test_args(const xp_arch *arch);
 /** Model on a CPU device of n_threads with weights from xp_test_uniform() and a batch: args.device
  * is filled in. */
 void xp_test_model_create(xp_model_args args, int n_threads, xp_test_model *t);
+void xp_test_model_create_on(const xp_device_args *device, xp_model_args args, xp_test_model *t);
 void xp_test_model_destroy(xp_test_model *t);
 /** One training pass; the loss. */
 xp_model_loss xp_test_step(xp_test_model *t);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device/cpu/guard.h"
 #include "harness.h"
 
 static int64_t n_grads(const xp_test_model *t) {
@@ -165,6 +166,43 @@ static void test_accumulation(void **state) {
         free(again);
         xp_test_model_destroy(&t);
     }
+}
+
+/* Microbatches with loss scales of their own. `ahead`: all are queued before the device comes to the
+ * first. */
+static float *queue_passes(bool ahead, int n_passes) {
+    xp_arch arch = xp_test_moe_arch();
+    const xp_device_args late = {.kind = XP_DEVICE_CPU, .n_threads = 1, .caps = "guard,late"};
+    xp_test_model t;
+    xp_test_model_create_on(&late, xp_test_args(&arch), &t);
+    for (int i = 0; i < n_passes; i++) {
+        t.batch.accumulate = i > 0;
+        t.batch.loss_scale = 1.0F / (float)(i + 1);
+        xp_test_must(xp_model_forward_backward(t.model, &t.batch, NULL, t.stream));
+        if (!ahead)
+            xp_test_must(xp_stream_sync(t.stream));
+    }
+    xp_test_must(xp_stream_sync(t.stream));
+    float *grads = xp_test_grads(&t);
+    xp_test_model_destroy(&t);
+    return grads;
+}
+
+static void test_queued_passes_keep_their_loss_scale(void **state) {
+    (void)state;
+    xp_arch arch = xp_test_moe_arch();
+    xp_test_model t;
+    xp_test_model_create(xp_test_args(&arch), 1, &t);
+    const size_t n_bytes = (size_t)n_grads(&t) * sizeof(float);
+    xp_test_model_destroy(&t);
+    xp_guard_open(); /* the harness writes parameters itself */
+    for (int n_passes = 2; n_passes < 24; n_passes += 7) {
+        float *one_by_one = queue_passes(false, n_passes), *ahead = queue_passes(true, n_passes);
+        assert_memory_equal(ahead, one_by_one, n_bytes);
+        free(one_by_one);
+        free(ahead);
+    }
+    xp_guard_close();
 }
 
 /* Smaller batches than the model was made for, and chunks of the head that do not divide the rows.
@@ -442,6 +480,7 @@ int main(void) {
         cmocka_unit_test(test_counts),
         cmocka_unit_test(test_idle_expert_has_zero_gradient),
         cmocka_unit_test(test_accumulation),
+        cmocka_unit_test(test_queued_passes_keep_their_loss_scale),
         cmocka_unit_test(test_rows_are_independent),
         cmocka_unit_test(test_hooks),
         cmocka_unit_test(test_decoder_equals_forward),

@@ -42,6 +42,8 @@ typedef struct layout {
     int n_ranks, replicate, ep;
     int64_t bucket_bytes;
     int nan_rank; /* this rank's first expert gradient is NaN; -1 = none */
+    float decay;  /* 0: 0.1; below: none */
+    bool matrices_only;
 } layout;
 
 /* What a rank leaves behind: parameters by Hugging Face tensor, in the order of the full model. */
@@ -102,13 +104,15 @@ static void poison(const xp_param_table *table, float *grads) {
 }
 
 /* As a trainer does it: the update is queued before anybody looks at the norm. */
-static xp_status update(xp_shard *shard, int step, double *norm, xp_stream *stream) {
+static xp_status update(const layout *l, xp_shard *shard, int step, double *norm,
+                        xp_stream *stream) {
     XP_TRY(xp_shard_queue_norm(shard, stream));
     xp_adam_step args = {.lr = 0.01F,
                          .beta1 = 0.9F,
                          .beta2 = 0.95F,
                          .eps = 1e-8F,
-                         .weight_decay = 0.1F,
+                         .weight_decay = l->decay == 0 ? 0.1F : fmaxf(l->decay, 0),
+                         .decay_matrices_only = l->matrices_only,
                          .step = step + 1,
                          .max_norm = 3};
     XP_TRY(xp_shard_update(shard, &args, stream));
@@ -129,7 +133,7 @@ static xp_status run_steps(const rank_args *a, const xp_mesh *mesh, const xp_par
             XP_TRY(xp_shard_group_ready(shard, g, stream));
         XP_TRY(xp_shard_finish_reduce(shard, stream));
         memcpy(before, params, n_bytes);
-        status = update(shard, step, &a->out->norms[step], stream);
+        status = update(a->l, shard, step, &a->out->norms[step], stream);
         a->out->same_params = memcmp(before, params, n_bytes) == 0;
     }
     free(before);
@@ -268,12 +272,15 @@ static void assert_same(const outcome *out, const outcome *reference, int64_t n,
 static void same_bits(void **state) {
     (void)state;
     static const layout layouts[] = {
-        {2, 1, 1, 1 << 20, -1}, {2, 1, 2, 1 << 20, -1}, {4, 1, 1, 1 << 20, -1}, {4, 1, 2, 2048, -1},
-        {4, 1, 4, 1024, -1},    {4, 2, 1, 1 << 20, -1}, {4, 2, 2, 512, -1},     {3, 1, 1, 4096, -1},
-        {8, 2, 4, 1 << 14, -1}, {4, 4, 1, 1 << 20, -1}, {2, 1, 1, 0, -1},
+        {2, 1, 1, 1 << 20, -1, 0, false}, {2, 1, 2, 1 << 20, -1, 0, false},
+        {4, 1, 1, 1 << 20, -1, 0, false}, {4, 1, 2, 2048, -1, 0, false},
+        {4, 1, 4, 1024, -1, 0, false},    {4, 2, 1, 1 << 20, -1, 0, false},
+        {4, 2, 2, 512, -1, 0, false},     {3, 1, 1, 4096, -1, 0, false},
+        {8, 2, 4, 1 << 14, -1, 0, false}, {4, 4, 1, 1 << 20, -1, 0, false},
+        {2, 1, 1, 0, -1, 0, false},
     };
     int64_t n = full_elements();
-    layout one = {1, 1, 1, 1 << 20, -1};
+    layout one = {1, 1, 1, 1 << 20, -1, 0, false};
     outcome reference[1];
     run(&one, reference);
     assert_int_equal(reference[0].status, XP_OK);
@@ -294,13 +301,50 @@ static void same_bits(void **state) {
     drop(reference, 1);
 }
 
+/* Norms as without decay, matrices as with it, on any layout. */
+static void norms_stay_out_of_decay(void **state) {
+    (void)state;
+    static const layout layouts[] = {{1, 1, 1, 1 << 20, -1, 0.3F, true},
+                                     {2, 1, 2, 512, -1, 0.3F, true},
+                                     {4, 1, 1, 0, -1, 0.3F, true},
+                                     {3, 1, 1, 1024, -1, 0.3F, true}};
+    const layout with = {1, 1, 1, 1 << 20, -1, 0.3F, false},
+                 without = {1, 1, 1, 1 << 20, -1, -1, false};
+    xp_arch arch = small_arch();
+    xp_param_table *table = NULL;
+    outcome decayed, plain, out[MAX_RANKS];
+    run(&with, &decayed);
+    run(&without, &plain);
+    assert_int_equal(xp_param_table_create(&arch, 0, 1, &table), XP_OK);
+    for (size_t k = 0; k < sizeof layouts / sizeof layouts[0]; k++) {
+        int n_vectors = 0;
+        run(&layouts[k], out);
+        for (int p = 0; p < xp_param_table_n_params(table); p++) {
+            const xp_param *param = xp_param_table_param(table, p);
+            const outcome *expected = param->n_dims > 1 ? &decayed : &plain;
+            size_t n_bytes = (size_t)param->n_elements * sizeof(float);
+            n_vectors += param->n_dims == 1;
+            assert_memory_not_equal(decayed.params + param->offset, plain.params + param->offset,
+                                    n_bytes);
+            for (int64_t i = param->offset; i < param->offset + param->n_elements; i++)
+                if (out[0].params[i] != 0) /* another rank's expert */
+                    assert_memory_equal(&out[0].params[i], &expected->params[i], sizeof(float));
+        }
+        assert_true(n_vectors > 4);
+        drop(out, layouts[k].n_ranks);
+    }
+    xp_param_table_destroy(table);
+    drop(&decayed, 1);
+    drop(&plain, 1);
+}
+
 static void memory_falls(void **state) {
     (void)state;
-    layout one = {1, 1, 1, 1 << 20, -1};
+    layout one = {1, 1, 1, 1 << 20, -1, 0, false};
     outcome base[1];
     run(&one, base);
     for (int n = 2; n <= MAX_RANKS; n *= 2) {
-        layout l = {n, 1, 1, 1 << 20, -1};
+        layout l = {n, 1, 1, 1 << 20, -1, 0, false};
         outcome out[MAX_RANKS];
         run(&l, out);
         /* Each of the 6 groups may be rounded up by 64 elements, in two arrays of floats. */
@@ -314,7 +358,7 @@ static void memory_falls(void **state) {
 
 static void names_bad_gradient(void **state) {
     (void)state;
-    layout l = {4, 1, 2, 1 << 20, 2};
+    layout l = {4, 1, 2, 1 << 20, 2, 0, false};
     outcome out[MAX_RANKS];
     run(&l, out);
     for (int r = 0; r < l.n_ranks; r++) {
@@ -329,6 +373,7 @@ static void names_bad_gradient(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_bits),
+        cmocka_unit_test(norms_stay_out_of_decay),
         cmocka_unit_test(memory_falls),
         cmocka_unit_test(names_bad_gradient),
     };

@@ -3,8 +3,8 @@
  * leaves a mark, a file FOLDER/.expar-ranks-JOB/RANK, before it calls MPI_Init and takes it away
  * afterwards. Ranks of a node that does not share the folder are not seen.
  */
-#ifndef XP_COMM_MPI_RENDEZVOUS_H
-#define XP_COMM_MPI_RENDEZVOUS_H
+#ifndef XP_COMM_RENDEZVOUS_H
+#define XP_COMM_RENDEZVOUS_H
 
 #include <stdbool.h>
 #include "expar/status.h"
@@ -12,7 +12,8 @@
 #define XP_RENDEZVOUS_LOOK_S 0.1
 
 typedef struct xp_rendezvous {
-    char folder[1024]; /* "" when nothing is to be watched */
+    char folder[1024];   /* "" when nothing is to be watched */
+    char fallback[1024]; /* in $TMPDIR or /tmp; the same as folder where none was named */
     char host[64];
     int rank, size; /* by the launcher's account */
     double timeout_s, deadline_s;
@@ -27,5 +28,9 @@ XP_NODISCARD xp_status xp_rendezvous_check(xp_rendezvous *meeting);
 /** Take the mark away. A failure is written down for those who still wait; the rank that does so
  * waits until the others of its node have ended, so that its words are the last. @return status */
 XP_NODISCARD xp_status xp_rendezvous_leave(xp_rendezvous *meeting, xp_status status);
+/** This rank will not come: ranks that wait in init, or start later, end at once with `reason`. Those
+ * of other hosts see it where they see the folder. Keeps the last error. Does nothing without a
+ * launcher. */
+void xp_rendezvous_absent(const char *folder, const char *reason);
 
 #endif

@@ -1,4 +1,4 @@
-#include "comm/mpi/rendezvous.h"
+#include "comm/rendezvous.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -8,13 +8,16 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-#include "comm/mpi/board.h"
 #include "core/file.h"
+#include "core/process.h"
 #include "core/text.h"
 
 /* Ranks that see a failure written down leave within this time. */
 #define OTHERS_S 2.0
 #define OUTPUT_S 0.2
+/* Files of the folder beside the marks: the failure that a waiting rank has found; why a rank does not come. */
+#define FAILED   "failed"
+#define ABSENTEE "absentee"
 
 static const char *first_of(const char *const *names, size_t n) {
     for (size_t i = 0; i < n; i++) {
@@ -48,39 +51,49 @@ static uint64_t add_hash(uint64_t hash, const char *text) {
 
 /* The same on all ranks of one start and on no others. */
 static uint64_t job_key(void) {
-    const char *const names[] = {"PMIX_NAMESPACE",        "OMPI_MCA_ess_base_jobid",
-                                 "OMPI_MCA_orte_hnp_uri", "SLURM_JOB_ID",
-                                 "SLURM_STEP_ID",         "PMI_JOBID"};
+    const char *const names[] = {
+        "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_hnp_uri",
+        "SLURM_JOB_ID",   "SLURM_STEP_ID",           "SLURM_RESTART_COUNT",
+        "PMI_JOBID"};
     uint64_t key = 0xcbf29ce484222325U;
     for (size_t i = 0; i < COUNT(names); i++)
         key = add_hash(key, getenv(names[i]));
     return key;
 }
 
-static void path_of(const xp_rendezvous *m, const char *name, char path[1100]) {
-    snprintf(path, 1100, "%s/%s", m->folder, name);
+static void path_of(const char *folder, const char *name, char path[1100]) {
+    snprintf(path, 1100, "%s/%s", folder, name);
 }
 
 static void mark_of(const xp_rendezvous *m, int rank, char path[1100]) {
     char name[32];
     snprintf(name, sizeof name, "%d", rank);
-    path_of(m, name, path);
+    path_of(m->folder, name, path);
 }
 
-xp_status xp_rendezvous_enter(const char *folder, xp_rendezvous *m) {
+static xp_status locate(const char *folder, xp_rendezvous *m) {
     const char *const temporary[] = {"TMPDIR"};
+    const char *fallback = first_of(temporary, 1);
     *m = (xp_rendezvous){0};
     ask_launcher(m);
     if (m->size < 2)
         return XP_OK;
+    fallback = fallback ? fallback : "/tmp";
     gethostname(m->host, sizeof m->host - 1);
-    if (!folder)
-        folder = first_of(temporary, 1);
-    int n = snprintf(m->folder, sizeof m->folder, "%s/.expar-ranks-%016llx",
-                     folder ? folder : "/tmp", (unsigned long long)job_key());
-    if (n < 0 || (size_t)n >= sizeof m->folder)
-        return xp_error(XP_EINVAL, "the path of the folder where ranks meet is too long: %s",
-                        folder);
+    const unsigned long long key = job_key();
+    const int n = snprintf(m->folder, sizeof m->folder, "%s/.expar-ranks-%016llx",
+                           folder ? folder : fallback, key);
+    snprintf(m->fallback, sizeof m->fallback, "%s/.expar-ranks-%016llx", fallback, key);
+    return n > 0 && (size_t)n < sizeof m->folder
+               ? XP_OK
+               : xp_error(XP_EINVAL, "the path of the folder where ranks meet is too long: %s",
+                          folder ? folder : fallback);
+}
+
+xp_status xp_rendezvous_enter(const char *folder, xp_rendezvous *m) {
+    XP_TRY(locate(folder, m));
+    if (m->size < 2)
+        return XP_OK;
     XP_TRY(xp_folder_create(m->folder));
     char path[1100], text[128];
     mark_of(m, m->rank, path);
@@ -169,12 +182,20 @@ static xp_status report(const xp_rendezvous *m) {
     return status;
 }
 
-/* Written down by another rank: its words are ours. */
-static xp_status check_failure(const xp_rendezvous *m) {
+static bool is_there(const char *path) {
+    bool exists = false;
+    if (xp_path_exists(path, &exists) != XP_OK)
+        xp_error_clear();
+    return exists;
+}
+
+/* A failure that another rank has written down: its text is ours. */
+static xp_status check_file(const char *folder, const char *name) {
     char path[1100], *text = NULL;
     size_t n = 0;
-    path_of(m, "failed", path);
-    /* Absent, or not to be read just now: the next look tells. */
+    path_of(folder, name, path);
+    if (!is_there(path))
+        return XP_OK;
     if (xp_file_read(path, 4096, &text, &n) != XP_OK) {
         xp_error_clear();
         return XP_OK;
@@ -184,6 +205,12 @@ static xp_status check_failure(const xp_rendezvous *m) {
     return status;
 }
 
+/* A rank that could not even start. One that did not know the folder has used the fallback. */
+static xp_status check_absentee(const xp_rendezvous *m) {
+    XP_TRY(check_file(m->folder, ABSENTEE));
+    return check_file(m->fallback, ABSENTEE);
+}
+
 xp_status xp_rendezvous_check(xp_rendezvous *m) {
     if (m->size < 2)
         return xp_time_s() < m->deadline_s ? XP_OK
@@ -191,7 +218,8 @@ xp_status xp_rendezvous_check(xp_rendezvous *m) {
                                                       "MPI_Init did not return within %g s "
                                                       "(comm.init_timeout_seconds)",
                                                       m->timeout_s);
-    XP_TRY(check_failure(m));
+    XP_TRY(check_file(m->folder, FAILED));
+    XP_TRY(check_absentee(m));
     for (int r = 0; r < m->size; r++) {
         int pid = 0;
         if (r != m->rank && look_for(m, r, &pid) == DEAD)
@@ -201,16 +229,47 @@ xp_status xp_rendezvous_check(xp_rendezvous *m) {
 }
 
 /* @return true: this rank was the first to write */
-static bool write_down(const xp_rendezvous *m, const char *text) {
+static bool write_down(const xp_rendezvous *m, const char *what, const char *text) {
     char path[1100], aside[1100], name[48];
-    snprintf(name, sizeof name, "failed.%d", m->rank);
-    path_of(m, "failed", path);
-    path_of(m, name, aside);
+    snprintf(name, sizeof name, "%s.%d", what, m->rank);
+    path_of(m->folder, what, path);
+    path_of(m->folder, name, aside);
     if (xp_file_write_atomic(aside, text, strlen(text)) != XP_OK)
         return true;
     bool first = link(aside, path) == 0 || errno != EEXIST; /* whole or not there */
     unlink(aside);
     return first;
+}
+
+static bool has_left(const char *folder, int rank) {
+    char path[1100], name[48];
+    snprintf(name, sizeof name, "%d.left", rank);
+    path_of(folder, name, path);
+    return is_there(path);
+}
+
+static void remove_folder(const char *folder) {
+    if (xp_folder_remove(folder) != XP_OK)
+        xp_error_clear();
+}
+
+/* After a rank that could not start the folder stays until the last rank has looked into it: ranks
+ * may start seconds apart. */
+static void sign_out(const xp_rendezvous *m) {
+    char path[1100], name[48];
+    snprintf(name, sizeof name, "%d.left", m->rank);
+    path_of(m->folder, name, path);
+    if (xp_file_write_atomic(path, "", 0) != XP_OK)
+        xp_error_clear();
+    mark_of(m, m->rank, path);
+    unlink(path);
+    bool all = true;
+    for (int r = 0; r < m->size && all; r++)
+        all = has_left(m->folder, r) || has_left(m->fallback, r);
+    if (!all)
+        return;
+    remove_folder(m->folder);
+    remove_folder(m->fallback);
 }
 
 /* Until nobody on this host is left whose mark is there. */
@@ -230,13 +289,18 @@ static void outlast(const xp_rendezvous *m) {
 static xp_status tell(xp_rendezvous *m, xp_status status) {
     char text[1024];
     snprintf(text, sizeof text, "%s", xp_last_error());
-    if (check_failure(m) == XP_OK && write_down(m, text)) {
+    if (check_absentee(m) != XP_OK) {
+        snprintf(text, sizeof text, "%s", xp_last_error());
+        write_down(m, ABSENTEE, text); /* for nodes that do not see the fallback */
+        sign_out(m);
+        return xp_error(status, "rank %d ends in init: %s", m->rank, text);
+    }
+    if (check_file(m->folder, FAILED) == XP_OK && write_down(m, FAILED, text)) {
         outlast(m);
-        if (xp_folder_remove(m->folder) != XP_OK)
-            xp_error_clear();
+        remove_folder(m->folder);
         return xp_error(status, "%s", text);
     }
-    if (check_failure(m) != XP_OK)
+    if (check_file(m->folder, FAILED) != XP_OK)
         snprintf(text, sizeof text, "%s", xp_last_error());
     return xp_error(status, "rank %d ends in init: %s", m->rank, text);
 }
@@ -251,4 +315,15 @@ xp_status xp_rendezvous_leave(xp_rendezvous *m, xp_status status) {
     unlink(path);
     rmdir(m->folder); /* the last one takes it away */
     return status;
+}
+
+void xp_rendezvous_absent(const char *folder, const char *reason) {
+    xp_rendezvous m;
+    char text[1024];
+    if (locate(folder, &m) == XP_OK && m.size > 1 && xp_folder_create(m.folder) == XP_OK) {
+        snprintf(text, sizeof text, "rank %d gave up before the ranks were connected: %s", m.rank,
+                 reason);
+        write_down(&m, ABSENTEE, text);
+        sign_out(&m);
+    }
 }

@@ -1,0 +1,169 @@
+/* What a run tells while it trains: step lines, metrics, and the last words. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "core/file.h"
+#include "predict/gpus.h"
+#include "train/run_state.h"
+
+#define GIB ((double)(1 << 30))
+
+static double physical_memory(void) {
+    long pages = sysconf(_SC_PHYS_PAGES);
+    long page = sysconf(_SC_PAGESIZE);
+    return pages > 0 && page > 0 ? (double)pages * (double)page : 1;
+}
+
+static void fill_rates(xp_trainer *t, double time_s, int64_t steps, xp_step_record *record) {
+    bool on_cpu = xp_device_get_kind(t->device) == XP_DEVICE_CPU;
+    int64_t memory = on_cpu ? xp_process_peak_rss() : xp_device_peak_bytes(t->device);
+    int64_t tokens = steps * t->run.n_microbatches * t->run.local_batch * t->run.seq_len;
+    record->memory_gib = (double)memory / GIB;
+    double total = on_cpu ? physical_memory() : (double)xp_device_total_bytes(t->device);
+    record->memory_percent = total > 0 ? 100 * (double)memory / total : 0;
+    record->tps = time_s > 0 ? (double)tokens / time_s : 0;
+    record->tflops = record->tps * xp_arch_flops_per_token(&t->run.arch, t->run.seq_len) / 1e12;
+    const xp_gpu *gpu = xp_gpu_of_product(xp_device_product(t->device));
+    record->mfu_percent = gpu ? 100 * record->tflops / gpu->bf16_tflops : -1;
+}
+
+static bool due(int64_t step, int64_t every) {
+    return every > 0 && step % every == 0;
+}
+
+static void remember_loss(xp_trainer *t, double loss) {
+    t->recent[t->n_recent % XP_N_RECENT] = loss;
+    t->n_recent++;
+}
+
+double xp_trainer_recent_loss(const xp_trainer *t) {
+    int64_t n = t->n_recent < XP_N_RECENT ? t->n_recent : XP_N_RECENT;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += t->recent[i];
+    return n > 0 ? sum / (double)n : NAN;
+}
+
+/* Training does not end for want of a line: what could not be written is tried again. */
+static void write_metrics(xp_trainer *t, const xp_step_record *record) {
+    xp_status status = xp_metrics_add(t->metrics, record);
+    if (status != XP_OK && !t->metrics_fail)
+        xp_trainer_warn(t, "%s; training goes on, later steps try again", xp_last_error());
+    if (status == XP_OK && t->metrics_fail)
+        xp_trainer_say(t, "metrics are written again");
+    t->metrics_fail = status != XP_OK;
+}
+
+/* A part that follows the step line, where the terminal has room for it. */
+static void add_part(xp_text *line, int *used, int columns, const char *part) {
+    *used += 2 + (int)strlen(part);
+    if (columns == 0 || *used <= columns)
+        xp_text_printf(line, "  %s", part);
+    else
+        *used = columns; /* parts come in their order: none after one that has no room */
+}
+
+static void print_step(xp_trainer *t, const xp_step_record *record) {
+    xp_text line = {0}, plain = {0};
+    char part[64], number[32];
+    double step_s = t->interval_s / (double)t->interval_steps;
+    xp_metrics_line(record, false, &plain);
+    xp_metrics_line(record, xp_log_has_color(t->log), &line);
+    int used = (int)plain.length, columns = xp_log_columns(t->log);
+    snprintf(part, sizeof part, "lr: %.2e", record->lr);
+    add_part(&line, &used, columns, part);
+    if (t->n_ranks > 1) {
+        xp_format_thousands(record->tps * t->n_ranks, number);
+        snprintf(part, sizeof part, "total: %s", number);
+        add_part(&line, &used, columns, part);
+    }
+    snprintf(part, sizeof part, "time: %.3gs", step_s);
+    add_part(&line, &used, columns, part);
+    xp_format_duration(step_s * (double)(t->config->training.steps - t->step), number);
+    snprintf(part, sizeof part, "ETA: %s", number);
+    if (t->step < t->config->training.steps)
+        add_part(&line, &used, columns, part);
+    xp_trainer_say(t, "%s", line.failed ? "step line: out of memory" : line.data);
+    xp_text_free(&line);
+    xp_text_free(&plain);
+}
+
+void xp_trainer_report(xp_trainer *t, xp_step_record *record) {
+    remember_loss(t, record->loss);
+    t->interval_steps++;
+    /* Rates are of training alone: validation is reported with its own time. */
+    double training_s = record->time_s - record->validation_s;
+    t->interval_s += training_s;
+    fill_rates(t, training_s, 1, record);
+    if (t->metrics)
+        write_metrics(t, record);
+    char note[96];
+    char rate[32];
+    xp_format_thousands(record->tps * t->n_ranks, rate);
+    bool first = t->step == t->first_step + 1;
+    bool line = t->step == 1 || first || due(t->step, t->config->metrics.log_freq);
+    if (line && t->log) {
+        fill_rates(t, t->interval_s, t->interval_steps, record);
+        print_step(t, record);
+    }
+    if (line) {
+        t->interval_steps = 0;
+        t->interval_s = 0;
+    }
+    snprintf(note, sizeof note, "loss %.4f  %s tok/s", record->loss, rate);
+    xp_progress_update(t->progress, t->step, note);
+}
+
+xp_status xp_trainer_open_metrics(xp_trainer *t) {
+    if (!t->leads)
+        return XP_OK;
+    const xp_config *config = t->config;
+    const char *file = config->metrics.log_file;
+    const char *folder = config->metrics.save_tb_folder;
+    char *path = xp_path_join(t->dump, file ? file : "metrics.jsonl");
+    char *tb = xp_path_join(t->dump, folder ? folder : "tb");
+    xp_metrics_args args = {
+        .jsonl_path = path,
+        .tensorboard_folder = config->metrics.enable_tensorboard ? tb : NULL,
+        .resumed_step = t->step,
+        .keep_earlier = t->first_step == 0 || t->went_back,
+    };
+    xp_status status = path && tb ? xp_metrics_open(&args, &t->metrics)
+                                  : xp_error(XP_ENOMEM, "no memory for a path");
+    if (status == XP_OK && xp_metrics_kept(t->metrics))
+        xp_trainer_say(t, "metrics: those of an earlier run are kept as %s",
+                       xp_metrics_kept(t->metrics));
+    free(path);
+    free(tb);
+    XP_TRY(status);
+    return xp_progress_create(stderr, t->step, config->training.steps, &t->progress);
+}
+
+void xp_trainer_summarise(xp_trainer *t, double seconds) {
+    int64_t steps = t->step - t->first_step;
+    double tokens = (double)(steps * t->run.global_batch * t->run.seq_len);
+    char count[32];
+    char rate[32];
+    char time[32];
+    xp_format_thousands((double)t->tokens_seen, count);
+    xp_format_thousands(seconds > 0 ? tokens / seconds : 0, rate);
+    xp_format_duration(seconds, time);
+    bool complete = t->step >= t->config->training.steps;
+    xp_trainer_say(t,
+                   "%s: step %lld of %lld, %s tokens seen, loss %.4f (mean of the last %d steps); "
+                   "%lld steps in %s, %s tok/s",
+                   complete ? "done" : "stopped", (long long)t->step,
+                   (long long)t->config->training.steps, count, xp_trainer_recent_loss(t),
+                   (int)(t->n_recent < XP_N_RECENT ? t->n_recent : XP_N_RECENT), (long long)steps,
+                   time, rate);
+    if (t->last_published >= 0)
+        xp_trainer_say(t, "checkpoint: %s/step-%lld%s", t->ckpt_folder,
+                       (long long)t->last_published,
+                       complete ? "" : "; the same command goes on from there");
+    else
+        xp_trainer_say(t, "nothing is saved: checkpoint.enable is off");
+    xp_trainer_say(t, "metrics: %s/%s", t->dump,
+                   t->config->metrics.log_file ? t->config->metrics.log_file : "metrics.jsonl");
+}
