@@ -74,7 +74,7 @@ static xp_status open_lane(bench_rank *r, int i) {
                                  .dtype = c->dtype,
                                  .capacity_factor = c->capacity_factor,
                                  .transport = c->transports[i],
-                                 .phased = c->phased,
+                                 .host_synchronized = c->host_synchronized,
                                  .num_sms = c->num_sms};
     XP_TRY(xp_ep_group_create(r->rank->world, r->device, &config, &l->group));
     XP_TRY(xp_ep_plan_create(l->group, &l->plan));

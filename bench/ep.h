@@ -27,10 +27,10 @@ typedef struct xp_bench_ep_case {
     double capacity_factor;
     int n_transports;
     xp_ep_transport transports[XP_BENCH_EP_MAX_TRANSPORTS];
-    double seconds; /* how long each transport is repeated, at least */
-    bool cuda;      /* ranks share GPU 0, and times are the device's; else the CPU */
-    bool phased;    /* xp_ep_config.phased */
-    int num_sms;    /* xp_ep_config.num_sms */
+    double seconds;         /* how long each transport is repeated, at least */
+    bool cuda;              /* ranks share GPU 0, and times are the device's; else the CPU */
+    bool host_synchronized; /* xp_ep_config.host_synchronized */
+    int num_sms;            /* xp_ep_config.num_sms */
 } xp_bench_ep_case;
 
 /** [T, K] ids of a rank, the same in every run. */
@@ -42,8 +42,7 @@ typedef struct xp_bench_ep_row {
     char error[512];
     int64_t n_rounds;
     double dispatch_s, combine_s, memcpy_bytes_per_s; /* memcpy: bytes read plus bytes written */
-    double
-        moved_bytes; /* rows that dispatch delivers plus rows that combine brings home, each once */
+    double moved_bytes; /* rows that dispatch delivers plus rows that combine returns, each once */
     /* Bytes read plus bytes written that the contract asks for: dispatch reads and writes each
      * delivered row once; combine reads the expert rows and writes the tokens. Where a rank cannot
      * read another's expert rows (processes, GPUs, several rounds) it also writes and reads one sum

@@ -27,7 +27,7 @@ if want full; then
     cut -c1-190 "$out/full.txt" | tee -a "$summary"
 fi
 if want sanitize; then
-    # Side by side: each keeps one core busy and the GPU hardly. Ranks of --phased meet on the host, because a tool
+    # Side by side: each keeps one core busy and the GPU hardly. With --host-synchronized the hosts make the barriers, because a tool
     # that runs one kernel at a time would let a kernel that waits for another wait for ever.
     sanitize() {
         local name=$1 tool=$2
@@ -38,7 +38,7 @@ if want sanitize; then
     for tool in memcheck racecheck initcheck; do
         sanitize "ops_$tool" "$tool" "$build/bin/checkop" --device cuda --quick --caps cudnn \
             ${SANITIZE_OP:+--op "$SANITIZE_OP"} > /dev/null &
-        sanitize "ep_$tool" "$tool" "$build/bin/test_ep" --device cuda --ranks "${SANITIZE_RANKS:-3}" --phased --quick \
+        sanitize "ep_$tool" "$tool" "$build/bin/test_ep" --device cuda --ranks "${SANITIZE_RANKS:-3}" --host-synchronized --quick \
             > /dev/null &
     done
     wait

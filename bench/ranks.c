@@ -12,7 +12,7 @@ struct xp_bench_team {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int n_ranks, n_waiting;
-    long meeting; /* how many there have been */
+    long barrier; /* how many there have been */
     bool failed;
     xp_status status; /* of the rank that failed first */
     char error[1024];
@@ -45,13 +45,13 @@ xp_status xp_bench_meet(xp_bench_rank *rank) {
     if (!team)
         return rank->world ? xp_comm_barrier(rank->world, NULL) : XP_OK;
     pthread_mutex_lock(&team->lock);
-    const long meeting = team->meeting;
+    const long barrier = team->barrier;
     if (++team->n_waiting == team->n_ranks) {
         team->n_waiting = 0;
-        team->meeting++;
+        team->barrier++;
         pthread_cond_broadcast(&team->changed);
     }
-    while (meeting == team->meeting && !team->failed)
+    while (barrier == team->barrier && !team->failed)
         pthread_cond_wait(&team->changed, &team->lock);
     const bool failed = team->failed;
     pthread_mutex_unlock(&team->lock);

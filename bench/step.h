@@ -1,5 +1,5 @@
 /**
- * Whole training steps beside the matrix product of the same machine: what the trainer does
+ * Whole training steps beside the GEMM of the same machine: what the trainer does
  * (forward, backward, reduction, clip, AdamW) on random tokens with real routing, and between the
  * steps OpenBLAS's sgemm on the same cores.
  */

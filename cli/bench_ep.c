@@ -17,7 +17,7 @@ typedef struct ep_options {
     const char *tokens, *dims, *top_k, *experts, *ranks, *transports, *routings, *dtype, *device;
     double seconds, capacity_factor;
     int64_t num_sms;
-    bool json, phased;
+    bool json, host_synchronized;
 } ep_options;
 
 typedef struct ep_lists {
@@ -145,7 +145,7 @@ static xp_bench_ep_case case_at(const run_state *s, const int at[6]) {
                           .dtype = l->dtype,
                           .capacity_factor = s->o->capacity_factor,
                           .cuda = strcmp(s->o->device, "cuda") == 0,
-                          .phased = s->o->phased,
+                          .host_synchronized = s->o->host_synchronized,
                           .num_sms = (int)s->o->num_sms,
                           .seconds = s->o->seconds};
     c.n_transports = c.n_ranks == 1 ? 1 : l->transports.n;
@@ -204,7 +204,7 @@ static int parse_lists(const ep_options *o, ep_lists *l) {
 }
 
 static void print_notes(void) {
-    printf("\nmoved: rows that dispatch delivers and rows that combine brings home, each once; row "
+    printf("\nmoved: rows that dispatch delivers and rows that combine returns, each once; row "
            "GB/s: those\nover the time of both. mem: bytes read plus bytes written that the "
            "contract asks for, on all ranks;\nmemcpy: the same of a copy by all ranks at once, "
            "between the samples (on a GPU: of its own copy, alone); share: mem of memcpy.\n");
@@ -264,8 +264,8 @@ int bench_ep(int argc, char **argv) {
          "cpu, or cuda: rank threads share one GPU, which takes the times (cpu)", 0, 0},
         {"--sms", CLI_INT, &o.num_sms, "N",
          "on a GPU: blocks of each rank, an SM each (0: half of the GPU for all)", 0, 4096},
-        {"--phased", CLI_FLAG, &o.phased, NULL,
-         "on a GPU, p2p: the host meets the other ranks, kernels do not", 0, 0},
+        {"--host-synchronized", CLI_FLAG, &o.host_synchronized, NULL,
+         "on a GPU, p2p: barriers are made by the hosts, no kernel waits", 0, 0},
         {"--capacity-factor", CLI_FLOAT, &o.capacity_factor, "F",
          "rows reserved over the balanced load (2); more goes in rounds", 0.01, 1e6},
         {"--seconds", CLI_FLOAT, &o.seconds, "S", "how long each row is repeated (0.5)", 0.001,

@@ -9,9 +9,8 @@ static const struct {
     int (*run)(int argc, char **argv);
     const char *help;
 } kinds[] = {
-    {"step", bench_step,
-     "whole training steps beside OpenBLAS's matrix product, and time by phase"},
-    {"ops", bench_ops, "each op beside the copy rate or the matrix product"},
+    {"step", bench_step, "whole training steps beside OpenBLAS's GEMM, and time by phase"},
+    {"ops", bench_ops, "each op beside the copy rate or the GEMM rate"},
     {"ep", bench_ep, "dispatch and combine beside memcpy, over sizes, transports and routings"},
     {"scaling", bench_scaling, "strong and weak scaling of training, a row a run"},
 };

@@ -55,8 +55,8 @@ XP_API void xp_thread_world_destroy(xp_thread_world *world);
 XP_API XP_NODISCARD xp_status xp_thread_world_comm(xp_thread_world *world, int rank,
                                                    xp_comm **comm);
 
-/** Rank `rank` cannot even take its communicator: the others return XP_ECOMM with `reason` (NULL: the
- * last error) at once. Any thread. */
+/** Rank `rank` cannot even take its communicator: the others return XP_ECOMM with `reason` (NULL:
+ * the last error) at once. Any thread. */
 XP_API void xp_thread_world_abort(xp_thread_world *world, int rank, const char *reason);
 
 /**
@@ -70,7 +70,7 @@ XP_API XP_NODISCARD xp_status xp_thread_world_set_nodes(xp_thread_world *world, 
 typedef struct xp_mpi_args {
     double init_timeout_s; /* how long a rank waits for all others to arrive */
     double timeout_s;      /* of every wait afterwards */
-    /* Where ranks leave a mark that they have arrived, best seen by all nodes. Borrowed.
+    /* Where ranks create their arrival files, best seen by all nodes. Borrowed.
      * NULL: $TMPDIR or /tmp */
     const char *rendezvous_folder;
 } xp_mpi_args;
@@ -146,7 +146,7 @@ XP_API xp_status xp_comm_async_error(const xp_comm *comm);
  * @param status  of the run; its text is the last error
  * @return status, with the text to print as the last error
  */
-XP_API xp_status xp_comm_last_words(xp_comm *comm, xp_status status);
+XP_API xp_status xp_comm_final_error(xp_comm *comm, xp_status status);
 
 /** recv[i] = op over ranks of send[i]; `send` may equal `recv`. fp32, bf16 (summed in fp32, one
  * cast), fp64, i32, i64. */

@@ -101,6 +101,9 @@ XP_API XP_NODISCARD xp_status xp_stream_create(xp_device *device, xp_stream_kind
                                                xp_stream **stream);
 XP_API void xp_stream_destroy(xp_stream *stream);
 XP_API xp_device *xp_stream_device(const xp_stream *stream);
+/** The cudaStream_t of a GPU's stream, for your own kernels between the calls of this library; NULL
+ * on other devices. Owned by the stream. */
+XP_API void *xp_stream_native(const xp_stream *stream);
 /** Wait until everything queued is done. @return the first error of queued work (its text becomes
  * the caller's last error) */
 XP_API XP_NODISCARD xp_status xp_stream_sync(xp_stream *stream);

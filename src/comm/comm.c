@@ -1,79 +1,22 @@
-/* Checks arguments and puts collectives on streams; the provider does the work. */
+/* The public collectives: checks arguments and puts calls on streams; a provider or, on a GPU, a
+ * collective backend does the work. */
 #include "expar/comm.h"
 
-#include "comm/device/engine.h"
+#include "comm/device/choose.h"
 #include "comm/device/window.h"
 #include "comm/provider.h"
 #include "comm/reduce.h"
 #include "device/cpu/cpu_device.h"
+#include "device/device_internal.h"
 #include "device/plugin.h"
 #include "device/recorder.h"
-
-static const char *const kind_names[XP_COMM_N_KINDS] = {
-    [XP_COMM_BARRIER] = "barrier",
-    [XP_COMM_ALL_REDUCE] = "all-reduce",
-    [XP_COMM_REDUCE_SCATTER] = "reduce-scatter",
-    [XP_COMM_ALL_GATHER] = "all-gather",
-    [XP_COMM_ALL_TO_ALLV] = "all-to-allv",
-    [XP_COMM_ALL_TO_ALL] = "all-to-all",
-    [XP_COMM_BROADCAST] = "broadcast",
-    [XP_COMM_SPLIT] = "split",
-    [XP_COMM_WINDOW] = "window",
-};
-
-const char *xp_comm_kind_name(xp_comm_kind kind) {
-    return (unsigned)kind < XP_COMM_N_KINDS ? kind_names[kind] : "?";
-}
 
 void xp_comm_destroy(xp_comm *comm) {
     if (!comm)
         return;
-    xp_comm_engine_destroy(comm->engine);
-    comm->engine = NULL;
+    xp_comm_backend_destroy(comm->backend);
+    comm->backend = NULL;
     comm->provider->destroy(comm);
-}
-
-int xp_comm_rank(const xp_comm *comm) {
-    return comm->rank;
-}
-
-int xp_comm_size(const xp_comm *comm) {
-    return comm->size;
-}
-
-bool xp_comm_shares_memory(const xp_comm *comm) {
-    return comm->shares_memory;
-}
-
-bool xp_comm_shares_addresses(const xp_comm *comm) {
-    return comm->shares_addresses;
-}
-
-int xp_comm_node(const xp_comm *comm, int rank) {
-    return rank >= 0 && rank < comm->size ? comm->nodes[rank] : -1;
-}
-
-int xp_comm_n_nodes(const xp_comm *comm) {
-    return comm->n_nodes;
-}
-
-int xp_comm_world_rank(const xp_comm *comm, int rank) {
-    return rank >= 0 && rank < comm->size ? comm->world_ranks[rank] : -1;
-}
-
-double xp_comm_timeout(const xp_comm *comm) {
-    return comm->timeout_s;
-}
-
-xp_status xp_comm_share(xp_comm *comm, const char *phase, const void *mine, void *all,
-                        int64_t n_bytes) {
-    const xp_comm_call call = {.kind = XP_COMM_ALL_GATHER,
-                               .dtype = XP_U8,
-                               .n = n_bytes,
-                               .send = mine,
-                               .recv = all,
-                               .phase = phase};
-    return comm->provider->run(comm, &call);
 }
 
 xp_status xp_comm_prepare(xp_comm *comm, xp_device *device, size_t max_bytes) {
@@ -81,47 +24,20 @@ xp_status xp_comm_prepare(xp_comm *comm, xp_device *device, size_t max_bytes) {
         return xp_error(XP_EINVAL, "xp_comm_prepare: comm and device must not be NULL");
     if (xp_device_get_kind(device) != XP_DEVICE_CUDA || comm->size == 1)
         return XP_OK;
-    if (comm->engine && comm->engine->device == device)
+    if (comm->backend && comm->backend->device == device)
         return XP_OK;
-    if (comm->engine)
+    if (comm->backend)
         return xp_error(XP_EINVAL,
                         "a communicator works with one GPU: this one was prepared for another "
                         "device than %s; split a second one from it",
                         xp_device_name(device));
-    return xp_comm_engine_create(comm, device, max_bytes, &comm->engine);
+    return xp_comm_backend_create(comm, device, max_bytes, &comm->backend);
 }
 
 xp_status xp_comm_split(xp_comm *comm, int color, xp_comm **sub) {
     if (!comm || !sub)
         return xp_error(XP_EINVAL, "xp_comm_split: comm and sub must not be NULL");
     return comm->provider->split(comm, color, sub);
-}
-
-void xp_comm_set_phase(xp_comm *comm, const char *phase) {
-    atomic_store(&comm->phase, phase);
-    xp_comm_show_phase(comm, phase);
-}
-
-void xp_comm_show_phase(xp_comm *comm, const char *phase) {
-    if (comm->provider->set_phase)
-        comm->provider->set_phase(comm, phase);
-}
-
-xp_status xp_comm_last_words(xp_comm *comm, xp_status status) {
-    return comm->provider->last_words ? comm->provider->last_words(comm, status) : status;
-}
-
-void xp_comm_mark_waiting(xp_comm *comm, int change) {
-    if (comm->provider->mark_waiting)
-        comm->provider->mark_waiting(comm, change);
-}
-
-xp_wait_state xp_comm_wait_state(const xp_comm *comm, int rank) {
-    return comm->provider->wait_state ? comm->provider->wait_state(comm, rank) : XP_WAIT_UNKNOWN;
-}
-
-bool xp_comm_is_waiting(const xp_comm *comm, int rank) {
-    return xp_comm_wait_state(comm, rank) == XP_WAIT_WAITING;
 }
 
 typedef struct queued_call {
@@ -152,10 +68,21 @@ static xp_status run_alone(const xp_comm_call *call, xp_stream *stream) {
     return from == to || n_bytes == 0 ? XP_OK : xp_copy(stream, to, from, (size_t)n_bytes);
 }
 
+/* See xp_device_set_host_synchronized(). */
+static xp_status run_synchronized(xp_comm *comm, const xp_comm_call *call, xp_stream *stream) {
+    const xp_comm_call barrier = {.kind = XP_COMM_BARRIER, .dtype = XP_U8, .phase = call->phase};
+    XP_TRY(comm->provider->run(comm, &barrier));
+    XP_TRY(comm->backend->ops->run(comm->backend, call, stream));
+    XP_TRY(xp_stream_sync(stream));
+    return xp_comm_async_error(comm);
+}
+
 /* Whatever this rank alone could not do, the others wait for. */
 static xp_status run_together(xp_comm *comm, const xp_comm_call *call, xp_stream *stream) {
     XP_TRY(xp_comm_async_error(comm));
-    const xp_status status = comm->engine->ops->run(comm->engine, call, stream);
+    const xp_status status = xp_device_is_host_synchronized(comm->backend->device)
+                                 ? run_synchronized(comm, call, stream)
+                                 : comm->backend->ops->run(comm->backend, call, stream);
     if (status != XP_OK && status != XP_ECOMM)
         xp_comm_abort(comm, NULL);
     return status;
@@ -163,7 +90,7 @@ static xp_status run_together(xp_comm *comm, const xp_comm_call *call, xp_stream
 
 static xp_status run_on_gpu(xp_comm *comm, const xp_comm_call *call, xp_stream *stream) {
     xp_device *device = xp_stream_device(stream);
-    if (comm->size > 1 && (!comm->engine || comm->engine->device != device))
+    if (comm->size > 1 && (!comm->backend || comm->backend->device != device))
         XP_TRY(xp_comm_prepare(comm, device, 0));
     const int64_t op = xp_recorder_begin_op(stream, xp_comm_kind_name(call->kind));
     return xp_recorder_end_op(

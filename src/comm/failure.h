@@ -1,12 +1,12 @@
 /**
- * The record of a failure: who, in which phase, why. The first one of a world is kept by its provider on every rank
- * and never changes; its text is what all ranks report.
+ * The record of a failure: who, in which phase, why. Each rank keeps the first one of its world; it
+ * never changes, and its text is what all ranks report.
  */
 #ifndef XP_COMM_FAILURE_H
 #define XP_COMM_FAILURE_H
 
 #include <stdint.h>
-#include "expar/comm.h"
+#include "expar/status.h"
 
 #define XP_FAILURE_TEXT  1000
 #define XP_FAILURE_PHASE 48 /* bytes of a phase's name with its NUL, a multiple of 8 */
@@ -30,26 +30,10 @@ typedef struct xp_failure {
     char text[XP_FAILURE_TEXT];   /* one line for people */
 } xp_failure;
 
-/** A record of now, with phase "". A text that does not fit is cut. */
+/** A record with the time of now and phase "". A text that does not fit is cut. */
 xp_failure xp_failure_make(xp_failure_reason reason, int reporter, int culprit, const char *text);
 
 /** "abort", "timeout", ...; static. */
 const char *xp_failure_reason_name(int reason);
-
-/**
- * Make this the failure of all ranks unless there is one. Any thread.
- * @return XP_ECOMM, with the text of the failure that holds as the last error
- */
-xp_status xp_comm_fail_with(xp_comm *comm, const xp_failure *failure);
-/** The same for a failure of this rank that has no better description (reason LIBRARY, culprit this rank). */
-xp_status xp_comm_fail(xp_comm *comm, const char *text);
-/** The same for a wait that has ended: `peer` is the rank of `comm` that did not come. The provider may know that
- * the peer waits for another rank in turn, and names that one. */
-xp_status xp_comm_fail_timeout(xp_comm *comm, int peer, const char *text);
-/** The same for ranks that do not make the same call. */
-xp_status xp_comm_fail_mismatch(xp_comm *comm, const char *text);
-
-/** The record. @return false: the world has not failed, *failure is untouched */
-bool xp_comm_get_failure(const xp_comm *comm, xp_failure *failure);
 
 #endif

@@ -22,14 +22,17 @@ void xp_failure_hooks_fire(xp_failure_hooks *hooks) {
     pthread_mutex_unlock(&hooks->lock);
 }
 
-void xp_comm_on_failure(xp_comm *comm, xp_failure_hook *hook) {
-    xp_failure_hooks *hooks = comm->hooks;
+void xp_failure_hooks_add(xp_failure_hooks *hooks, xp_failure_hook *hook) {
     pthread_mutex_lock(&hooks->lock);
     hook->next = hooks->first;
     hooks->first = hook;
     if (hooks->fired)
         hook->call(hook->context);
     pthread_mutex_unlock(&hooks->lock);
+}
+
+void xp_comm_on_failure(xp_comm *comm, xp_failure_hook *hook) {
+    xp_failure_hooks_add(comm->hooks, hook);
 }
 
 void xp_comm_remove_on_failure(xp_comm *comm, xp_failure_hook *hook) {

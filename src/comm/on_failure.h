@@ -44,6 +44,8 @@ typedef struct xp_failure_hooks {
 
 void xp_failure_hooks_init(xp_failure_hooks *hooks);
 void xp_failure_hooks_destroy(xp_failure_hooks *hooks);
+/** See xp_comm_on_failure(). */
+void xp_failure_hooks_add(xp_failure_hooks *hooks, xp_failure_hook *hook);
 /** The world has failed: run every hook, the first time only. The failure is recorded by now. */
 void xp_failure_hooks_fire(xp_failure_hooks *hooks);
 

@@ -1,12 +1,14 @@
 /**
- * What a communication provider fills in. comm.c checks arguments, puts calls on streams and hands
- * each one to the provider as one blocking request, so a provider hardly ever sees a stream: what
- * is queued on streams of GPUs goes to the communicator's engine (comm/device/engine.h), which uses
- * the provider for what ranks have to tell each other.
+ * What a communication provider fills in, and what the layers above get beside expar/comm.h.
+ *
+ * comm.c checks arguments, puts calls on streams and hands each one to the provider as one blocking
+ * request, so a provider hardly ever sees a stream. Calls on streams of GPUs go to the
+ * communicator's collective backend (comm/device/backend.h), which uses the provider for what ranks
+ * tell each other on the host.
  *
  * A provider's communicator starts with xp_comm. Whatever fails (a peer's abort, a timeout, calls
- * that do not match) is reported by the provider with one text, the first root cause, on every
- * rank, and stays: every later request returns it.
+ * that do not match) becomes one record on every rank, the first root cause, and stays: every later
+ * request returns it.
  */
 #ifndef XP_COMM_PROVIDER_H
 #define XP_COMM_PROVIDER_H
@@ -62,9 +64,9 @@ typedef struct xp_comm_provider {
     xp_status (*run_on_device)(xp_comm *comm, const xp_comm_call *call, xp_stream *stream);
     xp_status (*split)(xp_comm *comm, int color, xp_comm **sub);
     void (*destroy)(xp_comm *comm);
-    /** Make this the failure of the world on every rank unless it has one, and wake whoever waits. The
-     * provider fills in the phase, and may replace the culprit of a timeout by the rank that all
-     * wait for in the end. Any thread. */
+    /** Make this the failure of the world on every rank unless it has one, and wake whoever waits.
+     * The provider fills in the phase, and may replace the culprit of a timeout by the rank that
+     * all wait for in the end. Any thread. */
     void (*fail)(xp_comm *comm, const xp_failure *failure);
     /** The world's failure, constant from then on, or NULL. Never waits. */
     const xp_failure *(*failure)(const xp_comm *comm);
@@ -85,8 +87,8 @@ typedef struct xp_comm_provider {
     bool (*final_barrier)(xp_comm *comm, int64_t id);
     /** May be NULL. The phase has changed: for peers that want to know what this rank is doing. */
     void (*set_phase)(xp_comm *comm, const char *phase);
-    /** May be NULL: the last error is what to tell. See xp_comm_last_words(). */
-    xp_status (*last_words)(xp_comm *comm, xp_status status);
+    /** May be NULL: the last error is what to tell. See xp_comm_final_error(). */
+    xp_status (*final_error)(xp_comm *comm, xp_status status);
 } xp_comm_provider;
 
 /** First member of every provider's communicator. */
@@ -102,9 +104,9 @@ struct xp_comm {
         shares_addresses; /* a plain pointer of one rank is valid on all (threads of one process) */
     double timeout_s;
     _Atomic(const char *) phase;
-    int64_t n_windows;              /* made or tried so far: the same on all ranks */
-    struct xp_failure_hooks *hooks; /* of the world; see comm/on_failure.h */
-    struct xp_comm_engine *engine;  /* of collectives on a GPU; NULL until they are prepared */
+    int64_t n_windows;               /* made or tried so far: the same on all ranks */
+    struct xp_failure_hooks *hooks;  /* of the world; see comm/on_failure.h */
+    struct xp_comm_backend *backend; /* of collectives on a GPU; NULL until they are prepared */
 };
 
 /** First member of every provider's window. */
@@ -118,8 +120,8 @@ struct xp_window {
 
 /** Every rank's `n_bytes` of host memory in rank order: what ranks tell each other while things are
  * made. Collective. */
-XP_NODISCARD xp_status xp_comm_share(xp_comm *comm, const char *phase, const void *mine, void *all,
-                                     int64_t n_bytes);
+XP_NODISCARD xp_status xp_comm_gather_bytes(xp_comm *comm, const char *phase, const void *mine,
+                                            void *all, int64_t n_bytes);
 
 /** What xp_comm_prepare() reserves on a GPU at most, besides NCCL's own memory: for predictions. */
 size_t xp_comm_device_bytes(int n_ranks, size_t max_bytes);
@@ -134,8 +136,27 @@ void xp_comm_show_phase(xp_comm *comm, const char *phase);
 void xp_comm_mark_waiting(xp_comm *comm, int change);
 /** Whether `rank` is in a wait itself: then it is not the one to blame yet. */
 xp_wait_state xp_comm_wait_state(const xp_comm *comm, int rank);
+/** How many ranks besides this one are in that state. */
+int xp_comm_count_in_state(const xp_comm *comm, xp_wait_state state);
 /** wait_state is WAITING. */
 bool xp_comm_is_waiting(const xp_comm *comm, int rank);
+
+/**
+ * Make this the failure of all ranks unless there is one. Any thread.
+ * @return XP_ECOMM, with the text of the failure that holds as the last error
+ */
+xp_status xp_comm_fail_with(xp_comm *comm, const xp_failure *failure);
+/** The same for a failure of this rank that has no better description (reason LIBRARY, culprit this
+ * rank). */
+xp_status xp_comm_fail(xp_comm *comm, const char *text);
+/** The same for a wait that has ended: `peer` is the rank of `comm` that did not come. The provider
+ * may know that the peer waits for another rank in turn, and names that one. */
+xp_status xp_comm_fail_timeout(xp_comm *comm, int peer, const char *text);
+/** The same for ranks that do not make the same call. */
+xp_status xp_comm_fail_mismatch(xp_comm *comm, const char *text);
+
+/** The record. @return false: the world has not failed, *failure is untouched */
+bool xp_comm_get_failure(const xp_comm *comm, xp_failure *failure);
 
 /**
  * The one symbol that mpi_load.c looks for in libexpar_mpi.so: make the world communicator of this

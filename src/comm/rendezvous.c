@@ -15,7 +15,8 @@
 /* Ranks that see a failure written down leave within this time. */
 #define OTHERS_S 2.0
 #define OUTPUT_S 0.2
-/* Files of the folder beside the marks: the failure that a waiting rank has found; why a rank does not come. */
+/* Files of the folder beside the arrival files: the failure that a waiting rank has found; why a
+ * rank does not come. */
 #define FAILED   "failed"
 #define ABSENTEE "absentee"
 
@@ -65,7 +66,7 @@ static void path_of(const char *folder, const char *name, char path[1100]) {
     snprintf(path, 1100, "%s/%s", folder, name);
 }
 
-static void mark_of(const xp_rendezvous *m, int rank, char path[1100]) {
+static void arrival_file_of(const xp_rendezvous *m, int rank, char path[1100]) {
     char name[32];
     snprintf(name, sizeof name, "%d", rank);
     path_of(m->folder, name, path);
@@ -86,7 +87,7 @@ static xp_status locate(const char *folder, xp_rendezvous *m) {
     snprintf(m->fallback, sizeof m->fallback, "%s/.expar-ranks-%016llx", fallback, key);
     return n > 0 && (size_t)n < sizeof m->folder
                ? XP_OK
-               : xp_error(XP_EINVAL, "the path of the folder where ranks meet is too long: %s",
+               : xp_error(XP_EINVAL, "the path of the rendezvous folder is too long: %s",
                           folder ? folder : fallback);
 }
 
@@ -96,7 +97,7 @@ xp_status xp_rendezvous_enter(const char *folder, xp_rendezvous *m) {
         return XP_OK;
     XP_TRY(xp_folder_create(m->folder));
     char path[1100], text[128];
-    mark_of(m, m->rank, path);
+    arrival_file_of(m, m->rank, path);
     snprintf(text, sizeof text, "%d %s\n", (int)getpid(), m->host);
     return xp_file_write_atomic(path, text, strlen(text));
 }
@@ -112,7 +113,7 @@ typedef enum arrival { ABSENT, PRESENT, STOPPED, DEAD } arrival;
 static arrival look_for(const xp_rendezvous *m, int rank, int *pid) {
     char path[1100], host[64] = "", *text = NULL;
     size_t n = 0;
-    mark_of(m, rank, path);
+    arrival_file_of(m, rank, path);
     if (xp_file_read(path, 4096, &text, &n) != XP_OK) {
         xp_error_clear();
         return ABSENT;
@@ -161,7 +162,7 @@ static xp_status report(const xp_rendezvous *m) {
         status = xp_error(XP_ECOMM,
                           "init: rank%s %s did not arrive within %g s (comm.init_timeout_seconds): "
                           "never started, "
-                          "or cannot see %s, where ranks leave a mark",
+                          "or cannot see %s, where ranks create their arrival files",
                           plural(&ranks), ranks.data, m->timeout_s, m->folder);
         xp_text_free(&ranks);
         return status;
@@ -229,7 +230,7 @@ xp_status xp_rendezvous_check(xp_rendezvous *m) {
 }
 
 /* @return true: this rank was the first to write */
-static bool write_down(const xp_rendezvous *m, const char *what, const char *text) {
+static bool write_once(const xp_rendezvous *m, const char *what, const char *text) {
     char path[1100], aside[1100], name[48];
     snprintf(name, sizeof name, "%s.%d", what, m->rank);
     path_of(m->folder, what, path);
@@ -261,7 +262,7 @@ static void sign_out(const xp_rendezvous *m) {
     path_of(m->folder, name, path);
     if (xp_file_write_atomic(path, "", 0) != XP_OK)
         xp_error_clear();
-    mark_of(m, m->rank, path);
+    arrival_file_of(m, m->rank, path);
     unlink(path);
     bool all = true;
     for (int r = 0; r < m->size && all; r++)
@@ -272,8 +273,8 @@ static void sign_out(const xp_rendezvous *m) {
     remove_folder(m->fallback);
 }
 
-/* Until nobody on this host is left whose mark is there. */
-static void outlast(const xp_rendezvous *m) {
+/* Until nobody on this host is left whose arrival file is there. */
+static void wait_for_exits(const xp_rendezvous *m) {
     double deadline = xp_time_s() + OTHERS_S;
     for (bool alone = false; !alone && xp_time_s() < deadline;) {
         alone = true;
@@ -286,17 +287,17 @@ static void outlast(const xp_rendezvous *m) {
     nanosleep(&(struct timespec){.tv_nsec = (long)(OUTPUT_S * 1e9)}, NULL);
 }
 
-static xp_status tell(xp_rendezvous *m, xp_status status) {
+static xp_status report_failure(xp_rendezvous *m, xp_status status) {
     char text[1024];
     snprintf(text, sizeof text, "%s", xp_last_error());
     if (check_absentee(m) != XP_OK) {
         snprintf(text, sizeof text, "%s", xp_last_error());
-        write_down(m, ABSENTEE, text); /* for nodes that do not see the fallback */
+        write_once(m, ABSENTEE, text); /* for nodes that do not see the fallback */
         sign_out(m);
         return xp_error(status, "rank %d ends in init: %s", m->rank, text);
     }
-    if (check_file(m->folder, FAILED) == XP_OK && write_down(m, FAILED, text)) {
-        outlast(m);
+    if (check_file(m->folder, FAILED) == XP_OK && write_once(m, FAILED, text)) {
+        wait_for_exits(m);
         remove_folder(m->folder);
         return xp_error(status, "%s", text);
     }
@@ -309,9 +310,9 @@ xp_status xp_rendezvous_leave(xp_rendezvous *m, xp_status status) {
     if (m->folder[0] == '\0')
         return status;
     if (status != XP_OK)
-        return tell(m, status);
+        return report_failure(m, status);
     char path[1100];
-    mark_of(m, m->rank, path);
+    arrival_file_of(m, m->rank, path);
     unlink(path);
     rmdir(m->folder); /* the last one takes it away */
     return status;
@@ -323,7 +324,7 @@ void xp_rendezvous_absent(const char *folder, const char *reason) {
     if (locate(folder, &m) == XP_OK && m.size > 1 && xp_folder_create(m.folder) == XP_OK) {
         snprintf(text, sizeof text, "rank %d gave up before the ranks were connected: %s", m.rank,
                  reason);
-        write_down(&m, ABSENTEE, text);
+        write_once(&m, ABSENTEE, text);
         sign_out(&m);
     }
 }

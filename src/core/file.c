@@ -35,8 +35,8 @@ static xp_status read_all(int fd, const char *path, char *data, size_t n_bytes) 
     return XP_OK;
 }
 
-/* A pointer instead of the file: what a clone without Git LFS leaves behind. No file that is read here
- * starts like this. */
+/* A pointer instead of the file: what a clone without Git LFS leaves behind. No file that is read
+ * here starts like this. */
 static xp_status refuse_lfs_pointer(const char *path, const void *data, size_t n_bytes) {
     static const char start[] = "version https://git-lfs.github.com/spec/";
     if (n_bytes < sizeof start - 1 || memcmp(data, start, sizeof start - 1) != 0)

@@ -8,8 +8,8 @@
 #include <stdint.h>
 #include "expar/status.h"
 
-/** Reading and mapping refuse a Git LFS pointer by name (XP_EFORMAT): it stands for a file that was not
- * downloaded. */
+/** Reading and mapping refuse a Git LFS pointer by name (XP_EFORMAT): it stands for a file that was
+ * not downloaded. */
 
 /** Read a whole file; NUL added past the end. @param max_bytes larger files are XP_EFORMAT. Caller
  * frees *data. */

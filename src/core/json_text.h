@@ -14,9 +14,9 @@ size_t xp_json_number(const char *s, size_t n, bool *integer);
 XP_NODISCARD xp_status xp_json_refuse_nul(const char *name, const char *data, size_t n);
 
 /**
- * What programs write and Jansson refuses: a byte order mark goes; integers of any size become reals of the same value, reals
- * beyond the range of doubles the largest double, NaN and the infinities null. Strings stay as they are, and
- * what is no JSON stays wrong.
+ * What programs write and Jansson refuses: a byte order mark goes; integers of any size become
+ * reals of the same value, reals beyond the range of doubles the largest double, NaN and the
+ * infinities null. Strings stay as they are, and what is no JSON stays wrong.
  * @param out  gets the text when *changed; left empty otherwise. Check out->failed
  */
 void xp_json_soften_numbers(const char *data, size_t n, xp_text *out, bool *changed);

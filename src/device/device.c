@@ -268,6 +268,11 @@ xp_device *xp_stream_device(const xp_stream *stream) {
     return stream->device;
 }
 
+void *xp_stream_native(const xp_stream *stream) {
+    const xp_device_vtable *vtable = stream->device->vtable;
+    return vtable->stream_native != NULL ? vtable->stream_native(stream) : NULL;
+}
+
 xp_status xp_stream_sync(xp_stream *stream) {
     __atomic_fetch_add(&stream->device->n_syncs, 1, __ATOMIC_RELAXED);
     return stream->device->vtable->stream_sync(stream);
@@ -336,6 +341,14 @@ void xp_device_set_shared(xp_device *device, bool shared) {
 
 bool xp_device_is_shared(const xp_device *device) {
     return device->shared;
+}
+
+void xp_device_set_host_synchronized(xp_device *device, bool on) {
+    device->host_synchronized = on;
+}
+
+bool xp_device_is_host_synchronized(const xp_device *device) {
+    return device->host_synchronized;
 }
 
 xp_status xp_device_clear(xp_device *device, void *data, size_t n_bytes) {

@@ -23,6 +23,8 @@ typedef struct xp_device_vtable {
     xp_status (*stream_create)(xp_device *device, xp_stream_kind kind, xp_stream **stream);
     void (*stream_destroy)(xp_stream *stream);
     xp_status (*stream_sync)(xp_stream *stream);
+    /** NULL: streams have no handle that the device's own API knows. */
+    void *(*stream_native)(const xp_stream *stream);
     xp_status (*event_create)(xp_device *device, xp_event **event);
     void (*event_destroy)(xp_event *event);
     xp_status (*event_record)(xp_event *event, xp_stream *stream);
@@ -57,7 +59,7 @@ struct xp_device {
     pthread_mutex_t lock; /* accounts: windows may be made from a communication thread */
     xp_memory_account memory, host;
     int64_t n_allocs, n_syncs;
-    bool shared;
+    bool shared, host_synchronized;
     struct xp_recorder *recorder;      /* that takes ops now, by timed events; NULL: none */
     struct xp_allocation *allocations; /* what free() needs to know, newest first */
 };
@@ -85,6 +87,16 @@ void xp_device_leak(xp_device *device, void *data);
  * the same on every rank. */
 void xp_device_set_shared(xp_device *device, bool shared);
 bool xp_device_is_shared(const xp_device *device);
+
+/**
+ * Host-synchronised mode: what waits for other ranks on this device (collectives, dispatch, combine)
+ * starts when the hosts of all ranks have come to it, and the host waits until it is done. For the
+ * first pass over each shape where ranks are threads that have a GPU each: in one process a library
+ * that loads, allocates or connects at its first use may wait for a kernel that waits for a peer,
+ * whose host waits for the driver lock of that first use. The same on every rank.
+ */
+void xp_device_set_host_synchronized(xp_device *device, bool on);
+bool xp_device_is_host_synchronized(const xp_device *device);
 
 /** Zero memory and wait for it: while things are made, not in a step. Does nothing on the null
  * device. */

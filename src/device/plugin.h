@@ -44,8 +44,8 @@ typedef struct xp_cuda_backend {
     /** How many usable devices there are. @return XP_OK, or XP_ENOTSUP with the reason */
     xp_status (*device_count)(int *n_devices);
     xp_status (*device_create)(const xp_device_args *args, xp_device **device);
-    const void *ops;        /* xp_ops */
-    const void *ep_kernels; /* xp_ep_device_ops, or NULL */
+    const void *ops;         /* xp_ops */
+    const void *ep_backends; /* xp_ep_backend_set, or NULL */
     /** One line about a device for people: name, memory, architecture, driver. */
     xp_status (*describe)(int index, char *text, size_t n_bytes);
     const void *plain_activation; /* xp_ops with the two silu_gate_prob entries alone */

@@ -37,7 +37,7 @@ typedef struct xp_attention_backward_args {
     int64_t lddq, lddk, lddv;
 } xp_attention_backward_args;
 
-/** Bytes of scratch that attention takes on a GPU with cuDNN: what the null device counts. */
+/** Bytes of scratch that attention takes on an H100 or H200: what the null device counts. */
 size_t xp_attention_scratch_gpu(const xp_attention_args *args, bool backward);
 /** Bytes of one fp32 sum per query and head, rounded up to 256: what attention's backward keeps. */
 size_t xp_attention_sums_bytes(int64_t n_rows, int64_t n_heads, int64_t seq_len);

@@ -1,6 +1,7 @@
 /* What the ops need filled or sized before they run: scratch, RoPE's table, the ids of forced
  * balance. */
 #include <math.h>
+#include "ops/cuda/attention_hopper.h"
 #include "ops/ops.h"
 #include "ops/ops_blocks.h"
 
@@ -50,18 +51,26 @@ size_t xp_attention_sums_bytes(int64_t n_rows, int64_t n_heads, int64_t seq_len)
 }
 
 /*
- * As ops/cuda/attention.c chooses. Forward needs none. The deterministic backward of whole rows is
- * cuDNN's, which keeps one bf16 number for each pair of tokens and head of a piece of the rows, at
- * most 1 GiB where rows allow it, and a sum and an fp32 gradient a query. Documents and other
- * lengths keep the sums alone. Shapes that the plain kernel serves need none.
+ * As ops/cuda/attention.c chooses on an H100 or H200. Forward needs none. Heads of 64 or 128
+ * elements: the backward of sm_90a keeps an fp32 dq and two sums a query. Others: the deterministic
+ * backward of whole rows is cuDNN's, which keeps one bf16 number for each pair of tokens and head
+ * of a piece of the rows, at most 1 GiB where rows allow it, and a sum and an fp32 gradient a
+ * query. Documents and other lengths keep the sums alone. Shapes that the plain kernel serves need
+ * none.
  */
 size_t xp_attention_scratch_gpu(const xp_attention_args *args, bool backward) {
     const int64_t most = (int64_t)1 << 30;
+    const int n_sms = 132;
     const int64_t pairs = 2 * args->n_heads * args->seq_len * args->seq_len;
     const bool in_eights = args->head_dim % 8 == 0 && args->ldq % 8 == 0 && args->ldk % 8 == 0 &&
                            args->ldv % 8 == 0 && args->ldo % 8 == 0;
-    if (!backward || args->dtype != XP_BF16 || !in_eights || args->head_dim > 128)
+    if (!backward || args->dtype != XP_BF16 || !in_eights || args->head_dim > 128 ||
+        args->n_rows == 0 || args->seq_len == 0)
         return 0;
+    if (args->head_dim == 64 || args->head_dim == 128) {
+        xp_attention_hopper p = {.a = *args};
+        return xp_attention_hopper_plan(&p, n_sms, NULL);
+    }
     if (args->doc_start != NULL || args->seq_len % 128 != 0)
         return xp_attention_sums_bytes(args->n_rows, args->n_heads, args->seq_len);
     int64_t rows = args->n_rows;

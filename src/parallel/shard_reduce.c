@@ -28,11 +28,11 @@ static xp_status move_section(const xp_shard *shard, const xp_shard_bucket *buck
         int64_t first = 0;
         int64_t n = piece_in_group(shard, piece, rank, &first);
         char *staged = section + (size_t)piece->stage_offset * element;
-        char *home = (char *)flat + (size_t)first * element;
+        char *flat_at = (char *)flat + (size_t)first * element;
         if (n > 0 && way == INTO_STAGE)
-            XP_TRY(xp_copy(shard->worker, staged, home, (size_t)n * element));
+            XP_TRY(xp_copy(shard->worker, staged, flat_at, (size_t)n * element));
         else if (n > 0)
-            XP_TRY(xp_copy(shard->worker, home, staged, (size_t)n * element));
+            XP_TRY(xp_copy(shard->worker, flat_at, staged, (size_t)n * element));
         if (n < piece->n && way == INTO_STAGE)
             XP_TRY(xp_zero(shard->worker, staged + (size_t)n * element,
                            (size_t)(piece->n - n) * element));

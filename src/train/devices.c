@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/text.h"
+#include "comm/provider.h"
 #include "device/device_internal.h"
 #include "device/gpu_placement.h"
 #include "train/run_state.h"
@@ -68,6 +69,10 @@ static void use_placement(xp_trainer *t, const xp_rank_gpu *ranks) {
     t->n_gpus = p.n_gpus;
     t->shares_gpus = p.any_shared;
     xp_device_set_shared(t->device, t->shares_gpus);
+    /* Until the first step is over. */
+    t->first_use_waits = ranks[t->rank].on_gpu && !t->shares_gpus && t->n_ranks > 1 &&
+                         xp_comm_shares_addresses(t->world);
+    xp_device_set_host_synchronized(t->device, t->first_use_waits);
     xp_gpu_placement_print(ranks, t->n_ranks, xp_comm_n_nodes(t->world) > 1, &line);
     if (line.length > 0 && !line.failed)
         xp_trainer_say(t, "GPUs: %s", line.data);

@@ -205,7 +205,7 @@ static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_tra
     else
         xp_comm_abort(comm, NULL);
     if (status != XP_OK)
-        status = xp_comm_last_words(comm, status);
+        status = xp_comm_final_error(comm, status);
     xp_comm_destroy(comm);
     xp_run_lock_release(lock);
     return status;

@@ -32,10 +32,11 @@ struct xp_trainer {
     xp_comm *world; /* NULL: one rank */
     int rank, n_ranks, n_local_ranks, n_threads;
     int n_on_device;  /* ranks that share this one's GPU, itself included; 1 elsewhere */
-    bool shares_gpus; /* some ranks share one */
-    int n_gpus;       /* of all ranks, where there are several ranks */
-    xp_log *log;      /* NULL on silent ranks */
-    bool leads;       /* rank 0: writes files and messages */
+    bool shares_gpus; /* some ranks use the same one */
+    bool first_use_waits, has_validated; /* see xp_device_set_host_synchronized() */
+    int n_gpus;                          /* of all ranks, where there are several ranks */
+    xp_log *log;                         /* NULL on silent ranks */
+    bool leads;                          /* rank 0: writes files and messages */
     const char *dump;
     char *ckpt_folder;
 

@@ -174,7 +174,7 @@ static xp_status queue_update(xp_trainer *t, double lr) {
         .step = ++t->optimizer_steps,
         .max_norm = t->config->training.max_norm,
     };
-    xp_model_stop_words(t->run.model, args.stop);
+    xp_model_abort_flags(t->run.model, args.stop);
     return xp_shard_update(t->run.shard, &args, t->run.stream);
 }
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include "core/error.h"
 #include "core/file.h"
+#include "device/device_internal.h"
 #include "train/run_state.h"
 
 /* ---- create and destroy ------------------------------------------------------------------ */
@@ -159,7 +160,11 @@ static xp_status maybe_validate(xp_trainer *t, xp_step_record *record) {
     if (t->step != 1 && !last && !due(t->step, config->validation.freq))
         return XP_OK;
     double began = xp_time_s();
+    /* Its shapes are others than training's. */
+    xp_device_set_host_synchronized(t->device, t->first_use_waits && !t->has_validated);
     XP_TRY(xp_trainer_validate(t, &record->validation_loss));
+    xp_device_set_host_synchronized(t->device, false);
+    t->has_validated = true;
     record->validation_s = xp_time_s() - began;
     xp_trace_phase(t->trace, "validation", began, began + record->validation_s);
     xp_trainer_say(t, "validate step: %2lld  loss: %8.5f  time: %.2fs", (long long)t->step,
@@ -222,8 +227,10 @@ static xp_status one_step(xp_trainer *t) {
     XP_TRY(maybe_save(t, &record));
     record.time_s = xp_time_s() - began + published_s;
     warn_without_trace(t, t->step, xp_trace_end(t->trace));
-    if (t->step == t->first_step + 1)
+    if (t->step == t->first_step + 1) {
         t->n_allocs = xp_device_n_allocs(t->device);
+        xp_device_set_host_synchronized(t->device, false);
+    }
     xp_trainer_report(t, &record);
     return publish_written(t);
 }

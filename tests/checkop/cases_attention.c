@@ -103,7 +103,7 @@ static void inputs(ck_case *c, const attention_shape *s, xp_dtype dtype, const i
 }
 
 /*
- * A result with a row for each token. Products of bf16 round the weights: an error of 2^-9 of each
+ * A result with a row for each token. bf16 GEMMs round the weights: an error of 2^-9 of each
  * p v, so of the size of the token's own sums. The first tokens see few keys and have sums near 1,
  * the last ones see many and have sums near 0: the buffer's rms is neither.
  */
@@ -139,7 +139,7 @@ static void attention(ck_context *ctx, const attention_shape *s, xp_dtype dtype)
     for (int i = backward.n_buffers - 3; i < backward.n_buffers; i++)
         backward.buffers[i].typical = 1.0; /* a token alone in its document: dp - delta cancels */
     backward.scratch_bytes = backward_scratch;
-    backward.flops = 2.5 * forward.flops; /* five products of the forward's two */
+    backward.flops = 2.5 * forward.flops; /* five GEMMs, forward has two */
     ck_run(ctx, &backward);
     if (dtype == XP_F32 && s->pad == 0 && t <= 40)
         ck_gradient(ctx, &forward, &backward, 3e-3);
@@ -160,11 +160,15 @@ void ck_attention_cases(ck_context *ctx) {
         {3, 70, 2, 2, 17, 0, 1},   {1, 128, 2, 1, 64, 0, 0},  {2, 256, 4, 2, 128, 0, 0},
         {1, 384, 4, 1, 64, 8, 0},  {2, 128, 2, 2, 128, 0, 0}, {1, 256, 4, 2, 128, 0, 60},
         {2, 77, 3, 3, 8, 0, 9},    {1, 129, 6, 1, 96, 16, 5}};
-    /* tiles of 64 and 128 tokens: documents of one token, as long as the row, across tiles */
+    /* tiles of 64 and 128 tokens: documents of one token, as long as the row, across tiles; one
+     * token, lengths around a tile; one to 16 query heads a key head */
     static const attention_shape gpu_shapes[] = {
         {2, 384, 8, 2, 128, 0, 1},  {1, 512, 4, 1, 128, 0, 1 << 20}, {2, 640, 8, 2, 64, 8, 250},
         {1, 300, 4, 2, 40, 0, 50},  {1, 1024, 4, 4, 128, 0, 400},    {1, 161, 4, 2, 128, 0, 0},
-        {3, 192, 2, 1, 128, 8, 33}, {1, 257, 5, 5, 64, 0, 1 << 20}};
+        {3, 192, 2, 1, 128, 8, 33}, {1, 257, 5, 5, 64, 0, 1 << 20},  {1, 1, 8, 1, 128, 0, 0},
+        {3, 1, 2, 2, 64, 0, 1},     {1, 127, 8, 1, 128, 0, 0},       {2, 129, 8, 1, 128, 8, 0},
+        {2, 63, 4, 4, 64, 0, 0},    {1, 65, 16, 1, 128, 0, 7},       {2, 128, 16, 2, 64, 0, 1},
+        {1, 700, 8, 1, 128, 0, 0},  {1, 1024, 4, 1, 128, 0, 512},    {3, 255, 12, 3, 64, 0, 20}};
     static const attention_shape on_gpu[] = {{4, 4096, 32, 4, 128, 0, 0},
                                              {4, 4096, 32, 4, 128, 0, 512},
                                              {4, 4096, 32, 4, 128, 0, 2048},

@@ -3,7 +3,7 @@
 #define TESTS_DIST_DEVICE_CASES_H
 
 #include <pthread.h>
-#include "comm/device/engine.h"
+#include "comm/device/backend.h"
 
 #define MAX_RANKS 16
 

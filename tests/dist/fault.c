@@ -309,5 +309,5 @@ int main(int argc, char **argv) {
     xp_status status = xp_mpi_world_comm(o.on_gpu ? 60 : timeout_s, timeout_s, &comm);
     if (status != XP_OK)
         end(status);
-    end(xp_comm_last_words(comm, run_until_fault(comm, &o)));
+    end(xp_comm_final_error(comm, run_until_fault(comm, &o)));
 }

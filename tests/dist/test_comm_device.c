@@ -72,6 +72,10 @@ static void run(worker *r) {
     if (!r->device)
         return;
     check(r, xp_stream_create(r->device, XP_STREAM_COMPUTE, &r->stream) == XP_OK, "stream", 0);
+    check(r,
+          (xp_stream_native(r->stream) != NULL) ==
+              (xp_device_get_kind(r->device) == XP_DEVICE_CUDA),
+          "native stream", 0);
     if (r->o->fault) {
         fault(r);
     } else {
@@ -80,7 +84,7 @@ static void run(worker *r) {
         windows(r);
         halves(r);
     }
-    r->carrier = r->comm->engine ? r->comm->engine->ops->name : "the host";
+    r->carrier = r->comm->backend ? r->comm->backend->ops->name : "the host";
     xp_stream_destroy(r->stream);
 }
 

@@ -10,7 +10,7 @@ small=(--config tiny.toml --steps 2 --warmup 1)
 
 "$EXPAR" bench step "${small[@]}" --json > step.json 2> step.log || fail "bench step"
 read_json step.json "d['variants'][0]['step_s']['n'] == 2 and d['variants'][0]['ratio']['median'] > 0"
-read_json step.json "d['variants'][0]['tokens'] == 64 and d['variants'][0]['phases']['expert products']['flops'] > 0"
+read_json step.json "d['variants'][0]['tokens'] == 64 and d['variants'][0]['phases']['expert GEMMs']['flops'] > 0"
 "$EXPAR" bench step "${small[@]}" --training.local_batch_size 4 > step.txt 2> step.log || fail "bench step as text"
 grep -q "128 tokens" step.txt || fail "a configuration key did not reach bench step"
 "$EXPAR" bench step "${small[@]}" --ep --ranks 2 --json > ep_step.json 2> step.log || fail "bench step --ep"
@@ -35,7 +35,7 @@ read_json scaling.json "'memory' in d[0]['error'] and d[3]['tokens_per_s'] > 0 a
     --job.threads_per_rank 1 --json > strong.json || fail "strong scaling"
 read_json strong.json "[r['global_batch'] for r in d] == [2, 2]"
 
-# Less address space than one buffer of the matrix product: an error, where OpenBLAS alone would try for ever.
+# Less address space than one buffer of the GEMM: an error, where OpenBLAS alone would try for ever.
 timeout 60 bash -c "ulimit -v 260000; exec '$EXPAR' train --job.config_file tiny.toml --job.dump_folder nothing" > limit.log 2>&1
 rc=$?
 [ "$rc" -ne 124 ] || fail "training without address space hangs"

@@ -56,6 +56,18 @@ c++ -std=c++17 -Wall -Wextra -Werror $(pkg-config --cflags expar) "$SOURCE/tests
     $(pkg-config --libs expar) -Wl,-rpath,"$libdir" -o "$work/layer" || fail "the C++ program"
 [ "$("$work/layer")" = "expar $version" ] || fail "the C++ program: $("$work/layer" 2>&1)"
 
+# The program of docs/howto/use-from-c.md, as printed: alone, and two EP groups of two processes.
+sed -n '/^```cpp$/,/^```$/{/^```/d;p}' "$SOURCE/docs/howto/use-from-c.md" > "$work/trainer.cpp"
+c++ -std=c++17 -Wall -Wextra -Werror "$work/trainer.cpp" $(pkg-config --cflags --libs expar) -Wl,-rpath,"$libdir" \
+    -o "$work/trainer" || fail "the program of use-from-c.md does not compile"
+[ "$("$work/trainer")" = "rank 0 of 1: 0 of 1536 values are wrong" ] || fail "the program of use-from-c.md: $("$work/trainer" 2>&1)"
+if [ -e "$libdir/libexpar_mpi.so" ] && command -v mpirun >/dev/null; then
+    root=()
+    [ "$(id -u)" -ne 0 ] || root=(--allow-run-as-root)
+    mpirun "${root[@]}" --oversubscribe -n 4 "$work/trainer" 2 > "$work/ranks" || fail "use-from-c.md on 4 ranks"
+    [ "$(grep -c ': 0 of 1536 values are wrong$' "$work/ranks")" -eq 4 ] || fail "use-from-c.md on 4 ranks: $(cat "$work/ranks")"
+fi
+
 cd "$work"
 [ "$("$prefix"/bin/expar --version)" = "expar $version" ] || fail "expar --version"
 "$prefix"/bin/expar config --training.steps 7 | grep -q '^steps = 7' || fail "expar config"

@@ -22,10 +22,11 @@ for config in "$SOURCE"/configs/*.toml; do
     case $name in debug_moe) ;; *) holds "$name.json" "all(r['tokens_per_s_gpu'] > 0 and r['step_s'] > 0 for r in d)" ;; esac
 done
 
-# The rank slice: what the real run reserved on a GPU; a batch too large, and what is advised instead.
+# The rank slice: what the real run reserved on a GPU (117.93 GiB), less the memory for pairs of tokens that cuDNN's
+# attention backward took; a batch too large, and what is advised instead.
 slice=("$SOURCE/configs/rank_slice_30b_a3b.toml" --gpu h200 --gpus-per-node 1)
 plan slice.json "${slice[@]}"
-holds slice.json "abs(d[0]['memory_gib'] / 117.93 - 1) < 1e-3 and d[0]['exchange_s'] == 0 and d[0]['link_bytes'] == 0"
+holds slice.json "abs(d[0]['memory_gib'] / 117.12 - 1) < 1e-3 and d[0]['exchange_s'] == 0 and d[0]['link_bytes'] == 0"
 plan large.json "${slice[@]}" --batch 8
 expect_rc 1 "a plan of which nothing fits"
 holds large.json "not d[0]['fits'] and 'selective' in d[0]['advice'] and 'batch ' in d[0]['advice']"
@@ -47,7 +48,7 @@ holds global.json "d[0]['advice'].endswith('batch 3 fits')"
 plan divisor.json "${slice[@]}" --batch 3 --training.global_batch_size 9
 expect_rc 0 "the advised divisor"
 # Neither a smaller batch nor recomputation alone: both. Then nothing at all.
-dense=(--model.flavor 8B --gpu h100 --training.seq_len 16384)
+dense=(--model.flavor 8B --gpu h100 --training.seq_len 32768)
 plan both.json "${dense[@]}" --batch 4
 holds both.json "'\"full\" and batch' in d[0]['advice']"
 plan followed.json "${dense[@]}" --activation_checkpoint.mode full --batch "$(grep -o 'batch [0-9]* need' both.json | grep -o '[0-9]*')"

@@ -348,7 +348,7 @@ bool ep_make_group(ep_env *env, const ep_problem *p, int n_slots, xp_ep_group **
                            .transport = env->transport,
                            .timeout_s = env->timeout_s,
                            .n_slots = n_slots,
-                           .phased = env->phased};
+                           .host_synchronized = env->host_synchronized};
     EP_OK(env, xp_ep_group_create(env->comm, env->device, &config, group));
     return true;
 }

@@ -16,8 +16,8 @@ typedef struct ep_env {
     xp_device *device;
     xp_stream *stream;
     int rank, n_ranks;
-    bool cuda;   /* ranks on GPUs: rank r on number r % n_gpus */
-    bool phased; /* xp_ep_config.phased */
+    bool cuda;              /* ranks on GPUs: rank r on number r % n_gpus */
+    bool host_synchronized; /* xp_ep_config.host_synchronized */
     int n_gpus;
     xp_ep_transport transport;
     xp_dtype dtype;

@@ -1,10 +1,11 @@
 /*
  * test_ep [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype f32|bf16] [--mpi]
- *         [--device cpu|cuda] [--gpus N] [--phased] [--quick] [--verbose]
+ *         [--device cpu|cuda] [--gpus N] [--host-synchronized] [--quick] [--verbose]
  *
  * Without --mpi the ranks are threads, and everything that is not chosen runs in turn. With --mpi
  * this process is one rank (start it with mpirun) and the number of ranks is the launcher's. On
- * GPUs rank r takes number r % N (1); --phased: the host meets the other ranks, kernels do not.
+ * GPUs rank r takes number r % N (1); --host-synchronized: barriers are
+ * made by the hosts, no kernel waits.
  * --quick: no case of many iterations and none about time, for tools that make everything slow.
  * --verbose: a line and the seconds for each case as it ends.
  */
@@ -32,7 +33,7 @@ typedef struct options {
     xp_ep_transport transport;
     int dtype; /* -1: both */
     const char *name;
-    bool mpi, cuda, phased, quick, verbose;
+    bool mpi, cuda, host_synchronized, quick, verbose;
     int n_gpus;
 } options;
 
@@ -44,8 +45,8 @@ static bool parse(int argc, char **argv, options *o) {
             o->mpi = true;
             continue;
         }
-        if (strcmp(argv[i], "--phased") == 0) {
-            o->phased = true;
+        if (strcmp(argv[i], "--host_synchronized") == 0) {
+            o->host_synchronized = true;
             continue;
         }
         if (strcmp(argv[i], "--quick") == 0) {
@@ -152,7 +153,7 @@ static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_t
         threads[r].env = (ep_env){.rank = r,
                                   .n_ranks = n_ranks,
                                   .cuda = o->cuda,
-                                  .phased = o->phased,
+                                  .host_synchronized = o->host_synchronized,
                                   .n_gpus = o->n_gpus,
                                   .transport = transport,
                                   .dtype = dtype,
@@ -178,7 +179,7 @@ static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_t
 static bool wanted(const options *o, const ep_case *c, int n_ranks, xp_ep_transport transport,
                    xp_dtype dtype) {
     return (!o->name || strcmp(o->name, c->name) == 0) && n_ranks >= c->min_ranks &&
-           !(o->cuda && c->host_only) && !(o->phased && transport != XP_EP_P2P) &&
+           !(o->cuda && c->host_only) && !(o->host_synchronized && transport != XP_EP_P2P) &&
            !(o->quick && (c->breaks_world || strcmp(c->name, "thousand-iterations") == 0)) &&
            (o->transport == XP_EP_AUTO || o->transport == transport) &&
            (o->dtype < 0 || o->dtype == (int)dtype) &&
@@ -233,7 +234,7 @@ static int run_mpi(const options *o) {
         return 1;
     }
     env.cuda = o->cuda;
-    env.phased = o->phased;
+    env.host_synchronized = o->host_synchronized;
     env.n_gpus = o->n_gpus;
     env.rank = xp_comm_rank(env.comm);
     env.n_ranks = xp_comm_size(env.comm);
@@ -269,11 +270,11 @@ static int run_mpi(const options *o) {
 int main(int argc, char **argv) {
     options o;
     if (!parse(argc, argv, &o)) {
-        fprintf(
-            stderr,
-            "usage: %s [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype "
-            "f32|bf16] [--mpi] [--device cpu|cuda] [--gpus N] [--phased] [--quick] [--verbose]\n",
-            argv[0]);
+        fprintf(stderr,
+                "usage: %s [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype "
+                "f32|bf16] [--mpi] [--device cpu|cuda] [--gpus N] [--host_synchronized] [--quick] "
+                "[--verbose]\n",
+                argv[0]);
         return 2;
     }
     for (int i = 0; i < o.n_gpus && o.cuda && !o.mpi; i++) {

@@ -5,7 +5,7 @@
  */
 #include <stdlib.h>
 #include <time.h>
-#include "comm/device/engine.h"
+#include "comm/device/staged.h"
 #include "core/file.h"
 #include "device/device_internal.h"
 
@@ -13,38 +13,38 @@
 #define MOST_BYTES  ((int64_t)16 << 20)
 #define LEAST_BYTES ((int64_t)64 << 10)
 
-typedef struct staged_engine {
-    xp_comm_engine base;
+typedef struct staged_backend {
+    xp_comm_backend base;
     char *out, *in; /* what goes to the provider, what comes back; pinned */
     int64_t n_bytes;
     int64_t *counts[4]; /* [size] of an all-to-allv's piece */
     xp_event *taken;    /* the copies back have read `in` */
-} staged_engine;
+} staged_backend;
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
 /* What is queued so far, `out` among it, is done, and `in` is free. */
-static xp_status wait(staged_engine *s, xp_stream *stream) {
+static xp_status wait(staged_backend *s, xp_stream *stream) {
     XP_TRY(xp_event_wait(s->taken, stream));
     return xp_stream_sync(stream);
 }
 
-/* The provider's turn. */
-static xp_status meet(staged_engine *s, const xp_comm_call *call, xp_stream *stream) {
+/* The provider's collective on host memory. */
+static xp_status run_on_host(staged_backend *s, const xp_comm_call *call, xp_stream *stream) {
     XP_TRY(wait(s, stream));
     return s->base.comm->provider->run(s->base.comm, call);
 }
 
 /* Elements of each of n_parts parts that fit at a time. */
-static int64_t elements_at_a_time(const staged_engine *s, int64_t size, int n_parts) {
+static int64_t elements_at_a_time(const staged_backend *s, int64_t size, int n_parts) {
     const int64_t n = s->n_bytes / n_parts / size;
     return n > 0 ? n : 1;
 }
 
 /* Part r of a vector of parts `stride` bytes apart; pieces lie without gaps in the area. */
-static xp_status to_host(staged_engine *s, const xp_comm_call *call, int64_t stride, int n_parts,
+static xp_status to_host(staged_backend *s, const xp_comm_call *call, int64_t stride, int n_parts,
                          int64_t at, int64_t n_bytes, xp_stream *stream) {
     for (int r = 0; r < n_parts; r++)
         XP_TRY(xp_copy(stream, s->out + r * n_bytes, (const char *)call->send + r * stride + at,
@@ -52,7 +52,7 @@ static xp_status to_host(staged_engine *s, const xp_comm_call *call, int64_t str
     return XP_OK;
 }
 
-static xp_status from_host(staged_engine *s, const xp_comm_call *call, int64_t stride, int n_parts,
+static xp_status from_host(staged_backend *s, const xp_comm_call *call, int64_t stride, int n_parts,
                            int64_t at, int64_t n_bytes, xp_stream *stream) {
     for (int r = 0; r < n_parts; r++)
         XP_TRY(xp_copy(stream, (char *)call->recv + r * stride + at, s->in + r * n_bytes,
@@ -62,7 +62,7 @@ static xp_status from_host(staged_engine *s, const xp_comm_call *call, int64_t s
 
 /* All collectives whose ranks have parts of the same length: in_parts of them are sent, out_parts
  * are received. */
-static xp_status run_even(staged_engine *s, const xp_comm_call *call, int in_parts, int out_parts,
+static xp_status run_even(staged_backend *s, const xp_comm_call *call, int in_parts, int out_parts,
                           xp_stream *stream) {
     const int64_t size = (int64_t)xp_dtype_bytes(call->dtype), stride = call->n * size;
     const int64_t each = elements_at_a_time(s, size, in_parts > out_parts ? in_parts : out_parts);
@@ -72,14 +72,14 @@ static xp_status run_even(staged_engine *s, const xp_comm_call *call, int in_par
         piece.send = s->out;
         piece.recv = s->in;
         XP_TRY(to_host(s, call, stride, in_parts, at * size, piece.n * size, stream));
-        XP_TRY(meet(s, &piece, stream));
+        XP_TRY(run_on_host(s, &piece, stream));
         XP_TRY(from_host(s, call, stride, out_parts, at * size, piece.n * size, stream));
     }
     return XP_OK;
 }
 
 /* The provider broadcasts in place. */
-static xp_status run_broadcast(staged_engine *s, const xp_comm_call *call, xp_stream *stream) {
+static xp_status run_broadcast(staged_backend *s, const xp_comm_call *call, xp_stream *stream) {
     const bool root = s->base.comm->rank == call->root;
     for (int64_t at = 0; at < call->n; at += s->n_bytes) {
         xp_comm_call piece = *call;
@@ -98,7 +98,7 @@ static xp_status run_broadcast(staged_engine *s, const xp_comm_call *call, xp_st
 }
 
 /* How many pieces the longest part of any two ranks takes: all must go through as many. */
-static xp_status count_pieces(staged_engine *s, const xp_comm_call *call, int64_t each,
+static xp_status count_pieces(staged_backend *s, const xp_comm_call *call, int64_t each,
                               int64_t *n_pieces) {
     int64_t longest = 0;
     for (int r = 0; r < s->base.comm->size; r++) {
@@ -121,7 +121,7 @@ static int64_t left_of(int64_t n_bytes, int64_t at, int64_t each) {
     return n_bytes > at ? smaller(each, n_bytes - at) : 0;
 }
 
-static xp_status run_all_to_allv(staged_engine *s, const xp_comm_call *call, xp_stream *stream) {
+static xp_status run_all_to_allv(staged_backend *s, const xp_comm_call *call, xp_stream *stream) {
     const int n_ranks = s->base.comm->size;
     const int64_t each = elements_at_a_time(s, 1, n_ranks);
     int64_t n_pieces = 0;
@@ -139,7 +139,7 @@ static xp_status run_all_to_allv(staged_engine *s, const xp_comm_call *call, xp_
                            (const char *)call->v.send + call->v.send_offsets[r] + at,
                            (size_t)s->counts[0][r]));
         }
-        XP_TRY(meet(s, &piece, stream));
+        XP_TRY(run_on_host(s, &piece, stream));
         for (int r = 0; r < n_ranks; r++)
             XP_TRY(xp_copy(stream, (char *)call->v.recv + call->v.recv_offsets[r] + at,
                            s->in + r * each, (size_t)s->counts[2][r]));
@@ -148,9 +148,9 @@ static xp_status run_all_to_allv(staged_engine *s, const xp_comm_call *call, xp_
     return XP_OK;
 }
 
-static xp_status run(xp_comm_engine *engine, const xp_comm_call *call, xp_stream *stream) {
-    staged_engine *s = (staged_engine *)engine;
-    const int n_ranks = engine->comm->size;
+static xp_status run(xp_comm_backend *backend, const xp_comm_call *call, xp_stream *stream) {
+    staged_backend *s = (staged_backend *)backend;
+    const int n_ranks = backend->comm->size;
     switch (call->kind) {
     case XP_COMM_ALL_REDUCE:
         return run_even(s, call, 1, 1, stream);
@@ -165,12 +165,12 @@ static xp_status run(xp_comm_engine *engine, const xp_comm_call *call, xp_stream
     case XP_COMM_BROADCAST:
         return run_broadcast(s, call, stream);
     default:
-        return meet(s, call, stream);
+        return run_on_host(s, call, stream);
     }
 }
 
 /* Copies that are still under way read `in`. */
-static void wait_until_taken(staged_engine *s) {
+static void wait_until_taken(staged_backend *s) {
     bool taken = false;
     const double deadline = xp_time_s() + 10;
     while (s->taken && !taken && xp_time_s() < deadline) {
@@ -181,21 +181,21 @@ static void wait_until_taken(staged_engine *s) {
     }
 }
 
-static void destroy(xp_comm_engine *engine) {
-    staged_engine *s = (staged_engine *)engine;
+static void destroy(xp_comm_backend *backend) {
+    staged_backend *s = (staged_backend *)backend;
     wait_until_taken(s);
     for (int i = 0; i < 4; i++)
         free(s->counts[i]);
     xp_event_destroy(s->taken);
-    xp_host_free(engine->device, s->in);
-    xp_host_free(engine->device, s->out);
+    xp_host_free(backend->device, s->in);
+    xp_host_free(backend->device, s->out);
     free(s);
 }
 
-static const xp_comm_engine_ops staged_ops = {
+static const xp_comm_backend_ops staged_ops = {
     .name = "host memory", .run = run, .destroy = destroy};
 
-static xp_status reserve(staged_engine *s) {
+static xp_status reserve(staged_backend *s) {
     static const char tag[] = "communication";
     xp_device *device = s->base.device;
     void *data = NULL;
@@ -213,21 +213,21 @@ static xp_status reserve(staged_engine *s) {
     return XP_OK;
 }
 
-xp_status xp_staged_engine_create(xp_comm *comm, xp_device *device, size_t max_bytes,
-                                  xp_comm_engine **engine) {
-    staged_engine *s = calloc(1, sizeof *s);
+xp_status xp_staged_backend_create(xp_comm *comm, xp_device *device, size_t max_bytes,
+                                   xp_comm_backend **backend) {
+    staged_backend *s = calloc(1, sizeof *s);
     if (!s)
         return xp_error(XP_ENOMEM, "no memory for the collectives of %d ranks on %s", comm->size,
                         xp_device_name(device));
     const int64_t wanted = max_bytes > 0 ? (int64_t)max_bytes : MOST_BYTES;
     const int64_t least = LEAST_BYTES > 64 * comm->size ? LEAST_BYTES : 64 * comm->size;
-    s->base = (xp_comm_engine){.ops = &staged_ops, .comm = comm, .device = device};
+    s->base = (xp_comm_backend){.ops = &staged_ops, .comm = comm, .device = device};
     s->n_bytes = wanted > MOST_BYTES ? MOST_BYTES : wanted < least ? least : wanted;
     const xp_status status = reserve(s);
     if (status != XP_OK) {
         destroy(&s->base);
         return status;
     }
-    *engine = &s->base;
+    *backend = &s->base;
     return XP_OK;
 }

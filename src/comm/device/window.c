@@ -12,12 +12,12 @@ typedef struct device_window {
     bool opens; /* peers' memory is opened, and must be closed */
 } device_window;
 
-/* What each rank shows the others. */
-typedef struct offer {
+/* What each rank tells the others. */
+typedef struct window_info {
     void *data; /* both valid where addresses are shared */
     xp_device *device;
     char handle[XP_IPC_HANDLE_BYTES];
-} offer;
+} window_info;
 
 static void free_window(device_window *w) {
     free(w->base.peers);
@@ -48,7 +48,7 @@ static xp_status reserve(device_window *w, const xp_device_window_args *args) {
     return xp_device_clear(w->device, w->mine, n_bytes);
 }
 
-static xp_status reach(device_window *w, const offer *theirs, int rank) {
+static xp_status reach(device_window *w, const window_info *theirs, int rank) {
     if (rank == w->base.comm->rank) {
         w->base.peers[rank] = w->mine;
         return XP_OK;
@@ -62,14 +62,14 @@ static xp_status reach(device_window *w, const offer *theirs, int rank) {
 static xp_status connect_all(device_window *w) {
     static const char phase[] = "making a window";
     xp_comm *comm = w->base.comm;
-    offer mine = {.data = w->mine, .device = w->device};
-    offer *all = calloc((size_t)comm->size, sizeof *all);
+    window_info mine = {.data = w->mine, .device = w->device};
+    window_info *all = calloc((size_t)comm->size, sizeof *all);
     if (!all)
         return xp_error(XP_ENOMEM, "no memory for a window over %d ranks", comm->size);
     xp_status status =
         w->opens ? w->sharing->export_memory(w->device, w->mine, mine.handle) : XP_OK;
     if (status == XP_OK)
-        status = xp_comm_share(comm, phase, &mine, all, sizeof mine);
+        status = xp_comm_gather_bytes(comm, phase, &mine, all, sizeof mine);
     for (int i = 0; i < comm->size && status == XP_OK; i++) {
         status = reach(w, &all[i], i);
         if (status != XP_OK)
@@ -79,8 +79,8 @@ static xp_status connect_all(device_window *w) {
     free(all);
     XP_TRY(status);
     /* Nobody goes on before all have what they need. */
-    const xp_comm_call meet = {.kind = XP_COMM_BARRIER, .dtype = XP_U8, .phase = phase};
-    return comm->provider->run(comm, &meet);
+    const xp_comm_call barrier = {.kind = XP_COMM_BARRIER, .dtype = XP_U8, .phase = phase};
+    return comm->provider->run(comm, &barrier);
 }
 
 xp_status xp_device_window_create(const xp_device_window_args *args, xp_window **window) {

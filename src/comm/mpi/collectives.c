@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "comm/mpi/world.h"
+#include "comm/mpi/collectives.h"
+#include "comm/mpi/failure.h"
+#include "comm/mpi/progress.h"
 #include "comm/reduce.h"
 
 /* What ranks send of a reduction at a time, from all ranks together. */
@@ -29,7 +31,7 @@ static xp_mpi_exchange *begin(xp_mpi_comm *comm, const xp_comm_call *call) {
                             .root = call->root};
     x->phase = call->phase;
     snprintf(x->head.phase, sizeof x->head.phase, "%s", call->phase ? call->phase : "");
-    xp_board_set_activity(&comm->world->board, phase_name(call));
+    xp_liveness_set_activity(&comm->world->liveness, phase_name(call));
     return x;
 }
 
@@ -250,8 +252,8 @@ xp_status xp_mpi_run(xp_comm *base, const xp_comm_call *call) {
     return status;
 }
 
-xp_status xp_mpi_share(xp_mpi_comm *comm, xp_comm_kind kind, const void *mine, void *all,
-                       int64_t n_bytes) {
+xp_status xp_mpi_gather_bytes(xp_mpi_comm *comm, xp_comm_kind kind, const void *mine, void *all,
+                              int64_t n_bytes) {
     xp_comm_call call = {.kind = kind,
                          .dtype = XP_U8,
                          .n = n_bytes,

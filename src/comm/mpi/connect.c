@@ -1,25 +1,19 @@
-/* From nothing to a world that is connected: MPI_Init, who runs where, the board of each node. On
- * the engine's thread. */
+/* Connects the ranks: MPI_Init, who runs where, the liveness table of each node. On
+ * the progress thread's thread. */
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "comm/mpi/world.h"
+#include "comm/mpi/connect.h"
+#include "comm/mpi/failure.h"
 
 /** What each rank tells all others at the start. */
-typedef struct introduction {
+typedef struct process_info {
     int64_t pids_inode; /* of the process numbers it can see; containers may hide those of others */
     int32_t leader;     /* lowest rank that shares memory with it, by MPI's account */
     int32_t pid;
-} introduction;
-
-xp_status xp_mpi_error(const char *what, int code) {
-    char text[MPI_MAX_ERROR_STRING] = "unknown error";
-    int n = 0;
-    MPI_Error_string(code, text, &n);
-    return xp_error(XP_ECOMM, "%s failed: %s", what, text);
-}
+} process_info;
 
 #define MPI_TRY(call)                                                                              \
     do {                                                                                           \
@@ -41,13 +35,13 @@ static int64_t inode_of_pids(void) {
 }
 
 /* Two ranks are on one node when MPI says that they share memory and each sees the other's process:
- * the latter is what the board and the windows are made of. */
-static bool same_node(const introduction *a, const introduction *b) {
+ * the liveness table and the windows need the latter. */
+static bool same_node(const process_info *a, const process_info *b) {
     return a->leader == b->leader && a->pids_inode == b->pids_inode;
 }
 
-static xp_status introduce(xp_mpi_world *world, introduction *all) {
-    introduction mine = {.pids_inode = inode_of_pids(), .pid = (int32_t)getpid()};
+static xp_status exchange_info(xp_mpi_world *world, process_info *all) {
+    process_info mine = {.pids_inode = inode_of_pids(), .pid = (int32_t)getpid()};
     MPI_Comm node;
     MPI_TRY(
         MPI_Comm_split_type(world->mpi, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL, &node));
@@ -59,7 +53,7 @@ static xp_status introduce(xp_mpi_world *world, introduction *all) {
 }
 
 /* Numbers by first appearance. @return the first rank of this rank's node */
-static int number_nodes(xp_mpi_world *world, const introduction *all, int *n_here) {
+static int number_nodes(xp_mpi_world *world, const process_info *all, int *n_here) {
     int leader = world->rank;
     for (int i = 0; i < world->size; i++) {
         int first = 0;
@@ -95,14 +89,14 @@ static xp_status prepare_forwarding(xp_mpi_world *world) {
                : xp_error(XP_ENOMEM, "no memory for %d ranks", world->size);
 }
 
-static xp_status make_board(xp_mpi_world *world, const introduction *all) {
+static xp_status make_liveness(xp_mpi_world *world, const process_info *all) {
     int n_here = 0;
     int leader = number_nodes(world, all, &n_here);
     xp_status status = XP_OK;
     if (leader == world->rank)
-        status = xp_board_create(n_here, &world->board);
+        status = xp_liveness_create(n_here, &world->liveness);
     const xp_status forwarding = prepare_forwarding(world);
-    int fd = world->board.fd;
+    int fd = world->liveness.fd;
     int *fds = malloc((size_t)world->size * sizeof *fds);
     if (!fds)
         return xp_error(XP_ENOMEM, "no memory for %d ranks", world->size);
@@ -112,11 +106,11 @@ static xp_status make_board(xp_mpi_world *world, const introduction *all) {
     if (code != MPI_SUCCESS)
         return xp_mpi_error("MPI_Allgather", code);
     if (leader != world->rank && leaders_fd >= 0)
-        status = xp_board_open(n_here, all[leader].pid, leaders_fd, &world->board);
+        status = xp_liveness_open(n_here, all[leader].pid, leaders_fd, &world->liveness);
     XP_TRY(agree(world, status != XP_OK ? status : forwarding));
-    xp_board_join(&world->board, world->index, world->rank);
+    xp_liveness_join(&world->liveness, world->index, world->rank);
     MPI_TRY(MPI_Barrier(world->mpi));
-    xp_board_watch(&world->board);
+    xp_liveness_open_pidfds(&world->liveness);
     return XP_OK;
 }
 
@@ -138,17 +132,17 @@ xp_status xp_mpi_connect(xp_mpi_world *world) {
     MPI_TRY(MPI_Comm_size(world->mpi, &world->size));
     XP_TRY(find_max_tag(world));
     world->nodes = calloc((size_t)world->size, sizeof *world->nodes);
-    introduction *all = calloc((size_t)world->size, sizeof *all);
+    process_info *all = calloc((size_t)world->size, sizeof *all);
     if (!world->nodes || !all) {
         free(all);
         return xp_error(XP_ENOMEM, "no memory for %d ranks", world->size);
     }
-    xp_status status = introduce(world, all);
+    xp_status status = exchange_info(world, all);
     if (status == XP_OK)
-        status = make_board(world, all);
+        status = make_liveness(world, all);
     free(all);
     XP_TRY(status);
-    MPI_TRY(MPI_Irecv(&world->noticed, sizeof world->noticed, MPI_BYTE, MPI_ANY_SOURCE,
-                      XP_MPI_TAG_FAILURE, world->mpi, &world->notice));
+    MPI_TRY(MPI_Irecv(&world->failure_received, sizeof world->failure_received, MPI_BYTE,
+                      MPI_ANY_SOURCE, XP_MPI_TAG_FAILURE, world->mpi, &world->failure_request));
     return XP_OK;
 }

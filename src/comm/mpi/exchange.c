@@ -1,7 +1,8 @@
-/* The messages of one exchange. On the engine's thread only. */
+/* The messages of one exchange. On the progress thread only. */
 #include <stdio.h>
 #include <string.h>
-#include "comm/mpi/world.h"
+#include "comm/mpi/exchange.h"
+#include "comm/mpi/failure.h"
 #include "core/file.h"
 #include "core/text.h"
 
@@ -91,7 +92,7 @@ static void describe(char text[160], const xp_mpi_head *head) {
              head->phase[0] ? head->phase : "no phase");
 }
 
-/* Better here than as garbage in a tensor. */
+/* Calls that do not match are an error here, not garbage in a tensor. */
 static bool matches(xp_mpi_exchange *x, int peer) {
     const xp_mpi_comm *comm = x->comm;
     const xp_mpi_head *mine = &x->head, *theirs = &x->in[peer].head;
@@ -205,7 +206,7 @@ int xp_mpi_exchange_waits_for(const xp_mpi_exchange *x) {
 /* What is known of a rank that does not come. */
 static void add_missing(const xp_mpi_exchange *x, int peer, xp_text *who) {
     const xp_mpi_comm *comm = x->comm;
-    const xp_board_slot *slot = xp_board_find(&comm->world->board, comm->ranks[peer]);
+    const xp_liveness_slot *slot = xp_liveness_find(&comm->world->liveness, comm->ranks[peer]);
     xp_text_printf(who, "rank %d (", comm->ranks[peer]);
     if (x->peers[peer].arrived)
         xp_text_puts(who, "its data came to a stop");
@@ -214,9 +215,9 @@ static void add_missing(const xp_mpi_exchange *x, int peer, xp_text *who) {
                        (unsigned long long)x->head.n_call);
     if (slot) {
         char activity[XP_FAILURE_PHASE];
-        xp_board_get_activity(slot, activity);
+        xp_liveness_get_activity(slot, activity);
         xp_text_printf(who, "; last in %s", activity[0] ? activity : "nothing yet");
-        if (xp_board_is_stopped(slot))
+        if (xp_liveness_is_stopped(slot))
             xp_text_printf(who, "; its process %d is stopped", atomic_load(&slot->pid));
     } else {
         xp_text_puts(who, ", on another node");
@@ -239,16 +240,16 @@ void xp_mpi_exchange_report(xp_mpi_exchange *x) {
     if (n_missing > 8)
         xp_text_printf(&who, " and %d more", n_missing - 8);
     int direct = xp_mpi_exchange_waits_for(x);
-    int culprit = xp_board_find_culprit(&comm->world->board, direct);
+    int culprit = xp_liveness_find_culprit(&comm->world->liveness, direct);
     char text[XP_FAILURE_TEXT];
     const char *kind = xp_comm_kind_name((xp_comm_kind)x->head.kind);
     int n = snprintf(text, sizeof text, "rank %d waited %g s in %s%s%s%s for %s", comm->world->rank,
                      comm->base.timeout_s, kind, x->phase ? " (" : "", x->phase ? x->phase : "",
                      x->phase ? ")" : "", who.data ? who.data : "ranks that came too late");
     xp_text_free(&who);
-    const xp_board_slot *slot = xp_board_find(&comm->world->board, culprit);
+    const xp_liveness_slot *slot = xp_liveness_find(&comm->world->liveness, culprit);
     if (culprit != direct && n > 0 && (size_t)n < sizeof text)
         snprintf(text + n, sizeof text - (size_t)n, "; in the end all wait for rank %d%s", culprit,
-                 slot && xp_board_is_stopped(slot) ? ", whose process is stopped" : "");
+                 slot && xp_liveness_is_stopped(slot) ? ", whose process is stopped" : "");
     xp_mpi_fail(comm->world, XP_FAILURE_TIMEOUT, culprit, text);
 }

@@ -1,8 +1,8 @@
-/* The first root cause, on every rank with the same words. */
+/* The first root cause, the same record on every rank. */
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-#include "comm/mpi/world.h"
+#include "comm/mpi/failure.h"
 #include "core/error.h"
 #include "core/file.h"
 
@@ -12,7 +12,14 @@
 /* A launcher collects the output of many processes through pipes of their own. */
 #define OUTPUT_S 0.2
 /* A message to another node is under way this long at most before the sender gives up. */
-#define RELAY_S 1.0
+#define FORWARD_S 1.0
+
+xp_status xp_mpi_error(const char *what, int code) {
+    char text[MPI_MAX_ERROR_STRING] = "unknown error";
+    int n = 0;
+    MPI_Error_string(code, text, &n);
+    return xp_error(XP_ECOMM, "%s failed: %s", what, text);
+}
 
 static void adopt(xp_mpi_world *world, const xp_failure *failure) {
     pthread_mutex_lock(&world->lock);
@@ -25,29 +32,27 @@ static void adopt(xp_mpi_world *world, const xp_failure *failure) {
     }
     pthread_mutex_unlock(&world->lock);
     xp_failure_hooks_fire(&world->hooks);
-    xp_mpi_engine_wake(world);
 }
 
-/* On the node's board first: there one process wins, and all take its words. */
-static void settle(xp_mpi_world *world, const xp_failure *failure) {
+/* First in the node's liveness table: one process wins, and all take its record. */
+static void publish(xp_mpi_world *world, const xp_failure *failure) {
     xp_failure first = *failure;
-    if (!xp_board_fail(&world->board, failure)) {
-        double deadline =
-            xp_time_s() + 0.1; /* a winner that dies while it writes is not waited for */
-        while (!xp_board_has_failed(&world->board) && xp_time_s() < deadline)
+    if (!xp_liveness_fail(&world->liveness, failure)) {
+        double deadline = xp_time_s() + 0.1; /* a winner that dies while it writes: do not wait */
+        while (!xp_liveness_has_failed(&world->liveness) && xp_time_s() < deadline)
             nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
-        if (xp_board_has_failed(&world->board))
-            xp_board_get_failure(&world->board, &first);
+        if (xp_liveness_has_failed(&world->liveness))
+            xp_liveness_get_failure(&world->liveness, &first);
     }
     adopt(world, &first);
 }
 
 static void activity_of(const xp_mpi_world *world, int rank, char text[XP_FAILURE_PHASE]) {
-    const xp_board_slot *slot = xp_board_find(&world->board, rank);
+    const xp_liveness_slot *slot = xp_liveness_find(&world->liveness, rank);
     text[0] = '\0';
     if (!slot)
-        slot = world->board.mine; /* not to be seen: what the finder was in says most */
-    xp_board_get_activity(slot, text);
+        slot = world->liveness.mine; /* on another node: what the reporter was in says most */
+    xp_liveness_get_activity(slot, text);
 }
 
 void xp_mpi_fail(xp_mpi_world *world, xp_failure_reason reason, int culprit, const char *text) {
@@ -55,7 +60,7 @@ void xp_mpi_fail(xp_mpi_world *world, xp_failure_reason reason, int culprit, con
         return;
     xp_failure failure = xp_failure_make(reason, world->rank, culprit, text);
     activity_of(world, culprit, failure.phase);
-    settle(world, &failure);
+    publish(world, &failure);
 }
 
 xp_status xp_mpi_world_status(const xp_mpi_world *world) {
@@ -64,10 +69,10 @@ xp_status xp_mpi_world_status(const xp_mpi_world *world) {
     return xp_error(XP_ECOMM, "%s", world->failure.text);
 }
 
-static void report_death(xp_mpi_world *world, const xp_board_slot *slot) {
+static void report_death(xp_mpi_world *world, const xp_liveness_slot *slot) {
     char activity[XP_FAILURE_PHASE], text[XP_FAILURE_TEXT];
     int rank = atomic_load(&slot->rank);
-    xp_board_get_activity(slot, activity);
+    xp_liveness_get_activity(slot, activity);
     snprintf(text, sizeof text,
              "rank %d is gone, last in %s: its process %d on %s was killed or crashed (dmesg tells "
              "when the system killed it because memory was short)",
@@ -75,25 +80,25 @@ static void report_death(xp_mpi_world *world, const xp_board_slot *slot) {
     xp_mpi_fail(world, XP_FAILURE_LOST, rank, text);
 }
 
-void xp_mpi_look_around(xp_mpi_world *world) {
-    if (xp_board_has_failed(&world->board)) {
+void xp_mpi_check_peers(xp_mpi_world *world) {
+    if (xp_liveness_has_failed(&world->liveness)) {
         xp_failure failure;
-        xp_board_get_failure(&world->board, &failure);
+        xp_liveness_get_failure(&world->liveness, &failure);
         adopt(world, &failure);
         return;
     }
-    const xp_board_slot *dead = xp_board_find_dead(&world->board);
+    const xp_liveness_slot *dead = xp_liveness_find_dead(&world->liveness);
     if (dead) {
         report_death(world, dead);
         return;
     }
     int come = 0;
-    if (MPI_Test(&world->notice, &come, MPI_STATUS_IGNORE) == MPI_SUCCESS && come)
-        settle(world, &world->noticed);
+    if (MPI_Test(&world->failure_request, &come, MPI_STATUS_IGNORE) == MPI_SUCCESS && come)
+        publish(world, &world->failure_received);
 }
 
 /* See comm/mpi/forward.h. */
-void xp_mpi_relay_failure(xp_mpi_world *world) {
+void xp_mpi_forward_failure(xp_mpi_world *world) {
     const int n_targets = xp_forward_targets(&world->map, world->rank, world->failure.reporter,
                                              world->forward_targets);
     MPI_Request *requests = world->forward_requests;
@@ -102,15 +107,15 @@ void xp_mpi_relay_failure(xp_mpi_world *world) {
         if (MPI_Isend(&world->failure, sizeof world->failure, MPI_BYTE, world->forward_targets[i],
                       XP_MPI_TAG_FAILURE, world->mpi, &requests[n]) == MPI_SUCCESS)
             n++;
-    double deadline = xp_time_s() + RELAY_S;
+    double deadline = xp_time_s() + FORWARD_S;
     while (n > 0 && !done && xp_time_s() < deadline) {
-        int come = world->notice == MPI_REQUEST_NULL;
+        int come = world->failure_request == MPI_REQUEST_NULL;
         if (MPI_Testall(n, requests, &done, MPI_STATUSES_IGNORE) != MPI_SUCCESS)
             return;
-        if (world->notice != MPI_REQUEST_NULL &&
-            MPI_Test(&world->notice, &come, MPI_STATUS_IGNORE) == MPI_SUCCESS && come &&
-            world->noticed.wall_s < world->failure.wall_s)
-            atomic_store(&world->outdone, true);
+        if (world->failure_request != MPI_REQUEST_NULL &&
+            MPI_Test(&world->failure_request, &come, MPI_STATUS_IGNORE) == MPI_SUCCESS && come &&
+            world->failure_received.wall_s < world->failure.wall_s)
+            atomic_store(&world->superseded, true);
         nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
     }
 }
@@ -119,18 +124,18 @@ void xp_mpi_relay_failure(xp_mpi_world *world) {
  * Every rank prints one line. The rank that found the failure has the root cause to tell, and waits
  * until the others have printed theirs and ended.
  */
-xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
+xp_status xp_mpi_final_error(xp_comm *base, xp_status status) {
     xp_mpi_world *world = ((xp_mpi_comm *)base)->world;
     const xp_failure *failure = &world->failure;
     if (!atomic_load(&world->failed))
         return status;
-    if (failure->reporter == world->rank && !atomic_load(&world->outdone)) {
+    if (failure->reporter == world->rank && !atomic_load(&world->superseded)) {
         /* Ranks that compute learn of it when they come to their next call. */
         bool late = failure->reason == XP_FAILURE_TIMEOUT;
         bool soon = late || world->timeout_s < OTHERS_S;
         /* Who is late may stay away; who gave up has its line to print as well. */
         int except = late ? failure->culprit : -1;
-        xp_board_outlast(&world->board, except, soon ? OTHERS_S : world->timeout_s);
+        xp_liveness_wait_for_exits(&world->liveness, except, soon ? OTHERS_S : world->timeout_s);
         double more = OUTPUT_S * (world->n_nodes > 1 ? 5 : 1);
         nanosleep(&(struct timespec){.tv_sec = (time_t)more,
                                      .tv_nsec = (long)((more - (double)(time_t)more) * 1e9)},
@@ -138,7 +143,7 @@ xp_status xp_mpi_last_words(xp_comm *base, xp_status status) {
         return xp_error(status, "%s", failure->text);
     }
     char mine[XP_FAILURE_PHASE];
-    xp_board_get_activity(world->board.mine, mine);
+    xp_liveness_get_activity(world->liveness.mine, mine);
     if (failure->culprit < 0 || failure->culprit == world->rank)
         xp_error(status, "rank %d ends: %s", world->rank, failure->text);
     else

@@ -1,8 +1,8 @@
 /**
  * Inter-node forwarding of a failure: which rank tells which. Pure logic, no MPI.
  *
- * Every rank of the node where the failure was found sends to two ranks of each other node; within a
- * node the shared-memory liveness table tells the rest. So a sender or a receiver that is dead,
+ * Every rank of the node where the failure was found sends to two ranks of each other node; within
+ * a node the shared-memory liveness table tells the rest. So a sender or a receiver that is dead,
  * stuck or the culprit itself keeps nobody from hearing, and a rank sends at most 2 (n_nodes - 1)
  * messages however large the job is.
  */

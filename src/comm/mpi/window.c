@@ -3,7 +3,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "comm/mpi/world.h"
+#include "comm/mpi/window.h"
+#include "comm/mpi/collectives.h"
 #include "device/device_internal.h"
 
 typedef struct mpi_window {
@@ -14,10 +15,10 @@ typedef struct mpi_window {
     int64_t *sizes; /* [size] bytes of each rank's memory */
 } mpi_window;
 
-typedef struct offer {
+typedef struct window_info {
     int64_t n_bytes;
     int32_t pid, fd;
-} offer;
+} window_info;
 
 static void unmap(mpi_window *w) {
     for (int i = 0; i < w->base.size && w->base.peers; i++)
@@ -28,14 +29,14 @@ static void unmap(mpi_window *w) {
     free(w);
 }
 
-/* Every rank offers its memory and opens that of the others; nobody closes before all have. */
+/* Every rank names its memory and opens that of the others; nobody closes before all have. */
 static xp_status connect_all(mpi_window *w, xp_mpi_comm *comm, int fd) {
     int me = comm->base.rank;
-    offer mine = {.n_bytes = (int64_t)w->n_bytes, .pid = (int32_t)getpid(), .fd = fd};
-    offer *all = calloc((size_t)comm->base.size, sizeof *all);
+    window_info mine = {.n_bytes = (int64_t)w->n_bytes, .pid = (int32_t)getpid(), .fd = fd};
+    window_info *all = calloc((size_t)comm->base.size, sizeof *all);
     if (!all)
         return xp_error(XP_ENOMEM, "no memory for a window over %d ranks", comm->base.size);
-    xp_status status = xp_mpi_share(comm, XP_COMM_WINDOW, &mine, all, sizeof mine);
+    xp_status status = xp_mpi_gather_bytes(comm, XP_COMM_WINDOW, &mine, all, sizeof mine);
     for (int i = 0; i < comm->base.size && status == XP_OK; i++) {
         w->sizes[i] = all[i].n_bytes;
         if (i != me)
@@ -49,7 +50,7 @@ static xp_status connect_all(mpi_window *w, xp_mpi_comm *comm, int fd) {
     if (comm->base.size > (int)sizeof oks)
         return xp_error(XP_ENOTSUP, "a window over %d ranks of one node: at most %d",
                         comm->base.size, (int)sizeof oks);
-    return xp_mpi_share(comm, XP_COMM_WINDOW, &ok, oks, 1);
+    return xp_mpi_gather_bytes(comm, XP_COMM_WINDOW, &ok, oks, 1);
 }
 
 xp_status xp_mpi_window_create(xp_comm *base, xp_device *device, size_t n_bytes, const char *tag,

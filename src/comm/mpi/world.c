@@ -4,7 +4,10 @@
 #include <string.h>
 #include <unistd.h>
 #include "comm/rendezvous.h"
-#include "comm/mpi/world.h"
+#include "comm/mpi/collectives.h"
+#include "comm/mpi/failure.h"
+#include "comm/mpi/progress.h"
+#include "comm/mpi/window.h"
 #include "core/sync.h"
 
 /* Names of nodes by first appearance in this communicator. */
@@ -47,7 +50,10 @@ static bool reserve(xp_mpi_comm *c, size_t size) {
            c->nodes && c->sources;
 }
 
-xp_status xp_mpi_comm_create(xp_mpi_world *world, const int *ranks, int size, int rank, int tag,
+static const xp_comm_provider mpi_provider;
+
+/* A communicator over these ranks of the world; takes a reference of the world. */
+static xp_status create_comm(xp_mpi_world *world, const int *ranks, int size, int rank, int tag,
                              xp_comm **comm) {
     xp_mpi_comm *c = calloc(1, sizeof *c);
     if (!c || !reserve(c, (size_t)size) || pthread_mutex_init(&c->lock, NULL) != 0) {
@@ -59,7 +65,7 @@ xp_status xp_mpi_comm_create(xp_mpi_world *world, const int *ranks, int size, in
     c->tag = tag;
     c->exchange.comm = c;
     memcpy(c->ranks, ranks, (size_t)size * sizeof *ranks);
-    c->base = (xp_comm){.provider = &xp_mpi_comm_provider,
+    c->base = (xp_comm){.provider = &mpi_provider,
                         .rank = rank,
                         .size = size,
                         .nodes = c->nodes,
@@ -75,7 +81,8 @@ xp_status xp_mpi_comm_create(xp_mpi_world *world, const int *ranks, int size, in
     return XP_OK;
 }
 
-int xp_mpi_next_tag(xp_mpi_world *world) {
+/* A tag that no other communicator has or had, should this rank be the first of a new one. */
+static int next_tag(xp_mpi_world *world) {
     pthread_mutex_lock(&world->lock);
     int n = ++world->n_tags;
     pthread_mutex_unlock(&world->lock);
@@ -85,7 +92,7 @@ int xp_mpi_next_tag(xp_mpi_world *world) {
 }
 
 static void free_world(xp_mpi_world *world) {
-    xp_board_close(&world->board);
+    xp_liveness_close(&world->liveness);
     pthread_cond_destroy(&world->changed);
     xp_failure_hooks_destroy(&world->hooks);
     pthread_mutex_destroy(&world->lock);
@@ -96,14 +103,14 @@ static void free_world(xp_mpi_world *world) {
     free(world);
 }
 
-/* The last communicator is gone. Ranks part together, so that none sees another end too early. */
+/* The last communicator is gone. A final barrier keeps every process alive until all have come. */
 static void close_world(xp_mpi_world *world, xp_comm *all) {
     if (!atomic_load(&world->failed)) {
-        xp_comm_call part = {.kind = XP_COMM_BARRIER, .dtype = XP_U8, .phase = "the end"};
-        if (xp_mpi_run(all, &part) != XP_OK)
+        xp_comm_call barrier = {.kind = XP_COMM_BARRIER, .dtype = XP_U8, .phase = "final barrier"};
+        if (xp_mpi_run(all, &barrier) != XP_OK)
             xp_error_clear(); /* all results are there; a rank that dies now takes nothing along */
     }
-    bool stopped = xp_mpi_engine_stop(world);
+    bool stopped = xp_mpi_progress_stop(world);
     free_comm((xp_mpi_comm *)all);
     if (stopped)
         free_world(world);
@@ -124,14 +131,15 @@ static void mpi_destroy(xp_comm *base) {
         close_world(world, all);
 }
 
-/* Who waited in shared memory says for whom, and the board knows more about that one. */
+/* A wait in shared memory has ended. The liveness table may know that the peer waits for another
+ * rank in turn. */
 static void fail_waiting(xp_mpi_world *world, int rank, const char *text) {
-    int culprit = xp_board_find_culprit(&world->board, rank);
-    const xp_board_slot *slot = xp_board_find(&world->board, culprit);
+    int culprit = xp_liveness_find_culprit(&world->liveness, rank);
+    const xp_liveness_slot *slot = xp_liveness_find(&world->liveness, culprit);
     char whole[XP_FAILURE_TEXT], end[64] = "", state[64] = "";
     if (culprit != rank)
         snprintf(end, sizeof end, "; in the end all wait for rank %d", culprit);
-    if (slot && xp_board_is_stopped(slot))
+    if (slot && xp_liveness_is_stopped(slot))
         snprintf(state, sizeof state, "; its process %d is stopped", atomic_load(&slot->pid));
     snprintf(whole, sizeof whole, "%s%s%s", text, end, state);
     xp_mpi_fail(world, XP_FAILURE_TIMEOUT, culprit, whole);
@@ -150,13 +158,13 @@ static const xp_failure *mpi_failure(const xp_comm *base) {
     return atomic_load(&world->failed) ? &world->failure : NULL;
 }
 
-/** What each rank shows in a split. */
-typedef struct wish {
+/** What each rank sends in a split. */
+typedef struct split_entry {
     int32_t color;
     int32_t tag; /* of the new communicator, should this rank be its first */
-} wish;
+} split_entry;
 
-static xp_status make_sub(xp_mpi_comm *comm, const wish *all, xp_comm **sub) {
+static xp_status make_sub(xp_mpi_comm *comm, const split_entry *all, xp_comm **sub) {
     int *ranks = malloc((size_t)comm->base.size * sizeof *ranks);
     if (!ranks)
         return xp_error(XP_ENOMEM, "split: no memory for %d ranks", comm->base.size);
@@ -174,18 +182,18 @@ static xp_status make_sub(xp_mpi_comm *comm, const wish *all, xp_comm **sub) {
                                       "split: this MPI has no message tags left (the highest is "
                                       "%d); make communicators once, not in every step",
                                       comm->world->max_tag)
-                           : xp_mpi_comm_create(comm->world, ranks, n, place, tag, sub);
+                           : create_comm(comm->world, ranks, n, place, tag, sub);
     free(ranks);
     return status;
 }
 
 static xp_status mpi_split(xp_comm *base, int color, xp_comm **sub) {
     xp_mpi_comm *comm = (xp_mpi_comm *)base;
-    wish mine = {.color = color < 0 ? -1 : color, .tag = xp_mpi_next_tag(comm->world)};
-    wish *all = calloc((size_t)base->size, sizeof *all);
+    split_entry mine = {.color = color < 0 ? -1 : color, .tag = next_tag(comm->world)};
+    split_entry *all = calloc((size_t)base->size, sizeof *all);
     if (!all)
         return xp_error(XP_ENOMEM, "split: no memory for %d ranks", base->size);
-    xp_status status = xp_mpi_share(comm, XP_COMM_SPLIT, &mine, all, sizeof mine);
+    xp_status status = xp_mpi_gather_bytes(comm, XP_COMM_SPLIT, &mine, all, sizeof mine);
     if (status == XP_OK) {
         *sub = NULL;
         if (color >= 0)
@@ -198,23 +206,24 @@ static xp_status mpi_split(xp_comm *base, int color, xp_comm **sub) {
 }
 
 static void mpi_mark_waiting(xp_comm *base, int change) {
-    atomic_fetch_add(&((xp_mpi_comm *)base)->world->board.mine->n_waits, change);
+    atomic_fetch_add(&((xp_mpi_comm *)base)->world->liveness.mine->n_waits, change);
 }
 
 /* Ranks of other nodes cannot be seen. */
 static xp_wait_state mpi_wait_state(const xp_comm *base, int rank) {
     const xp_mpi_comm *comm = (const xp_mpi_comm *)base;
-    const xp_board_slot *slot = xp_board_find(&comm->world->board, comm->ranks[rank]);
+    const xp_liveness_slot *slot = xp_liveness_find(&comm->world->liveness, comm->ranks[rank]);
     if (!slot)
         return XP_WAIT_UNKNOWN;
-    return xp_board_is_waiting(slot) ? XP_WAIT_WAITING : XP_WAIT_BUSY;
+    return xp_liveness_is_waiting(slot) ? XP_WAIT_WAITING : XP_WAIT_BUSY;
 }
 
 static void mpi_set_phase(xp_comm *base, const char *phase) {
-    xp_board_set_activity(&((xp_mpi_comm *)base)->world->board, phase ? phase : "");
+    xp_liveness_set_activity(&((xp_mpi_comm *)base)->world->liveness, phase ? phase : "");
 }
 
-/* After a failure processes end soon, and what they have opened stays theirs until then. */
+/* After a failure the barrier returns at once: the processes end soon, and what they have opened
+ * stays mapped until then. */
 static bool mpi_final_barrier(xp_comm *base, int64_t id) {
     const xp_comm_call barrier = {
         .kind = XP_COMM_BARRIER, .dtype = XP_U8, .phase = "final barrier of a window"};
@@ -224,7 +233,7 @@ static bool mpi_final_barrier(xp_comm *base, int64_t id) {
     return true;
 }
 
-const xp_comm_provider xp_mpi_comm_provider = {
+static const xp_comm_provider mpi_provider = {
     .name = "mpi",
     .run = xp_mpi_run,
     .split = mpi_split,
@@ -237,7 +246,7 @@ const xp_comm_provider xp_mpi_comm_provider = {
     .set_phase = mpi_set_phase,
     .mark_waiting = mpi_mark_waiting,
     .wait_state = mpi_wait_state,
-    .last_words = xp_mpi_last_words,
+    .final_error = xp_mpi_final_error,
 };
 
 static xp_status make_all(xp_mpi_world *world, xp_comm **comm) {
@@ -246,26 +255,25 @@ static xp_status make_all(xp_mpi_world *world, xp_comm **comm) {
         return xp_error(XP_ENOMEM, "no memory for %d ranks", world->size);
     for (int i = 0; i < world->size; i++)
         ranks[i] = i;
-    xp_status status =
-        xp_mpi_comm_create(world, ranks, world->size, world->rank, XP_MPI_TAG_FIRST, comm);
+    xp_status status = create_comm(world, ranks, world->size, world->rank, XP_MPI_TAG_FIRST, comm);
     free(ranks);
     return status;
 }
 
-/* The engine connects while this thread watches who else arrives. A world whose engine is stuck in
- * MPI_Init is left as it is: the process is about to end. */
-static xp_status start(xp_mpi_world *world, xp_rendezvous *meeting, double timeout_s) {
-    xp_rendezvous_deadline(meeting, timeout_s);
+/* The progress thread connects while this thread watches which ranks arrive. A world whose progress
+ * thread is stuck in MPI_Init is left as it is: the process is about to end. */
+static xp_status start(xp_mpi_world *world, xp_rendezvous *rendezvous, double timeout_s) {
+    xp_rendezvous_deadline(rendezvous, timeout_s);
     do {
-        XP_TRY(xp_rendezvous_check(meeting));
-    } while (!xp_mpi_engine_wait_start(world, XP_RENDEZVOUS_LOOK_S));
+        XP_TRY(xp_rendezvous_check(rendezvous));
+    } while (!xp_mpi_progress_wait_start(world, XP_RENDEZVOUS_LOOK_S));
     if (world->start_status != XP_OK)
         return xp_error(world->start_status, "%s", world->start_error);
-    if (meeting->size > 1 && world->size != meeting->size)
+    if (rendezvous->size > 1 && world->size != rendezvous->size)
         return xp_error(XP_ECOMM,
                         "the launcher started %d ranks, but MPI sees %d: this MPI was built for "
                         "another launcher; use the mpirun of the same MPI, or srun --mpi=pmix",
-                        meeting->size, world->size);
+                        rendezvous->size, world->size);
     return XP_OK;
 }
 
@@ -284,17 +292,17 @@ xp_status xp_mpi_provider(const xp_mpi_args *args, xp_comm **comm) {
     xp_cond_init(&world->changed);
     xp_failure_hooks_init(&world->hooks);
     world->timeout_s = args->timeout_s;
-    world->notice = MPI_REQUEST_NULL;
+    world->failure_request = MPI_REQUEST_NULL;
     gethostname(world->host, sizeof world->host - 1);
-    xp_rendezvous meeting;
-    xp_status status = xp_rendezvous_enter(args->rendezvous_folder, &meeting);
+    xp_rendezvous rendezvous;
+    xp_status status = xp_rendezvous_enter(args->rendezvous_folder, &rendezvous);
     if (status == XP_OK)
-        status = xp_mpi_engine_start(world);
+        status = xp_mpi_progress_start(world);
     if (status == XP_OK)
-        status = start(world, &meeting, args->init_timeout_s);
+        status = start(world, &rendezvous, args->init_timeout_s);
     if (status == XP_OK)
         status = make_all(world, &world->all);
     if (status == XP_OK)
         *comm = world->all;
-    return xp_rendezvous_leave(&meeting, status);
+    return xp_rendezvous_leave(&rendezvous, status);
 }

@@ -1,5 +1,5 @@
 /**
- * What the engine needs of NCCL, as a table: filled from libnccl.so.2 (library.c, the only file
+ * What the backend needs of NCCL, as a table: filled from libnccl.so.2 (library.c, the only file
  * that sees nccl.h), or by a test that records the calls. Communicators are nonblocking: a call may
  * return while it is still being worked on, and comm_state tells when the next one may be made.
  */

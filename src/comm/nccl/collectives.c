@@ -1,6 +1,8 @@
-/* Collectives made of NCCL's: all are queued, and the host goes on. */
+#include "comm/nccl/collectives.h"
+
 #include <stdio.h>
-#include "comm/nccl/internal.h"
+#include "comm/nccl/watch.h"
+#include "comm/reduce.h"
 
 /* Up to here everybody gets everything and adds it all: one call instead of two. */
 #define SMALL_BYTES ((int64_t)64 << 10)
@@ -22,14 +24,14 @@ int64_t xp_nccl_scratch_bytes(int n_ranks, size_t max_bytes) {
 
 /* ---- building blocks ---------------------------------------------------------------------- */
 
-static bool is_idle(const xp_nccl_engine *e) {
+static bool is_idle(const xp_nccl_backend *e) {
     for (int r = 0; r < e->base.comm->size; r++)
         if (r != e->base.comm->rank && e->parts[r].send_bytes + e->parts[r].recv_bytes > 0)
             return false;
     return true;
 }
 
-static xp_nccl_state queue_part(xp_nccl_engine *e, int peer, xp_stream *stream) {
+static xp_nccl_state queue_part(xp_nccl_backend *e, int peer, xp_stream *stream) {
     const xp_nccl_part *p = &e->parts[peer];
     xp_nccl_state state = XP_NCCL_OK;
     if (p->send_bytes > 0)
@@ -40,7 +42,7 @@ static xp_nccl_state queue_part(xp_nccl_engine *e, int peer, xp_stream *stream) 
 }
 
 /* One group, whatever happens inside it. */
-static xp_nccl_state queue_parts(xp_nccl_engine *e, xp_stream *stream) {
+static xp_nccl_state queue_parts(xp_nccl_backend *e, xp_stream *stream) {
     const int me = e->base.comm->rank, size = e->base.comm->size;
     char why[512] = "";
     if (e->calls->group_start() == XP_NCCL_FAILED)
@@ -56,7 +58,7 @@ static xp_nccl_state queue_parts(xp_nccl_engine *e, xp_stream *stream) {
 }
 
 /* What `parts` says, and this rank's own part by a copy. */
-static xp_status exchange(xp_nccl_engine *e, const xp_comm_call *call, xp_stream *stream) {
+static xp_status exchange(xp_nccl_backend *e, const xp_comm_call *call, xp_stream *stream) {
     const xp_nccl_part *own = &e->parts[e->base.comm->rank];
     if (own->recv_bytes > 0 && own->send != own->recv)
         XP_TRY(xp_copy(stream, own->recv, own->send, (size_t)own->recv_bytes));
@@ -68,7 +70,7 @@ static xp_status exchange(xp_nccl_engine *e, const xp_comm_call *call, xp_stream
     return xp_nccl_settle(e, call, state);
 }
 
-static void set_part(xp_nccl_engine *e, int rank, xp_nccl_part part) {
+static void set_part(xp_nccl_backend *e, int rank, xp_nccl_part part) {
     const bool own = rank == e->base.comm->rank;
     if (own)
         part.recv_bytes = part.send_bytes = 0;
@@ -76,7 +78,7 @@ static void set_part(xp_nccl_engine *e, int rank, xp_nccl_part part) {
 }
 
 /* The sum in rank order: this rank's own data where it lies, the others' in the scratch. */
-static xp_status add(xp_nccl_engine *e, const xp_comm_call *call, const void *mine, int64_t stride,
+static xp_status add(xp_nccl_backend *e, const xp_comm_call *call, const void *mine, int64_t stride,
                      int64_t n, void *result, xp_stream *stream) {
     const xp_comm *comm = e->base.comm;
     if (n == 0)
@@ -96,18 +98,18 @@ static xp_status add(xp_nccl_engine *e, const xp_comm_call *call, const void *mi
 /* ---- reductions --------------------------------------------------------------------------- */
 
 /* NCCL's own sums send less between nodes; of bf16 they round at every hop. */
-static bool adds_here(const xp_nccl_engine *e, xp_dtype dtype) {
+static bool adds_here(const xp_nccl_backend *e, xp_dtype dtype) {
     const xp_comm *comm = e->base.comm;
     return comm->size <= XP_COMM_MAX_ORDERED && (comm->n_nodes == 1 || dtype == XP_BF16);
 }
 
-static int64_t elements_at_a_time(const xp_nccl_engine *e, int64_t size) {
+static int64_t elements_at_a_time(const xp_nccl_backend *e, int64_t size) {
     const int64_t n = e->scratch_bytes / e->base.comm->size / size / 64 * 64;
     return n > 64 ? n : 64;
 }
 
 /* Everybody's share of this rank's piece, and the sum. */
-static xp_status gather_and_add(xp_nccl_engine *e, const xp_comm_call *call, const xp_pieces *p,
+static xp_status gather_and_add(xp_nccl_backend *e, const xp_comm_call *call, const xp_pieces *p,
                                 void *result, xp_stream *stream) {
     const int64_t size = (int64_t)xp_dtype_bytes(call->dtype), stride = p->n * size;
     int64_t n_mine = 0;
@@ -125,7 +127,7 @@ static xp_status gather_and_add(xp_nccl_engine *e, const xp_comm_call *call, con
     return add(e, call, (const char *)call->send + mine * size, stride, n_mine, result, stream);
 }
 
-static xp_status show_sums(xp_nccl_engine *e, const xp_comm_call *call, const xp_pieces *p,
+static xp_status show_sums(xp_nccl_backend *e, const xp_comm_call *call, const xp_pieces *p,
                            const char *result, xp_stream *stream) {
     const int64_t size = (int64_t)xp_dtype_bytes(call->dtype);
     int64_t n_mine = 0;
@@ -142,7 +144,7 @@ static xp_status show_sums(xp_nccl_engine *e, const xp_comm_call *call, const xp
     return exchange(e, call, stream);
 }
 
-static xp_status all_gather(xp_nccl_engine *e, const xp_comm_call *call, void *recv,
+static xp_status all_gather(xp_nccl_backend *e, const xp_comm_call *call, void *recv,
                             int64_t n_bytes, xp_stream *stream) {
     XP_TRY(xp_nccl_lock(e));
     const xp_nccl_state state =
@@ -151,7 +153,7 @@ static xp_status all_gather(xp_nccl_engine *e, const xp_comm_call *call, void *r
     return xp_nccl_settle(e, call, state);
 }
 
-static xp_status all_reduce_by_nccl(xp_nccl_engine *e, const xp_comm_call *call,
+static xp_status all_reduce_by_nccl(xp_nccl_backend *e, const xp_comm_call *call,
                                     xp_stream *stream) {
     XP_TRY(xp_nccl_lock(e));
     const xp_nccl_state state = e->calls->all_reduce(e->nccl, call->send, call->recv, call->n,
@@ -160,7 +162,7 @@ static xp_status all_reduce_by_nccl(xp_nccl_engine *e, const xp_comm_call *call,
     return xp_nccl_settle(e, call, state);
 }
 
-static xp_status all_reduce(xp_nccl_engine *e, const xp_comm_call *call, xp_stream *stream) {
+static xp_status all_reduce(xp_nccl_backend *e, const xp_comm_call *call, xp_stream *stream) {
     const int64_t size = (int64_t)xp_dtype_bytes(call->dtype), n_bytes = call->n * size;
     if (!adds_here(e, call->dtype))
         return all_reduce_by_nccl(e, call, stream);
@@ -180,7 +182,7 @@ static xp_status all_reduce(xp_nccl_engine *e, const xp_comm_call *call, xp_stre
     return XP_OK;
 }
 
-static xp_status reduce_scatter(xp_nccl_engine *e, const xp_comm_call *call, xp_stream *stream) {
+static xp_status reduce_scatter(xp_nccl_backend *e, const xp_comm_call *call, xp_stream *stream) {
     const int64_t size = (int64_t)xp_dtype_bytes(call->dtype);
     if (!adds_here(e, call->dtype)) {
         XP_TRY(xp_nccl_lock(e));
@@ -201,7 +203,7 @@ static xp_status reduce_scatter(xp_nccl_engine *e, const xp_comm_call *call, xp_
 
 /* ---- the others --------------------------------------------------------------------------- */
 
-static xp_status all_to_all(xp_nccl_engine *e, const xp_comm_call *call, xp_stream *stream) {
+static xp_status all_to_all(xp_nccl_backend *e, const xp_comm_call *call, xp_stream *stream) {
     for (int r = 0; r < e->base.comm->size; r++)
         e->parts[r] = (xp_nccl_part){.send = (const char *)call->send + r * call->n,
                                      .send_bytes = call->n,
@@ -210,7 +212,7 @@ static xp_status all_to_all(xp_nccl_engine *e, const xp_comm_call *call, xp_stre
     return exchange(e, call, stream);
 }
 
-static xp_status all_to_allv(xp_nccl_engine *e, const xp_comm_call *call, xp_stream *stream) {
+static xp_status all_to_allv(xp_nccl_backend *e, const xp_comm_call *call, xp_stream *stream) {
     const xp_alltoallv_args *v = &call->v;
     const int me = e->base.comm->rank;
     if (v->send_bytes[me] != v->recv_bytes[me])
@@ -224,7 +226,7 @@ static xp_status all_to_allv(xp_nccl_engine *e, const xp_comm_call *call, xp_str
     return exchange(e, call, stream);
 }
 
-static xp_status broadcast(xp_nccl_engine *e, const xp_comm_call *call, xp_stream *stream) {
+static xp_status broadcast(xp_nccl_backend *e, const xp_comm_call *call, xp_stream *stream) {
     XP_TRY(xp_nccl_lock(e));
     const xp_nccl_state state =
         e->calls->broadcast(e->nccl, call->recv, (size_t)call->n, call->root, stream);
@@ -232,7 +234,7 @@ static xp_status broadcast(xp_nccl_engine *e, const xp_comm_call *call, xp_strea
     return xp_nccl_settle(e, call, state);
 }
 
-static xp_status barrier(xp_nccl_engine *e, const xp_comm_call *call, xp_stream *stream) {
+static xp_status barrier(xp_nccl_backend *e, const xp_comm_call *call, xp_stream *stream) {
     xp_comm_call sum = *call;
     sum.send = sum.recv = e->flag;
     sum.n = 1;
@@ -241,7 +243,7 @@ static xp_status barrier(xp_nccl_engine *e, const xp_comm_call *call, xp_stream 
     return all_reduce_by_nccl(e, &sum, stream);
 }
 
-static xp_status dispatch(xp_nccl_engine *e, const xp_comm_call *call, xp_stream *stream) {
+static xp_status dispatch(xp_nccl_backend *e, const xp_comm_call *call, xp_stream *stream) {
     switch (call->kind) {
     case XP_COMM_ALL_REDUCE:
         return all_reduce(e, call, stream);
@@ -261,8 +263,8 @@ static xp_status dispatch(xp_nccl_engine *e, const xp_comm_call *call, xp_stream
     }
 }
 
-xp_status xp_nccl_run(xp_comm_engine *engine, const xp_comm_call *call, xp_stream *stream) {
-    xp_nccl_engine *e = (xp_nccl_engine *)engine;
+xp_status xp_nccl_run(xp_comm_backend *backend, const xp_comm_call *call, xp_stream *stream) {
+    xp_nccl_backend *e = (xp_nccl_backend *)backend;
     if (call->n == 0 && call->kind != XP_COMM_BARRIER && call->kind != XP_COMM_ALL_TO_ALLV)
         return XP_OK;
     XP_TRY(xp_nccl_watch_begin(e, call, stream));

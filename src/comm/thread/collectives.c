@@ -1,13 +1,13 @@
 /*
- * Collectives over shared addresses: every rank shows its buffers, all meet, each rank does its
- * share of the reading and writing, all meet again. Reductions are split: rank c reduces piece c of
+ * Collectives in one address space: every rank publishes its buffers, barrier, each rank reads and
+ * writes its part, barrier. Reductions are split: rank c reduces piece c of
  * everybody and writes it into everybody's result, so no rank needs scratch and a result may be the
  * input's own memory.
  */
 #include <stdio.h>
 #include <string.h>
 #include "comm/reduce.h"
-#include "comm/thread/team.h"
+#include "comm/thread/collectives.h"
 
 /* Boundaries of pieces are multiples of 64 elements, so that ranks do not share cache lines. */
 int64_t xp_thread_piece_start(int64_t n, int size, int piece) {
@@ -151,7 +151,7 @@ xp_status xp_thread_run(xp_comm *base, const xp_comm_call *call) {
             copy(call->recv, comm->team->slots[call->root].call.send, call->n);
             break;
         default:
-            break; /* a barrier has met already; the second meeting makes slots reusable */
+            break; /* a barrier is done by now; the second one makes the slots reusable */
         }
     }
     xp_status left = xp_team_leave(comm);

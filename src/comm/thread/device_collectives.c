@@ -1,12 +1,13 @@
 /*
- * Collectives of rank threads over memory of a GPU that they share. The host never waits for the
- * device: every rank marks on its stream where its data is ready, all meet on the host, each rank
- * queues its share of the work behind everybody's marks, and all meet again so that later work of
- * every rank starts behind everybody's share. Same sums, same order as on the host.
+ * Collectives of rank threads on the same GPU. The host never waits for the device: every rank
+ * records an event where its data is ready, host barrier, each rank queues its part of the work
+ * behind all ranks' events and records a second event, host barrier, and later work of every rank
+ * waits for all second events. Same sums, same order as on the host.
  */
 #include <stdio.h>
 #include <string.h>
-#include "comm/thread/team.h"
+#include "comm/thread/device_collectives.h"
+#include "comm/thread/collectives.h"
 #include "device/plugin.h"
 
 static xp_status copy(xp_stream *stream, void *dst, const void *src, int64_t n_bytes) {
@@ -37,7 +38,7 @@ static xp_status reduce(xp_thread_comm *comm, int64_t first_byte, int64_t n, boo
     return backend->reduce(stream, &args);
 }
 
-/* This rank's share of the work. */
+/* This rank's part of the work. */
 static xp_status run(xp_thread_comm *comm, const xp_comm_call *call, xp_stream *stream) {
     const xp_team_slot *slots = comm->team->slots;
     const int64_t size = (int64_t)xp_dtype_bytes(call->dtype);
@@ -96,8 +97,8 @@ static xp_status wait_for(xp_thread_comm *comm, xp_stream *stream, bool done) {
 
 /* Between the two events; both are recorded whatever happens, so that nobody waits for nothing.
  * @param[out] shown  peers know the events and may still use them */
-static xp_status run_marked(xp_thread_comm *comm, const xp_comm_call *call, xp_stream *stream,
-                            xp_team_slot *own, bool *shown) {
+static xp_status run_between_events(xp_thread_comm *comm, const xp_comm_call *call,
+                                    xp_stream *stream, xp_team_slot *own, bool *shown) {
     XP_TRY(xp_event_record(own->ready, stream));
     XP_TRY(xp_team_enter(comm, call->kind, call->phase));
     *shown = true;
@@ -136,7 +137,7 @@ xp_status xp_thread_run_on_device(xp_comm *base, const xp_comm_call *call, xp_st
         own->ready = ready;
         own->done = done;
         own->device_name = xp_device_name(device);
-        status = run_marked(comm, call, stream, own, &shown);
+        status = run_between_events(comm, call, stream, own, &shown);
     }
     /* After a failure peers may be on their way to them; ids of windows are not negative. */
     if (shown && !xp_team_final_barrier(comm, -comm->n_device_calls))

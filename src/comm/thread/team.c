@@ -1,10 +1,30 @@
-/* A team: membership and the barrier everything else is made of. */
+/* A world's failure; a team: membership and the barrier everything else is made of. */
 #include "comm/thread/team.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include "core/file.h"
 #include "core/text.h"
+
+void xp_world_fail(xp_thread_world *world, const xp_failure *failure) {
+    pthread_mutex_lock(&world->lock);
+    if (!atomic_load(&world->failed)) {
+        world->failure = *failure;
+        atomic_store(&world->failed, true);
+        for (xp_team *team = world->teams; team; team = team->next) {
+            atomic_fetch_or(&team->state, 1U);
+            xp_bell_ring(&team->bell);
+        }
+    }
+    pthread_mutex_unlock(&world->lock);
+    xp_failure_hooks_fire(&world->hooks);
+}
+
+xp_status xp_world_status(xp_thread_world *world) {
+    if (!atomic_load(&world->failed))
+        return XP_OK;
+    return xp_error(XP_ECOMM, "%s", world->failure.text);
+}
 
 /* Node numbers by first appearance, and how many there are. */
 static void number_nodes(xp_team *team) {
@@ -70,38 +90,6 @@ void xp_team_release(xp_team *team) {
     free(team);
 }
 
-xp_status xp_team_join(xp_team *team, int rank, xp_comm **comm) {
-    xp_thread_comm *c = calloc(1, sizeof *c);
-    if (!c) {
-        xp_team_release(team);
-        return xp_error(XP_ENOMEM, "no memory for a communicator");
-    }
-    c->src = calloc((size_t)team->size, sizeof *c->src);
-    c->dst = calloc((size_t)team->size, sizeof *c->dst);
-    if (!c->src || !c->dst) {
-        free(c->src);
-        free(c->dst);
-        free(c);
-        xp_team_release(team);
-        return xp_error(XP_ENOMEM, "no memory for rank %d's communicator", rank);
-    }
-    c->base = (xp_comm){
-        .provider = &xp_thread_provider,
-        .rank = rank,
-        .size = team->size,
-        .n_nodes = team->n_nodes,
-        .nodes = team->nodes,
-        .world_ranks = team->world_ranks,
-        .shares_memory = team->n_nodes == 1,
-        .shares_addresses = team->n_nodes == 1,
-        .timeout_s = team->world->timeout_s,
-        .hooks = &team->world->hooks,
-    };
-    c->team = team;
-    *comm = &c->base;
-    return XP_OK;
-}
-
 typedef struct wait_state {
     xp_team *team;
     uint32_t target;
@@ -163,7 +151,7 @@ static void report_timeout(xp_thread_comm *comm, xp_comm_kind kind, const char *
             continue;
         const char *last = atomic_load(&slot->phase);
         uint32_t seen = atomic_load(&slot->arrived);
-        xp_text_printf(&who, "%srank %d (at meeting %u, expected %u; last in %s)",
+        xp_text_printf(&who, "%srank %d (at barrier %u, expected %u; last in %s)",
                        n_named++ > 0 ? ", " : "", team->world_ranks[i], seen, comm->epoch,
                        seen == 0 ? "nothing yet"
                        : last    ? last
@@ -238,7 +226,7 @@ xp_status xp_team_leave(xp_thread_comm *comm) {
     if (completed(team, comm->epoch))
         return XP_OK;
     /* Failed between enter and leave: whoever still copies finishes soon and arrives; our buffers
-     * must stay until then. Nobody rings for a single arrival, hence the short slice. */
+     * must stay until then. Nobody signals a single arrival, hence the short slice. */
     xp_bell_wait(&team->bell, all_arrived, &wait, xp_time_s() + team->world->timeout_s, 1e-4);
     return xp_world_status(team->world);
 }

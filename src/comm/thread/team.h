@@ -1,5 +1,4 @@
-/** The thread provider's insides: a world of rank threads, and teams, the shared half of a
- * communicator. */
+/** A world of rank threads, and teams: what the communicators of a world's ranks have in common. */
 #ifndef XP_COMM_THREAD_TEAM_H
 #define XP_COMM_THREAD_TEAM_H
 
@@ -25,15 +24,15 @@ struct xp_thread_world {
     xp_failure failure;
 };
 
-/** What one rank shows to the others of its team. Written by its owner between barriers, read by
- * the others after one. */
+/** What one rank publishes to the others of its team. Written by its owner between barriers, read
+ * by the others after one. */
 typedef struct xp_team_slot {
     _Alignas(64) _Atomic uint32_t arrived; /* barriers this rank has entered */
     _Atomic(const char *)
         phase; /* what its last request was for, and its kind: for the missing rank's error */
     _Atomic int kind;
     xp_comm_call call;
-    xp_event *ready, *done; /* of a collective on a device: data there, share of the work queued */
+    xp_event *ready, *done; /* of a collective on a device: data there, part of the work queued */
     const char *device_name;
     int color;
     xp_team *sub;
@@ -72,16 +71,12 @@ typedef struct xp_thread_comm {
     void **dst;
 } xp_thread_comm;
 
-extern const xp_comm_provider xp_thread_provider;
-
 /** A team over these ranks of the world with one reference for each; joins the world's list. Failed
  * worlds refuse (XP_ECOMM). */
 XP_NODISCARD xp_status xp_team_create(xp_thread_world *world, const int *world_ranks, int size,
                                       xp_team **team);
 /** Drop one reference; the last frees. */
 void xp_team_release(xp_team *team);
-/** This rank's communicator over the team; takes over one reference, also on failure. */
-XP_NODISCARD xp_status xp_team_join(xp_team *team, int rank, xp_comm **comm);
 
 /** The first failure wins; every waiting rank of every team wakes. */
 void xp_world_fail(xp_thread_world *world, const xp_failure *failure);
@@ -89,26 +84,15 @@ void xp_world_fail(xp_thread_world *world, const xp_failure *failure);
 xp_status xp_world_status(xp_thread_world *world);
 
 /**
- * Meet all ranks. `enter` may fail before anyone looks at another's slot. `leave` closes what
- * `enter` opened: even when it fails, no rank uses another's buffers any more.
+ * A barrier in two halves. `enter` may fail before anyone looks at another's slot. `leave` closes
+ * what `enter` opened: even when it fails, no rank uses another's buffers any more.
  */
 XP_NODISCARD xp_status xp_team_enter(xp_thread_comm *comm, xp_comm_kind kind, const char *phase);
 XP_NODISCARD xp_status xp_team_leave(xp_thread_comm *comm);
 /**
- * See xp_comm_provider.final_barrier. Each id counts for itself, so ranks that a failure has left in
- * different calls cannot take each other's end of one thing for the end of another.
+ * See xp_comm_provider.final_barrier. Each id counts for itself, so ranks that a failure has left
+ * in different calls cannot take each other's end of one thing for the end of another.
  */
 bool xp_team_final_barrier(xp_thread_comm *comm, int64_t id);
-
-xp_status xp_thread_run(xp_comm *comm, const xp_comm_call *call);
-/** The same over memory of a GPU that all ranks use, queued on the stream. */
-xp_status xp_thread_run_on_device(xp_comm *comm, const xp_comm_call *call, xp_stream *stream);
-/** Inside a meeting: XP_ECOMM for all when two ranks do not make the same call. */
-xp_status xp_thread_check_match(xp_thread_comm *comm, const xp_comm_call *mine);
-/** Where piece `piece` of n elements starts when `size` ranks share them. */
-int64_t xp_thread_piece_start(int64_t n, int size, int piece);
-xp_status xp_thread_window_create(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
-                                  xp_window **window);
-void xp_thread_window_destroy(xp_window *window);
 
 #endif

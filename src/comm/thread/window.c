@@ -1,6 +1,6 @@
 /* Windows of threads are plain memory of each rank's device whose addresses are shown to all. */
 #include <stdlib.h>
-#include "comm/thread/team.h"
+#include "comm/thread/window.h"
 #include "device/device_internal.h"
 
 typedef struct thread_window {

@@ -2,7 +2,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "comm/thread/team.h"
+#include "comm/thread/collectives.h"
+#include "comm/thread/device_collectives.h"
+#include "comm/thread/window.h"
 
 xp_status xp_thread_world_create(int n_ranks, double timeout_s, xp_thread_world **world) {
     if (!world || n_ranks < 1 || !(timeout_s > 0))
@@ -82,11 +84,46 @@ void xp_thread_world_destroy(xp_thread_world *world) {
     free(world);
 }
 
+static const xp_comm_provider thread_provider;
+
+/* This rank's communicator over the team; takes over one reference, also on failure. */
+static xp_status join(xp_team *team, int rank, xp_comm **comm) {
+    xp_thread_comm *c = calloc(1, sizeof *c);
+    if (!c) {
+        xp_team_release(team);
+        return xp_error(XP_ENOMEM, "no memory for a communicator");
+    }
+    c->src = calloc((size_t)team->size, sizeof *c->src);
+    c->dst = calloc((size_t)team->size, sizeof *c->dst);
+    if (!c->src || !c->dst) {
+        free(c->src);
+        free(c->dst);
+        free(c);
+        xp_team_release(team);
+        return xp_error(XP_ENOMEM, "no memory for rank %d's communicator", rank);
+    }
+    c->base = (xp_comm){
+        .provider = &thread_provider,
+        .rank = rank,
+        .size = team->size,
+        .n_nodes = team->n_nodes,
+        .nodes = team->nodes,
+        .world_ranks = team->world_ranks,
+        .shares_memory = team->n_nodes == 1,
+        .shares_addresses = team->n_nodes == 1,
+        .timeout_s = team->world->timeout_s,
+        .hooks = &team->world->hooks,
+    };
+    c->team = team;
+    *comm = &c->base;
+    return XP_OK;
+}
+
 xp_status xp_thread_world_comm(xp_thread_world *world, int rank, xp_comm **comm) {
     if (!world || !comm || rank < 0 || rank >= world->n_ranks)
         return xp_error(XP_EINVAL, "xp_thread_world_comm: no rank %d in this world", rank);
     atomic_fetch_add(&world->all->n_refs, 1);
-    return xp_team_join(world->all, rank, comm);
+    return join(world->all, rank, comm);
 }
 
 void xp_thread_world_abort(xp_thread_world *world, int rank, const char *reason) {
@@ -95,26 +132,6 @@ void xp_thread_world_abort(xp_thread_world *world, int rank, const char *reason)
              reason ? reason : xp_last_error());
     const xp_failure failure = xp_failure_make(XP_FAILURE_ABORT, rank, rank, text);
     xp_world_fail(world, &failure);
-}
-
-void xp_world_fail(xp_thread_world *world, const xp_failure *failure) {
-    pthread_mutex_lock(&world->lock);
-    if (!atomic_load(&world->failed)) {
-        world->failure = *failure;
-        atomic_store(&world->failed, true);
-        for (xp_team *team = world->teams; team; team = team->next) {
-            atomic_fetch_or(&team->state, 1U);
-            xp_bell_ring(&team->bell);
-        }
-    }
-    pthread_mutex_unlock(&world->lock);
-    xp_failure_hooks_fire(&world->hooks);
-}
-
-xp_status xp_world_status(xp_thread_world *world) {
-    if (!atomic_load(&world->failed))
-        return XP_OK;
-    return xp_error(XP_ECOMM, "%s", world->failure.text);
 }
 
 static void thread_destroy(xp_comm *base) {
@@ -208,10 +225,10 @@ static xp_status thread_split(xp_comm *base, int color, xp_comm **sub) {
         return left;
     }
     *sub = NULL;
-    return color < 0 ? XP_OK : xp_team_join(team->slots[leader].sub, place, sub);
+    return color < 0 ? XP_OK : join(team->slots[leader].sub, place, sub);
 }
 
-const xp_comm_provider xp_thread_provider = {
+static const xp_comm_provider thread_provider = {
     .name = "thread",
     .run = xp_thread_run,
     .run_on_device = xp_thread_run_on_device,

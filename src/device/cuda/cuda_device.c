@@ -106,6 +106,10 @@ static xp_status cuda_stream_sync(xp_stream *stream) {
     return xp_cuda_check(cudaStreamSynchronize(s), "waiting for the GPU");
 }
 
+static void *cuda_stream_native(const xp_stream *stream) {
+    return ((const xp_cuda_stream *)stream)->stream;
+}
+
 static xp_status create_event(xp_device *device, unsigned flags, xp_event **event) {
     XP_TRY(select_device(device));
     xp_cuda_event *e = calloc(1, sizeof *e);
@@ -206,6 +210,7 @@ static const xp_device_vtable cuda_vtable = {
     .stream_create = cuda_stream_create,
     .stream_destroy = cuda_stream_destroy,
     .stream_sync = cuda_stream_sync,
+    .stream_native = cuda_stream_native,
     .event_create = cuda_event_create,
     .event_destroy = cuda_event_destroy,
     .event_record = cuda_event_record,

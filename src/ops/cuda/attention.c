@@ -1,17 +1,20 @@
 /*
- * Which attention runs: cuDNN where it can (bf16, whole rows, lengths that fill its tiles), else
- * our tensor-core kernels (bf16; documents, any length), else the plain ones. The choice depends on
- * the arguments and the device only, never on the moment, so that a run repeats itself.
+ * Which attention runs. Backward: our Hopper kernel where it can (sm_90a, bf16, heads of 64 or 128
+ * elements). Else cuDNN where it can (bf16, whole rows, lengths that fill its tiles), else our
+ * mma.sync kernels (bf16; documents, any length), else the plain ones. The choice depends on the
+ * arguments and the device only, never on the moment, so that a run repeats itself.
  *
- * Documents are not cuDNN's: before 9.25 its deterministic backward on Hopper keeps a number for
- * each pair of positions of every sequence it may be given, and a plan for any layout would have to
- * expect many sequences of the length of a row: tens of GiB.
+ * cuDNN does not run documents: before 9.25 its deterministic backward on Hopper keeps one number
+ * per query-key pair of every sequence it may be given, and a plan for any layout would have to
+ * assume many sequences as long as a row: tens of GiB.
  */
+#include "ops/cuda/attention_hopper.h"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/cudnn_sdpa.h"
+#include "ops/cuda/hopper_launch.h"
 #include "ops/cuda/launch.h"
 
-/* Rows of a call that share the memory of a deterministic backward. */
+/* Limit of the memory for query-key pairs in a deterministic backward: more rows run in pieces. */
 #define MOST_PAIR_BYTES ((int64_t)1 << 30)
 
 static bool is_16_byte(int64_t ld) {
@@ -54,6 +57,23 @@ static bool backward_suits_mma(const xp_attention_backward_args *args) {
     return forward_suits_mma(&args->forward) && all_aligned(data, 4) &&
            args->forward.scratch_bytes >= sums_bytes(&args->forward) && is_16_byte(args->lddq) &&
            is_16_byte(args->lddk) && is_16_byte(args->lddv);
+}
+
+/* For sizes and strides alone: the pointers come with the call. */
+static bool suits_hopper(const xp_cuda_device *device, const xp_attention_args *a) {
+    return device->wgmma && suits_mma(a) && (a->head_dim == 64 || a->head_dim == 128) &&
+           xp_cuda_hopper_is_built();
+}
+
+static size_t hopper_bytes(const xp_cuda_device *device, const xp_attention_args *a) {
+    xp_attention_hopper p = {.a = *a};
+    return xp_attention_hopper_plan(&p, device->n_sms, NULL);
+}
+
+static bool backward_suits_hopper(const xp_cuda_device *device,
+                                  const xp_attention_backward_args *args) {
+    return suits_hopper(device, &args->forward) && backward_suits_mma(args) &&
+           args->forward.scratch_bytes >= hopper_bytes(device, &args->forward);
 }
 
 static xp_sdpa_shape shape_of(const xp_attention_args *a) {
@@ -129,6 +149,8 @@ xp_status xp_cuda_attention_backward(xp_stream *stream, const xp_attention_backw
     const xp_attention_args *a = &args->forward;
     cudaStream_t s;
     XP_TRY(xp_cuda_enter(stream, &s));
+    if (backward_suits_hopper(device, args))
+        return xp_cuda_attention_hopper_backward(stream, args);
     const char *why;
     const xp_sdpa_shape shape = backward_shape(device, a, args->lddq, args->lddk, args->lddv);
     const bool suits = suits_cudnn(device, a) && a->scratch_bytes > 0 && is_16_byte(args->lddq) &&
@@ -144,21 +166,24 @@ xp_status xp_cuda_attention_backward(xp_stream *stream, const xp_attention_backw
     return XP_OK;
 }
 
+/* What a machine without a GPU predicts, unless this one needs more. */
+static size_t at_least_predicted(const xp_attention_args *a, bool backward, size_t needed) {
+    const size_t predicted = xp_attention_scratch_gpu(a, backward);
+    return needed > predicted ? needed : predicted;
+}
+
 size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_args *a,
                                  bool backward) {
     xp_cuda_device *cuda = (xp_cuda_device *)device;
     const char *why;
     const size_t own = backward && suits_mma(a) ? sums_bytes(a) : 0;
+    if (backward && suits_hopper(cuda, a))
+        return at_least_predicted(a, backward, hopper_bytes(cuda, a));
     if (!suits_cudnn(cuda, a) || cudaSetDevice(cuda->index) != cudaSuccess)
         return own;
-    /* gradients usually lie as what they are gradients of: that plan will be the one in use */
+    /* gradients usually have the leading dimensions of their tensors: that plan will be used */
     const xp_sdpa_shape shape =
         backward ? backward_shape(cuda, a, a->ldq, a->ldk, a->ldv) : shape_of(a);
     const xp_sdpa_plan *plan = xp_sdpa_plan_get(cuda, &shape, &why);
-    if (plan == NULL)
-        return own;
-    /* what a machine without a GPU predicts, unless the library's version wants more */
-    const size_t predicted = xp_attention_scratch_gpu(a, backward),
-                 needed = xp_sdpa_plan_scratch(plan);
-    return needed > predicted ? needed : predicted;
+    return plan == NULL ? own : at_least_predicted(a, backward, xp_sdpa_plan_scratch(plan));
 }

@@ -35,7 +35,8 @@ extern const xp_ops xp_cuda_plain_activation;
 XP_OP_LIST(XP_CUDA_PROTOTYPE)
 #undef XP_CUDA_PROTOTYPE
 
-/* attention.c chooses between cudnn_sdpa.c, attention_mma.cu and attention_plain.cu */
+/* attention.c chooses between attention_hopper.cu (backward alone), cudnn_sdpa.c, attention_mma.cu
+ * and attention_plain.cu */
 size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_args *args,
                                  bool backward);
 /**
@@ -44,6 +45,10 @@ size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_arg
  */
 xp_status xp_cuda_attention_mma_forward(xp_stream *stream, const xp_attention_args *args);
 xp_status xp_cuda_attention_mma_backward(xp_stream *stream, const xp_attention_backward_args *args);
+/** sm_90a, bf16, heads of 64 or 128 elements, pointers and leading dimensions of 16 bytes. Takes
+ * xp_attention_hopper_plan() of scratch. */
+xp_status xp_cuda_attention_hopper_backward(xp_stream *stream,
+                                            const xp_attention_backward_args *args);
 xp_status xp_cuda_attention_plain_forward(xp_stream *stream, const xp_attention_args *args);
 xp_status xp_cuda_attention_plain_backward(xp_stream *stream,
                                            const xp_attention_backward_args *args);

@@ -1,4 +1,4 @@
-/* Dense products: cuBLASLt, or the plain tile kernel where it has no algorithm. */
+/* Dense GEMM: cuBLASLt, or the plain tile kernel where it has no algorithm. */
 #include "ops/cuda/cublaslt.h"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/tile_gemm.h"

@@ -1,4 +1,4 @@
-/* From a call's arguments to the product that the tile kernels compute. */
+/* Grouped GEMM: the entries, which choose a kernel. */
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/tile_gemm.h"

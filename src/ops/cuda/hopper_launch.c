@@ -29,7 +29,7 @@ xp_status xp_cuda_hopper_map(const xp_hopper_boxes *b, CUtensorMap *map) {
                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
-        return xp_error(XP_EDEVICE, "grouped product: TMA refuses %lld x %lld x %lld (%d)",
+        return xp_error(XP_EDEVICE, "grouped GEMM: TMA refuses %lld x %lld x %lld (%d)",
                         (long long)b->planes, (long long)b->rows, (long long)b->columns,
                         (int)result);
     return XP_OK;

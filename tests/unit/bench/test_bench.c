@@ -49,7 +49,7 @@ static void test_ep_bytes(void **state) {
                           .seconds = 0.001};
     assert_int_equal(xp_bench_ep(&threads, &c, rows), XP_OK);
     for (int i = 0; i < 2; i++) {
-        /* Each of 8 tokens is delivered once and comes home once. With one round threads store no
+        /* Each of 8 tokens is delivered once and combined once. With one round threads store no
          * sum for each other. */
         assert_false(rows[i].failed);
         assert_true(rows[i].moved_bytes == 16 * row);
@@ -72,7 +72,7 @@ static void test_ep_bytes(void **state) {
     assert_true(rows[0].failed && rows[1].failed && rows[0].error[0]);
 }
 
-/* The observer hears of a product, with its FLOPs, in the phase its shape tells. */
+/* The observer hears of a GEMM, with its FLOPs, in the phase that its shape says. */
 static void test_phases(void **state) {
     (void)state;
     const xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};

@@ -3,7 +3,7 @@
 #ifndef TESTS_UNIT_COMM_FAKE_NCCL_H
 #define TESTS_UNIT_COMM_FAKE_NCCL_H
 
-#include "comm/nccl/engine.h"
+#include "comm/nccl/backend.h"
 
 #define FAKE_MAX_RANKS 16
 #define FAKE_MAX_CALLS 4096
@@ -59,7 +59,7 @@ int fake_count(int rank, fake_fn fn);
 /** Messages that somebody sent and nobody received. */
 int fake_n_left(void);
 
-/** xp_nccl_engine_args.reduce for memory of the CPU. */
+/** xp_nccl_backend_args.reduce for memory of the CPU. */
 xp_status fake_reduce(xp_stream *stream, const void *args);
 
 #endif

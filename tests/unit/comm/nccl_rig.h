@@ -8,7 +8,7 @@
 typedef struct rig {
     xp_device *device;
     xp_stream *stream;
-    xp_comm_engine *engine;
+    xp_comm_backend *backend;
 } rig;
 
 /** Collective over comm. @return true when the engine is there; job->status tells otherwise */

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include "comm/failure.h"
+#include "expar/comm.h"
 
 typedef struct rank_job {
     xp_thread_world *world;

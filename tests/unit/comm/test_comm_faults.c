@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <unistd.h>
 #include "comm/on_failure.h"
+#include "comm/provider.h"
 #include "core/error.h"
 #include "ranks.h"
 
@@ -118,8 +119,8 @@ static void test_abort(void **state) {
     free(jobs);
 }
 
-/* A failure that all ranks have agreed on stays its rank's, whichever rank aborts first; a reason that
- * only looks like the last error is the caller's own. */
+/* A failure that all ranks have agreed on stays its rank's, whichever rank aborts first; a reason
+ * that only looks like the last error is the caller's own. */
 static void agreed_body(rank_job *job) {
     RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_OK);
     if (job->rank == 0) {

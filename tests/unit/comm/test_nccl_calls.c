@@ -9,6 +9,9 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include <string.h>
+#include "comm/device/choose.h"
+#include "comm/device/staged.h"
+#include "comm/nccl/collectives.h"
 #include "nccl_rig.h"
 
 static const int worlds[] = {2, 3, 4, 8, 16};
@@ -52,17 +55,17 @@ static void compare(rank_job *job, rig *r, xp_comm_call call, int64_t n_send, in
     RANK_CHECK(job, job->comm->provider->run(job->comm, &call) == XP_OK);
     call.recv = two;
     call.send = call.kind == XP_COMM_BROADCAST ? two : send;
-    RANK_CHECK(job, r->engine->ops->run(r->engine, &call, r->stream) == XP_OK);
+    RANK_CHECK(job, r->backend->ops->run(r->backend, &call, r->stream) == XP_OK);
     RANK_CHECK(job, xp_stream_sync(r->stream) == XP_OK);
     RANK_CHECK(job, memcmp(one, two, (size_t)n_recv * size + 8) == 0);
     if (call.kind == XP_COMM_ALL_REDUCE) { /* in place */
         call.recv = send;
-        RANK_CHECK(job, r->engine->ops->run(r->engine, &call, r->stream) == XP_OK);
+        RANK_CHECK(job, r->backend->ops->run(r->backend, &call, r->stream) == XP_OK);
         RANK_CHECK(job, memcmp(one, send, (size_t)n_recv * size) == 0);
     }
     if (call.kind == XP_COMM_REDUCE_SCATTER) {
         call.recv = send + (size_t)(call.n * job->rank) * size;
-        RANK_CHECK(job, r->engine->ops->run(r->engine, &call, r->stream) == XP_OK);
+        RANK_CHECK(job, r->backend->ops->run(r->backend, &call, r->stream) == XP_OK);
         RANK_CHECK(job, memcmp(one, call.recv, (size_t)n_recv * size) == 0);
     }
     free(send);
@@ -96,7 +99,7 @@ static void compare_all(rank_job *job, rig *r) {
         compare(job, r, call, call.n, call.n);
     }
     const xp_comm_call barrier = {.kind = XP_COMM_BARRIER, .dtype = XP_U8};
-    RANK_CHECK(job, r->engine->ops->run(r->engine, &barrier, r->stream) == XP_OK);
+    RANK_CHECK(job, r->backend->ops->run(r->backend, &barrier, r->stream) == XP_OK);
 }
 
 static void compare_uneven(rank_job *job, rig *r) {
@@ -117,7 +120,7 @@ static void compare_uneven(rank_job *job, rig *r) {
     call.v = (xp_alltoallv_args){send, counts[0], counts[1], one, counts[2], counts[3]};
     RANK_CHECK(job, job->comm->provider->run(job->comm, &call) == XP_OK);
     call.v.recv = two;
-    RANK_CHECK(job, r->engine->ops->run(r->engine, &call, r->stream) == XP_OK);
+    RANK_CHECK(job, r->backend->ops->run(r->backend, &call, r->stream) == XP_OK);
     RANK_CHECK(job, xp_stream_sync(r->stream) == XP_OK);
     RANK_CHECK(job, memcmp(one, two, sizeof one) == 0);
 }
@@ -163,7 +166,7 @@ static void staged_body(rank_job *job) {
     rig r = {0};
     RANK_CHECK(job, xp_device_create(&args, &r.device) == XP_OK);
     RANK_CHECK(job, xp_stream_create(r.device, XP_STREAM_COMPUTE, &r.stream) == XP_OK);
-    RANK_CHECK(job, xp_staged_engine_create(job->comm, r.device, 4096, &r.engine) == XP_OK);
+    RANK_CHECK(job, xp_staged_backend_create(job->comm, r.device, 4096, &r.backend) == XP_OK);
     compare_all(job, &r);
     compare_uneven(job, &r);
     rig_tear_down(job, &r);
@@ -203,6 +206,7 @@ static void *expect_start(rank_job *job, int *at, int id) {
     const int64_t n = xp_nccl_scratch_bytes(job->n_ranks, 0) / 2 / job->n_ranks;
     expect_exchange(job, at, init->nccl, n, NULL);
     NEXT(job, at, FAKE_ALL_GATHER);
+    NEXT(job, at, FAKE_BROADCAST);
     return init->nccl;
 }
 
@@ -216,17 +220,17 @@ static void sequence_body(rank_job *job) {
     xp_comm_call call = {.kind = XP_COMM_ALL_TO_ALL, .dtype = XP_U8, .n = 1000, .phase = "test"};
     call.send = data;
     call.recv = data + FAKE_MAX_RANKS * 4096;
-    RANK_CHECK(job, r.engine->ops->run(r.engine, &call, r.stream) == XP_OK);
+    RANK_CHECK(job, r.backend->ops->run(r.backend, &call, r.stream) == XP_OK);
     expect_exchange(job, &at, nccl, 1000, r.stream);
     call.kind = XP_COMM_REDUCE_SCATTER;
     call.dtype = XP_BF16;
-    RANK_CHECK(job, r.engine->ops->run(r.engine, &call, r.stream) == XP_OK);
+    RANK_CHECK(job, r.backend->ops->run(r.backend, &call, r.stream) == XP_OK);
     expect_exchange(job, &at, nccl, 2000, r.stream);
     call.kind = XP_COMM_BROADCAST;
     call.dtype = XP_U8;
     call.root = 1;
     call.send = call.recv;
-    RANK_CHECK(job, r.engine->ops->run(r.engine, &call, r.stream) == XP_OK);
+    RANK_CHECK(job, r.backend->ops->run(r.backend, &call, r.stream) == XP_OK);
     const fake_call *c = &fake_calls(job->rank)[at++];
     RANK_CHECK(job, c->fn == FAKE_BROADCAST && c->peer == 1 && c->n == 1000);
     RANK_CHECK(job, c->stream == r.stream);
@@ -257,8 +261,8 @@ static void split_body(rank_job *job) {
         RANK_CHECK(job, c->fn != FAKE_INIT ||
                             (c->n_ranks == xp_comm_size(half) && c->rank == xp_comm_rank(half)));
     }
-    xp_comm_engine_destroy(r.engine);
-    r.engine = NULL;
+    xp_comm_backend_destroy(r.backend);
+    r.backend = NULL;
     xp_comm_destroy(half);
     rig_tear_down(job, &r);
 }

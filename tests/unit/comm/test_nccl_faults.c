@@ -12,8 +12,8 @@
 #include "core/file.h"
 #include "nccl_rig.h"
 
-/* The wall clock is a day ahead of the one that waits of the library started with: no time limit may
- * depend on it. */
+/* The wall clock is a day ahead of the one that waits of the library started with: no time limit
+ * may depend on it. */
 int clock_gettime(clockid_t clock, struct timespec *now) {
     const int code = (int)syscall(SYS_clock_gettime, clock, now);
     if (clock == CLOCK_REALTIME)
@@ -78,7 +78,7 @@ static void late_body(rank_job *job) {
     call.recv = data + 64;
     xp_status status = XP_OK;
     if (job->rank != 2)
-        status = r.engine->ops->run(r.engine, &call, r.stream);
+        status = r.backend->ops->run(r.backend, &call, r.stream);
     if (status == XP_OK && job->rank != 2)
         status = xp_stream_sync(r.stream);
     while (status == XP_OK && xp_time_s() - began < 10)
@@ -95,7 +95,8 @@ static void run_late(fake_mode mode) {
                    -1);
 }
 
-/* Ranks 0 and 1 cannot see ranks 2 and 3: they must not blame rank 3, which is as healthy as they. */
+/* Ranks 0 and 1 cannot see ranks 2 and 3: they must not blame rank 3, which is as healthy as they.
+ * */
 static void test_other_node(void **state) {
     (void)state;
     const int nodes[] = {0, 0, 1, 1};
@@ -132,7 +133,7 @@ static void gives_up_body(rank_job *job) {
         while (xp_time_s() - began < 0.3) {
         }
         xp_comm_abort(job->comm, "made to give up");
-    } else if (r.engine->ops->run(r.engine, &call, r.stream) == XP_OK) {
+    } else if (r.backend->ops->run(r.backend, &call, r.stream) == XP_OK) {
         RANK_CHECK(job, xp_stream_sync(r.stream) == XP_OK);
     }
     keep_error(job, xp_comm_async_error(job->comm));

@@ -68,6 +68,7 @@ static void test_copies_and_zeros(void **state) {
     for (int kind = 0; kind < 2; kind++) {
         xp_stream *stream;
         assert_int_equal(xp_stream_create(device, (xp_stream_kind)kind, &stream), XP_OK);
+        assert_null(xp_stream_native(stream));
         memset(b, 1, n);
         assert_int_equal(xp_copy(stream, b, a, n), XP_OK);
         assert_int_equal(xp_zero(stream, b + 5, 3), XP_OK);

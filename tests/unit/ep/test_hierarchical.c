@@ -1,8 +1,8 @@
 /*
- * The hierarchical transport as a GPU uses it, on a CPU: lists in memory of the host's and copied
- * for the kernels, exchanges on the stream, moves from a table of the device's. What is exchanged
- * with whom in which order is recorded; kernels must see device memory only; results must be those
- * of the CPU's own transport bit for bit.
+ * The hierarchical transport as a GPU uses it, on a CPU: lists in host memory and copied for the
+ * kernels, exchanges on the stream, row kernels from a table of the device's. What is exchanged with
+ * whom in which order is recorded; kernels must see device memory only; results must be those of the
+ * CPU backend bit for bit.
  */
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,19 +12,22 @@
 #include <string.h>
 #include "../comm/ranks.h"
 #include "comm/provider.h"
-#include "ep/transport/hierarchical.h"
+#include "device/device_internal.h"
+#include "ep/common/cpu/kernels.h"
+#include "ep/common/cpu/metadata.h"
+#include "ep/hierarchical/hierarchical.h"
 
 enum { MAX_TOKENS = 60, DIM = 6, TOP_K = 3, EXPERTS_EACH = 2 };
 
 /* ---- records ------------------------------------------------------------------------------ */
 
 typedef struct record {
-    const xp_comm *world, *node, *cross;
+    const xp_comm *world, *intra_node, *inter_node;
     const xp_comm_provider *provider;
     xp_comm_provider spy;
     char calls[512];
     const xp_ep_plan *plan;
-    size_t plan_bytes, relay_bytes;
+    size_t plan_bytes, forwarding_bytes;
     int n_strange; /* arrays that are no device memory */
 } record;
 
@@ -33,9 +36,9 @@ static _Thread_local record *mine;
 static void note(const xp_comm *comm, xp_comm_kind kind) {
     const size_t n = strlen(mine->calls);
     snprintf(mine->calls + n, sizeof mine->calls - n, "%s%s %s", n > 0 ? ", " : "",
-             comm == mine->node    ? "node"
-             : comm == mine->cross ? "cross"
-                                   : "world",
+             comm == mine->intra_node   ? "intra-node"
+             : comm == mine->inter_node ? "inter-node"
+                                        : "world",
              xp_comm_kind_name(kind));
 }
 
@@ -45,9 +48,11 @@ static xp_status spy_run(xp_comm *comm, const xp_comm_call *call) {
 }
 
 static void spy_on(record *r, const xp_ep_group *group) {
-    hier_slot *slot = ((const hier_state *)group->state)->slots;
-    xp_comm *all[] = {slot->box.comm, slot->node, slot->cross};
-    *r = (record){.node = slot->node, .cross = slot->cross, .provider = slot->node->provider};
+    hier_slot *slot = ((const hier_state *)group->transport_state)->slots;
+    xp_comm *all[] = {slot->metadata.comm, slot->intra_node, slot->inter_node};
+    *r = (record){.intra_node = slot->intra_node,
+                  .inter_node = slot->inter_node,
+                  .provider = slot->intra_node->provider};
     r->spy = *r->provider;
     r->spy.run = spy_run;
     for (int i = 0; i < 3; i++)
@@ -65,28 +70,28 @@ static bool saw(record *r, const char *calls) {
 
 static void expect_device(const int32_t *array) {
     const char *at = (const char *)array, *plan = mine->plan->memory,
-               *relay = mine->plan->relay->memory;
+               *forwarding = mine->plan->forwarding->memory;
     mine->n_strange += (at < plan || at >= plan + mine->plan_bytes) &&
-                       (at < relay || at >= relay + mine->relay_bytes);
+                       (at < forwarding || at >= forwarding + mine->forwarding_bytes);
 }
 
-/* ---- moves -------------------------------------------------------------------------------- */
+/* ---- kernels ------------------------------------------------------------------------------ */
 
-static xp_status copy_rows(const xp_ep_step *step, const xp_ep_copy_args *args) {
+static xp_status copy_rows(void *stream, const xp_ep_copy_args *args) {
     if (args->src_index)
         expect_device(args->src_index);
-    step->group->kernels->copy_rows(step->stream, args);
+    xp_ep_cpu_copy_rows(stream, args);
     return XP_OK;
 }
 
-static xp_status reduce_rows(const xp_ep_step *step, const xp_ep_reduce_args *args) {
+static xp_status reduce_rows(void *stream, const xp_ep_reduce_args *args) {
     expect_device(args->first);
     expect_device(args->pos);
-    step->group->kernels->reduce_rows(step->stream, args);
+    xp_ep_cpu_reduce_rows(stream, args);
     return XP_OK;
 }
 
-static xp_status sum_rows(const xp_ep_step *step, const xp_ep_sum_args *args) {
+static xp_status sum_rows(void *stream, const xp_ep_sum_args *args) {
     expect_device(args->token_first);
     expect_device(args->token_row);
     expect_device(args->row_base);
@@ -94,15 +99,15 @@ static xp_status sum_rows(const xp_ep_step *step, const xp_ep_sum_args *args) {
         expect_device(args->fresh);
         expect_device(args->seen);
     }
-    step->group->kernels->sum_rows(step->stream, args);
+    xp_ep_cpu_sum_rows(stream, args);
     return XP_OK;
 }
 
-static const xp_ep_hier_moves moves = {.copy_rows = copy_rows,
-                                       .reduce_rows = reduce_rows,
-                                       .sum_rows = sum_rows,
-                                       .weights = xp_ep_mailbox_weights,
-                                       .on_stream = true};
+static const xp_ep_row_kernels kernels = {.copy_rows = copy_rows,
+                                          .reduce_rows = reduce_rows,
+                                          .sum_rows = sum_rows,
+                                          .weights = xp_ep_cpu_metadata_weights,
+                                          .on_stream = true};
 
 /* ---- one rank ----------------------------------------------------------------------------- */
 
@@ -120,7 +125,7 @@ typedef struct problem {
     int32_t ids[MAX_TOKENS * TOP_K];
     float weights[MAX_TOKENS * TOP_K], x[MAX_TOKENS * DIM];
     float *y, *d_weight;
-    side own, gpu; /* the transport's own calls; as on a GPU */
+    side own, gpu; /* the CPU backend; as on a GPU */
 } problem;
 
 static float noise(uint32_t a, uint32_t b) {
@@ -170,26 +175,27 @@ static void free_side(side *s) {
 /* What xp_ep_cuda's build leaves to do: fetched arrays, and nothing else to read. */
 static xp_status rebuild(const problem *p) {
     xp_ep_plan *plan = p->gpu.plan;
-    xp_ep_relay *relay = plan->relay;
+    xp_ep_forwarding *forwarding = plan->forwarding;
     const xp_ep_shape *s = &plan->group->shape;
     const size_t ints = sizeof(int32_t), n_ranks = (size_t)s->n_ranks;
-    memset(relay->memory, 0x7f, mine->relay_bytes);
-    memset(relay->send_token, 0x7f, (size_t)s->max_send_rows * ints);
-    memset(relay->send_round, 0x7f, (size_t)(s->max_rounds + 1) * n_ranks * ints);
-    memset(relay->lists.fan, 0x7f, (size_t)s->max_tokens * ints);
-    memcpy(relay->send_token, plan->send_token, (size_t)plan->send_row_base[n_ranks] * ints);
+    memset(forwarding->memory, 0x7f, mine->forwarding_bytes);
+    memset(forwarding->send_token, 0x7f, (size_t)s->max_send_rows * ints);
+    memset(forwarding->send_round, 0x7f, (size_t)(s->max_rounds + 1) * n_ranks * ints);
+    memset(forwarding->lists.fan_out, 0x7f, (size_t)s->max_tokens * ints);
+    memcpy(forwarding->send_token, plan->send_token, (size_t)plan->send_row_base[n_ranks] * ints);
     if (plan->n_rounds > 1) {
-        memcpy(relay->send_round, plan->send_round, (size_t)(plan->n_rounds + 1) * n_ranks * ints);
-        memcpy(relay->round_row, plan->round_row, (size_t)(plan->n_rounds + 1) * ints);
+        memcpy(forwarding->send_round, plan->send_round,
+               (size_t)(plan->n_rounds + 1) * n_ranks * ints);
+        memcpy(forwarding->round_row, plan->round_row, (size_t)(plan->n_rounds + 1) * ints);
     }
-    const xp_ep_step step = {
+    const xp_ep_call call = {
         .group = plan->group, .plan = plan, .stream = p->stream, .phase = "plan"};
-    return xp_ep_relay_build_fetched(&step, plan->blocks);
+    return xp_ep_forwarding_build_fetched(&call, plan->rank_counts);
 }
 
 static void check_round(rank_job *job, problem *p, int64_t round) {
     const int64_t cap = p->own.group->shape.recv_capacity;
-    const xp_ep_step step = {.group = p->gpu.group,
+    const xp_ep_call call = {.group = p->gpu.group,
                              .plan = p->gpu.plan,
                              .stream = p->stream,
                              .round = round,
@@ -200,8 +206,8 @@ static void check_round(rank_job *job, problem *p, int64_t round) {
               out = xp_tensor_2d(p->own.out, XP_F32, p->n_tokens, DIM);
     RANK_CHECK(job,
                xp_ep_dispatch(p->own.group, p->own.plan, round, &x, &recv, p->stream) == XP_OK);
-    RANK_CHECK(job, xp_ep_hier_dispatch(&step, &moves, p->x, p->gpu.recv) == XP_OK);
-    RANK_CHECK(job, saw(mine, "cross all-to-allv, node all-to-allv"));
+    RANK_CHECK(job, xp_ep_hier_dispatch(&call, &kernels, p->stream, p->x, p->gpu.recv) == XP_OK);
+    RANK_CHECK(job, saw(mine, "inter-node all-to-allv, intra-node all-to-allv"));
     RANK_CHECK(job, memcmp(p->own.recv, p->gpu.recv, (size_t)(cap * DIM) * sizeof(float)) == 0);
     for (int64_t i = 0; i < p->assignment_capacity * DIM; i++)
         p->y[i] = noise((uint32_t)(job->rank + 7 * round), (uint32_t)i);
@@ -209,9 +215,9 @@ static void check_round(rank_job *job, problem *p, int64_t round) {
         p->d_weight[i] = noise((uint32_t)(job->rank + 11 * round), (uint32_t)i);
     RANK_CHECK(job, xp_ep_dispatch_backward(p->own.group, p->own.plan, round, &y, p->d_weight, &out,
                                             p->own.d_topk_weight, p->stream) == XP_OK);
-    const xp_ep_home home = {p->y, p->d_weight, p->gpu.out, p->gpu.d_topk_weight};
-    RANK_CHECK(job, xp_ep_hier_bring_home(&step, &moves, &home) == XP_OK);
-    RANK_CHECK(job, saw(mine, "node all-to-allv, cross all-to-allv, world all-to-allv"));
+    const xp_ep_combine_args args = {p->y, p->d_weight, p->gpu.out, p->gpu.d_topk_weight};
+    RANK_CHECK(job, xp_ep_hier_combine(&call, &kernels, p->stream, &args) == XP_OK);
+    RANK_CHECK(job, saw(mine, "intra-node all-to-allv, inter-node all-to-allv, world all-to-allv"));
     RANK_CHECK(job,
                memcmp(p->own.out, p->gpu.out, (size_t)(p->n_tokens * DIM) * sizeof(float)) == 0);
     RANK_CHECK(
@@ -222,18 +228,18 @@ static void check_problem(rank_job *job, problem *p, record *r) {
     xp_ep_plan *plan = p->gpu.plan;
     spy_on(r, p->gpu.group);
     r->plan = plan;
-    r->plan_bytes = xp_ep_plan_measure(&p->gpu.group->shape);
-    r->relay_bytes = xp_ep_relay_measure(&p->gpu.group->shape, &p->gpu.group->config);
+    r->plan_bytes = xp_ep_plan_bytes(&p->gpu.group->shape, &p->gpu.group->config);
+    r->forwarding_bytes = xp_ep_forwarding_bytes(&p->gpu.group->shape, &p->gpu.group->config);
     p->y = calloc((size_t)p->assignment_capacity * DIM, sizeof(float));
     p->d_weight = calloc((size_t)p->assignment_capacity, sizeof(float));
     RANK_CHECK(job, xp_ep_plan_build(p->own.group, p->ids, p->weights, p->n_tokens, p->stream,
                                      p->own.plan) == XP_OK);
     RANK_CHECK(job, xp_ep_plan_build(p->gpu.group, p->ids, p->weights, p->n_tokens, p->stream,
                                      plan) == XP_OK);
-    RANK_CHECK(job, saw(r, "world all-gather, world all-to-allv, cross all-to-all, "
-                           "cross all-to-allv"));
+    RANK_CHECK(job, saw(r, "world all-gather, world all-to-allv, inter-node all-to-all, "
+                           "inter-node all-to-allv"));
     RANK_CHECK(job, rebuild(p) == XP_OK);
-    RANK_CHECK(job, saw(r, "cross all-to-all, cross all-to-allv"));
+    RANK_CHECK(job, saw(r, "inter-node all-to-all, inter-node all-to-allv"));
     RANK_CHECK(job, (plan->n_rounds > 1) == p->several_rounds);
     for (int64_t round = 0; round < plan->n_rounds && job->n_wrong == 0; round++)
         check_round(job, p, round);

@@ -277,14 +277,17 @@ static void documents_take_no_memory_for_pairs(void **state) {
                               .ldv = 5120,
                               .ldo = 4096,
                               .dtype = XP_BF16};
-    const size_t sums = 4 * 32 * 4096 * sizeof(float);
+    const size_t sums = 4 * 32 * 4096 * sizeof(float), dq = sums * 128;
+    assert_true(xp_attention_scratch_gpu(&args, true) > dq); /* the kernel of our own */
+    assert_true(xp_attention_scratch_gpu(&args, true) < dq + 4 * sums);
+    assert_int_equal(xp_attention_scratch_gpu(&args, false), 0);
+    args.head_dim = 96; /* cuDNN */
     assert_true(xp_attention_scratch_gpu(&args, true) > (size_t)1 << 30);
     args.doc_start = &start;
     assert_int_equal(xp_attention_scratch_gpu(&args, true), sums);
-    assert_int_equal(xp_attention_scratch_gpu(&args, false), 0);
     args.doc_start = NULL, args.seq_len = 4095;
     assert_int_equal(xp_attention_scratch_gpu(&args, true), 4 * 32 * 4095 * sizeof(float));
-    args.ldq = 4099;
+    args.head_dim = 128, args.ldq = 4099;
     assert_int_equal(xp_attention_scratch_gpu(&args, true), 0);
 }
 

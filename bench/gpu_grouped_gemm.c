@@ -1,0 +1,342 @@
+/*
+ * bench_grouped_gemm [--caps LIST] [--repeats N]: grouped GEMMs of real layer sizes on the first
+ * GPU, beside the dense GEMM of cuBLASLt in the same run, each checked against the portable
+ * kernel.
+ *
+ * The table: time (median), rate, share of the dense rate, and how far the sampled results lie from
+ * the portable kernel's (relative, in norm). Exit code 1 when one is further than rounding
+ * explains.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "core/rng.h"
+#include "core/text.h"
+#include "device/plugin.h"
+#include "ops/ops.h"
+
+#define DENSE_N      8192
+#define PATTERN      (4LL << 20) /* random elements; memory repeats them */
+#define MAX_ROWS     262144LL
+#define N_TOKENS     32768LL
+#define MAX_WIDTH    2048LL
+#define MAX_WEIGHTS  (128LL * 1536 * 2048)
+#define SAMPLE       (1LL << 16)
+#define MOST_REPEATS 101
+#define TOLERANCE    5e-3 /* two roundings to bf16 of sums in different order */
+
+typedef struct shape {
+    int n_experts;
+    int64_t rows_each, n, k;
+} shape;
+
+static const shape shapes[] = {
+    {16, 16384, 1536, 2048}, {16, 16384, 2048, 768}, {128, 2048, 1536, 2048},
+    {128, 2048, 2048, 768},  {128, 256, 1536, 2048},
+};
+
+typedef struct side { /* one way to compute: a device object on the same GPU */
+    xp_device *device;
+    xp_stream *stream;
+    const xp_ops *ops;
+} side;
+
+typedef struct bench {
+    const xp_cuda_backend *backend;
+    side fast, plain;
+    int n_repeats;
+    double dense_rate; /* FLOP/s */
+    bool far;
+    char *rows, *weights, *wide, *out, *want; /* [rows, 2048], [L, n, k], [rows, 2048], results */
+    int32_t *offsets, *gather;
+} bench;
+
+typedef struct timed {
+    const side *who;
+    xp_status (*call)(xp_stream *stream, const xp_grouped_args *args);
+    const xp_grouped_args *grouped;
+    const xp_gemm_args *gemm;
+} timed;
+
+static xp_status run_timed(void *context) {
+    const timed *t = context;
+    return t->gemm ? t->who->ops->gemm(t->who->stream, t->gemm)
+                   : t->call(t->who->stream, t->grouped);
+}
+
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static xp_status median(const bench *b, timed *t, double *seconds) {
+    double all[MOST_REPEATS];
+    for (int i = 0; i < 3; i++)
+        XP_TRY(run_timed(t));
+    for (int i = 0; i < b->n_repeats; i++)
+        XP_TRY(b->backend->time_call(t->who->stream, run_timed, t, &all[i]));
+    qsort(all, (size_t)b->n_repeats, sizeof all[0], by_value);
+    *seconds = all[b->n_repeats / 2];
+    return XP_OK;
+}
+
+static xp_status open_side(const char *caps, side *made) {
+    const xp_device_args args = {.kind = XP_DEVICE_CUDA, .caps = caps};
+    XP_TRY(xp_device_create(&args, &made->device));
+    XP_TRY(xp_ops_get(made->device, &made->ops));
+    return xp_stream_create(made->device, XP_STREAM_COMPUTE, &made->stream);
+}
+
+static void close_side(side *made) {
+    xp_stream_destroy(made->stream);
+    xp_device_destroy(made->device);
+}
+
+/* Random bf16 in [-1, 1), repeated through `n` elements of device memory. */
+static xp_status fill(const bench *b, const char *name, char *data, int64_t n) {
+    uint16_t *pattern = malloc(PATTERN * sizeof *pattern);
+    if (pattern == NULL)
+        return xp_error(XP_ENOMEM, "no memory for random numbers");
+    for (int64_t i = 0; i < PATTERN; i++) {
+        const double value =
+            (double)xp_rng_below(1, xp_rng_stream(name), (uint64_t)i, 65536) / 32768.0 - 1.0;
+        pattern[i] = xp_bf16_from_f32((float)value);
+    }
+    xp_status status = XP_OK;
+    int64_t done = n < PATTERN ? n : PATTERN;
+    status = xp_copy(b->fast.stream, data, pattern, (size_t)done * 2);
+    while (status == XP_OK && done < n) {
+        const int64_t more = done < n - done ? done : n - done;
+        status = xp_copy(b->fast.stream, data + done * 2, data, (size_t)more * 2);
+        done += more;
+    }
+    if (status == XP_OK)
+        status = xp_stream_sync(b->fast.stream);
+    free(pattern);
+    return status;
+}
+
+static xp_status reserve(bench *b) {
+    struct {
+        char **at;
+        int64_t n;
+        const char *name;
+    } all[] = {{&b->rows, MAX_ROWS * MAX_WIDTH, "rows"},
+               {&b->weights, MAX_WEIGHTS, "weights"},
+               {&b->wide, MAX_ROWS * MAX_WIDTH, "wide"},
+               {&b->out, MAX_WEIGHTS * 2, "out"},
+               {&b->want, MAX_WEIGHTS * 2, "want"}};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        XP_TRY(xp_device_alloc(b->fast.device, (size_t)all[i].n * 2, "bench", (void **)all[i].at));
+        if (i < 3)
+            XP_TRY(fill(b, all[i].name, *all[i].at, all[i].n));
+    }
+    XP_TRY(xp_device_alloc(b->fast.device, 1024 * 4, "bench", (void **)&b->offsets));
+    return xp_device_alloc(b->fast.device, MAX_ROWS * 4, "bench", (void **)&b->gather);
+}
+
+/* Even groups of tokens in ascending order, as routing gives them, at random. */
+static xp_status route(const bench *b, const shape *s) {
+    const int64_t n_rows = s->n_experts * s->rows_each;
+    int32_t offsets[1024];
+    int32_t *gather = malloc((size_t)n_rows * sizeof *gather);
+    if (gather == NULL)
+        return xp_error(XP_ENOMEM, "no memory for a gather list");
+    for (int e = 0; e <= s->n_experts; e++)
+        offsets[e] = (int32_t)(e * s->rows_each);
+    const int64_t step = N_TOKENS / s->rows_each;
+    for (int64_t r = 0; r < n_rows; r++)
+        gather[r] =
+            (int32_t)(r % s->rows_each * step + (int64_t)xp_rng_below(1, xp_rng_stream("gather"),
+                                                                      (uint64_t)r, (uint64_t)step));
+    xp_status status =
+        xp_copy(b->fast.stream, b->offsets, offsets, (size_t)(s->n_experts + 1) * sizeof *offsets);
+    if (status == XP_OK)
+        status = xp_copy(b->fast.stream, b->gather, gather, (size_t)n_rows * sizeof *gather);
+    if (status == XP_OK)
+        status = xp_stream_sync(b->fast.stream);
+    free(gather);
+    return status;
+}
+
+static double value_at(const void *data, bool f32, int64_t i) {
+    return f32 ? (double)((const float *)data)[i]
+               : (double)xp_bf16_to_f32(((const uint16_t *)data)[i]);
+}
+
+/* Distance in norm of three stretches of the results: first, middle, last. */
+static xp_status compare(const bench *b, int64_t n, bool f32, double *distance) {
+    const size_t size = f32 ? 4 : 2;
+    const int64_t each = n < SAMPLE ? n : SAMPLE;
+    char *got = malloc((size_t)each * size), *want = malloc((size_t)each * size);
+    xp_status status =
+        got && want ? XP_OK : xp_error(XP_ENOMEM, "no memory for %lld results", (long long)each);
+    double error = 0, norm = 0;
+    for (int part = 0; status == XP_OK && part < 3; part++) {
+        const size_t at = (size_t)((n - each) / 2 * part) * size;
+        status = xp_copy(b->fast.stream, got, b->out + at, (size_t)each * size);
+        if (status == XP_OK)
+            status = xp_copy(b->fast.stream, want, b->want + at, (size_t)each * size);
+        if (status == XP_OK)
+            status = xp_stream_sync(b->fast.stream);
+        for (int64_t i = 0; status == XP_OK && i < each; i++) {
+            const double x = value_at(got, f32, i), y = value_at(want, f32, i);
+            error += (x - y) * (x - y);
+            norm += y * y;
+        }
+    }
+    *distance = sqrt(error / norm);
+    free(got);
+    free(want);
+    return status;
+}
+
+/* Rows are gathered but where they lie in order; wgrad: those of x, of dy, of x with fp32 sums
+ * added to. */
+typedef enum kind {
+    FORWARD,
+    FORWARD_IN_ORDER,
+    DGRAD,
+    DGRAD_IN_ORDER,
+    WGRAD,
+    WGRAD_OF_DY,
+    WGRAD_F32_ACC,
+    N_KINDS
+} kind;
+static const char *const kind_names[N_KINDS] = {
+    "forward", "forward, order", "dgrad", "dgrad, order", "wgrad", "wgrad, dy", "wgrad f32 +="};
+
+static xp_grouped_args args_of(const bench *b, const shape *s, kind which) {
+    xp_grouped_args a = {.n_experts = s->n_experts,
+                         .max_rows = s->n_experts * s->rows_each,
+                         .n = s->n,
+                         .k = s->k,
+                         .offsets = b->offsets,
+                         .dtype = XP_BF16,
+                         .dw_dtype = which == WGRAD_F32_ACC ? XP_F32 : XP_BF16,
+                         .acc = which == WGRAD_F32_ACC};
+    switch (which) {
+    case FORWARD:
+    case FORWARD_IN_ORDER:
+        a.x = b->rows, a.gather = which == FORWARD ? b->gather : NULL, a.w = b->weights;
+        break;
+    case DGRAD:
+    case DGRAD_IN_ORDER:
+        a.dy = b->rows, a.gather_dy = which == DGRAD ? b->gather : NULL, a.w = b->weights;
+        break;
+    case WGRAD_OF_DY:
+        a.x = b->wide, a.dy = b->rows, a.gather_dy = b->gather;
+        break;
+    default:
+        a.x = b->rows, a.gather = b->gather, a.dy = b->wide;
+        break;
+    }
+    return a;
+}
+
+static xp_status call_of(const side *who, kind which, xp_grouped_args *args, timed *t) {
+    const xp_ops *ops = who->ops;
+    *t = (timed){.who = who,
+                 .grouped = args,
+                 .call = which <= FORWARD_IN_ORDER ? ops->grouped_forward
+                         : which <= DGRAD_IN_ORDER ? ops->grouped_dgrad
+                                                   : ops->grouped_wgrad};
+    return XP_OK;
+}
+
+static xp_status run_case(bench *b, const shape *s, kind which) {
+    const int64_t n_rows = s->n_experts * s->rows_each;
+    const bool f32 = which == WGRAD_F32_ACC;
+    const int64_t n_out = which <= FORWARD_IN_ORDER ? n_rows * s->n
+                          : which <= DGRAD_IN_ORDER ? n_rows * s->k
+                                                    : s->n_experts * s->n * s->k;
+    const size_t out_bytes = (size_t)n_out * (f32 ? 4 : 2);
+    xp_grouped_args args = args_of(b, s, which);
+    timed t;
+    double seconds, distance;
+    XP_TRY(xp_zero(b->fast.stream, b->out, out_bytes));
+    XP_TRY(xp_zero(b->fast.stream, b->want, out_bytes));
+    XP_TRY(xp_stream_sync(b->fast.stream));
+    args.y = b->want;
+    XP_TRY(call_of(&b->plain, which, &args, &t));
+    XP_TRY(run_timed(&t));
+    XP_TRY(xp_stream_sync(b->plain.stream));
+    args.y = b->out;
+    XP_TRY(call_of(&b->fast, which, &args, &t));
+    XP_TRY(run_timed(&t));
+    XP_TRY(compare(b, n_out, f32, &distance));
+    XP_TRY(median(b, &t, &seconds));
+    const double flops = 2.0 * (double)n_rows * (double)s->n * (double)s->k;
+    const bool far = !(distance < TOLERANCE);
+    b->far = b->far || far;
+    printf("%-14s %3d x %5lld rows %4lldx%-4lld %9.1f us %7.1f TFLOP/s %5.1f %% of dense  "
+           "distance %.1e%s\n",
+           kind_names[which], s->n_experts, (long long)s->rows_each, (long long)s->n,
+           (long long)s->k, seconds * 1e6, flops / seconds * 1e-12,
+           100 * flops / seconds / b->dense_rate, distance, far ? "  TOO FAR" : "");
+    fflush(stdout);
+    return XP_OK;
+}
+
+static xp_status run_dense(bench *b) {
+    const xp_gemm_args args = {.m = DENSE_N,
+                               .n = DENSE_N,
+                               .k = DENSE_N,
+                               .trans_b = true,
+                               .a = b->rows,
+                               .b = b->wide,
+                               .c = b->out,
+                               .lda = DENSE_N,
+                               .ldb = DENSE_N,
+                               .ldc = DENSE_N,
+                               .ab_dtype = XP_BF16,
+                               .c_dtype = XP_BF16,
+                               .alpha = 1.0F};
+    timed t = {.who = &b->fast, .gemm = &args};
+    double seconds;
+    XP_TRY(median(b, &t, &seconds));
+    b->dense_rate = 2.0 * DENSE_N * DENSE_N * DENSE_N / seconds;
+    printf("dense %d^3 bf16, cuBLASLt %27.1f us %7.1f TFLOP/s\n", DENSE_N, seconds * 1e6,
+           b->dense_rate * 1e-12);
+    return XP_OK;
+}
+
+static xp_status run_all(bench *b, const char *caps) {
+    XP_TRY(xp_cuda_backend_get(&b->backend));
+    XP_TRY(open_side(caps, &b->fast));
+    XP_TRY(open_side("wgmma", &b->plain));
+    XP_TRY(reserve(b));
+    XP_TRY(run_dense(b));
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        XP_TRY(route(b, &shapes[i]));
+        for (int which = 0; which < N_KINDS; which++)
+            XP_TRY(run_case(b, &shapes[i], (kind)which));
+    }
+    return run_dense(b);
+}
+
+int main(int argc, char **argv) {
+    bench b = {.n_repeats = 21};
+    const char *caps = NULL;
+    for (int i = 1; i < argc; i++) {
+        int64_t number = 0;
+        if (strcmp(argv[i], "--caps") == 0 && i + 1 < argc) {
+            caps = argv[++i];
+        } else if (strcmp(argv[i], "--repeats") == 0 && i + 1 < argc &&
+                   xp_parse_i64(argv[++i], &number) && number >= 1 && number <= MOST_REPEATS) {
+            b.n_repeats = (int)number;
+        } else {
+            fprintf(stderr, "usage: %s [--caps LIST] [--repeats 1..%d]\n", argv[0], MOST_REPEATS);
+            return 2;
+        }
+    }
+    const xp_status status = run_all(&b, caps);
+    if (status != XP_OK)
+        fprintf(stderr, "bench_grouped_gemm: %s\n", xp_last_error());
+    if (b.plain.device != NULL)
+        close_side(&b.plain);
+    if (b.fast.device != NULL)
+        close_side(&b.fast); /* and all memory of it */
+    return status != XP_OK || b.far;
+}

@@ -1,0 +1,31 @@
+/** The a2a transport's memory, which its CPU and its GPU backend share. */
+#ifndef XP_EP_A2A_A2A_H
+#define XP_EP_A2A_A2A_H
+
+#include "ep/common/metadata.h"
+
+typedef struct a2a_slot {
+    xp_ep_metadata metadata;
+    char
+        *send_rows; /* [max_send_assignments, D] a row for each of this rank's assignments: as sent,
+                        and as combined rows come back */
+    char *recv_rows; /* [P, D] a row for each assignment of this rank's experts in the round */
+    int32_t *assignment_token; /* [max_send_assignments] CPU scratch */
+} a2a_slot;
+
+typedef struct a2a_state {
+    a2a_slot *slots;
+    void *memory;
+} a2a_state;
+
+size_t xp_ep_a2a_group_bytes(const xp_ep_shape *shape, const xp_ep_config *config);
+size_t xp_ep_a2a_comm_bytes(const xp_ep_config *config, int n_ranks);
+/** Collective. group->transport_state. */
+XP_NODISCARD xp_status xp_ep_a2a_state_create(xp_ep_group *group);
+void xp_ep_a2a_state_destroy(xp_ep_group *group);
+
+static inline a2a_slot *xp_ep_a2a_slot(const xp_ep_call *call) {
+    return &((const a2a_state *)call->group->transport_state)->slots[call->plan->slot];
+}
+
+#endif

@@ -1,0 +1,70 @@
+#include "ep/common/cpu/metadata.h"
+
+#include "comm/provider.h"
+#include "core/file.h"
+#include "ep/common/cpu/combine.h"
+#include "ep/common/cpu/kernels.h"
+#include "ep/common/cpu/plan.h"
+
+static xp_status exchange_counts(const xp_ep_call *call, const xp_ep_metadata *metadata,
+                                 const int32_t *own_counts) {
+    const double started = xp_time_s();
+    xp_comm_set_phase(metadata->comm, call->phase);
+    const xp_status status = xp_comm_all_gather(metadata->comm, own_counts, call->plan->rank_counts,
+                                                call->group->shape.counts_ints, XP_I32, NULL);
+    xp_ep_add(&call->group->totals.wait_ns, (int64_t)((xp_time_s() - started) * 1e9));
+    return status;
+}
+
+static xp_status exchange_assignments(const xp_ep_call *call, const xp_ep_metadata *metadata) {
+    const xp_ep_plan *plan = call->plan;
+    const int64_t size = sizeof(xp_ep_assignment);
+    for (int r = 0; r < call->group->shape.n_ranks; r++) {
+        const int32_t *out = plan->send_assignment_base + r, *in = plan->recv_assignment_base + r;
+        xp_ep_exchange_set(&metadata->exchange, r, (out[1] - out[0]) * size, out[0] * size,
+                           (in[1] - in[0]) * size, in[0] * size);
+    }
+    return xp_ep_exchange_run(call, &metadata->exchange, metadata->comm, metadata->assignments_out,
+                              metadata->assignments_in, NULL);
+}
+
+xp_status xp_ep_cpu_metadata_build(const xp_ep_call *call, const xp_ep_routing *routing,
+                                   const xp_ep_metadata *metadata) {
+    xp_ep_plan *plan = call->plan;
+    xp_ep_assignment **targets = xp_ep_cpu_plan_targets(call);
+    const int32_t *own_counts = xp_ep_cpu_plan_count(call, routing);
+    XP_TRY(exchange_counts(call, metadata, own_counts));
+    XP_TRY(xp_ep_counts_check(call->group, plan->rank_counts));
+    xp_ep_cpu_plan_offsets(plan);
+    for (int d = 0; d < call->group->shape.n_ranks; d++)
+        targets[d] = metadata->assignments_out + plan->send_assignment_base[d];
+    xp_ep_cpu_plan_send(call, routing);
+    XP_TRY(exchange_assignments(call, metadata));
+    xp_ep_cpu_plan_recv(call, metadata->assignments_in);
+    return XP_OK;
+}
+
+xp_status xp_ep_cpu_metadata_weights(const xp_ep_call *call, const xp_ep_metadata *metadata,
+                                     const xp_ep_combine_args *args) {
+    const xp_ep_plan *plan = call->plan;
+    const int64_t size = sizeof(float);
+    if (!args->d_weight)
+        return XP_OK;
+    const int32_t first = plan->recv_assignment[plan->round_row[call->round]];
+    const int32_t end = plan->recv_assignment[plan->round_row[call->round + 1]];
+    xp_ep_cpu_copy_floats(call->stream,
+                          &(xp_ep_copy_floats_args){.n = end - first,
+                                                    .dst = metadata->weights_out,
+                                                    .src = args->d_weight,
+                                                    .src_index = plan->assignment_pos + first});
+    for (int r = 0; r < call->group->shape.n_ranks; r++) {
+        const xp_ep_span out = xp_ep_plan_recv_assignments(plan, r, call->round),
+                         in = xp_ep_plan_send_assignments(plan, r, call->round);
+        xp_ep_exchange_set(&metadata->exchange, r, out.n * size, (out.first - first) * size,
+                           in.n * size, in.first * size);
+    }
+    XP_TRY(xp_ep_exchange_run(call, &metadata->exchange, metadata->comm, metadata->weights_out,
+                              metadata->weights_in, NULL));
+    xp_ep_cpu_scatter_weights(call, metadata->weights_in, args->d_topk_weight);
+    return XP_OK;
+}

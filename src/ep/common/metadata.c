@@ -1,0 +1,21 @@
+#include "ep/common/metadata.h"
+
+void xp_ep_metadata_carve(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_metadata *metadata) {
+    metadata->assignments_out =
+        xp_ep_carve(c, (size_t)s->max_send_assignments * sizeof(xp_ep_assignment));
+    metadata->assignments_in =
+        xp_ep_carve(c, (size_t)s->max_recv_assignments * sizeof(xp_ep_assignment));
+    metadata->weights_out = xp_ep_carve(c, (size_t)s->assignment_capacity * sizeof(float));
+    metadata->weights_in = xp_ep_carve(c, (size_t)s->max_send_assignments * sizeof(float));
+    xp_ep_exchange_carve(c, s->n_ranks, &metadata->exchange);
+}
+
+xp_status xp_ep_metadata_open(xp_ep_group *group, xp_ep_metadata *metadata) {
+    XP_TRY(xp_comm_split(group->comm, 0, &metadata->comm));
+    return xp_comm_prepare(metadata->comm, group->device, XP_EP_A2A_PIECE_BYTES);
+}
+
+void xp_ep_metadata_close(xp_ep_metadata *metadata) {
+    xp_comm_destroy(metadata->comm);
+    metadata->comm = NULL;
+}

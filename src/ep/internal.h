@@ -1,0 +1,31 @@
+/** What other layers of expar use of expert parallelism besides the public calls of expar/ep.h. */
+#ifndef XP_EP_INTERNAL_H
+#define XP_EP_INTERNAL_H
+
+#include "expar/ep.h"
+
+/* Limits of the GPU kernels: a warp handles a token with one lane per assignment, and per-rank sets
+ * are one 32-bit mask. */
+#define XP_EP_GPU_MAX_TOP_K 32
+#define XP_EP_GPU_MAX_RANKS 32
+
+/**
+ * Device bytes that the communicators of a group's slots reserve where each rank has a GPU of its
+ * own. For predictions.
+ */
+size_t xp_ep_comm_bytes(const xp_ep_config *config, int n_ranks);
+
+/**
+ * Resolve XP_EP_AUTO: p2p where the ranks can address each other's memory, else a2a.
+ * @return XP_OK; XP_ENOTSUP: p2p was asked for and the ranks span several nodes
+ */
+XP_NODISCARD xp_status xp_ep_choose_transport(xp_ep_config *config, bool peer_accessible);
+
+/**
+ * Two words that the device can read. They become non-zero when the device has refused a routing,
+ * or a barrier between ranks has failed: whatever was computed since is wrong, and the optimizer
+ * must not use it. NULL for groups whose host learns of both before the call returns.
+ */
+void xp_ep_group_abort_flags(const xp_ep_group *group, const int32_t *flags[2]);
+
+#endif

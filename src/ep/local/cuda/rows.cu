@@ -1,0 +1,178 @@
+/*
+ * Row kernels of a group of one rank. A block takes a row at a time; each thread copies or adds 16
+ * bytes of it, or one element where rows are not multiples of 16 bytes. Grids are bounded and stride
+ * over the rows. No block waits for another.
+ */
+#include "ep/local/cuda/kernels.h"
+
+#include "ep/common/cuda/plan_common.cuh"
+#include "ops/cuda/vector.cuh"
+
+enum { N_THREADS = 256, LOADS_IN_FLIGHT = 8 };
+
+/* recv[i] = x[send_token[first + i]]. Traffic: each row is read and written once. */
+template <typename V>
+static __global__ void __launch_bounds__(N_THREADS)
+    local_dispatch_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t n_each, const V *x,
+                          V *recv) {
+    const int first = p.send_round[round * p.n_ranks + p.rank],
+              end = p.send_round[(round + 1) * p.n_ranks + p.rank];
+    for (int64_t row = first + blockIdx.x; row < end; row += gridDim.x) {
+        const V *from = x + (int64_t)p.send_token[row] * n_each;
+        V *to = recv + (row - first) * n_each;
+        for (int64_t i = threadIdx.x; i < n_each; i += N_THREADS)
+            to[i] = from[i];
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0 && end > first)
+        atomicAdd(&p.status->rows_kept, (unsigned long long)(end - first));
+}
+
+/* sum (+)= rows base[index[j]], j ascending; several loads in flight. */
+template <typename T, int N>
+static __device__ __forceinline__ void add_rows(float (&sum)[N], const T *base, int64_t dim,
+                                                const int32_t *index, int begin, int end) {
+    for (int j = begin; j < end; j += LOADS_IN_FLIGHT) {
+        vec<T, N> row[LOADS_IN_FLIGHT];
+#pragma unroll
+        for (int k = 0; k < LOADS_IN_FLIGHT; k++)
+            if (j + k < end)
+                row[k] = load_vec<T, N>(base + (int64_t)index[j + k] * dim);
+#pragma unroll
+        for (int k = 0; k < LOADS_IN_FLIGHT; k++) {
+            if (j + k < end) {
+                float value[N];
+                unpack(row[k], value);
+#pragma unroll
+                for (int i = 0; i < N; i++) /* the first row is the start, not added to zero */
+                    sum[i] = j + k == begin ? value[i] : sum[i] + value[i];
+            }
+        }
+    }
+}
+
+/* The value of one row at a column: its assignments added up and rounded to the row type. */
+template <typename T, int N>
+static __device__ __forceinline__ void row_value(float (&value)[N], const xp_ep_cuda_plan &p,
+                                                 int64_t dim, int row, const T *y) {
+    const int32_t *first = p.recv_assignment + row; /* one rank: its recv rows are its send rows */
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        value[i] = 0;
+    add_rows<T, N>(value, y, dim, p.assignment_pos, first[0], first[1]);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        value[i] = rounded<T>(value[i]);
+}
+
+/*
+ * out[t] = sum over the token's rows of the rounds so far. One block per token. In round 0 every
+ * token is written, later only those with a row of this round.
+ */
+template <typename T, int N>
+static __global__ void __launch_bounds__(N_THREADS)
+    combine_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t dim, const T *y, T *out) {
+    for (int64_t t = blockIdx.x; t < p.n_tokens; t += gridDim.x) {
+        const int begin = p.token_first[t], end = p.token_first[t + 1];
+        bool fresh = round == 0;
+        for (int i = begin; i < end && !fresh; i++) {
+            const int row = p.token_row[i], d = owner_of(p.send_row_base, row);
+            fresh = row >= p.send_round[round * p.n_ranks + d] &&
+                    row < p.send_round[(round + 1) * p.n_ranks + d];
+        }
+        if (!fresh)
+            continue;
+        for (int64_t column = (int64_t)threadIdx.x * N; column < dim; column += N_THREADS * N) {
+            float sum[N] = {};
+            bool any = false;
+            for (int i = begin; i < end; i++) {
+                const int row = p.token_row[i];
+                if (row >= p.send_round[(round + 1) * p.n_ranks + owner_of(p.send_row_base, row)])
+                    continue; /* of a later round */
+                float value[N];
+                row_value<T, N>(value, p, dim, row, y + column);
+#pragma unroll
+                for (int k = 0; k < N; k++)
+                    sum[k] = any ? sum[k] + value[k] : value[k];
+                any = true;
+            }
+            store_vec<T, N>(out + t * dim + column, sum);
+        }
+    }
+}
+
+static __global__ void weights_kernel(const xp_ep_cuda_plan p, int64_t round, const float *d_weight,
+                                      float *d_topk_weight) {
+    const int own = p.recv_row_base[p.rank];
+    const int low = p.round_row[round], high = p.round_row[round + 1];
+    const int first_row = max(low, own), end_row = min(high, p.recv_row_base[p.rank + 1]);
+    if (first_row >= end_row)
+        return;
+    /* This rank's assignments are in the same order as source and as expert rank. */
+    const int shift = p.send_assignment_base[p.rank] - p.recv_assignment_base[p.rank];
+    const int begin = p.recv_assignment[first_row], end = p.recv_assignment[end_row];
+    for (int i = begin + (int)(blockIdx.x * N_THREADS + threadIdx.x); i < end;
+         i += (int)gridDim.x * N_THREADS)
+        d_topk_weight[p.assignment_entry[i + shift]] = d_weight[p.assignment_pos[i]];
+}
+
+static bool is_wide(const xp_ep_cuda_rows *rows, const void *a, const void *b) {
+    return rows->row_bytes % 16 == 0 && (uintptr_t)a % 16 == 0 && (uintptr_t)b % 16 == 0;
+}
+
+static unsigned blocks_for(int64_t n_rows, int n_blocks) {
+    return (unsigned)(n_rows < n_blocks ? n_rows : n_blocks);
+}
+
+xp_status xp_ep_cuda_local_dispatch(cudaStream_t stream, const xp_ep_cuda_plan *p,
+                                    const xp_ep_cuda_rows *rows, const void *x, void *recv) {
+    const int64_t n_bytes = (int64_t)rows->row_bytes;
+    if (p->n_tokens == 0)
+        return XP_OK;
+    const unsigned n_blocks = blocks_for(p->n_tokens, rows->n_blocks);
+    if (is_wide(rows, x, recv))
+        local_dispatch_kernel<<<n_blocks, N_THREADS, 0, stream>>>(*p, rows->round, n_bytes / 16,
+                                                                  (const int4 *)x, (int4 *)recv);
+    else
+        local_dispatch_kernel<<<n_blocks, N_THREADS, 0, stream>>>(
+            *p, rows->round, n_bytes / 2, (const unsigned short *)x, (unsigned short *)recv);
+    return xp_cuda_check(cudaGetLastError(), "expert parallel dispatch");
+}
+
+template <typename T, int N>
+static void launch_combine(cudaStream_t stream, const xp_ep_cuda_plan *p,
+                           const xp_ep_cuda_rows *rows, const void *y, void *out) {
+    combine_kernel<T, N><<<blocks_for(p->n_tokens, rows->n_blocks), N_THREADS, 0, stream>>>(
+        *p, rows->round, rows->dim, (const T *)y, (T *)out);
+}
+
+xp_status xp_ep_cuda_local_combine(cudaStream_t stream, const xp_ep_cuda_plan *p,
+                                   const xp_ep_cuda_rows *rows, const void *y, void *out) {
+    if (p->n_tokens == 0)
+        return XP_OK;
+    const bool wide = is_wide(rows, y, out);
+    if (rows->bf16 && wide)
+        launch_combine<bf16, 8>(stream, p, rows, y, out);
+    else if (rows->bf16)
+        launch_combine<bf16, 1>(stream, p, rows, y, out);
+    else if (wide)
+        launch_combine<float, 4>(stream, p, rows, y, out);
+    else
+        launch_combine<float, 1>(stream, p, rows, y, out);
+    return xp_cuda_check(cudaGetLastError(), "expert parallel combine");
+}
+
+xp_status xp_ep_cuda_local_weights(cudaStream_t stream, const xp_ep_cuda_plan *p, int64_t round,
+                                   const float *d_weight, float *d_topk_weight) {
+    const int64_t most = tiles_of(p->n_tokens * p->top_k, N_THREADS);
+    if (most == 0)
+        return XP_OK;
+    weights_kernel<<<blocks_for(most, 1024), N_THREADS, 0, stream>>>(*p, round, d_weight,
+                                                                     d_topk_weight);
+    return xp_cuda_check(cudaGetLastError(), "expert parallel combine: weights");
+}
+
+xp_status xp_ep_cuda_load_local_rows(void) {
+    return load_kernels(local_dispatch_kernel<int4>, local_dispatch_kernel<unsigned short>,
+                        combine_kernel<bf16, 8>, combine_kernel<bf16, 1>, combine_kernel<float, 4>,
+                        combine_kernel<float, 1>, weights_kernel);
+}

@@ -1,0 +1,21 @@
+/** Groups of one rank: the assignments of a slot, nothing is exchanged. */
+#ifndef XP_EP_LOCAL_LOCAL_H
+#define XP_EP_LOCAL_LOCAL_H
+
+#include "ep/common/call.h"
+
+typedef struct xp_ep_local_state {
+    xp_ep_assignment **assignments; /* [n_slots] */
+    void *memory;
+} xp_ep_local_state;
+
+size_t xp_ep_local_group_bytes(const xp_ep_shape *shape, const xp_ep_config *config);
+/** group->transport_state. */
+XP_NODISCARD xp_status xp_ep_local_state_create(xp_ep_group *group);
+void xp_ep_local_state_destroy(xp_ep_group *group);
+
+static inline xp_ep_assignment *xp_ep_local_assignments(const xp_ep_call *call) {
+    return ((const xp_ep_local_state *)call->group->transport_state)->assignments[call->plan->slot];
+}
+
+#endif

@@ -1,0 +1,89 @@
+/** The kernels of p2p on GPUs: the barrier between ranks, and rows between ranks that write into
+ * each other's memory. */
+#ifndef XP_EP_P2P_CUDA_KERNELS_H
+#define XP_EP_P2P_CUDA_KERNELS_H
+
+#include "ep/common/cuda/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** What has become of a barrier: xp_ep_cuda_failure.kind. */
+typedef enum xp_ep_barrier_failure {
+    XP_EP_BARRIER_TIMED_OUT = 1, /* this rank waited in vain */
+    XP_EP_BARRIER_REPORTED,      /* another rank has failed and said so */
+    XP_EP_BARRIER_HOST_ABORT,    /* this rank's host, or another's, has given up */
+} xp_ep_barrier_failure;
+
+/**
+ * A slot's abort flags, at the head of its part of the window. `failed` may be set by peers, and only
+ * barriers read it. `aborted` is set by this rank's barriers alone, so that all blocks of the kernels
+ * behind one see the same value: they return at once and touch nobody's memory.
+ */
+typedef struct xp_ep_abort_flags {
+    uint32_t failed; /* 0, or who missed whom where: see barrier.cu */
+    uint32_t pad[15];
+    uint32_t aborted;
+} xp_ep_abort_flags;
+
+/** A barrier of all ranks on their streams. Arrays are indexed by rank. */
+typedef struct xp_ep_barrier_args {
+    int n_ranks, rank, point, phase;
+    uint32_t epoch;
+    bool waits; /* false: only the payload is delivered; the host makes the barrier */
+    bool locks; /* memory outside the windows is written next: see barrier.cu */
+    uint64_t timeout_ns;
+    int64_t round;
+    int64_t min_rounds;    /* skipped unless the plan has more rounds than this; -1: never */
+    const int32_t *totals; /* of the plan */
+    uint32_t *flags[XP_EP_CUDA_MAX_RANKS]; /* of this point, a line each, in each rank's window */
+    uint32_t *busy[XP_EP_CUDA_MAX_RANKS];
+    const uint32_t *own_data; /* flags of the point that ends writing, in this rank's window */
+    xp_ep_abort_flags *abort[XP_EP_CUDA_MAX_RANKS];
+    /* n words for each rank, at payload + rank * stride; written to `to` before the flag. */
+    const int32_t *payload;
+    int64_t n_payload, stride;
+    int32_t *to[XP_EP_CUDA_MAX_RANKS];
+    const void *payload_address; /* not NULL: this address is the payload for everybody */
+    xp_ep_cuda_status *status;
+} xp_ep_barrier_args;
+#define XP_EP_CUDA_FLAG_WORDS 16
+/** Load the kernels declared here: see ep/common/cuda/state.h. */
+xp_status xp_ep_cuda_load_barrier(void);
+xp_status xp_ep_cuda_load_p2p_rows(void);
+
+xp_status xp_ep_cuda_launch_barrier(cudaStream_t stream, const xp_ep_barrier_args *barrier);
+
+/** Where rows go, by rank. */
+typedef struct xp_ep_cuda_peers {
+    void *const *recv_at; /* [R] device memory: where the others want theirs; NULL: `recv` says */
+    char *recv[XP_EP_CUDA_MAX_RANKS];
+    char *combine_rows[XP_EP_CUDA_MAX_RANKS];
+    float *weights[XP_EP_CUDA_MAX_RANKS];
+} xp_ep_cuda_peers;
+
+/** This round's rows to where every destination wants them; a token's row is read once. */
+xp_status xp_ep_cuda_dispatch_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                                   const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
+                                   const void *x);
+/** recv[i] = arrived[i] for the recv rows of this round. */
+xp_status xp_ep_cuda_copy_recv(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                               const xp_ep_cuda_rows *rows, const void *arrived, void *recv);
+/** First-level sums of this round's recv rows, pushed to their sources. Rows of this rank itself only
+ * when the plan has several rounds. */
+xp_status xp_ep_cuda_push_sums(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                               const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
+                               const void *y);
+xp_status xp_ep_cuda_push_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
+                                  const xp_ep_cuda_peers *peers, const float *d_weight);
+/** The second level of the sum: combine_rows has one row a send row, of all rounds so far; with one
+ * round this rank's own rows are summed from y. */
+xp_status xp_ep_cuda_combine_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                                  const xp_ep_cuda_rows *rows, const void *combine_rows,
+                                  const void *y, void *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

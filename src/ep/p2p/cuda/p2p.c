@@ -1,0 +1,252 @@
+/*
+ * p2p on GPUs: kernels write rows where they are wanted, with a barrier between the ranks before and
+ * after (barrier.c). All calls return once their work is queued; counts stay on the device.
+ */
+#include "ep/p2p/p2p.h"
+
+#include <stdio.h>
+#include "comm/provider.h"
+#include "ep/common/defaults.h"
+#include "ep/cuda/backends.h"
+#include "ep/p2p/cuda/barrier.h"
+
+/* ---- around a call ------------------------------------------------------------------------- */
+
+/* Before anything of a call is queued. XP_ECOMM, and nothing to end, when the group has failed. */
+static xp_status begin(const xp_ep_call *call, cudaStream_t *stream) {
+    const xp_ep_group *group = call->group;
+    const xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
+    XP_TRY(xp_cuda_enter(call->stream, stream));
+    xp_ep_launch_lock(state->locks, group->rank);
+    xp_status status = xp_ep_p2p_cuda_failure(group);
+    if (status == XP_OK)
+        status = xp_comm_async_error(group->comm);
+    if (status != XP_OK)
+        xp_ep_launch_unlock(state->locks, group->rank);
+    return status;
+}
+
+/* After a call; passes `status` on. */
+static xp_status end(const xp_ep_call *call, xp_status status) {
+    const xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(call->group);
+    xp_ep_launch_unlock(state->locks, call->group->rank);
+    /* Routing is refused alike on all ranks; of anything else the others must hear. */
+    const bool fails = status != XP_OK && status != XP_EINVAL;
+    if (!fails || state->sync == XP_EP_SYNC_KERNEL)
+        return status;
+    char why[1024];
+    snprintf(why, sizeof why, "%s", xp_last_error());
+    if (status != XP_ECOMM)
+        xp_comm_abort(call->group->comm, why);
+    /* Kernels of peers that were not kept waiting may be writing into the caller's rows. */
+    xp_ep_p2p_cuda_drain(call->group);
+    return xp_error(status, "%s", why);
+}
+
+/* With barriers on the device, kernels look at the slot's abort flag: the host may not know yet. */
+static void watch_abort(const xp_ep_call *call, xp_ep_cuda_plan *view) {
+    if (xp_ep_p2p_cuda_of(call->group)->sync == XP_EP_SYNC_KERNEL)
+        view->aborted = &xp_ep_p2p_abort_flags(call, call->group->rank)->aborted;
+}
+
+static xp_ep_cuda_plan plan_view(const xp_ep_call *call) {
+    xp_ep_cuda_plan view = xp_ep_cuda_plan_view(call);
+    watch_abort(call, &view);
+    return view;
+}
+
+/* This rank refuses a call that others may make: the call is counted, so that the next ones match.
+ * A plan that this rank's host has refused is empty on the others, who learn of that on the device:
+ * their kernels skip the barriers, their hosts do not. */
+static void skip_call(const xp_ep_call *call) {
+    cudaStream_t stream;
+    if (xp_ep_call_is_empty(call))
+        return;
+    xp_ep_p2p_begin(call);
+    if (call->plan->valid || xp_ep_p2p_cuda_of(call->group)->sync != XP_EP_SYNC_EVENTS ||
+        begin(call, &stream) != XP_OK)
+        return;
+    /* Failures are the communicator's, and the next call returns them. */
+    (void)end(call, xp_ep_p2p_join_barriers(call, stream));
+}
+
+static xp_status check_plan(const xp_ep_call *call) {
+    if (!xp_ep_call_fits_plan(call))
+        skip_call(call);
+    return xp_ep_call_check_plan(call);
+}
+
+/* ---- plan ---------------------------------------------------------------------------------- */
+
+/* Only the receiver knows where the rows of later rounds start. */
+static xp_status exchange_starts(const xp_ep_call *call, cudaStream_t stream,
+                                 const xp_ep_cuda_plan *v) {
+    const int64_t n_rounds = call->group->shape.max_rounds;
+    if (n_rounds > 1)
+        XP_TRY(xp_ep_p2p_cuda_barrier(call, stream,
+                                      &(xp_ep_barrier){.point = P2P_STARTS,
+                                                       .min_rounds = 1,
+                                                       .payload = v->dest_slot,
+                                                       .n_payload = n_rounds,
+                                                       .stride = n_rounds}));
+    return xp_ep_cuda_set_dest_slots(stream, v, xp_ep_p2p_area(call, call->group->rank)->starts);
+}
+
+/* Where the host waits anyway, it reports bad routing at once and need not launch empty rounds. */
+static xp_status read_plan(const xp_ep_call *call) {
+    const xp_ep_shape *s = &call->group->shape;
+    xp_ep_plan *plan = call->plan;
+    const xp_ep_cuda_fetch all[] = {
+        {plan->host->rank_counts, plan->rank_counts,
+         (size_t)s->n_ranks * (size_t)s->counts_ints * sizeof *plan->rank_counts},
+        {plan->host->totals, plan->totals, sizeof *plan->totals},
+    };
+    XP_TRY(xp_ep_cuda_fetch_all(call, all, 2));
+    plan->n_rounds = plan->host->totals[0];
+    return xp_ep_counts_check(call->group, plan->host->rank_counts);
+}
+
+static xp_status build(const xp_ep_call *call, cudaStream_t stream, xp_ep_cuda_plan *v) {
+    const xp_ep_shape *s = &call->group->shape;
+    const p2p_area *mine = xp_ep_p2p_area(call, call->group->rank);
+    for (int d = 0; d < s->n_ranks; d++)
+        v->assignments_to[d] = xp_ep_p2p_area(call, d)->assignments;
+    v->assignments = mine->assignments;
+    XP_TRY(xp_ep_cuda_route(stream, v));
+    XP_TRY(xp_ep_p2p_cuda_barrier(call, stream,
+                                  &(xp_ep_barrier){.point = P2P_COUNTS,
+                                                   .min_rounds = -1,
+                                                   .payload = v->own_counts,
+                                                   .n_payload = s->counts_ints}));
+    XP_TRY(xp_cuda_check(
+        cudaMemcpyAsync(v->rank_counts, mine->rank_counts,
+                        (size_t)s->n_ranks * (size_t)s->counts_ints * sizeof *v->rank_counts,
+                        cudaMemcpyDeviceToDevice, stream),
+        call->phase));
+    XP_TRY(xp_ep_cuda_build_send(stream, v));
+    /* Also when routing is refused: a rank that went on to its next plan would overwrite counts
+     * that others still read. */
+    XP_TRY(xp_ep_p2p_cuda_barrier(call, stream,
+                                  &(xp_ep_barrier){.point = P2P_ASSIGNMENTS, .min_rounds = -1}));
+    XP_TRY(xp_ep_cuda_build_recv(stream, v));
+    XP_TRY(exchange_starts(call, stream, v));
+    return xp_ep_p2p_cuda_of(call->group)->sync == XP_EP_SYNC_HOST ? read_plan(call) : XP_OK;
+}
+
+static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing) {
+    cudaStream_t stream;
+    call->plan->valid = false;
+    XP_TRY(begin(call, &stream));
+    xp_ep_cuda_plan v = xp_ep_cuda_plan_start(call, routing);
+    watch_abort(call, &v);
+    xp_ep_p2p_begin(call);
+    XP_TRY(end(call, build(call, stream, &v)));
+    return xp_ep_cuda_plan_finish(call, &v);
+}
+
+static xp_status plan_wait(xp_ep_plan *plan, xp_ep_counts *counts) {
+    XP_TRY(xp_ep_cuda_plan_fetch(plan));
+    XP_TRY(xp_ep_p2p_cuda_failure(plan->group));
+    return xp_ep_cuda_plan_counts(plan, counts);
+}
+
+/* ---- rows ---------------------------------------------------------------------------------- */
+
+static xp_ep_cuda_peers peers_of(const xp_ep_call *call, void *recv) {
+    const p2p_state *state = call->group->transport_state;
+    xp_ep_cuda_peers peers = {
+        .recv_at = state->direct ? xp_ep_p2p_area(call, call->group->rank)->recv_at : NULL};
+    for (int r = 0; r < call->group->shape.n_ranks; r++) {
+        const p2p_area *area = xp_ep_p2p_area(call, r);
+        peers.recv[r] = state->direct ? recv : area->recv;
+        peers.combine_rows[r] = area->combine_rows;
+        peers.weights[r] = area->weights;
+    }
+    return peers;
+}
+
+static xp_status dispatch(const xp_ep_call *call, const void *x, void *recv) {
+    const bool direct = ((const p2p_state *)call->group->transport_state)->direct;
+    xp_status status = XP_OK;
+    cudaStream_t stream;
+    XP_TRY(check_plan(call));
+    if (xp_ep_call_is_empty(call))
+        return XP_OK;
+    xp_ep_add(&call->group->totals.n_dispatches, 1);
+    XP_TRY(begin(call, &stream));
+    const xp_ep_cuda_plan v = plan_view(call);
+    const xp_ep_cuda_rows rows = xp_ep_cuda_rows_of(call);
+    const xp_ep_cuda_peers peers = peers_of(call, recv);
+    const xp_ep_barrier ready = {.point = P2P_READY,
+                                 .min_rounds = call->round,
+                                 .locks = direct,
+                                 .payload_address = direct ? recv : NULL};
+    const xp_ep_barrier data = {.point = P2P_DATA, .min_rounds = call->round};
+    xp_ep_p2p_begin(call);
+    XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &ready), out);
+    XP_TRY_GOTO(status, xp_ep_cuda_dispatch_rows(stream, &v, &rows, &peers, x), out);
+    XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &data), out);
+    if (!direct)
+        status = xp_ep_cuda_copy_recv(stream, &v, &rows,
+                                      xp_ep_p2p_area(call, call->group->rank)->recv, recv);
+out:
+    return end(call, status);
+}
+
+static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args) {
+    const p2p_area *mine = xp_ep_p2p_area(call, call->group->rank);
+    xp_status status = XP_OK;
+    cudaStream_t stream;
+    if (xp_ep_call_is_empty(call))
+        return xp_ep_call_check_plan(call);
+    /* The ranks' hosts do not know of each other's refusals: what all refuse alike comes first. */
+    XP_TRY(xp_ep_call_check_order(call));
+    XP_TRY(check_plan(call));
+    xp_ep_add(&call->group->totals.n_combines, 1);
+    XP_TRY(begin(call, &stream));
+    const xp_ep_cuda_plan v = plan_view(call);
+    const xp_ep_cuda_rows rows = xp_ep_cuda_rows_of(call);
+    const xp_ep_cuda_peers peers = peers_of(call, NULL);
+    const xp_ep_barrier ready = {.point = P2P_READY, .min_rounds = call->round};
+    const xp_ep_barrier data = {.point = P2P_DATA, .min_rounds = call->round};
+    XP_TRY_GOTO(status, xp_ep_cuda_clear_weights(call, stream, args), out);
+    xp_ep_p2p_begin(call);
+    XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &ready), out);
+    XP_TRY_GOTO(status, xp_ep_cuda_push_sums(stream, &v, &rows, &peers, args->y), out);
+    if (args->d_weight != NULL)
+        XP_TRY_GOTO(status,
+                    xp_ep_cuda_push_weights(stream, &v, call->round, &peers, args->d_weight), out);
+    XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &data), out);
+    XP_TRY_GOTO(status,
+                xp_ep_cuda_combine_rows(stream, &v, &rows, mine->combine_rows, args->y, args->out),
+                out);
+    if (args->d_weight != NULL && args->d_topk_weight != NULL)
+        status =
+            xp_ep_cuda_scatter_weights(stream, &v, call->round, mine->weights, args->d_topk_weight);
+out:
+    return end(call, status);
+}
+
+static xp_status async_error(const xp_ep_group *group) {
+    XP_TRY(xp_ep_p2p_cuda_failure(group));
+    return xp_ep_cuda_routing_error(group);
+}
+
+const xp_ep_backend xp_ep_cuda_p2p = {
+    .name = "p2p/cuda",
+    .group_bytes = xp_ep_p2p_group_bytes,
+    .plan_bytes = xp_ep_plan_bytes,
+    .comm_bytes = xp_ep_no_comm_bytes,
+    .group_create = xp_ep_p2p_cuda_create,
+    .group_destroy = xp_ep_p2p_cuda_destroy,
+    .plan_create = xp_ep_cuda_plan_create,
+    .plan_destroy = xp_ep_cuda_plan_destroy,
+    .plan_build = plan_build,
+    .plan_wait = plan_wait,
+    .dispatch = dispatch,
+    .combine = combine,
+    .async_error = async_error,
+    .abort_flags = xp_ep_cuda_abort_flags_of,
+    .add_stats = xp_ep_cuda_add_stats,
+    .reset_stats = xp_ep_cuda_reset_stats,
+};

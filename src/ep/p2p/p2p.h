@@ -1,0 +1,80 @@
+/**
+ * The p2p transport's windows, which its CPU and its GPU backend share. The window of every rank
+ * holds, for each slot, what its peers write there: flags, counts, assignments, combine rows, and
+ * (between processes) recv rows.
+ *
+ * A call on a slot has an epoch, the same on all ranks because all ranks make the same calls in the
+ * same order. Flag (point, p) in this rank's window is the epoch of rank p's last call that has
+ * reached that point. No rank can run two calls ahead into memory still in use, because every call
+ * waits for something of every peer.
+ */
+#ifndef XP_EP_P2P_P2P_H
+#define XP_EP_P2P_P2P_H
+
+#include <stdatomic.h>
+#include "comm/flag.h"
+#include "ep/common/call.h"
+#include "ep/common/rows.h"
+
+/** Synchronisation points of a call. */
+typedef enum p2p_point {
+    P2P_COUNTS = 0,  /* the peer's counts are in my window */
+    P2P_ASSIGNMENTS, /* its assignments are */
+    P2P_STARTS,      /* where its rounds start is */
+    P2P_READY,       /* the peer's rows may be written, or its expert rows read, from now on */
+    P2P_DATA,        /* the peer has written mine, and has read mine */
+    P2P_BUSY,        /* no epoch: non-zero while the peer uses memory of mine outside the window */
+    P2P_N_POINTS
+} p2p_point;
+
+typedef struct p2p_flag {
+    _Alignas(64) _Atomic uint32_t epoch; /* a cache line each: peers write side by side */
+} p2p_flag;
+
+/** Bytes at the head of a window for what waiting ranks sleep on (CPU) or poll (GPU). */
+#define XP_EP_P2P_WAIT_BYTES 256
+typedef union p2p_wait_words {
+    xp_bell bell; /* CPU */
+    char bytes[XP_EP_P2P_WAIT_BYTES];
+} p2p_wait_words;
+
+/** One slot of one rank's window, as this process addresses it. */
+typedef struct p2p_area {
+    p2p_wait_words *wait;
+    p2p_flag *flags;                /* [P2P_N_POINTS, R] */
+    void **recv_at;                 /* [R] threads: where rank d wants its rows, written by d */
+    xp_ep_expert_rows *expert_rows; /* [R] threads: rank d's expert rows for me, written by d */
+    int32_t *rank_counts;           /* [R, counts_ints] */
+    int32_t *starts;                /* [R, max_rounds] */
+    xp_ep_assignment *assignments;  /* [max_recv_assignments] */
+    float *weights;                 /* [max_send_assignments] gradients of weights */
+    char *combine_rows;             /* [max_send_rows, D] first-level sums for this rank's tokens */
+    char *recv;                     /* [recv_capacity, D]; processes only */
+} p2p_area;
+
+typedef struct p2p_state {
+    xp_window *window;
+    p2p_area *areas;  /* [n_slots, R] */
+    uint32_t *epochs; /* [n_slots] */
+    /* Peers can use any address of this rank: rows go straight into the caller's recv_x, and sums
+     * read the callers' expert rows. */
+    bool direct;
+} p2p_state;
+
+size_t xp_ep_p2p_group_bytes(const xp_ep_shape *shape, const xp_ep_config *config);
+/** Collective: the windows of all ranks. group->transport_state. */
+XP_NODISCARD xp_status xp_ep_p2p_windows_create(xp_ep_group *group);
+void xp_ep_p2p_windows_destroy(xp_ep_group *group);
+
+static inline p2p_area *xp_ep_p2p_area(const xp_ep_call *call, int rank) {
+    const p2p_state *state = call->group->transport_state;
+    return state->areas + call->plan->slot * call->group->shape.n_ranks + rank;
+}
+
+/** Begin a call on its slot: the next epoch. */
+void xp_ep_p2p_begin(const xp_ep_call *call);
+uint32_t xp_ep_p2p_epoch(const xp_ep_call *call);
+/** "counts", ... */
+const char *xp_ep_p2p_point_name(p2p_point point);
+
+#endif

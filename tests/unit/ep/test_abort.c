@@ -1,0 +1,163 @@
+/*
+ * How a waiting barrier hears of a failure, without a GPU: the kernel's wait loop compiled for the host,
+ * the words that peers and the host write, and the thread that watches the communicator.
+ */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+#include "../comm/ranks.h"
+#include "core/file.h"
+#include "ep/p2p/abort_watch.h"
+
+#define XP_EP_WAIT_FN static inline
+
+static uint32_t load_acquire(const uint32_t *word) {
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000U + (uint64_t)t.tv_nsec;
+}
+
+static void pause_poll(void) {
+    sched_yield();
+}
+
+#include "ep/p2p/barrier_wait.h"
+
+/* One rank's words. */
+typedef struct words {
+    uint32_t flag, failed, host_abort;
+} words;
+
+static void store(uint32_t *word, uint32_t value) {
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+
+static xp_ep_wait_result wait_on(const words *w, uint32_t epoch, double timeout_s,
+                                 uint32_t *report) {
+    const xp_ep_wait_args args = {.flag = &w->flag,
+                                  .epoch = epoch,
+                                  .failed = &w->failed,
+                                  .host_abort = &w->host_abort,
+                                  .timeout_ns = (uint64_t)(timeout_s * 1e9)};
+    return xp_ep_wait_for_flag(&args, report);
+}
+
+typedef struct later {
+    uint32_t *word, value;
+    pthread_t thread;
+} later;
+
+static void *store_later(void *context) {
+    const later *l = context;
+    usleep(50000);
+    store(l->word, l->value);
+    return NULL;
+}
+
+/* The result of a wait during which somebody stores `value`; it must end soon after. */
+static xp_ep_wait_result wait_while(words *w, uint32_t epoch, uint32_t *word, uint32_t value,
+                                    uint32_t *report) {
+    later l = {.word = word, .value = value};
+    const double began = xp_time_s();
+    assert_int_equal(pthread_create(&l.thread, NULL, store_later, &l), 0);
+    const xp_ep_wait_result result = wait_on(w, epoch, 60, report);
+    assert_true(xp_time_s() - began < 2);
+    pthread_join(l.thread, NULL);
+    return result;
+}
+
+static void test_reached(void **state) {
+    (void)state;
+    words w = {.flag = 7};
+    uint32_t report = 0;
+    assert_int_equal(wait_on(&w, 7, 60, &report), XP_EP_WAIT_REACHED);
+    assert_int_equal(wait_on(&w, 6, 60, &report), XP_EP_WAIT_REACHED);
+    assert_int_equal(wait_while(&w, 8, &w.flag, 8, &report), XP_EP_WAIT_REACHED);
+    w.flag = 0xffffffffU; /* epochs wrap around */
+    assert_int_equal(wait_while(&w, 1, &w.flag, 1, &report), XP_EP_WAIT_REACHED);
+    /* A barrier that everybody has reached holds, whatever has happened since. */
+    w.failed = w.host_abort = 1;
+    assert_int_equal(wait_on(&w, 1, 60, &report), XP_EP_WAIT_REACHED);
+}
+
+static void test_reported(void **state) {
+    (void)state;
+    words w = {0};
+    uint32_t report = 0;
+    assert_int_equal(wait_while(&w, 1, &w.failed, 0x80020100U, &report), XP_EP_WAIT_REPORTED);
+    assert_int_equal(report, 0x80020100U);
+}
+
+static void test_host_abort(void **state) {
+    (void)state;
+    words w = {0};
+    uint32_t report = 0;
+    assert_int_equal(wait_while(&w, 1, &w.host_abort, 1, &report), XP_EP_WAIT_HOST_ABORT);
+}
+
+static void test_timed_out(void **state) {
+    (void)state;
+    words w = {0};
+    uint32_t report = 0;
+    const double began = xp_time_s();
+    assert_int_equal(wait_on(&w, 1, 0.1, &report), XP_EP_WAIT_TIMED_OUT);
+    assert_true(xp_time_s() - began >= 0.1);
+}
+
+/* Ranks 0 and 1 wait for rank 2, which gives up: both hear of it long before their time is up. */
+static void wait_for_aborting(rank_job *job) {
+    words w = {0};
+    uint32_t report = 0;
+    xp_ep_abort_watch *watch = NULL;
+    RANK_CHECK(job, xp_ep_abort_watch_start(job->comm, &w.host_abort, &watch) == XP_OK);
+    RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_OK);
+    const double began = xp_time_s();
+    if (job->rank == 2) {
+        usleep(100000);
+        xp_comm_abort(job->comm, "out of memory on purpose");
+    } else {
+        RANK_CHECK(job, wait_on(&w, 1, 60, &report) == XP_EP_WAIT_HOST_ABORT);
+        RANK_CHECK(job, xp_time_s() - began < 2);
+        RANK_CHECK(job, xp_comm_async_error(job->comm) == XP_ECOMM);
+    }
+    xp_ep_abort_watch_stop(watch);
+}
+
+static void test_watch(void **state) {
+    (void)state;
+    expect_all(3, wait_for_aborting);
+}
+
+/* A healthy group's watch ends at once and has set nothing. */
+static void stop_healthy(rank_job *job) {
+    uint32_t flag = 0;
+    xp_ep_abort_watch *watch = NULL;
+    RANK_CHECK(job, xp_ep_abort_watch_start(job->comm, &flag, &watch) == XP_OK);
+    usleep(60000);
+    const double began = xp_time_s();
+    xp_ep_abort_watch_stop(watch);
+    RANK_CHECK(job, xp_time_s() - began < 1);
+    RANK_CHECK(job, flag == 0);
+}
+
+static void test_healthy(void **state) {
+    (void)state;
+    expect_all(2, stop_healthy);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reached),    cmocka_unit_test(test_reported),
+        cmocka_unit_test(test_host_abort), cmocka_unit_test(test_timed_out),
+        cmocka_unit_test(test_watch),      cmocka_unit_test(test_healthy)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
