@@ -27,7 +27,7 @@ xp_ep_gates|(?<![a-z])gates?_(enter|leave|open|close|wait)~launch locks~
 (?<![a-z])home(coming)? rows|(?<![a-z])(bring|brings|bringing|brought)[ _](\w+[ _])?home|sum_home|xp_ep_home|push_home~combine, combine buffer~
 mailbox~metadata exchange, payload~
 xp_\w*relay|(?<![a-z])relay(s|ed|ing)?(?![a-z])~inter-node forwarding, failure forwarding~
-(?<![a-z])row moves?(?![a-z])|move_(rows|job|blocks|on_gpu)|moves_wide|hier_moves|(?<![a-z])take_rows|push_rows|(?<![a-z])push_sums~row copy, dispatch rows~bench/
+(?<![a-z])row moves?(?![a-z])|move_(rows|job|blocks|on_gpu)|moves_wide|hier_moves|(?<![a-z])take_rows~row copy, dispatch rows; push and pull only where a peer's memory is meant~bench/
 (?<![a-z])picks?_?(rows?|capacity|base|pos)?(?![a-z])~expert assignment, assignment row~(src/launch|src/train/start_choice|src/data|docs/howto|cli)/|[Pp]ick(s|ed)? (up|a|the|one|which|its)
 (?<![a-z])(take_)?seats?(?![a-z])|seating|seat_ranks~GPU placement~
 xp_ep_cuda_(fate|news|note)|(?<![a-z])(fates?|stop_words|stop words)(?![a-z])~device status block, abort flags~
