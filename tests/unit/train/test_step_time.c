@@ -118,10 +118,10 @@ static void bytes_of_an_exchange(void **state) {
                  all = {"h100", 4, 1, {EP("4"), BACKEND("deepep"), "--moe.top_k", "16", NULL}},
                  nodes = {"h100", 4, 2, {EP("4"), BACKEND("standard"), "--moe.top_k", "1", NULL}},
                  forwarded = {"h100",
-                          4,
-                          2,
-                          {EP("4"), BACKEND("deepep"), "--deepep.transport", "hierarchical",
-                           "--moe.top_k", "16", NULL}};
+                              4,
+                              2,
+                              {EP("4"), BACKEND("deepep"), "--deepep.transport", "hierarchical",
+                               "--moe.top_k", "16", NULL}};
     assert_true(fabs(predicted(&p2p).link_bytes / (row * 3 / 4) - 1) < 1e-9);
     assert_true(fabs(predicted(&a2a).link_bytes / (row * 3 / 4) - 1) < 1e-9);
     assert_true(fabs(predicted(&assignments).link_bytes / (row * 8 * 3 / 4) - 1) < 1e-9);
