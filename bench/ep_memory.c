@@ -33,7 +33,7 @@ static xp_status find_placement(xp_bench_ep_rank *r) {
         status = xp_comm_all_gather(rank->world, &mine, all, sizeof mine, XP_U8, NULL);
     if (status == XP_OK) {
         r->shares_gpu = xp_gpu_placement_of(all, rank->n_ranks, rank->rank).any_shared;
-        xp_device_set_shared(r->device, r->shares_gpu);
+        xp_device_set_gpu_shared(r->device, r->shares_gpu);
     }
     free(all);
     return status;

@@ -30,7 +30,7 @@ xp_status xp_bench_link_open(xp_bench_link *link, xp_bench_rank *rank, xp_stream
     *link = (xp_bench_link){
         .rank = rank, .stream = stream, .from = from, .n_bytes = n_bytes, .n_copies = 1};
     bool reaches = false;
-    if (!rank->world || !xp_comm_shares_memory(rank->world))
+    if (!rank->world || !xp_comm_is_one_node(rank->world))
         return XP_OK;
     if (gpu >= 0) {
         XP_TRY(xp_cuda_backend_get(&link->backend));
