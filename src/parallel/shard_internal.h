@@ -29,6 +29,7 @@ struct xp_shard {
     void *counted[5]; /* null device: what the communicators of a GPU run reserve */
 };
 
+/* shard_flat.c */
 /** Where an element of the flat buffers is. */
 char *xp_shard_param_at(const xp_shard *shard, int64_t element);
 char *xp_shard_grad_at(const xp_shard *shard, int64_t element);
