@@ -18,7 +18,7 @@
 #define XP_GPU_SHARED_BLOCK_BYTES ((size_t)2 << 20)
 
 /** GPUs that know of each other: how memory of one rank becomes addressable to another. */
-typedef struct xp_gpu_sharing {
+typedef struct xp_gpu_peer_access {
     /** What tells GPUs apart on all nodes: the same bytes in every process that sees this one. */
     xp_status (*identity)(xp_device *device, char id[XP_GPU_ID_BYTES]);
     /** Whether kernels on GPU `from` can use memory of GPU `to` (indices of this process). */
@@ -35,7 +35,7 @@ typedef struct xp_gpu_sharing {
     /** Before the owner frees it. */
     void (*close_memory)(xp_device *device, void *data);
     size_t granularity;
-} xp_gpu_sharing;
+} xp_gpu_peer_access;
 
 /** What the backend offers to the layers. Tables of layers above are typeless here; each layer
  * casts its own. */
@@ -63,7 +63,7 @@ typedef struct xp_cuda_backend {
     xp_status (*reduce)(xp_stream *stream, const void *args);
     /** Open and reserve what a device's libraries keep, before the first step; or NULL. */
     xp_status (*prepare)(xp_device *device);
-    const xp_gpu_sharing *sharing;
+    const xp_gpu_peer_access *peer_access;
     /**
      * NCCL, opened on the first call; constant afterwards.
      * @param[out] text  "NCCL 2.28.3", or why it cannot serve and what to do

@@ -115,7 +115,7 @@ static xp_status reserve(xp_decoder *decoder) {
 xp_status xp_decoder_create(xp_model *model, int64_t max_tokens, xp_decoder **decoder) {
     if (max_tokens < 1 || max_tokens > INT32_MAX)
         return xp_error(XP_EINVAL, "decoder: room for %lld tokens", (long long)max_tokens);
-    if (!xp_device_shares_host(model->device))
+    if (!xp_device_host_accessible(model->device))
         return xp_error(XP_ENOTSUP,
                         "decoder: text is generated on the CPU only; this model is on %s",
                         xp_device_name(model->device));

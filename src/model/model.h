@@ -117,7 +117,7 @@ const float *xp_model_logits(const xp_model *model);
 
 /** Abort flags that the device can read, set when expert parallelism failed in work queued before;
  * NULL where the host knows at once. */
-void xp_model_stop_words(const xp_model *model, const int32_t *words[2]);
+void xp_model_abort_flags(const xp_model *model, const int32_t *flags[2]);
 /** EP numbers of the last step for the metrics. */
 XP_NODISCARD xp_status xp_model_ep_stats(const xp_model *model, xp_ep_stats *stats);
 void xp_model_reset_stats(xp_model *model);

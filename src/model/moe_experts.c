@@ -310,7 +310,7 @@ static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp
                             pass->saved->topk_weight + begin * top_k, n, comm, part->plan));
     int64_t n_assignments = core->sizes.assignment_capacity;
     part->n_rounds = core->sizes.max_rounds;
-    bool known = xp_device_shares_host(core->args.device);
+    bool known = xp_device_host_accessible(core->args.device);
     if (known) {
         xp_ep_counts counts;
         XP_TRY(xp_ep_plan_wait(part->plan, &counts));

@@ -5,7 +5,7 @@
 #include <strings.h>
 
 /* NVIDIA's data sheets, without sparsity. Memory as the driver reports it of H100 and H200; of the
- * others the data sheet's figure less 1 %, as with those two. The first GEMM that is part of a
+ * others the data sheet's figure less 1 %, as with those two. The first model name that is part of a
  * name counts. */
 static const xp_gpu gpus[] = {
     {"gb200", "GB200", 184.1, 2500, 8.0, 900, false},

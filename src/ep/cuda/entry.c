@@ -3,7 +3,7 @@
 #include "comm/cuda/rank_reduce.h"
 #include "comm/nccl/calls.h"
 #include "device/cuda/cuda_device.h"
-#include "device/cuda/sharing.h"
+#include "device/cuda/peer_access.h"
 #include "device/plugin.h"
 #include "ep/backends.h"
 #include "ep/cuda/backends.h"
@@ -35,7 +35,7 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .time_call = xp_cuda_time_call,
         .reduce = xp_cuda_rank_reduce,
         .prepare = prepare,
-        .sharing = &xp_cuda_sharing,
+        .peer_access = &xp_cuda_peer_access,
         .nccl = xp_nccl_open,
     };
     return &backend;
