@@ -38,8 +38,9 @@ PY
 # left_behind: processes of this build that are still there, and files in /dev/shm that were not there when this script began
 shm_files() { ls /dev/shm 2> /dev/null | grep -E 'expar|vader|ompi|pmix' | sort; }
 shm_before=$(shm_files)
+processes() { ps -eo pid=,args= | grep -F "$build/bin/" | grep -v grep | head -3; }
 left_behind() {
-    ps -eo pid=,args= | grep -F "$build/bin/" | grep -v grep | head -3
+    processes
     comm -13 <(printf '%s\n' "$shm_before") <(shm_files) | head -3
 }
 
@@ -129,11 +130,11 @@ fault_runs() {
                 else
                     FAULT_THREADS=$n_gpus timeout -k 2 30 "$build/bin/fault" "$phase" "$how" "$victim" > "$log" 2>&1
                 fi
-                if judge "$name $how $phase $i" "$how" "$victim" "$log" $((n_gpus - 1)) $FAULT_TIMEOUT >> "$summary" && [ -z "$(left_behind)" ]; then
+                if judge "$name $how $phase $i" "$how" "$victim" "$log" $((n_gpus - 1)) $FAULT_TIMEOUT >> "$summary" && [ -z "$(processes)" ]; then
                     ok=$((ok + 1))
                 else
                     tail -1 "$summary"
-                    left_behind | tee -a "$summary"
+                    processes | tee -a "$summary"
                     cp "$log" "$out/${name}_failed.txt"
                     pkill -KILL -f "$build/bin/fault" 2> /dev/null
                 fi

@@ -292,7 +292,7 @@ static xp_status join(const xp_moe_core *core, xp_stream *from, xp_stream *to) {
 }
 
 /* Rows of the arena for a part whose rows all fit one round; NULL when the step has used it up. */
-static void *take_rows(xp_moe_arena *arena, int64_t n_rows) {
+static void *arena_rows(xp_moe_arena *arena, int64_t n_rows) {
     if (!arena->base || arena->n_rows - arena->used < n_rows)
         return NULL;
     void *rows = arena->base + arena->used * arena->row_bytes;
@@ -320,8 +320,8 @@ static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp
     /* The number of rounds is the same on every rank, so all ranks keep their rows or none does.
      * Where only the device knows the counts, later rounds are nearly always empty. */
     bool fits = !known || part->n_rounds == 1;
-    part->gate_up = fits ? take_rows(&core->gate_up_arena, n_assignments) : NULL;
-    part->recv = fits ? take_rows(&core->recv_arena, core->sizes.recv_capacity) : NULL;
+    part->gate_up = fits ? arena_rows(&core->gate_up_arena, n_assignments) : NULL;
+    part->recv = fits ? arena_rows(&core->recv_arena, core->sizes.recv_capacity) : NULL;
     return XP_OK;
 }
 

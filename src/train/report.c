@@ -1,4 +1,4 @@
-/* What a run tells while it trains: step lines, metrics, and the last words. */
+/* What a run tells while it trains: step lines, metrics, and the summary at its end. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

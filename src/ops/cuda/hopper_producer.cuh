@@ -209,7 +209,7 @@ static __device__ __forceinline__ int load_list(const int32_t *gather, const til
     return gather != nullptr ? gather[tile.first_row + row] : (int)(tile.first_row + row);
 }
 
-static __device__ __forceinline__ void take_rows(int list, int half, int (&rows)[K_LINES]) {
+static __device__ __forceinline__ void read_row_numbers(int list, int half, int (&rows)[K_LINES]) {
     const int line_of_warp = (int)threadIdx.x % 32 / 8;
 #pragma unroll
     for (int i = 0; i < K_LINES; i++)
@@ -282,7 +282,7 @@ static __device__ __forceinline__ void produce_wgrad(const xp_tile_args &p, cons
                 int rows[K_LINES];
                 if (k_tile >= n_whole_tiles)
                     break;
-                take_rows(lists[i], half, rows);
+                read_row_numbers(lists[i], half, rows);
                 produce_by_tma<N_CTAS>(p, maps, tile, k_tile, rows, at);
             }
             lists[i] = load_list(p.gather_a, tile, first / LIST_K_TILES + LISTS + i);

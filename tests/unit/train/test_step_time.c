@@ -117,17 +117,17 @@ static void bytes_of_an_exchange(void **state) {
                                 {EP("4"), BACKEND("standard"), "--moe.top_k", "8", NULL}},
                  all = {"h100", 4, 1, {EP("4"), BACKEND("deepep"), "--moe.top_k", "16", NULL}},
                  nodes = {"h100", 4, 2, {EP("4"), BACKEND("standard"), "--moe.top_k", "1", NULL}},
-                 relay = {"h100",
-                          4,
-                          2,
-                          {EP("4"), BACKEND("deepep"), "--deepep.transport", "hierarchical",
-                           "--moe.top_k", "16", NULL}};
+                 forwarded = {"h100",
+                              4,
+                              2,
+                              {EP("4"), BACKEND("deepep"), "--deepep.transport", "hierarchical",
+                               "--moe.top_k", "16", NULL}};
     assert_true(fabs(predicted(&p2p).link_bytes / (row * 3 / 4) - 1) < 1e-9);
     assert_true(fabs(predicted(&a2a).link_bytes / (row * 3 / 4) - 1) < 1e-9);
     assert_true(fabs(predicted(&assignments).link_bytes / (row * 8 * 3 / 4) - 1) < 1e-9);
     assert_true(fabs(predicted(&all).link_bytes / (row * 3) - 1) < 1e-9); /* every rank, once */
     assert_true(predicted(&all).network_bytes == 0);
-    const xp_step_prediction two = predicted(&nodes), once = predicted(&relay);
+    const xp_step_prediction two = predicted(&nodes), once = predicted(&forwarded);
     assert_true(fabs(two.link_bytes / (row / 4) - 1) < 1e-9);
     assert_true(fabs(two.network_bytes / (row / 2) - 1) < 1e-9);
     assert_true(fabs(once.network_bytes / row - 1) < 1e-9); /* the other node, once */
