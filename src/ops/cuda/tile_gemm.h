@@ -1,6 +1,6 @@
 /**
- * Tiled GEMM, dense or grouped: what the kernels of grouped_*.cu and
- * tile_gemm.cu share. Everything about the groups is read on the device.
+ * Tiled GEMM, dense or grouped: what the kernels of grouped_*.cu and tile_gemm.cu share. Everything
+ * about the groups is read on the device.
  */
 #ifndef XP_OPS_CUDA_TILE_GEMM_H
 #define XP_OPS_CUDA_TILE_GEMM_H
@@ -44,11 +44,11 @@ int64_t xp_cuda_tile_blocks(const xp_tile_args *problem, int tile_m, int tile_n)
 /** SIMT fp32 FMA, any type and alignment: fp32 grouped GEMM, and dense GEMM that cuBLASLt has no
  * algorithm for. */
 xp_status xp_cuda_tile_run(cudaStream_t stream, const xp_tile_args *problem);
-xp_status xp_cuda_tile_gemm(cudaStream_t stream, const xp_gemm_args *args);
 /** bf16 through mma.sync (sm_80 and newer), any alignment. */
 xp_status xp_cuda_grouped_mma(cudaStream_t stream, const xp_tile_args *problem);
 
-/** bf16 through wgmma: whether the device and the operands allow it. */
+/** bf16 through wgmma: whether the device and the operands allow it, where the build has the code
+ * (xp_cuda_hopper_is_built). */
 bool xp_cuda_hopper_fits(const xp_cuda_device *device, const xp_tile_args *problem);
 xp_status xp_cuda_grouped_hopper(xp_cuda_device *device, cudaStream_t stream,
                                  const xp_tile_args *problem);
