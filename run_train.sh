@@ -2,7 +2,7 @@
 # Train. Installs and builds what is missing.
 #
 #   ./run_train.sh                                   a small MoE with expert parallelism on real text, a rank a core
-#   NGPU=8 CONFIG_FILE=my.toml ./run_train.sh --training.steps 100
+#   NGPU=8 ./run_train.sh my.toml --training.steps 100          the same: CONFIG_FILE=my.toml NGPU=8 ./run_train.sh ...
 #
 # environment: NGPU         ranks (default with CONFIG_FILE: all GPUs, without GPUs 1; else the cores, at most 8, a power of two)
 #              CONFIG_FILE  the TOML file (default configs/debug_moe.toml)
@@ -23,6 +23,13 @@ for arg in "$@"; do
     esac
 done
 
+case ${1:-} in
+"" | -*) ;;
+*) # the first word is the file, as for expar train
+    CONFIG_FILE=$1
+    shift
+    ;;
+esac
 if [ -n "${CONFIG_FILE:-}" ]; then
     cd "$called_from"
     # A path that only exists from here (configs/...) is meant from here.

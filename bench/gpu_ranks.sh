@@ -9,6 +9,7 @@
 #   faults         a rank is killed, stopped (SIGSTOP) or fails in plan, dispatch, combine, reduce-scatter and all-gather; dispatch and combine
 #                  REPEATS (5) times. Every survivor must end within 2 s (stopped: time limit + 2 s), name the rank, and exit with 1
 #   thread_faults  the same for rank threads: a rank fails, or never comes
+# HOWS ("kill stop memory") and PHASES choose among the faults; START_OPTIONS are further settings of the starts, EXPERTS (16 a rank) theirs.
 # Exit code 0: all counts are full.
 set -u
 build=${1:?usage: gpu_ranks.sh BUILD_FOLDER [OUTPUT_FOLDER]}
@@ -26,7 +27,7 @@ trap 'rm -rf "$work"' EXIT
 n_gpus=${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l)}
 limit=${LIMIT:-60}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | sort | uniq -c | tee -a "$summary"
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null | sort | uniq -c | tee -a "$summary"
 
 tokens=$work/tokens.bin
 python3 - "$tokens" << 'PY'
@@ -38,11 +39,13 @@ PY
 # left_behind: processes of this build that are still there, and files in /dev/shm that were not there when this script began
 shm_files() { ls /dev/shm 2> /dev/null | grep -E 'expar|vader|ompi|pmix' | sort; }
 shm_before=$(shm_files)
+processes() { ps -eo pid=,args= | grep -F "$build/bin/" | grep -v grep | head -3; }
 left_behind() {
-    ps -eo pid=,args= | grep -F "$build/bin/" | grep -v grep | head -3
+    processes
     comm -13 <(printf '%s\n' "$shm_before") <(shm_files) | head -3
 }
 
+read -r -a start_options <<< "${START_OPTIONS:-}"
 # start_runs NAME COUNT OPTIONS...
 start_runs() {
     local name=$1 count=$2 i rc ok=0 began routing overlap
@@ -56,10 +59,10 @@ start_runs() {
         overlap=$([ $((i % 2)) = 0 ] && echo false || echo true)
         began=$(date +%s%3N)
         NGPU=$n_gpus timeout -k 5 "$limit" "$build/bin/expar" train --job.config_file configs/rank_slice_30b_a3b.toml \
-            --model.n_layers "${LAYERS:-8}" --model.flavor 30B-A3B-deepep --moe.num_experts $((16 * n_gpus)) \
+            --model.n_layers "${LAYERS:-8}" --model.flavor 30B-A3B-deepep --moe.num_experts "${EXPERTS:-$((16 * n_gpus))}" \
             --parallelism.expert_parallel_degree "$n_gpus" --training.dataset tokens --training.dataset_path "$tokens" \
             --training.steps 3 --comm.train_timeout_seconds 20 --job.dump_folder "$work/run" \
-            --parallelism.expert_parallel_overlap $overlap "${routing[@]}" "$@" > "$out/$name.txt" 2>&1
+            --parallelism.expert_parallel_overlap $overlap "${routing[@]}" "${start_options[@]}" "$@" > "$out/$name.txt" 2>&1
         rc=$?
         if [ $rc = 0 ] && grep -q 'step:  *3 ' "$out/$name.txt" && [ -z "$(left_behind)" ]; then
             ok=$((ok + 1))
@@ -101,7 +104,7 @@ sys.exit(bool(wrong))
 PY
 }
 export FAULT_DEVICE=${FAULT_DEVICE:-cuda} FAULT_TIMES=1 FAULT_TIMEOUT=2
-phases="plan dispatch combine reduce-scatter all-gather"
+phases=${PHASES:-plan dispatch combine reduce-scatter all-gather}
 # fault_runs NAME HOWS: every phase, dispatch and combine REPEATS times
 fault_runs() {
     local name=$1 hows=$2 how phase i n ok=0 count=0 log victim rc
@@ -129,11 +132,11 @@ fault_runs() {
                 else
                     FAULT_THREADS=$n_gpus timeout -k 2 30 "$build/bin/fault" "$phase" "$how" "$victim" > "$log" 2>&1
                 fi
-                if judge "$name $how $phase $i" "$how" "$victim" "$log" $((n_gpus - 1)) $FAULT_TIMEOUT >> "$summary" && [ -z "$(left_behind)" ]; then
+                if judge "$name $how $phase $i" "$how" "$victim" "$log" $((n_gpus - 1)) $FAULT_TIMEOUT >> "$summary" && [ -z "$(processes)" ]; then
                     ok=$((ok + 1))
                 else
                     tail -1 "$summary"
-                    left_behind | tee -a "$summary"
+                    processes | tee -a "$summary"
                     cp "$log" "$out/${name}_failed.txt"
                     pkill -KILL -f "$build/bin/fault" 2> /dev/null
                 fi
@@ -143,7 +146,7 @@ fault_runs() {
     say "$name: $ok of $count right"
     [ $ok = $count ] || failed=1
 }
-want faults && fault_runs faults "kill stop memory"
+want faults && fault_runs faults "${HOWS:-kill stop memory}"
 want thread_faults && fault_runs thread_faults "memory absent"
 say "whole: $SECONDS s; $([ $failed = 0 ] && echo "all right" || echo FAILED); output in $out"
 exit $failed

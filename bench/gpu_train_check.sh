@@ -4,7 +4,7 @@
 #   bench/gpu_train_check.sh BUILD_FOLDER [OUTPUT_FOLDER]
 # BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
 # Whole output goes to OUTPUT_FOLDER (default: a new temporary one); a summary is printed last. At most six minutes.
-# PARITY_DEVICE=cpu GPU_OPTIONS="--training.backend cpu --debug.device_caps guard" tries the script itself on a machine
+# PARITY_DEVICE=cpu GPU_OPTIONS="--training.backend cpu --debug.device_caps test_protect" tries the script itself on a machine
 # without a GPU.
 # PARTS="parity curves repeat resume ranks slice" chooses; exit code 0: everything that ran was right. "record" before "parity"
 # records PyTorch's bf16 anew (make_bf16.py, needs transformers), uses it, and leaves it in OUTPUT_FOLDER/bf16.

@@ -5,10 +5,10 @@
 
 const char *xp_bench_phase_name(xp_bench_phase phase) {
     static const char *const names[XP_BENCH_N_PHASES] = {"attention forward", "attention backward",
-                                                         "dense products",    "expert products",
+                                                         "dense GEMMs",       "expert GEMMs",
                                                          "expert activation", "router",
                                                          "norms and rope",    "embedding",
-                                                         "head products",     "loss",
+                                                         "head GEMMs",        "loss",
                                                          "expert exchange",   "collectives",
                                                          "optimizer",         "copies"};
     return names[phase];

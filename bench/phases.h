@@ -28,7 +28,7 @@ typedef enum xp_bench_phase {
 const char *xp_bench_phase_name(xp_bench_phase phase);
 
 typedef struct xp_bench_phase_total {
-    double seconds, flops; /* flops: of matrix products, 0 elsewhere */
+    double seconds, flops; /* flops: of GEMMs, 0 elsewhere */
     int64_t n_calls;
 } xp_bench_phase_total;
 

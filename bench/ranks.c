@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "launch/shim.h"
 
 #define TIMEOUT_S 120.0
 
@@ -12,7 +13,7 @@ struct xp_bench_team {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int n_ranks, n_waiting;
-    long meeting; /* how many there have been */
+    long barrier; /* how many there have been */
     bool failed;
     xp_status status; /* of the rank that failed first */
     char error[1024];
@@ -45,13 +46,13 @@ xp_status xp_bench_meet(xp_bench_rank *rank) {
     if (!team)
         return rank->world ? xp_comm_barrier(rank->world, NULL) : XP_OK;
     pthread_mutex_lock(&team->lock);
-    const long meeting = team->meeting;
+    const long barrier = team->barrier;
     if (++team->n_waiting == team->n_ranks) {
         team->n_waiting = 0;
-        team->meeting++;
+        team->barrier++;
         pthread_cond_broadcast(&team->changed);
     }
-    while (meeting == team->meeting && !team->failed)
+    while (barrier == team->barrier && !team->failed)
         pthread_cond_wait(&team->changed, &team->lock);
     const bool failed = team->failed;
     pthread_mutex_unlock(&team->lock);
@@ -122,10 +123,11 @@ static xp_status run_process(xp_comm *world, xp_bench_rank_fn fn, void *context)
         .rank = xp_comm_rank(world), .n_ranks = xp_comm_size(world), .world = world};
     for (int r = 0; r < rank.n_ranks; r++)
         rank.n_local += xp_comm_node(world, r) == xp_comm_node(world, rank.rank);
-    const xp_status status = fn(&rank, context);
-    if (status != XP_OK)
-        xp_comm_abort(world, NULL);
-    return status;
+    xp_status status = fn(&rank, context);
+    if (status == XP_OK)
+        return XP_OK;
+    xp_comm_abort(world, NULL);
+    return xp_rank_has_shim() ? xp_comm_final_error(world, status) : status;
 }
 
 xp_status xp_bench_run_ranks(const xp_bench_host *host, int n_ranks, xp_bench_rank_fn fn,
@@ -135,7 +137,10 @@ xp_status xp_bench_run_ranks(const xp_bench_host *host, int n_ranks, xp_bench_ra
 
 xp_status xp_bench_host_open(xp_bench_host *host) {
     host->world = NULL;
-    return xp_mpi_launched() ? xp_mpi_world_comm(TIMEOUT_S, TIMEOUT_S, &host->world) : XP_OK;
+    const xp_mpi_args args = {.init_timeout_s = TIMEOUT_S,
+                              .timeout_s = TIMEOUT_S,
+                              .rendezvous_folder = getenv(XP_LAUNCH_FOLDER)};
+    return xp_mpi_launched() ? xp_mpi_world_create(&args, &host->world) : XP_OK;
 }
 
 void xp_bench_host_close(xp_bench_host *host) {

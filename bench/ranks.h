@@ -1,5 +1,4 @@
-/** Rank threads for a bench (or this process as one rank under mpirun), and a meeting point where
- * they sleep. */
+/** Rank threads for a bench (or this process as one rank under a launcher), and a host barrier where they sleep. */
 #ifndef XP_BENCH_RANKS_H
 #define XP_BENCH_RANKS_H
 

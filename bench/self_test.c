@@ -68,7 +68,7 @@ static const struct {
     const char *name;
     xp_status (*call)(const xp_ops *ops, xp_stream *stream, op_memory *m, float *out);
 } op_tests[] = {
-    {"matrix product", call_gemm},
+    {"GEMM", call_gemm},
     {"RMSNorm", call_rmsnorm},
     {"silu*gate*prob", call_activation},
     {"axpy", call_axpy},

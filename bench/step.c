@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "core/file.h"
 #include "core/rng.h"
 #include "ops/cpu/blas.h"
@@ -95,11 +96,17 @@ static void add_phases(bench_rank *r, xp_bench_step_result *result) {
     }
 }
 
+/* On a GPU an op's call only queues it, and its arguments are the GPU's memory. */
+static bool sees_phases(const xp_trainer *t) {
+    return xp_device_get_kind(t->device) == XP_DEVICE_CPU;
+}
+
 static xp_status measure_step(bench_rank *r, int variant) {
     xp_trainer *t = r->trainers[variant];
+    const bool phases = leads(r) && sees_phases(t);
     xp_bench_step_result *result = &r->b->report->variants[variant];
     xp_step_record record;
-    if (leads(r))
+    if (phases)
         xp_bench_phases_start(&r->phases, t->device, &t->run.arch);
     xp_status status = xp_bench_meet(r->rank);
     const double began = xp_time_s();
@@ -112,10 +119,12 @@ static xp_status measure_step(bench_rank *r, int variant) {
         return status;
     if (status == XP_OK) {
         xp_bench_samples_add(&result->step_s, seconds);
-        add_phases(r, result);
+        if (phases)
+            add_phases(r, result);
         result->loss_last = record.loss;
     }
-    xp_bench_phases_stop(&r->phases, t->device);
+    if (phases)
+        xp_bench_phases_stop(&r->phases, t->device);
     return status;
 }
 
@@ -157,6 +166,33 @@ static xp_status open_trainer(bench_rank *r, int variant) {
     return XP_OK;
 }
 
+static double physical_memory(void) {
+    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    return pages > 0 && page > 0 ? (double)pages * (double)page : 1;
+}
+
+/* Of the ranks' GPUs the largest sum; of processes on the CPU the sum. */
+static xp_status measure_memory(bench_rank *r) {
+    const xp_trainer *t = r->trainers[0];
+    xp_bench_step_report *report = r->b->report;
+    const bool on_gpus = xp_device_get_kind(t->device) == XP_DEVICE_CUDA;
+    double used = 0;
+    for (int v = 0; on_gpus && v < r->b->args->n_variants; v++)
+        used += (double)xp_device_peak_bytes(r->trainers[v]->device) * t->n_on_device;
+    if (!on_gpus)
+        used = (double)xp_process_peak_rss();
+    const bool is_alone = !on_gpus && r->rank->team; /* threads are one process */
+    if (r->rank->world && !is_alone)
+        XP_TRY(xp_comm_all_reduce(r->rank->world, &used, &used, 1, XP_F64,
+                                  on_gpus ? XP_MAX : XP_SUM, NULL));
+    if (!leads(r))
+        return XP_OK;
+    report->on_gpus = on_gpus;
+    report->memory_used = (int64_t)used;
+    report->memory_total = on_gpus ? xp_device_total_bytes(t->device) : (int64_t)physical_memory();
+    return XP_OK;
+}
+
 static xp_status measure(bench_rank *r) {
     const xp_bench_step_args *args = r->b->args;
     for (int v = 0; v < args->n_variants; v++)
@@ -173,7 +209,7 @@ static xp_status measure(bench_rank *r) {
         if (leads(r) && args->progress)
             args->progress(args->context, i + 1, args->n_steps);
     }
-    return XP_OK;
+    return measure_memory(r);
 }
 
 static xp_status run_rank(xp_bench_rank *rank, void *context) {

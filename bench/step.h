@@ -1,5 +1,5 @@
 /**
- * Whole training steps beside the matrix product of the same machine: what the trainer does
+ * Whole training steps beside the GEMM of the same machine: what the trainer does
  * (forward, backward, reduction, clip, AdamW) on random tokens with real routing, and between the
  * steps OpenBLAS's sgemm on the same cores.
  */
@@ -45,6 +45,10 @@ typedef struct xp_bench_step_report {
     xp_bench_samples sgemm_s;
     xp_bench_step_result variants[XP_BENCH_MAX_VARIANTS];
     int64_t predicted_rss, peak_rss; /* of the process: all variants and ranks in it */
+    bool on_gpus;
+    /* On GPUs: what is reserved on the GPU with most, and what that GPU has. Else: resident, of all
+     * ranks, and what the machine has. */
+    int64_t memory_used, memory_total;
 } xp_bench_step_report;
 
 /** Random tokens instead of the configuration's data, no checkpoints, no validation; files go below

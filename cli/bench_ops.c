@@ -45,7 +45,7 @@ int bench_ops(int argc, char **argv) {
         .usage = "expar bench ops [options]",
         .about = "Times the ops of the model at training shapes. Beside each: its share of the "
                  "machine's limit measured in the\nsame run with the same threads: the copy rate "
-                 "for ops bound by memory, sgemm 1024^3 for matrix products.",
+                 "for ops bound by memory, sgemm 1024^3 for GEMMs.",
         .examples = "  expar bench ops\n"
                     "  expar bench ops --op 'grouped_*' --threads 1\n"
                     "  expar bench ops --op 'silu*' --json\n",

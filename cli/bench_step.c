@@ -22,7 +22,7 @@ typedef struct step_options {
     cli_config_words words;
 } step_options;
 
-/* A mid-size Qwen3-MoE: large enough for matrix products to count, a step in well under a second.
+/* A mid-size Qwen3-MoE: large enough for GEMMs to count, a step in well under a second.
  */
 static const char *const mid_size[][2] = {
     {"model.flavor", "custom"},

@@ -1,4 +1,5 @@
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "cli.h"
@@ -67,4 +68,24 @@ bool cli_wants_help(int argc, char **argv) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
             return true;
     return false;
+}
+
+char **cli_own_command(int argc, char **argv) {
+    char **words = calloc((size_t)argc + 2, sizeof *words);
+    char *exe = calloc(1, 4096);
+    if (!words || !exe || readlink("/proc/self/exe", exe, 4095) <= 0) {
+        free(words);
+        free(exe);
+        return NULL;
+    }
+    words[0] = exe;
+    for (int i = 0; i < argc; i++)
+        words[i + 1] = argv[i];
+    return words;
+}
+
+void cli_command_free(char **command) {
+    if (command)
+        free(command[0]);
+    free(command);
 }

@@ -1,18 +1,20 @@
 /* expar bench: speed beside the machine's own limits, measured in the same run. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include "bench.h"
 #include "cli.h"
+#include "expar/comm.h"
+#include "launch/shim.h"
 
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
     const char *help;
 } kinds[] = {
-    {"step", bench_step,
-     "whole training steps beside OpenBLAS's matrix product, and time by phase"},
-    {"ops", bench_ops, "each op beside the copy rate or the matrix product"},
-    {"ep", bench_ep, "dispatch and combine beside memcpy, over sizes, transports and routings"},
+    {"step", bench_step, "whole training steps beside OpenBLAS's GEMM, and time by phase"},
+    {"ops", bench_ops, "each op beside the copy rate or the GEMM rate"},
+    {"ep", bench_ep, "dispatch and combine beside memcpy and the link between the GPUs"},
     {"decode", bench_decode, "tokens a second of text generation beside the memory's rate"},
     {"scaling", bench_scaling, "strong and weak scaling of training, a row a run"},
 };
@@ -40,7 +42,20 @@ static void print_help(FILE *file) {
           file);
 }
 
+static int run_kind(int kind, int argc, char **argv) {
+    const int code = kinds[kind].run(argc, argv);
+    if (code != XP_EXIT_OK && xp_mpi_launched()) {
+        fflush(NULL);
+        _exit(code); /* MPI waits for all ranks when a process ends in good order */
+    }
+    return code;
+}
+
 int cmd_bench(int argc, char **argv) {
+    if (xp_shim_wanted()) {
+        char **command = cli_own_command(argc, argv);
+        return command ? xp_shim_run(command) : XP_EXIT_FAILED;
+    }
     if (argc < 2) {
         print_help(stderr);
         return XP_EXIT_USAGE;
@@ -51,6 +66,6 @@ int cmd_bench(int argc, char **argv) {
     }
     for (int i = 0; i < N_KINDS; i++)
         if (strcmp(argv[1], kinds[i].name) == 0)
-            return kinds[i].run(argc - 1, argv + 1);
+            return run_kind(i, argc - 1, argv + 1);
     return cli_no_such("bench", argv[1], name_at, "expar bench --help");
 }

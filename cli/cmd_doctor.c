@@ -205,7 +205,7 @@ static void report_peer_access(doctor *d, const xp_cuda_backend *cuda, int n) {
     for (int from = 0; from < n; from++)
         for (int to = 0; to < n; to++) {
             bool reaches = from == to;
-            if (from != to && cuda->sharing->can_reach(from, to, &reaches) != XP_OK)
+            if (from != to && cuda->peer_access->can_reach(from, to, &reaches) != XP_OK)
                 xp_error_clear();
             if (!reaches)
                 xp_text_printf(&missing, "%s%d to %d", missing.length > 0 ? ", " : "", from, to);

@@ -274,7 +274,7 @@ static void print_details(const row *r) {
     printf("\n");
     if (!r->has_speed)
         return;
-    printf("a step, ms: %.1f = experts %.1f, attention %.1f, dense products %.1f, head %.1f, "
+    printf("a step, ms: %.1f = experts %.1f, attention %.1f, dense GEMMs %.1f, head %.1f, "
            "memory-bound ops %.1f,\n  optimizer %.1f, exchange %.1f, gradients %.1f\n",
            s->step_s * 1e3, s->experts_s * 1e3, s->attention_s * 1e3, s->dense_s * 1e3,
            s->head_s * 1e3, s->memory_s * 1e3, s->optimizer_s * 1e3, s->exchange_s * 1e3,
@@ -419,7 +419,7 @@ static bool own_gpu(xp_gpu *gpu) {
     if (xp_cuda_backend_get(&cuda) != XP_OK || cuda->device_count(&n) != XP_OK || n == 0 ||
         cuda->describe(0, text, sizeof text) != XP_OK)
         return false;
-    const xp_gpu *known = xp_gpu_of_product(text);
+    const xp_gpu *known = xp_gpu_of_model(text);
     if (!known) {
         fprintf(stderr, "note: nothing is known about this machine's GPU (%s); planning for h100\n",
                 text);

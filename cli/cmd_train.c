@@ -123,18 +123,6 @@ static int run_processes(const xp_config *config, const xp_start *start, const c
     return result.code;
 }
 
-/* The command line of a rank: without the nodes. NULL: no memory. Freed with the process. */
-static char **rank_command(int argc, char **argv) {
-    char **words = calloc((size_t)argc + 2, sizeof *words);
-    char *exe = calloc(1, 4096);
-    if (!words || !exe || readlink("/proc/self/exe", exe, 4095) <= 0)
-        return NULL;
-    words[0] = exe;
-    for (int i = 0; i < argc; i++)
-        words[i + 1] = argv[i];
-    return words;
-}
-
 static int run(const xp_config_set *set, const cli_nodes *nodes, int argc, char **argv) {
     const xp_config *config = xp_config_get(set);
     xp_start start;
@@ -145,12 +133,10 @@ static int run(const xp_config_set *set, const cli_nodes *nodes, int argc, char 
         return fail(status);
     if (start.kind != XP_START_PROCESSES)
         return run_here(set, &start);
-    char **command = rank_command(argc, argv);
+    char **command = cli_own_command(argc, argv);
     const int code = command ? run_processes(config, &start, nodes, command)
                              : fail(xp_error(XP_ENOMEM, "no memory for the ranks' command line"));
-    if (command)
-        free(command[0]);
-    free(command);
+    cli_command_free(command);
     return code;
 }
 
@@ -185,7 +171,7 @@ int cmd_train(int argc, char **argv) {
     if (cli_wants_help(argc, argv))
         return print_help(argc, argv);
     if (xp_shim_wanted()) {
-        char **command = rank_command(argc, argv);
+        char **command = cli_own_command(argc, argv);
         return command ? xp_shim_run(command) : XP_EXIT_FAILED;
     }
     cli_nodes nodes;

@@ -14,18 +14,6 @@
 #define START_S   300.0
 #define TIMEOUT_S 600.0 /* one pass, and the reading of the weights */
 
-/* The command line of a rank. NULL: no memory. Freed with the process. */
-static char **rank_command(int argc, char **argv) {
-    char **words = calloc((size_t)argc + 2, sizeof *words);
-    char *exe = calloc(1, 4096);
-    if (!words || !exe || readlink("/proc/self/exe", exe, 4095) <= 0)
-        return NULL;
-    words[0] = exe;
-    for (int i = 0; i < argc; i++)
-        words[i + 1] = argv[i];
-    return words;
-}
-
 static int start(char **command, int n_ranks) {
     const xp_launch_args args = {.n_ranks = n_ranks,
                                  .n_nodes = 1,
@@ -58,11 +46,12 @@ bool cli_ranks_join(int argc, char **argv, int64_t n_ranks, cli_ranks *ranks, in
     *ranks = (cli_ranks){.speaks = true};
     const bool starts = n_ranks > 1 && !xp_mpi_launched();
     if (xp_shim_wanted() || starts) {
-        char **command = rank_command(argc, argv);
+        char **command = cli_own_command(argc, argv);
         if (!command)
             *code = cli_fail(xp_error(XP_ENOMEM, "no memory for the ranks' command line"));
         else
             *code = xp_shim_wanted() ? xp_shim_run(command) : start(command, (int)n_ranks);
+        cli_command_free(command);
         return false;
     }
     if (!xp_mpi_launched())

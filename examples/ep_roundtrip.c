@@ -31,7 +31,7 @@ static void route(int rank, int32_t *ids, float *weights) {
 }
 
 /* y[assignment row] = (expert + 1) * weight * recv_x[gather[assignment row]]: where a model has its grouped
- * matrix products. */
+ * GEMMs. */
 static void run_experts(const xp_ep_view *view, int first_expert, int n_local, const float *recv_x,
                         float *y) {
     for (int l = 0; l < n_local; l++) {

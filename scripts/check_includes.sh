@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 declare -A direct=(
     [core]="" [launch]="core" [config]="core" [device]="core" [ops]="device" [comm]="device" [ep]="ops comm" [model]="ops ep config"
-    [parallel]="ops comm model config" [data]="core" [checkpoint]="device comm" [predict]="model parallel config train"
+    [parallel]="ops comm model config" [data]="core" [checkpoint]="device comm" [predict]="model parallel config"
     [train]="core launch config device ops comm ep model parallel data checkpoint predict"
 )
 reach() { # everything that $1 may include
@@ -20,6 +20,10 @@ reach() { # everything that $1 may include
     echo "$seen"
 }
 
+for folder in src/*/; do
+    folder=$(basename "$folder")
+    [ -n "${direct[$folder]+known}" ] || { echo "src/$folder: scripts/check_includes.sh does not know this folder"; exit 1; }
+done
 bad=0
 complain() { echo "$1"; bad=1; }
 for folder in "${!direct[@]}"; do

@@ -31,13 +31,10 @@ typedef enum xp_stream_kind {
 
 typedef struct xp_device_args {
     xp_device_kind kind;
-    int index;           /* which accelerator; ignored on the CPU */
-    int n_threads;       /* CPU: threads of this rank's pool, >= 1 */
-    const char *caps;    /* comma-separated capabilities to leave out ("avx512,avx2"), or NULL: use
-                            all. Borrowed during the call. For tests of what must also run on a GPU
-                            the CPU knows two more words: "guard", its memory can be touched by queued
-                            work only; "late", with guard: a compute stream runs its work when somebody
-                            waits for it and not before */
+    int index;        /* which accelerator, 0-based; ignored on the CPU */
+    int n_threads;    /* CPU: threads of this rank's pool, >= 1 */
+    const char *caps; /* capabilities to leave out, comma-separated ("avx512,avx2"); NULL: use all.
+                            Borrowed during the call */
     xp_device_kind like; /* null device: whose rules it counts by (XP_DEVICE_CPU, XP_DEVICE_CUDA) */
 } xp_device_args;
 
@@ -52,13 +49,12 @@ XP_API xp_device_kind xp_device_get_kind(const xp_device *device);
  * stands for. */
 XP_API xp_device_kind xp_device_like(const xp_device *device);
 /** True when host code may read and write device memory itself, and queued work is done when the
- * call that queued it returns: a CPU's compute streams. */
-XP_API bool xp_device_shares_host(const xp_device *device);
+ * call that queued it returns (compute streams of a CPU). */
+XP_API bool xp_device_host_accessible(const xp_device *device);
 /** "cpu", "cuda:0", "null". Valid as long as the device. */
 XP_API const char *xp_device_name(const xp_device *device);
-/** What it says on the box ("NVIDIA H200"); "" when that is not known. Valid as long as the device.
- */
-XP_API const char *xp_device_product(const xp_device *device);
+/** The GPU's model name ("NVIDIA H200"); "" when it is not known. Valid as long as the device. */
+XP_API const char *xp_device_model_name(const xp_device *device);
 /** Memory that the device has of its own; 0: the host's, or not known. */
 XP_API int64_t xp_device_total_bytes(const xp_device *device);
 
@@ -110,7 +106,7 @@ XP_API XP_NODISCARD xp_status xp_stream_sync(xp_stream *stream);
 
 XP_API XP_NODISCARD xp_status xp_event_create(xp_device *device, xp_event **event);
 XP_API void xp_event_destroy(xp_event *event);
-/** Mark this point of the stream. */
+/** Record this point of the stream; an earlier record is replaced. */
 XP_API XP_NODISCARD xp_status xp_event_record(xp_event *event, xp_stream *stream);
 /** Later work of `stream` starts after the event's last recorded point. */
 XP_API XP_NODISCARD xp_status xp_event_wait(xp_event *event, xp_stream *stream);

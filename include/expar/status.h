@@ -53,8 +53,7 @@ XP_API const char *xp_status_text(xp_status status);
  */
 XP_API const char *xp_last_error(void);
 
-/** Fill the calling thread's last error and return `code`, so that `return xp_error(XP_EINVAL,
- * ...)` reads well. */
+/** Fill the calling thread's last error and return `code`: `return xp_error(XP_EINVAL, ...)`. */
 XP_API xp_status xp_error(xp_status code, const char *format, ...) XP_PRINTF(2, 3);
 
 /** Put "format: " in front of the last error and return `code`: adds where to what. */

@@ -230,7 +230,7 @@ xp_status xp_comm_window_create(xp_comm *comm, xp_device *device, size_t n_bytes
         return xp_error(
             XP_EINVAL,
             "xp_comm_window_create: comm, device and window must not be NULL, n_bytes not 0");
-    if (!comm->shares_memory)
+    if (!comm->one_node)
         return xp_error(XP_ENOTSUP,
                         "windows need all %d ranks on one node, and these are on %d; use the a2a "
                         "or hierarchical "
@@ -242,7 +242,7 @@ xp_status xp_comm_window_create(xp_comm *comm, xp_device *device, size_t n_bytes
         return comm->provider->window_create(comm, device, n_bytes, tag, window);
     XP_TRY(xp_cuda_backend_get(&cuda));
     return xp_device_window_create(
-        &(xp_device_window_args){comm, device, cuda->sharing, n_bytes, tag}, window);
+        &(xp_device_window_args){comm, device, cuda->peer_access, n_bytes, tag}, window);
 }
 
 void xp_comm_window_destroy(xp_window *window) {

@@ -29,12 +29,12 @@ int xp_comm_size(const xp_comm *comm) {
     return comm->size;
 }
 
-bool xp_comm_shares_memory(const xp_comm *comm) {
-    return comm->shares_memory;
+bool xp_comm_is_one_node(const xp_comm *comm) {
+    return comm->one_node;
 }
 
-bool xp_comm_shares_addresses(const xp_comm *comm) {
-    return comm->shares_addresses;
+bool xp_comm_same_process(const xp_comm *comm) {
+    return comm->same_process;
 }
 
 int xp_comm_node(const xp_comm *comm, int rank) {

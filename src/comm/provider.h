@@ -99,9 +99,8 @@ struct xp_comm {
     const int *nodes;       /* [size] 0-based by first appearance */
     const int *world_ranks; /* [size] names for people: ranks of the world this communicator was
                                split from */
-    bool shares_memory;     /* one node, windows work */
-    bool
-        shares_addresses; /* a plain pointer of one rank is valid on all (threads of one process) */
+    bool one_node;          /* one node, windows work */
+    bool same_process; /* a plain pointer of one rank is valid on all (threads of one process) */
     double timeout_s;
     _Atomic(const char *) phase;
     int64_t n_windows;               /* made or tried so far: the same on all ranks */
@@ -128,7 +127,7 @@ size_t xp_comm_device_bytes(int n_ranks, size_t max_bytes);
 /** The number by which people know this rank. */
 int xp_comm_world_rank(const xp_comm *comm, int rank);
 double xp_comm_timeout(const xp_comm *comm);
-bool xp_comm_shares_addresses(const xp_comm *comm);
+bool xp_comm_same_process(const xp_comm *comm);
 /** What this rank does between collectives, for the error of a rank that misses it. Static string.
  */
 void xp_comm_show_phase(xp_comm *comm, const char *phase);

@@ -48,22 +48,6 @@ static uint64_t table_size(uint64_t n) {
     return size;
 }
 
-xp_status xp_token_list_reserve(xp_token_list *list, int64_t n) {
-    if (list->capacity - list->n >= n)
-        return XP_OK;
-    int64_t capacity = list->capacity + list->capacity / 2;
-    if (capacity < list->n + n)
-        capacity = list->n + n;
-    if (capacity < 64)
-        capacity = 64;
-    int32_t *ids = realloc(list->ids, (size_t)capacity * sizeof(*ids));
-    if (!ids)
-        return xp_error(XP_ENOMEM, "no memory for %lld token ids", (long long)capacity);
-    list->ids = ids;
-    list->capacity = capacity;
-    return XP_OK;
-}
-
 const xp_bpe_pair *xp_bpe_find_pair(const xp_bpe *bpe, int32_t left, int32_t right) {
     uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     for (uint64_t i = mix(key) & bpe->pair_mask;; i = (i + 1) & bpe->pair_mask) {

@@ -27,11 +27,6 @@ static xp_status push(xp_token_list *list, int32_t id) {
     return XP_OK;
 }
 
-void xp_token_list_free(xp_token_list *list) {
-    free(list->ids);
-    *list = (xp_token_list){0};
-}
-
 static xp_status run_step(encoder *e, int step, const char *text, size_t n);
 
 static xp_status take_piece(void *context, const xp_pattern_piece *piece) {

@@ -1,6 +1,5 @@
+/* What all devices have in common: byte accounts, and the calls that a provider answers. */
 #include "device/device_internal.h"
-#include "device/plugin.h"
-#include "device/recorder.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -189,32 +188,6 @@ int64_t xp_device_n_syncs(const xp_device *device) {
     return __atomic_load_n(&device->n_syncs, __ATOMIC_RELAXED);
 }
 
-xp_status xp_device_create(const xp_device_args *args, xp_device **device) {
-    xp_device *made = NULL;
-    const xp_cuda_backend *cuda;
-    switch (args->kind) {
-    case XP_DEVICE_CPU:
-        XP_TRY(xp_cpu_device_create(args, &made));
-        break;
-    case XP_DEVICE_NULL:
-        XP_TRY(xp_null_device_create(args, &made));
-        break;
-    case XP_DEVICE_CUDA:
-        XP_TRY(xp_cuda_backend_get(&cuda));
-        XP_TRY(cuda->device_create(args, &made));
-        break;
-    default:
-        return xp_error(XP_EINVAL, "device: %d is no kind of device", (int)args->kind);
-    }
-    made->kind = args->kind;
-    if (args->kind != XP_DEVICE_NULL)
-        made->like = args->kind;
-    made->hides_memory = made->hides_memory || args->kind != XP_DEVICE_CPU;
-    pthread_mutex_init(&made->lock, NULL);
-    *device = made;
-    return XP_OK;
-}
-
 void xp_device_destroy(xp_device *device) {
     if (device == NULL)
         return;
@@ -232,12 +205,12 @@ xp_device_kind xp_device_like(const xp_device *device) {
     return device->like;
 }
 
-bool xp_device_shares_host(const xp_device *device) {
+bool xp_device_host_accessible(const xp_device *device) {
     return !device->hides_memory;
 }
 
-const char *xp_device_product(const xp_device *device) {
-    return device->product;
+const char *xp_device_model_name(const xp_device *device) {
+    return device->model_name;
 }
 
 int64_t xp_device_total_bytes(const xp_device *device) {
@@ -306,40 +279,11 @@ xp_status xp_event_query(xp_event *event, bool *passed) {
     return event->device->vtable->event_query(event, passed);
 }
 
-xp_status xp_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {
-    if (n_bytes == 0)
-        return XP_OK;
-    const int64_t op = xp_recorder_begin_op(stream, "copy");
-    return xp_recorder_end_op(stream, op, stream->device->vtable->copy(stream, dst, src, n_bytes));
-}
-
-xp_status xp_zero(xp_stream *stream, void *dst, size_t n_bytes) {
-    if (n_bytes == 0)
-        return XP_OK;
-    const int64_t op = xp_recorder_begin_op(stream, "copy");
-    return xp_recorder_end_op(stream, op, stream->device->vtable->zero(stream, dst, n_bytes));
-}
-
-static xp_status move(xp_device *device, void *dst, const void *src, size_t n_bytes) {
-    xp_stream *stream = NULL;
-    if (device->kind == XP_DEVICE_NULL)
-        return XP_OK;
-    if (device->vtable->move != NULL)
-        return n_bytes == 0 ? XP_OK : device->vtable->move(device, dst, src, n_bytes);
-    XP_TRY(xp_stream_create(device, XP_STREAM_COMPUTE, &stream));
-    xp_status status =
-        src == NULL ? xp_zero(stream, dst, n_bytes) : xp_copy(stream, dst, src, n_bytes);
-    if (status == XP_OK)
-        status = xp_stream_sync(stream);
-    xp_stream_destroy(stream);
-    return status;
-}
-
-void xp_device_set_shared(xp_device *device, bool shared) {
+void xp_device_set_gpu_shared(xp_device *device, bool shared) {
     device->shared = shared;
 }
 
-bool xp_device_is_shared(const xp_device *device) {
+bool xp_device_is_gpu_shared(const xp_device *device) {
     return device->shared;
 }
 
@@ -349,12 +293,4 @@ void xp_device_set_host_synchronized(xp_device *device, bool on) {
 
 bool xp_device_is_host_synchronized(const xp_device *device) {
     return device->host_synchronized;
-}
-
-xp_status xp_device_clear(xp_device *device, void *data, size_t n_bytes) {
-    return move(device, data, NULL, n_bytes);
-}
-
-xp_status xp_device_move(xp_device *device, void *dst, const void *src, size_t n_bytes) {
-    return move(device, dst, src, n_bytes);
 }

@@ -53,8 +53,8 @@ typedef struct xp_memory_account {
 struct xp_device {
     const xp_device_vtable *vtable;
     xp_device_kind kind, like;
-    bool hides_memory; /* the opposite of xp_device_shares_host() */
-    char name[32], product[128];
+    bool hides_memory; /* the opposite of xp_device_host_accessible() */
+    char name[32], model_name[128];
     int64_t total_bytes;
     pthread_mutex_t lock; /* accounts: windows may be made from a communication thread */
     xp_memory_account memory, host;
@@ -85,15 +85,15 @@ void xp_device_leak(xp_device *device, void *data);
 /** Ranks of the world share GPUs, this one or others, whichever communicators they are in: kernels
  * that wait for a peer's are then no way to meet. Said once, before communicators are prepared, and
  * the same on every rank. */
-void xp_device_set_shared(xp_device *device, bool shared);
-bool xp_device_is_shared(const xp_device *device);
+void xp_device_set_gpu_shared(xp_device *device, bool shared);
+bool xp_device_is_gpu_shared(const xp_device *device);
 
 /**
- * Host-synchronised mode: what waits for other ranks on this device (collectives, dispatch, combine)
- * starts when the hosts of all ranks have come to it, and the host waits until it is done. For the
- * first pass over each shape where ranks are threads that have a GPU each: in one process a library
- * that loads, allocates or connects at its first use may wait for a kernel that waits for a peer,
- * whose host waits for the driver lock of that first use. The same on every rank.
+ * Host-synchronised mode: what waits for other ranks on this device (collectives, dispatch,
+ * combine) starts when the hosts of all ranks have come to it, and the host waits until it is done.
+ * For the first pass over each shape where ranks are threads that have a GPU each: in one process a
+ * library that loads, allocates or connects at its first use may wait for a kernel that waits for a
+ * peer, whose host waits for the driver lock of that first use. The same on every rank.
  */
 void xp_device_set_host_synchronized(xp_device *device, bool on);
 bool xp_device_is_host_synchronized(const xp_device *device);

@@ -12,7 +12,7 @@ typedef struct xp_rank_gpu {
     int32_t on_gpu;           /* 0: the rank uses another kind of device, `id` means nothing */
     int32_t index;            /* of the GPU among those that the rank's process sees */
     int32_t node;
-    int32_t used_by_others; /* ranks outside these use the GPU, too (xp_device_set_shared) */
+    int32_t used_by_others; /* ranks outside these use the GPU, too (xp_device_set_gpu_shared) */
     char name[32];          /* of the device, for people */
 } xp_rank_gpu;
 

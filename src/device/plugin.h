@@ -9,7 +9,7 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 11
+#define XP_CUDA_ABI_VERSION 12
 
 #define XP_GPU_ID_BYTES     16
 #define XP_IPC_HANDLE_BYTES 64
@@ -18,7 +18,7 @@
 #define XP_GPU_SHARED_BLOCK_BYTES ((size_t)2 << 20)
 
 /** GPUs that know of each other: how memory of one rank becomes addressable to another. */
-typedef struct xp_gpu_sharing {
+typedef struct xp_gpu_peer_access {
     /** What tells GPUs apart on all nodes: the same bytes in every process that sees this one. */
     xp_status (*identity)(xp_device *device, char id[XP_GPU_ID_BYTES]);
     /** Whether kernels on GPU `from` can use memory of GPU `to` (indices of this process). */
@@ -35,7 +35,17 @@ typedef struct xp_gpu_sharing {
     /** Before the owner frees it. */
     void (*close_memory)(xp_device *device, void *data);
     size_t granularity;
-} xp_gpu_sharing;
+} xp_gpu_peer_access;
+
+/** Calls that are timed one by one although all are queued before the first is waited for. */
+typedef struct xp_timed_calls {
+    int n; /* at most XP_MAX_TIMED_CALLS */
+    xp_status (*before)(
+        void *context);               /* queues what comes before each and is not timed; or NULL */
+    xp_status (*call)(void *context); /* queues what is timed */
+    void *context;
+} xp_timed_calls;
+#define XP_MAX_TIMED_CALLS 64
 
 /** What the backend offers to the layers. Tables of layers above are typeless here; each layer
  * casts its own. */
@@ -59,11 +69,13 @@ typedef struct xp_cuda_backend {
      * waits for it. For benchmarks. */
     xp_status (*time_call)(xp_stream *stream, xp_status (*call)(void *context), void *context,
                            double *seconds);
+    /** The same for each of several calls; waits once, for the last. @param[out] seconds  [calls->n] */
+    xp_status (*time_each)(xp_stream *stream, const xp_timed_calls *calls, double *seconds);
     /** A reduction between ranks (xp_reduce_args of comm) over memory of the stream's device. */
     xp_status (*reduce)(xp_stream *stream, const void *args);
     /** Open and reserve what a device's libraries keep, before the first step; or NULL. */
     xp_status (*prepare)(xp_device *device);
-    const xp_gpu_sharing *sharing;
+    const xp_gpu_peer_access *peer_access;
     /**
      * NCCL, opened on the first call; constant afterwards.
      * @param[out] text  "NCCL 2.28.3", or why it cannot serve and what to do

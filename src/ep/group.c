@@ -58,12 +58,12 @@ xp_status xp_ep_choose_transport(xp_ep_config *config, bool peer_accessible) {
 /* How the ranks turned out to be placed. */
 static xp_status complete_config(xp_ep_group *g) {
     const xp_comm *comm = g->comm;
-    const bool accessible = !comm || xp_comm_shares_memory(comm);
+    const bool accessible = !comm || xp_comm_is_one_node(comm);
     g->config.n_nodes = comm ? xp_comm_n_nodes(comm) : config_nodes(&g->config);
     XP_TRY(xp_ep_choose_transport(&g->config, accessible));
     g->config.on_gpu = xp_device_like(g->device) == XP_DEVICE_CUDA;
     if (comm)
-        g->config.separate_processes = !xp_comm_shares_addresses(comm) && accessible;
+        g->config.separate_processes = !xp_comm_same_process(comm) && accessible;
     return XP_OK;
 }
 

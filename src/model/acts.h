@@ -4,12 +4,11 @@
  * does not save has one memory that all layers share; backward fills it again with the same ops on
  * the same inputs, so the three modes give the same bits.
  *
- *                    none   selective   full
- *   layer input, its rstd
- *                    saved  saved       saved
- *   qkv, attention, mid residual, routing scores
- *                    saved  saved       again
- *   gate_up rows     saved  again       again     (the largest: 2F a token, or 2F K in a MoE model)
+ *                                                  none    selective   full
+ *   layer input, its rstd                          saved   saved       saved
+ *   qkv, attention, mid residual, routing scores   saved   saved       again
+ *   gate_up rows (the largest: 2F a token, 2F K    saved   again       again
+ *   in a MoE model)
  *
  * The expert rows of a MoE layer are not in this table but in the arena of moe_core.h: how many
  * there are is known only after routing.

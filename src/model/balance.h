@@ -13,8 +13,7 @@ void xp_balance_update(int n_experts, double coeff, const int64_t *counts, float
 
 /** Largest over mean tokens of an expert; 1 for an even load, 0 without tokens. */
 double xp_balance_max_over_mean(int n_experts, const int64_t *counts);
-/** Share of the assignments that go to the busiest of n_ranks ranks, which hold n_experts / n_ranks each.
- */
+/** Fraction of the assignments that go to the busiest of n_ranks ranks with n_experts / n_ranks each. */
 double xp_balance_busiest_share(int n_experts, int n_ranks, const int64_t *counts);
 
 #endif

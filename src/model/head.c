@@ -1,4 +1,4 @@
-/* Final norm, head and loss. Logits exist for one chunk of rows at a time: product, softmax, both
+/* Final norm, head and loss. Logits exist for one chunk of rows at a time: GEMM, softmax, both
  * gradients at once. */
 #include "model/model_internal.h"
 
@@ -16,21 +16,20 @@ xp_status xp_head_norm(xp_model *model, xp_stream *stream) {
 xp_status xp_head_logits(xp_model *model, int64_t first, int64_t n, float *logits,
                          xp_stream *stream) {
     const int64_t dim = model->arch.dim, vocab = model->arch.vocab_size;
-    const xp_gemm_args product = {.m = n,
-                                  .n = vocab,
-                                  .k = dim,
-                                  .trans_b = true,
-                                  .a =
-                                      xp_offset(model->work.normed, first * dim, model->args.dtype),
-                                  .b = head_weight(model)->data,
-                                  .c = logits,
-                                  .lda = dim,
-                                  .ldb = dim,
-                                  .ldc = vocab,
-                                  .ab_dtype = model->args.dtype,
-                                  .c_dtype = XP_F32,
-                                  .alpha = 1.0F};
-    return model->ops->gemm(stream, &product);
+    const xp_gemm_args gemm = {.m = n,
+                               .n = vocab,
+                               .k = dim,
+                               .trans_b = true,
+                               .a = xp_offset(model->work.normed, first * dim, model->args.dtype),
+                               .b = head_weight(model)->data,
+                               .c = logits,
+                               .lda = dim,
+                               .ldb = dim,
+                               .ldc = vocab,
+                               .ab_dtype = model->args.dtype,
+                               .c_dtype = XP_F32,
+                               .alpha = 1.0F};
+    return model->ops->gemm(stream, &gemm);
 }
 
 /* Loss of rows [first, first + n), and when training their gradients: normed's and the head's. */

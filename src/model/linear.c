@@ -1,8 +1,8 @@
-/* The model's matrix products and norms in terms of the op tables: shapes in, arguments filled. */
+/* The model's GEMMs and norms in terms of the op tables: shapes in, arguments filled. */
 #include "model/model_internal.h"
 
-static xp_gemm_args product(const xp_model *model, int64_t m, int64_t n, int64_t k, const void *a,
-                            const void *b, void *c) {
+static xp_gemm_args gemm_args(const xp_model *model, int64_t m, int64_t n, int64_t k, const void *a,
+                              const void *b, void *c) {
     return (xp_gemm_args){.m = m,
                           .n = n,
                           .k = k,
@@ -19,7 +19,7 @@ static xp_gemm_args product(const xp_model *model, int64_t m, int64_t n, int64_t
 
 xp_status xp_linear_forward(xp_model *model, int64_t m, int64_t n, int64_t k, const void *a,
                             const void *b, void *c, xp_stream *stream) {
-    xp_gemm_args args = product(model, m, n, k, a, b, c);
+    xp_gemm_args args = gemm_args(model, m, n, k, a, b, c);
     args.trans_b = true;
     args.ldb = k;
     return model->ops->gemm(stream, &args);
@@ -27,13 +27,13 @@ xp_status xp_linear_forward(xp_model *model, int64_t m, int64_t n, int64_t k, co
 
 xp_status xp_linear_dgrad(xp_model *model, int64_t m, int64_t n, int64_t k, const void *a,
                           const void *b, void *c, xp_stream *stream) {
-    const xp_gemm_args args = product(model, m, n, k, a, b, c);
+    const xp_gemm_args args = gemm_args(model, m, n, k, a, b, c);
     return model->ops->gemm(stream, &args);
 }
 
 xp_status xp_linear_wgrad(xp_model *model, int64_t m, int64_t n, int64_t k, const void *a,
                           const void *b, void *c, bool acc, xp_stream *stream) {
-    xp_gemm_args args = product(model, m, n, k, a, b, c);
+    xp_gemm_args args = gemm_args(model, m, n, k, a, b, c);
     args.trans_a = true;
     args.lda = m;
     args.c_dtype = model->args.grad_dtype;

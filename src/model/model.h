@@ -81,8 +81,8 @@ int64_t *xp_model_expert_counts(const xp_model *model);
 
 typedef struct xp_model_batch {
     int64_t n_rows, seq_len;
-    /** Host memory, borrowed until the stream has passed the pass; doc_start may be NULL. A GPU
-     * does not wait for it when it comes from xp_host_alloc(). */
+    /** Host memory, borrowed until the pass has run; doc_start may be NULL. Memory from
+     * xp_host_alloc() lets a GPU copy it without waiting. */
     const int32_t *tokens, *targets, *positions, *doc_start;
     /** 1 / valid tokens of the whole global batch (all ranks, all microbatches). */
     float loss_scale;
@@ -115,9 +115,9 @@ XP_NODISCARD xp_status xp_model_read_loss(xp_model *model, xp_stream *stream, xp
 /** [T, V] fp32, after a pass with want_logits; NULL otherwise. */
 const float *xp_model_logits(const xp_model *model);
 
-/** Words that the device can read, not 0 when expert parallelism went wrong in work queued before;
+/** Abort flags that the device can read, set when expert parallelism failed in work queued before;
  * NULL where the host knows at once. */
-void xp_model_stop_words(const xp_model *model, const int32_t *words[2]);
+void xp_model_abort_flags(const xp_model *model, const int32_t *flags[2]);
 /** EP numbers of the last step for the metrics. */
 XP_NODISCARD xp_status xp_model_ep_stats(const xp_model *model, xp_ep_stats *stats);
 void xp_model_reset_stats(xp_model *model);

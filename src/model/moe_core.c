@@ -35,7 +35,7 @@ static void carve_arena(xp_moe_arena *arena, int64_t row_bytes, int64_t n_rows, 
         arena->base = xp_slab_take(slab, (size_t)(n_rows * row_bytes));
 }
 
-/* Rows that all layers together may save before the first product. A rank without room runs it
+/* Rows that all layers together may save before the first GEMM. A rank without room runs it
  * again on its own. */
 static int64_t gate_up_rows(const xp_moe_core *core) {
     const xp_moe_core_args *args = &core->args;
@@ -48,7 +48,7 @@ static int64_t gate_up_rows(const xp_moe_core *core) {
 }
 
 /* Dispatching again is collective, so either every rank has room or none: the most a round can
- * bring, for each layer. */
+ * hold, for each layer. */
 static int64_t recv_rows(const xp_moe_core *core) {
     const xp_moe_core_args *args = &core->args;
     if (!args->save_recv || args->inference || args->n_ranks == 1)

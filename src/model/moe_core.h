@@ -1,7 +1,7 @@
 /**
  * One MoE layer's computation: router, plan, dispatch, experts, combine, and back. The core holds
  * what the layers of a model share (EP group, streams, workspaces, the arena of saved expert rows);
- * a layer brings its weights and what it has saved. xp_moe (expar/moe.h) is one core with one
+ * a layer passes its weights and what it has saved. xp_moe (expar/moe.h) is one core with one
  * layer; a model is one core with many.
  *
  * A microbatch goes through in jobs: one a (part, round). There are two parts with overlap, else
@@ -33,7 +33,7 @@ typedef struct xp_moe_core_args {
     xp_dtype dtype, grad_dtype;
     bool inference;
     bool save_gate_up,
-        save_recv; /* for backward; else it runs the first product or the dispatch again */
+        save_recv; /* for backward; else it runs the first GEMM or the dispatch again */
     xp_forced_mode forced;
     bool overlap;
     double overlap_split;

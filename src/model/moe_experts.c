@@ -26,8 +26,7 @@ static xp_tensor tensor_of(const job *j, void *data, int64_t n_rows) {
     return xp_tensor_2d(data, j->core->args.dtype, n_rows, j->core->args.dim);
 }
 
-/* ---- order between the two streams; one stream needs none ---------------------------------------
- */
+/* ---- order between the two streams; one stream needs none ------------------------------------ */
 
 static xp_status mark(const job *j, xp_event *event, xp_stream *stream) {
     return j->compute == j->comm ? XP_OK : xp_event_record(event, stream);
@@ -37,8 +36,7 @@ static xp_status after(const job *j, xp_event *event, xp_stream *stream) {
     return j->compute == j->comm ? XP_OK : xp_event_wait(event, stream);
 }
 
-/* ---- forward ------------------------------------------------------------------------------------
- */
+/* ---- forward --------------------------------------------------------------------------------- */
 
 /* Only the first round's rows are ever saved: the others are rare, and computed again. */
 static void *saved_recv(const job *j) {
@@ -104,12 +102,12 @@ static xp_silu_gate_prob_args activation(const job *j, const xp_ep_view *view) {
 /* gate_up = recv[gather] w13^T */
 static xp_status first_product(const job *j, const xp_ep_view *view) {
     const xp_moe_core_args *args = &j->core->args;
-    xp_grouped_args product = grouped(j, view, 2 * args->moe_dim, args->dim);
-    product.gather = view->gather;
-    product.x = recv_of(j);
-    product.w = j->pass->weights->w13;
-    product.y = gate_up_of(j);
-    return j->core->ops->grouped_forward(j->compute, &product);
+    xp_grouped_args gemm = grouped(j, view, 2 * args->moe_dim, args->dim);
+    gemm.gather = view->gather;
+    gemm.x = recv_of(j);
+    gemm.w = j->pass->weights->w13;
+    gemm.y = gate_up_of(j);
+    return j->core->ops->grouped_forward(j->compute, &gemm);
 }
 
 static xp_status forward_experts(const job *j) {
@@ -122,11 +120,11 @@ static xp_status forward_experts(const job *j) {
     const xp_silu_gate_prob_args silu = activation(j, &view);
     XP_TRY(core->ops->silu_gate_prob_forward(j->compute, &silu));
     XP_TRY(after(j, j->slot->sent, j->compute));
-    xp_grouped_args product = grouped(j, &view, core->args.dim, core->args.moe_dim);
-    product.x = core->h;
-    product.w = j->pass->weights->w2;
-    product.y = j->slot->rows;
-    XP_TRY(core->ops->grouped_forward(j->compute, &product));
+    xp_grouped_args gemm = grouped(j, &view, core->args.dim, core->args.moe_dim);
+    gemm.x = core->h;
+    gemm.w = j->pass->weights->w2;
+    gemm.y = j->slot->rows;
+    XP_TRY(core->ops->grouped_forward(j->compute, &gemm));
     return mark(j, j->slot->ready, j->compute);
 }
 
@@ -138,8 +136,7 @@ static xp_status forward_leave(const job *j) {
     return mark(j, j->slot->sent, j->comm);
 }
 
-/* ---- backward -----------------------------------------------------------------------------------
- */
+/* ---- backward -------------------------------------------------------------------------------- */
 
 static void *d_recv_of(const job *j) {
     return is_direct(j->core) ? part_rows(j, j->pass->d_out) : j->slot->d_recv;
@@ -208,7 +205,7 @@ static xp_status backward_experts(const job *j) {
     XP_TRY(is_direct(core) ? XP_OK : after(j, j->slot->arrived, j->compute));
     if (!saved_gate_up(j))
         XP_TRY(first_product(j, &view));
-    /* rows and dp are this slot's until the job before the last has been sent home. */
+    /* This slot's rows and dp are in use until the combine of the job before the last has read them. */
     XP_TRY(after(j, j->slot->sent, j->compute));
     XP_TRY(activation_backward(j, &view));
     xp_grouped_args dx = grouped(j, &view, 2 * args->moe_dim, args->dim);
@@ -216,7 +213,7 @@ static xp_status backward_experts(const job *j) {
     dx.w = j->pass->weights->w13;
     dx.y = j->slot->rows;
     XP_TRY(core->ops->grouped_dgrad(j->compute, &dx));
-    /* The way home starts before the weight gradients, which run beside it. */
+    /* Dispatch's backward (the combine of row gradients) starts before the weight gradients and overlaps them. */
     XP_TRY(mark(j, j->slot->ready, j->compute));
     XP_TRY(weight_gradients(j, &view));
     return mark(j, j->slot->spent, j->compute);
@@ -233,8 +230,7 @@ static xp_status backward_leave(const job *j) {
     return mark(j, j->slot->sent, j->comm);
 }
 
-/* ---- all jobs of a pass
- * -------------------------------------------------------------------------- */
+/* ---- all jobs of a pass ---------------------------------------------------------------------- */
 
 typedef struct phases {
     xp_status (*arrive)(const job *j);
@@ -276,7 +272,7 @@ static xp_status run_jobs(xp_moe_core *core, const xp_moe_pass *pass, const phas
         XP_TRY(phase->arrive(&now));
     for (int64_t i = 1; more; i++, now = next) {
         more = job_at(core, pass, i, stream, &next);
-        /* With two sets of buffers the next job's rows travel while this one computes. */
+        /* With two sets of buffers the next job is dispatched while this one computes. */
         if (more && core->n_slots > 1)
             XP_TRY(phase->arrive(&next));
         XP_TRY(phase->experts(&now));
@@ -296,7 +292,7 @@ static xp_status join(const xp_moe_core *core, xp_stream *from, xp_stream *to) {
 }
 
 /* Rows of the arena for a part whose rows all fit one round; NULL when the step has used it up. */
-static void *take_rows(xp_moe_arena *arena, int64_t n_rows) {
+static void *arena_rows(xp_moe_arena *arena, int64_t n_rows) {
     if (!arena->base || arena->n_rows - arena->used < n_rows)
         return NULL;
     void *rows = arena->base + arena->used * arena->row_bytes;
@@ -314,7 +310,7 @@ static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp
                             pass->saved->topk_weight + begin * top_k, n, comm, part->plan));
     int64_t n_assignments = core->sizes.assignment_capacity;
     part->n_rounds = core->sizes.max_rounds;
-    bool known = xp_device_shares_host(core->args.device);
+    bool known = xp_device_host_accessible(core->args.device);
     if (known) {
         xp_ep_counts counts;
         XP_TRY(xp_ep_plan_wait(part->plan, &counts));
@@ -324,8 +320,8 @@ static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp
     /* The number of rounds is the same on every rank, so all ranks keep their rows or none does.
      * Where only the device knows the counts, later rounds are nearly always empty. */
     bool fits = !known || part->n_rounds == 1;
-    part->gate_up = fits ? take_rows(&core->gate_up_arena, n_assignments) : NULL;
-    part->recv = fits ? take_rows(&core->recv_arena, core->sizes.recv_capacity) : NULL;
+    part->gate_up = fits ? arena_rows(&core->gate_up_arena, n_assignments) : NULL;
+    part->recv = fits ? arena_rows(&core->recv_arena, core->sizes.recv_capacity) : NULL;
     return XP_OK;
 }
 

@@ -2,8 +2,8 @@
  * extra losses. */
 #include "model/moe_core_internal.h"
 
-static xp_gemm_args product(int64_t m, int64_t n, int64_t k, const void *a, const void *b,
-                            void *c) {
+static xp_gemm_args gemm_args(int64_t m, int64_t n, int64_t k, const void *a, const void *b,
+                              void *c) {
     return (xp_gemm_args){.m = m,
                           .n = n,
                           .k = k,
@@ -45,8 +45,8 @@ static xp_status route(xp_moe_core *core, const xp_moe_pass *pass, double *losse
     const xp_moe_core_args *args = &core->args;
     xp_moe_saved *saved = pass->saved;
     /* Products of bf16 values are exact in fp32, so this is x and Wg upcast without the copies. */
-    xp_gemm_args gemm = product(pass->n_tokens, args->n_experts, args->dim, pass->x,
-                                pass->weights->gate, saved->scores);
+    xp_gemm_args gemm = gemm_args(pass->n_tokens, args->n_experts, args->dim, pass->x,
+                                  pass->weights->gate, saved->scores);
     gemm.trans_b = true;
     gemm.lda = gemm.ldb = args->dim;
     gemm.ab_dtype = args->dtype;
@@ -107,8 +107,9 @@ static xp_status linear_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_
         XP_TRY(cast(core, pass->x, args->dtype, core->x32, XP_F32, n_x, false, stream));
         XP_TRY(cast(core, w->gate, args->dtype, core->gate32, XP_F32, n_gate, false, stream));
     }
-    xp_gemm_args d_gate = product(args->n_experts, args->dim, pass->n_tokens, core->d_logits,
-                                  f32 ? pass->x : core->x32, f32_grad ? w->d_gate : core->d_gate32);
+    xp_gemm_args d_gate =
+        gemm_args(args->n_experts, args->dim, pass->n_tokens, core->d_logits,
+                  f32 ? pass->x : core->x32, f32_grad ? w->d_gate : core->d_gate32);
     d_gate.trans_a = true;
     d_gate.lda = args->n_experts;
     d_gate.ldb = args->dim;
@@ -117,8 +118,8 @@ static xp_status linear_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_
     if (!f32_grad)
         XP_TRY(cast(core, core->d_gate32, XP_F32, w->d_gate, args->grad_dtype, n_gate,
                     pass->accumulate, stream));
-    xp_gemm_args dx = product(pass->n_tokens, args->dim, args->n_experts, core->d_logits,
-                              f32 ? w->gate : core->gate32, f32 ? pass->dx : core->x32);
+    xp_gemm_args dx = gemm_args(pass->n_tokens, args->dim, args->n_experts, core->d_logits,
+                                f32 ? w->gate : core->gate32, f32 ? pass->dx : core->x32);
     dx.lda = args->n_experts;
     dx.ldb = args->dim;
     dx.acc = f32;

@@ -185,10 +185,10 @@ int64_t *xp_model_expert_counts(const xp_model *model) {
     return model->counts;
 }
 
-void xp_model_stop_words(const xp_model *model, const int32_t *words[2]) {
-    words[0] = words[1] = NULL;
+void xp_model_abort_flags(const xp_model *model, const int32_t *flags[2]) {
+    flags[0] = flags[1] = NULL;
     if (model->core && xp_moe_core_group(model->core))
-        xp_ep_group_abort_flags(xp_moe_core_group(model->core), words);
+        xp_ep_group_abort_flags(xp_moe_core_group(model->core), flags);
 }
 
 xp_status xp_model_ep_stats(const xp_model *model, xp_ep_stats *stats) {

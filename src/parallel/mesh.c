@@ -75,7 +75,7 @@ xp_status xp_mesh_create(xp_comm *world, const xp_config *config, xp_mesh *mesh)
     int n_ranks = world ? xp_comm_size(world) : 1;
     xp_mesh m;
     XP_TRY(xp_mesh_layout(config, n_ranks, world ? xp_comm_rank(world) : 0, &m));
-    m.separate_processes = world && !xp_comm_shares_addresses(world);
+    m.separate_processes = world && !xp_comm_same_process(world);
     m.world = world;
     xp_status status = XP_OK;
     int ep_group = m.replica * m.n_expert_shard + m.expert_shard_rank;

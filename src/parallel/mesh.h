@@ -1,7 +1,6 @@
 /**
- * Where a rank stands. world = replicate x shard; EP groups are ep_size consecutive ranks of the
- * shard dimension; ranks with the same place in their EP groups hold the same experts and form the
- * expert-data group.
+ * A rank's groups. world = replicate x shard; EP groups are ep_size consecutive ranks of the shard
+ * dimension; ranks with the same EP rank hold the same experts and form the expert-data group.
  *
  *   world rank = replica * n_shard + shard_rank
  *   shard_rank = expert_shard_rank * ep_size + ep_rank
@@ -12,26 +11,25 @@
 #include "config/config.h"
 #include "expar/comm.h"
 
-/** A communicator of one rank is NULL: there is nothing to say in it. */
+/** A communicator of one rank is NULL. */
 typedef struct xp_mesh {
     xp_comm *world;            /* borrowed */
     xp_comm *shard;            /* this replica's ranks: dense optimizer state is sharded over it */
-    xp_comm *replicate;        /* ranks with the same place in their replicas */
+    xp_comm *replicate;        /* ranks with the same shard_rank in all replicas */
     xp_comm *ep;               /* this rank's EP group */
-    xp_comm *expert_shard;     /* inside the replica, same place in the EP groups: expert optimizer
+    xp_comm *expert_shard;     /* inside the replica, same ep_rank: expert optimizer
                                   state is sharded over it */
-    xp_comm *expert_replicate; /* ranks with the same place in their replicas, for experts */
+    xp_comm *expert_replicate; /* the same as replicate, for experts */
     int n_replicate, n_shard, ep_size, n_expert_shard;
     int n_ranks, rank; /* of the world */
     int replica, shard_rank, ep_rank, expert_shard_rank;
     int ep_nodes; /* nodes that an EP group spans, 0 = 1: in predictions for the caller to say */
     bool separate_processes; /* ranks of a node are processes; xp_mesh_layout() says false */
-    bool
-        shares_gpus; /* not every rank has a GPU of its own: in predictions for the caller to say */
+    bool shares_gpus;        /* several ranks on one GPU; in predictions for the caller to say */
 } xp_mesh;
 
 /**
- * Sizes and places only, all communicators NULL: for predictions.
+ * Sizes and ranks only, all communicators NULL: for predictions.
  * @return XP_OK; XP_ECONFIG names the degrees that do not fit n_ranks and what would
  */
 XP_NODISCARD xp_status xp_mesh_layout(const xp_config *config, int n_ranks, int rank,

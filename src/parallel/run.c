@@ -101,7 +101,7 @@ xp_device_kind xp_run_device_kind(const xp_config *config) {
 /* A guarded CPU stands for a GPU. */
 static bool computes_on_cpu(const xp_device *device) {
     return xp_device_like(device) == XP_DEVICE_CPU &&
-           (xp_device_shares_host(device) || xp_device_get_kind(device) == XP_DEVICE_NULL);
+           (xp_device_host_accessible(device) || xp_device_get_kind(device) == XP_DEVICE_NULL);
 }
 
 static xp_status choose_dtype(const xp_config *config, const xp_device *device, xp_dtype *dtype) {
@@ -196,7 +196,7 @@ static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp
         run->mesh = *layout;
     else
         XP_TRY(xp_mesh_create(world, config, &run->mesh));
-    run->mesh.shares_gpus |= xp_device_is_shared(run->device);
+    run->mesh.shares_gpus |= xp_device_is_gpu_shared(run->device);
     XP_TRY(check_experts(&run->arch, run->mesh.ep_size));
     XP_TRY(reserve_libraries(run));
     run->n_data_ranks = run->mesh.n_ranks;

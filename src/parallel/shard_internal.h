@@ -29,13 +29,12 @@ struct xp_shard {
     void *counted[5]; /* null device: what the communicators of a GPU run reserve */
 };
 
+/* shard_reduce.c */
 /** Where an element of the flat buffers is. */
 char *xp_shard_param_at(const xp_shard *shard, int64_t element);
 char *xp_shard_grad_at(const xp_shard *shard, int64_t element);
 /** False when parameters are fp32: the parameter is its own master. */
 bool xp_shard_owns_masters(const xp_shard *shard);
-
-/* shard_reduce.c */
 /** No group of the next step is ready yet. */
 void xp_shard_expect_groups(xp_shard *shard);
 /** Queue the gather of a bucket's parameters on the worker stream. */

@@ -1,4 +1,4 @@
-/* The global gradient norm, and who is to blame when it is not finite. */
+/* The global gradient norm; which parameter is the first that is not finite. */
 #include <limits.h>
 #include <math.h>
 #include "parallel/shard_internal.h"

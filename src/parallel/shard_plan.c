@@ -67,7 +67,7 @@ static void pack_group(packer *p, int index, const xp_param_group *group) {
     int64_t done = 0;
     while (done < cut->chunk_elements) {
         int64_t room = p->open < 0 ? 0 : limit - p->plan->buckets[p->open].n_each;
-        /* A group that fits into an empty bucket is not torn apart. */
+        /* A group that fits into an empty bucket is not split. */
         bool tear = cut->chunk_elements > limit;
         if (room <= 0 || (!tear && room < cut->chunk_elements)) {
             open_bucket(p, group->is_expert, false, cut->n_ranks);

@@ -44,7 +44,7 @@ typedef struct xp_shard_plan {
 } xp_shard_plan;
 
 /**
- * @param dense_ranks, dense_rank    ranks that share a dense group's state, and this rank's place
+ * @param dense_ranks, dense_rank    ranks that share a dense group's state, and this rank's number
  * @param expert_ranks, expert_rank  the same for expert groups
  * @param bucket_elements            a bucket holds no more, unless the group is direct
  */

@@ -1,6 +1,18 @@
 /* Moving gradients and parameters between ranks, bucket by bucket, on the worker stream. */
 #include "parallel/shard_internal.h"
 
+char *xp_shard_param_at(const xp_shard *shard, int64_t element) {
+    return (char *)shard->args.params + (size_t)element * xp_dtype_bytes(shard->args.param_dtype);
+}
+
+char *xp_shard_grad_at(const xp_shard *shard, int64_t element) {
+    return (char *)shard->args.grads + (size_t)element * xp_dtype_bytes(shard->args.grad_dtype);
+}
+
+bool xp_shard_owns_masters(const xp_shard *shard) {
+    return shard->args.param_dtype != XP_F32;
+}
+
 void xp_shard_expect_groups(xp_shard *shard) {
     for (int b = 0; b < shard->plan.n_buckets; b++)
         shard->n_waiting[b] = shard->plan.buckets[b].n_groups;
@@ -28,11 +40,11 @@ static xp_status move_section(const xp_shard *shard, const xp_shard_bucket *buck
         int64_t first = 0;
         int64_t n = piece_in_group(shard, piece, rank, &first);
         char *staged = section + (size_t)piece->stage_offset * element;
-        char *home = (char *)flat + (size_t)first * element;
+        char *flat_at = (char *)flat + (size_t)first * element;
         if (n > 0 && way == INTO_STAGE)
-            XP_TRY(xp_copy(shard->worker, staged, home, (size_t)n * element));
+            XP_TRY(xp_copy(shard->worker, staged, flat_at, (size_t)n * element));
         else if (n > 0)
-            XP_TRY(xp_copy(shard->worker, home, staged, (size_t)n * element));
+            XP_TRY(xp_copy(shard->worker, flat_at, staged, (size_t)n * element));
         if (n < piece->n && way == INTO_STAGE)
             XP_TRY(xp_zero(shard->worker, staged + (size_t)n * element,
                            (size_t)(piece->n - n) * element));

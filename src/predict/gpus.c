@@ -5,7 +5,7 @@
 #include <strings.h>
 
 /* NVIDIA's data sheets, without sparsity. Memory as the driver reports it of H100 and H200; of the
- * others the data sheet's figure less 1 %, as with those two. The first product that is part of a
+ * others the data sheet's figure less 1 %, as with those two. The first model name that is part of a
  * name counts. */
 static const xp_gpu gpus[] = {
     {"gb200", "GB200", 184.1, 2500, 8.0, 900, false},
@@ -34,9 +34,9 @@ const xp_gpu *xp_gpu_named(const char *name) {
     return NULL;
 }
 
-const xp_gpu *xp_gpu_of_product(const char *product) {
+const xp_gpu *xp_gpu_of_model(const char *model) {
     for (int i = 0; xp_gpu_at(i); i++)
-        if (strstr(product, gpus[i].product))
+        if (strstr(model, gpus[i].model))
             return &gpus[i];
     return NULL;
 }

@@ -13,11 +13,11 @@
 #define LINK_SHARE      0.60 /* p2p's kernels, NCCL's rings */
 #define A2A_SHARE       0.55 /* NCCL's all-to-all */
 #define NETWORK_SHARE   0.80 /* assumed: no run between GPU nodes yet */
-/* Grouped products by the rows of an expert, forward, dgrad and wgrad together; and how much longer
+/* Grouped GEMMs by the rows of an expert, forward, dgrad and wgrad together; and how much longer
  * wgrad takes where it adds to fp32 sums. */
 static const double grouped_rows[] = {256, 2048, 16384}, grouped_share[] = {0.38, 0.57, 0.63},
                     adding_takes[] = {8, 2.4, 1.25};
-/* What no rate explains. */
+/* Fixed costs. */
 #define PLAN_S            50e-6 /* a plan, whatever its size */
 #define PLAN_ASSIGNMENT_S 0.6e-9
 #define LAYER_S           80e-6  /* starts of a layer's ops, both ways */
@@ -67,7 +67,7 @@ static work backward_work(const sizes *s) {
     const xp_arch *a = &s->arch;
     const double d = (double)a->dim, sums = s->is_moe ? (double)(a->top_k + 1) * d : 0;
     return (work){.dense = 2 * forward.dense,
-                  .attention = 2.5 * forward.attention, /* five products instead of two */
+                  .attention = 2.5 * forward.attention, /* five GEMMs instead of two */
                   .ffn = 2 * forward.ffn,
                   .bytes = 2 * s->tokens * (20 * d + 6 * qkv_width(a) + 6 * ffn_width(s) + sums)};
 }
@@ -83,7 +83,7 @@ static double misses(const sizes *s, double part) {
     return none > 0 ? none : 0;
 }
 
-/* Assignments in turn over `period` places: on how many of `n` equal parts of the places a token's assignments
+/* Assignments round-robin over `period` slots: on how many of `n` equal parts of the slots a token's assignments
  * lie, on average. */
 static double parts_in_turn(const sizes *s, int64_t period, double n) {
     const int64_t k = s->arch.top_k;
@@ -155,9 +155,10 @@ static void add_exchange(const sizes *s, const xp_cluster *c, xp_step_prediction
 /* The value at `x` on the line through the three points, straight over the logarithm of x. */
 static double between(double x, const double *at, const double *value) {
     const int i = x < at[1] ? 0 : 1;
-    const double place = log(x / at[i]) / log(at[i + 1] / at[i]), kept = place < 0   ? 0
-                                                                         : place > 1 ? 1
-                                                                                     : place;
+    const double position = log(x / at[i]) / log(at[i + 1] / at[i]), kept = position < 0 ? 0
+                                                                            : position > 1
+                                                                                ? 1
+                                                                                : position;
     return value[i] + kept * (value[i + 1] - value[i]);
 }
 

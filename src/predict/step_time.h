@@ -25,7 +25,7 @@ typedef struct xp_cluster {
 typedef struct xp_step_prediction {
     double dense_s;     /* projections, dense feed-forward */
     double attention_s; /* forward and backward */
-    double experts_s;   /* grouped products */
+    double experts_s;   /* grouped GEMMs */
     double memory_s;    /* norms, RoPE, activations, sums: what the GPU's memory bounds */
     double head_s;      /* logits, loss and their gradients */
     double exchange_s;  /* dispatch and combine, forward and backward */

@@ -127,10 +127,10 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
         xp_comm_set_phase(t->world, "looking at the memory");
     XP_TRY(xp_mesh_layout(t->config, t->n_ranks, t->rank, &layout));
     layout.ep_nodes = xp_mesh_ep_nodes(&layout, t->world ? xp_comm_n_nodes(t->world) : 1);
-    layout.separate_processes = t->world && !xp_comm_shares_addresses(t->world);
+    layout.separate_processes = t->world && !xp_comm_same_process(t->world);
     layout.shares_gpus = t->shares_gpus;
     /* A guarded CPU stands for a GPU. */
-    bool on_host = xp_device_shares_host(t->device);
+    bool on_host = xp_device_host_accessible(t->device);
     XP_TRY(xp_predict_memory_on(on_host ? XP_DEVICE_CPU : XP_DEVICE_CUDA, t->config, &layout, &p));
     t->predicted = p;
     int local = t->world ? t->n_local_ranks : 1;
@@ -163,7 +163,7 @@ void xp_trainer_compare_memory(xp_trainer *t) {
     const xp_memory_prediction *p = &t->predicted;
     double worst = 0;
     const char *tag = "", *next;
-    if (!t->log || xp_device_shares_host(t->device))
+    if (!t->log || xp_device_host_accessible(t->device))
         return;
     for (int i = 0; i < p->n_tags; i++)
         look_at_tag(t, p->tags[i].tag, &worst, &tag);

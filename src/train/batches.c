@@ -12,7 +12,7 @@ xp_status xp_step_batches_create(const xp_run *run, xp_step_batches *batches) {
         return xp_error(XP_ENOMEM, "no memory for %lld microbatches", (long long)n);
     batches->n = n;
     batches->device = run->device;
-    if (n == 1 && xp_device_shares_host(run->device))
+    if (n == 1 && xp_device_host_accessible(run->device))
         return XP_OK;
     size_t elements = (size_t)(n * FIELDS * run->local_batch * run->seq_len);
     void *memory = NULL;

@@ -48,7 +48,7 @@ static xp_status introduce(const xp_trainer *t, xp_rank_gpu *mine) {
     if (!mine->on_gpu)
         return XP_OK;
     XP_TRY(xp_cuda_backend_get(&cuda));
-    return cuda->sharing->identity(t->device, mine->id);
+    return cuda->peer_access->identity(t->device, mine->id);
 }
 
 static xp_status check_kinds(const xp_rank_gpu *ranks, int n_ranks) {
@@ -68,10 +68,10 @@ static void use_placement(xp_trainer *t, const xp_rank_gpu *ranks) {
     t->n_on_device = p.n_on_mine;
     t->n_gpus = p.n_gpus;
     t->shares_gpus = p.any_shared;
-    xp_device_set_shared(t->device, t->shares_gpus);
+    xp_device_set_gpu_shared(t->device, t->shares_gpus);
     /* Until the first step is over. */
     t->first_use_waits = ranks[t->rank].on_gpu && !t->shares_gpus && t->n_ranks > 1 &&
-                         xp_comm_shares_addresses(t->world);
+                         xp_comm_same_process(t->world);
     xp_device_set_host_synchronized(t->device, t->first_use_waits);
     xp_gpu_placement_print(ranks, t->n_ranks, xp_comm_n_nodes(t->world) > 1, &line);
     if (line.length > 0 && !line.failed)

@@ -110,7 +110,7 @@ static xp_status check_own_gpu(const xp_inference *inf, xp_comm *comm,
     char mine[XP_GPU_ID_BYTES], *all = calloc((size_t)xp_comm_size(comm), sizeof mine);
     if (!all)
         return xp_error(XP_ENOMEM, "no memory for the ranks' GPUs");
-    xp_status status = cuda->sharing->identity(inf->device, mine);
+    xp_status status = cuda->peer_access->identity(inf->device, mine);
     if (status == XP_OK)
         status = xp_comm_all_gather(comm, mine, all, sizeof mine, XP_U8, NULL);
     for (int a = 0; status == XP_OK && a < xp_comm_size(comm); a++)
@@ -150,7 +150,7 @@ static xp_status make_device(xp_inference *inf, const xp_inference_args *args) {
         XP_TRY(check_own_gpu(inf, args->comm, cuda));
     XP_TRY(xp_stream_create(inf->device, XP_STREAM_COMPUTE, &inf->stream));
     /* A guarded CPU stands for a GPU. */
-    const bool shares_host = xp_device_shares_host(inf->device);
+    const bool shares_host = xp_device_host_accessible(inf->device);
     inf->dtype = shares_host ? XP_F32 : XP_BF16;
     if (args->dtype && strcmp(args->dtype, "float32") == 0)
         inf->dtype = XP_F32;

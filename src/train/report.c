@@ -1,4 +1,4 @@
-/* What a run tells while it trains: step lines, metrics, and the last words. */
+/* What a run tells while it trains: step lines, metrics, and the summary at its end. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@ static void fill_rates(xp_trainer *t, double time_s, int64_t steps, xp_step_reco
     record->memory_percent = total > 0 ? 100 * (double)memory / total : 0;
     record->tps = time_s > 0 ? (double)tokens / time_s : 0;
     record->tflops = record->tps * xp_arch_flops_per_token(&t->run.arch, t->run.seq_len) / 1e12;
-    const xp_gpu *gpu = xp_gpu_of_product(xp_device_product(t->device));
+    const xp_gpu *gpu = xp_gpu_of_model(xp_device_model_name(t->device));
     record->mfu_percent = gpu ? 100 * record->tflops / gpu->bf16_tflops : -1;
 }
 

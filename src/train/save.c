@@ -76,7 +76,7 @@ xp_status xp_trainer_save(xp_trainer *t, bool last) {
     };
     /* A save that the run waits for is written straight from the state. */
     bool waits = !is_async(t);
-    args.pieces_stay = waits || !xp_device_shares_host(t->device);
+    args.pieces_stay = waits || !xp_device_host_accessible(t->device);
     /* The save before this one is published first: one at a time. */
     XP_TRY(xp_trainer_publish(t, true));
     XP_TRY(xp_snapshot_collect(t->snapshot, parts, &args.pieces, &args.n_pieces));

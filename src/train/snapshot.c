@@ -31,7 +31,7 @@ typedef struct host_chunk {
 } host_chunk;
 
 static bool on_host(const xp_run *run) {
-    return xp_device_shares_host(run->device);
+    return xp_device_host_accessible(run->device);
 }
 
 static host_chunk see_chunk(const xp_snapshot *s, int group, int64_t mirror_at) {

@@ -22,7 +22,7 @@ xp_status xp_staging_create(xp_device *device, xp_stream *stream, int n_threads,
     s->device = device;
     s->stream = stream;
     xp_status status = xp_pool_create(n_threads, &s->pool);
-    for (int i = 0; i < 2 && status == XP_OK && !xp_device_shares_host(device); i++) {
+    for (int i = 0; i < 2 && status == XP_OK && !xp_device_host_accessible(device); i++) {
         void *data = NULL;
         status = xp_host_alloc(device, (size_t)CHUNK * sizeof(float), "staging", &data);
         s->buffers[i] = data;

@@ -174,7 +174,7 @@ static xp_status queue_update(xp_trainer *t, double lr) {
         .step = ++t->optimizer_steps,
         .max_norm = t->config->training.max_norm,
     };
-    xp_model_stop_words(t->run.model, args.stop);
+    xp_model_abort_flags(t->run.model, args.stop);
     return xp_shard_update(t->run.shard, &args, t->run.stream);
 }
 
@@ -238,7 +238,7 @@ xp_status xp_trainer_step(xp_trainer *t, xp_step_record *record) {
     /* All is queued: what the host waits for from here on, the device does not. */
     record->n_host_syncs = xp_device_n_syncs(t->device) - n_syncs;
     XP_TRY(wait_for_results(t));
-    if (!xp_device_shares_host(t->device))
+    if (!xp_device_host_accessible(t->device))
         have_gradients = xp_time_s();
     XP_TRY(sum_losses(t, sums));
     record->loss = sums[SUM_LOSS] / (double)n_valid;

@@ -79,7 +79,7 @@ xp_status ck_measure_limits(const ck_candidate *candidate, double repeat_s, ck_l
         XP_TRY(status);
     }
     limits->copy_bytes_per_s = 2.0 * (double)COPY_BYTES / seconds[0];
-    limits->product = "sgemm";
+    limits->what = "sgemm";
     limits->flops_per_s = 2.0 * SGEMM_N * SGEMM_N * SGEMM_N / seconds[1];
     return XP_OK;
 }
@@ -100,7 +100,7 @@ static void print_line(ck_context *ctx, const ck_case *c, const ck_candidate *ca
         fprintf(ctx->out, "%-26s %-44s %-22s %10.1f us %9.1f %s  %5.1f %% of %s %.1f\n", c->op,
                 c->shape, candidate->name, seconds * 1e6, rate * 1e-9,
                 counts_flops ? "GFLOP/s" : "GB/s   ", 100 * rate / limit,
-                counts_flops ? ctx->limits.product : "copy", limit * 1e-9);
+                counts_flops ? ctx->limits.what : "copy", limit * 1e-9);
 }
 
 void ck_bench(ck_context *ctx, const ck_case *c) {

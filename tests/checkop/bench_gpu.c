@@ -111,7 +111,7 @@ static xp_status measure(const limit_call *l, double repeat_s, void *flush, ck_l
     limits->flops_per_s = 2.0 * MATMUL_N * MATMUL_N * (double)MATMUL_N / seconds;
     XP_TRY(median(l->candidate, call_copy, &call, repeat_s, flush, &seconds));
     limits->copy_bytes_per_s = 2.0 * (double)COPY_BYTES / seconds;
-    limits->product = "bf16 matmul";
+    limits->what = "bf16 matmul";
     return XP_OK;
 }
 

@@ -103,7 +103,7 @@ static void inputs(ck_case *c, const attention_shape *s, xp_dtype dtype, const i
 }
 
 /*
- * A result with a row for each token. Products of bf16 round the weights: an error of 2^-9 of each
+ * A result with a row for each token. bf16 GEMMs round the weights: an error of 2^-9 of each
  * p v, so of the size of the token's own sums. The first tokens see few keys and have sums near 1,
  * the last ones see many and have sums near 0: the buffer's rms is neither.
  */
@@ -139,7 +139,7 @@ static void attention(ck_context *ctx, const attention_shape *s, xp_dtype dtype)
     for (int i = backward.n_buffers - 3; i < backward.n_buffers; i++)
         backward.buffers[i].typical = 1.0; /* a token alone in its document: dp - delta cancels */
     backward.scratch_bytes = backward_scratch;
-    backward.flops = 2.5 * forward.flops; /* five products of the forward's two */
+    backward.flops = 2.5 * forward.flops; /* five GEMMs, forward has two */
     ck_run(ctx, &backward);
     if (dtype == XP_F32 && s->pad == 0 && t <= 40)
         ck_gradient(ctx, &forward, &backward, 3e-3);

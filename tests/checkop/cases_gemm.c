@@ -1,10 +1,8 @@
-/* Matrix products: dense, and grouped over experts with every kind of routing. */
+/* Dense and grouped GEMM with every kind of routing. */
 #include <string.h>
 #include "checkop.h"
 
-/* ---- dense
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- dense ----------------------------------------------------------------------------------- */
 
 enum { GEMM_M, GEMM_N, GEMM_K, GEMM_TRANS_A, GEMM_TRANS_B, GEMM_ACC, GEMM_AB, GEMM_C, GEMM_PAD };
 
@@ -67,7 +65,7 @@ static void check_gemm(ck_context *ctx) {
             }
 }
 
-/* The dense products of a step of the mid-size model: 4096 tokens, D = 512, head in chunks of 1024
+/* The dense GEMMs of a step of the mid-size model: 4096 tokens, D = 512, head in chunks of 1024
  * rows. */
 static void bench_gemm(ck_context *ctx) {
     static const struct {
@@ -95,9 +93,7 @@ static void bench_gemm(ck_context *ctx) {
     }
 }
 
-/* ---- grouped
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- grouped --------------------------------------------------------------------------------- */
 
 enum {
     GROUPED_L,
@@ -239,10 +235,10 @@ static void check_grouped(ck_context *ctx) {
     grouped_cases(ctx, &skewed, 300, 270, XP_F32);
     grouped_cases(ctx, &skewed, 300, 270, XP_BF16);
     grouped_cases(ctx, &skewed, 528, 328, XP_BF16);
-    /* Enough rows an expert for pairs of tiles; an expert that fills no tile, ends inside tiles. */
+    /* Enough rows an expert for 2-CTA clusters; an expert that fills no tile, ends inside tiles. */
     static const int32_t pairs[] = {0, 300, 310, 1640};
     for (int gathered = 0; gathered < 2; gathered++) {
-        const routing many = {"pairs", 3, 1700, gathered ? 200 : 1700, pairs, gathered != 0};
+        const routing many = {"clusters", 3, 1700, gathered ? 200 : 1700, pairs, gathered != 0};
         grouped_cases(ctx, &many, 264, 328, XP_BF16);
     }
 }

@@ -3,9 +3,7 @@
 #include <stdlib.h>
 #include "checkop.h"
 
-/* ---- router
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- router ---------------------------------------------------------------------------------- */
 
 enum { ROUTER_T, ROUTER_E, ROUTER_K, ROUTER_FUNC, ROUTER_NORM, ROUTER_SEQ };
 
@@ -173,9 +171,7 @@ static void check_router_losses(ck_context *ctx) {
         }
 }
 
-/* ---- histogram
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- histogram ------------------------------------------------------------------------------- */
 
 static xp_status call_histogram(const ck_call *call) {
     const xp_histogram_args args = {.n = call->c->size[0],
@@ -212,8 +208,7 @@ static void histogram_case(ck_context *ctx, int64_t n, int64_t n_experts, bool a
     free(ids);
 }
 
-/* ---- silu * gate * prob
- * --------------------------------------------------------------------------------------------- */
+/* ---- silu * gate * prob ---------------------------------------------------------------------- */
 
 enum { SILU_ROWS, SILU_DIM, SILU_DTYPE, SILU_HALVES };
 

@@ -10,9 +10,7 @@ static double row_bytes(int64_t n_rows, int64_t dim, xp_dtype dtype) {
     return (double)n_rows * (double)dim * (double)xp_dtype_bytes(dtype);
 }
 
-/* ---- embedding
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- embedding ------------------------------------------------------------------------------- */
 
 /* size: T, D, V */
 static xp_embed_args embed_args(const ck_call *call) {
@@ -75,9 +73,7 @@ static void embed(ck_context *ctx, int64_t t, int64_t d, int64_t v, int64_t used
     }
 }
 
-/* ---- RMSNorm
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- RMSNorm --------------------------------------------------------------------------------- */
 
 /* size: N, D, dtype; backward also dw_dtype, acc, d_residual where dx lies */
 static xp_status call_rmsnorm_forward(const ck_call *call) {
@@ -217,9 +213,7 @@ static void rmsnorm(ck_context *ctx, int64_t n, int64_t d, xp_dtype dtype) {
         ck_gradient(ctx, &forward, &backward, 2e-3);
 }
 
-/* ---- QK-norm and RoPE
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- QK-norm and RoPE ------------------------------------------------------------------------ */
 
 typedef struct rope_shape {
     int64_t n_tokens;

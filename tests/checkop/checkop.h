@@ -116,7 +116,7 @@ typedef struct ck_candidate {
 
 typedef struct ck_limits {
     double copy_bytes_per_s, flops_per_s; /* of the machine, measured in this run */
-    const char *product;                  /* whose rate that is: "sgemm", "bf16 matmul" */
+    const char *what;                     /* whose rate that is: "sgemm", "bf16 matmul" */
 } ck_limits;
 
 typedef struct ck_context {
@@ -150,8 +150,7 @@ void ck_run(ck_context *ctx, const ck_case *c);
 void ck_gradient(ck_context *ctx, const ck_case *forward, const ck_case *backward,
                  double tolerance);
 
-/* ---- the parts of the harness
- * --------------------------------------------------------------------------------------- */
+/* ---- the parts of the harness ---------------------------------------------------------------- */
 
 typedef struct ck_image ck_image; /* host copies of a case's buffers */
 /** Filled for a run: inputs by (seed, name), outputs poisoned, saved buffers computed by the plain
@@ -211,9 +210,7 @@ XP_NODISCARD xp_status ck_time_on_gpu(const ck_candidate *candidate, const ck_ca
  * the exit code */
 int ck_main(int argc, char **argv);
 
-/* ---- the families
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- the families ---------------------------------------------------------------------------- */
 
 /**
  * cases_NAME.c defines `void ck_NAME_cases(ck_context *ctx)`, which runs the family's cases, or its

@@ -15,9 +15,7 @@ struct ck_image {
     void *data[CK_MAX_BUFFERS];
 };
 
-/* ---- cases
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- cases ----------------------------------------------------------------------------------- */
 
 void ck_case_init(ck_case *c, const char *op, xp_status (*call)(const ck_call *call)) {
     memset(c, 0, sizeof *c);
@@ -79,9 +77,7 @@ void *ck_at(const ck_call *call, const char *name) {
     return i < 0 ? NULL : call->pointers[i];
 }
 
-/* ---- values
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 double ck_load(const void *data, xp_dtype dtype, int64_t i) {
     switch (dtype) {
@@ -145,9 +141,7 @@ static void fill(const ck_buffer *b, uint64_t seed, int64_t distinct, void *data
         memcpy((char *)data + at, data, bytes_of(b) - at < block ? bytes_of(b) - at : block);
 }
 
-/* ---- images
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- images ---------------------------------------------------------------------------------- */
 
 static xp_status allocate(const ck_case *c, ck_image **image) {
     ck_image *made = calloc(1, sizeof *made);
@@ -226,9 +220,7 @@ void *ck_image_data(const ck_image *image, int buffer) {
     return image->data[buffer];
 }
 
-/* ---- runs
- * -----------------------------------------------------------------------------------------------------------
- */
+/* ---- runs ------------------------------------------------------------------------------------ */
 
 xp_status ck_run_reference(const ck_context *ctx, ck_image *image) {
     const ck_call call = {image->c, ctx->reference.ops, ctx->reference.stream, image->data, NULL};
@@ -256,7 +248,7 @@ static xp_status upload(const ck_candidate *candidate, const void *data, size_t 
     return status;
 }
 
-/* Bring a block back; `damage` says so when a guard was written over. */
+/* Copy a block back; `damage` says so when a guard was written over. */
 static xp_status download(const ck_candidate *candidate, const ck_block *b, const char *name,
                           void *data, char *damage, size_t n_damage) {
     const size_t all = b->n_bytes + 2 * GUARD_BYTES;

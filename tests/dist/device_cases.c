@@ -28,7 +28,7 @@ void *reserve(worker *r, size_t n_bytes) {
 /* Drivers may make cudaMalloc and cudaFree wait for what runs on other GPUs of the process: nobody
  * is in a collective before all are done with those. */
 static void meet(worker *r) {
-    check(r, xp_comm_barrier(r->comm, NULL) == XP_OK, "meeting on the host", 0);
+    check(r, xp_comm_barrier(r->comm, NULL) == XP_OK, "barrier on the host", 0);
 }
 
 static void move(worker *r, void *to, const void *from, size_t n_bytes) {
@@ -245,7 +245,7 @@ static void repeats(worker *r) {
 void windows(worker *r) {
     const size_t each = 300000 * sizeof(int);
     xp_window *window = NULL;
-    if (!xp_comm_shares_memory(r->comm))
+    if (!xp_comm_is_one_node(r->comm))
         return;
     const xp_status made =
         xp_comm_window_create(r->comm, r->device, each * (size_t)r->n, "ep", &window);

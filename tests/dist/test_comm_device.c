@@ -14,6 +14,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "comm/thread/simulate_nodes.h"
 #include "core/file.h"
 #include "device/plugin.h"
 #include "device_cases.h"
@@ -67,7 +68,7 @@ static void run(worker *r) {
               "CUDA", 0);
     args.index = (r->o->mpi ? local_rank(r->comm, r->me) : r->me) % n_devices;
     if (!r->o->cuda)
-        args.caps = "guard"; /* memory that only queued work may touch */
+        args.caps = "test_protect"; /* memory that only queued work may touch */
     check(r, xp_device_create(&args, &r->device) == XP_OK, "device", 0);
     if (!r->device)
         return;
@@ -123,7 +124,7 @@ static int run_threads(const options *o, int n) {
         return 1;
     for (int k = 0; k < n; k++)
         nodes[k] = o->n_nodes > 1 ? k % o->n_nodes : 0;
-    if (xp_thread_world_set_nodes(world, nodes) != XP_OK)
+    if (xp_thread_world_simulate_nodes(world, nodes) != XP_OK)
         return 1;
     for (int k = 0; k < n; k++) {
         ranks[k] = (worker){.o = o, .world = world, .me = k, .n = n, .carrier = "nothing"};

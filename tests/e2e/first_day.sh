@@ -74,6 +74,14 @@ expect_rc 0 "finished"
 expect_text third.log "this run is complete: step 60 of 60"
 find $dump/checkpoint -type f -exec sha256sum {} + | sort | cmp -s - before || fail "a finished run changed its checkpoints"
 
+# A file as the first word is trained as it stands, without the debug run's batch and degree.
+./run_train.sh ../tiny.toml --training.steps 2 --job.dump_folder outputs/own > own.log 2>&1
+rc=$?
+expect_rc 0 "a file of one's own"
+expect_text own.log "^config: ../tiny.toml"
+expect_text own.log "expert parallel 1 "
+expect_text own.log "(2 a rank x 2 ranks x 1 microbatches)"
+
 # The same text for the same seed, from the checkpoint and from its export.
 expar=build/release/bin/expar
 "$expar" export --checkpoint $dump --out model > export.log 2>&1

@@ -51,6 +51,38 @@ expect_text run.log "there are 2 GPUs: set NGPU=8"
 run 2 2 2 "${all[@]}" --training.backend cpu
 expect_rc 0 "the CPU of a machine with GPUs"
 [ "$n_processes" = 0 ] || fail "a run on the CPU opened a GPU"
+# The benches start ranks in the same way. bench NGPU-OR-NOTHING GPUS RANKS KIND [OPTIONS]
+bench() {
+    local ngpu=$1 gpus=$2 ranks=$3
+    shift 3
+    rm -rf log && mkdir log
+    NGPU=$ngpu FAKE_GPUS=$gpus FAKE_RANKS=$ranks "$EXPAR" bench "$@" > run.log 2>&1
+    rc=$?
+    opened=$(ls log | sed 's/-.*//' | sort -n | uniq -c | awk '{ printf "%s%s:%s", n++ ? " " : "", $2, $1 }')
+    n_processes=$(ls log | cut -d- -f2 | sort -u | wc -l)
+    [ -z "$(ls t)" ] || fail "something is left: $(ls t)"
+    expect_text run.log "is a fake and cannot train"
+    expect_rc 1 "$*"
+}
+expect_bench() { # GPUS-OPENED PROCESSES WHAT
+    [ "$opened" = "$1" ] || fail "$3: GPUs $opened were opened instead of $1"
+    [ "$n_processes" = "$2" ] || fail "$3: $n_processes processes opened them instead of $2"
+}
+bench '' 4 4 ep --tokens 64
+expect_bench "0:1 1:1 2:1 3:1" 4 "bench ep on all GPUs"
+bench 3 4 3 ep --tokens 64 --experts 96
+expect_bench "0:1 1:1 2:1" 3 "bench ep with NGPU=3"
+bench '' 4 2 ep --tokens 64 --ranks 2
+expect_bench "0:1 1:1" 2 "bench ep on two of four GPUs"
+bench '' 2 2 ep --tokens 64 --routing random --job.ranks threads
+expect_bench "0:1 1:1" 1 "bench ep, threads with a GPU each"
+bench '' 2 4 ep --tokens 64 --ranks 4 --job.ranks processes
+expect_bench "0:2 1:2" 4 "bench ep, processes that share GPUs"
+bench '' 2 2 scaling --config tiny.toml --ranks 2 --batch 1 --mode weak --steps 1 --warmup 1 --training.dtype float32
+expect_bench "0:1 1:1" 2 "bench scaling"
+FAKE_GPUS=2 "$EXPAR" bench ep --device cpu --ranks 2 --tokens 8 --dim 8 --top-k 2 --seconds 0.01 > run.log 2>&1
+rc=$?
+expect_rc 0 "bench ep on the CPU of a machine with GPUs"
 mkdir none
 PATH=$WORK/none "$(command -v env)" FAKE_GPUS=2 "$EXPAR" train --job.config_file tiny.toml --training.dtype float32 "${all[@]}" > run.log 2>&1
 rc=$?

@@ -67,8 +67,8 @@ plan p2p.json "${moe[@]}" 16 --nodes 2 --deepep.transport p2p
 expect_rc 1 "p2p between nodes"
 holds p2p.json "'2 nodes' in d[0]['error']"
 holds ep16.json "d[1]['transport'] == 'a2a'"
-plan relay.json "${moe[@]}" 16 --nodes 2 --deepep.transport hierarchical
-holds relay.json "d[0]['transport'] == 'hierarchical' and d[0]['network_bytes'] > 0"
+plan forwarded.json "${moe[@]}" 16 --nodes 2 --deepep.transport hierarchical
+holds forwarded.json "d[0]['transport'] == 'hierarchical' and d[0]['network_bytes'] > 0"
 # Nodes of six: the second group of four lies on two of them.
 plan straddling.json "${moe[@]}" 4 --nodes 2 --gpus-per-node 6 --deepep.transport p2p
 holds straddling.json "'2 nodes' in d[0]['error']"

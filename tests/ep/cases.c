@@ -139,7 +139,7 @@ static bool rounds_do_not_change_sums(ep_env *env) {
     ep_problem p = ep_problem_for(env, ROUTE_SKEWED);
     for (int i = 0; i < 2; i++) {
         p.capacity_factor = i ? 0.2 : 100;
-        if (!ep_check_all(env, &p, 1)) /* the reference sums without looking at rounds */
+        if (!ep_check_all(env, &p, 1)) /* the reference sums all rounds as one */
             return false;
     }
     return true;

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "comm/thread/simulate_nodes.h"
 #include "harness.h"
 
 bool ep_fail(ep_env *env, const char *format, ...) {
@@ -143,7 +144,8 @@ static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_t
     for (int r = 0; r < n_ranks; r++)
         nodes[r] = node_of(r, n_ranks);
     if (!threads || xp_thread_world_create(n_ranks, timeout_s, &world) != XP_OK ||
-        (transport == XP_EP_HIERARCHICAL && xp_thread_world_set_nodes(world, nodes) != XP_OK)) {
+        (transport == XP_EP_HIERARCHICAL &&
+         xp_thread_world_simulate_nodes(world, nodes) != XP_OK)) {
         printf("no world: %s\n", xp_last_error());
         free(threads);
         return false;
@@ -241,7 +243,7 @@ static int run_mpi(const options *o) {
     int n_run = 0, n_failed = 0;
     for (int i = 0; i < n_ep_cases; i++) {
         for (int t = XP_EP_P2P; t <= XP_EP_HIERARCHICAL; t++) {
-            if (t == XP_EP_P2P && !xp_comm_shares_memory(env.comm))
+            if (t == XP_EP_P2P && !xp_comm_is_one_node(env.comm))
                 continue;
             for (int d = 0; d < 2; d++) {
                 env.transport = (xp_ep_transport)t;

@@ -6,7 +6,7 @@
 #include "core/rng.h"
 #include "full.h"
 
-#define N_ROWS    32 /* sampled rows of a product, and columns of each */
+#define N_ROWS    32 /* sampled rows of a head_gemm, and columns of each */
 #define N_COLUMNS 32
 #define N_LOSSES  12 /* sampled rows of the loss, over the whole vocabulary */
 
@@ -26,11 +26,11 @@ typedef struct head {
     int32_t *targets; /* host [N] */
 } head;
 
-typedef enum product { LOGITS, DGRAD, WGRAD } product;
+typedef enum head_gemm { LOGITS, DGRAD, WGRAD } head_gemm;
 static const char *const names[] = {"logits", "dx", "dw"};
 
-/* An element of what the product should be. */
-static double exact(const head *h, product which, int64_t row, int64_t column) {
+/* An element of what the head_gemm should be. */
+static double exact(const head *h, head_gemm which, int64_t row, int64_t column) {
     const int64_t v = h->s->vocab, d = h->s->dim;
     double sum = 0;
     if (which == LOGITS)
@@ -44,7 +44,7 @@ static double exact(const head *h, product which, int64_t row, int64_t column) {
     return sum;
 }
 
-static xp_gemm_args args_of(const head *h, product which) {
+static xp_gemm_args args_of(const head *h, head_gemm which) {
     const int64_t n = h->s->n_rows, v = h->s->vocab, d = h->s->dim;
     xp_gemm_args a = {.alpha = 1.0F, .ab_dtype = XP_BF16, .c_dtype = XP_BF16, .c = h->out};
     if (which == LOGITS) {
@@ -60,7 +60,7 @@ static xp_gemm_args args_of(const head *h, product which) {
     return a;
 }
 
-static xp_status sample_product(head *h, product which, double *want, double *got, double *whole) {
+static xp_status sample_gemm(head *h, head_gemm which, double *want, double *got, double *whole) {
     const xp_gemm_args args = args_of(h, which);
     int64_t rows[N_ROWS], columns[N_COLUMNS];
     const int n_rows = full_sample(h->ctx, "head rows", N_ROWS, args.m, rows);
@@ -86,13 +86,13 @@ static xp_status sample_product(head *h, product which, double *want, double *go
 }
 
 /* Leaves the result in h->out, for the loss. */
-static xp_status check_product(head *h, product which) {
+static xp_status check_gemm(head *h, head_gemm which) {
     const xp_gemm_args args = args_of(h, which);
     XP_TRY(h->ctx->ops->gemm(h->ctx->stream, &args));
     double *want = calloc(N_ROWS * N_COLUMNS, sizeof *want);
     double *got = calloc(N_ROWS * N_COLUMNS, sizeof *got);
     double *whole = calloc((size_t)args.n, sizeof *whole);
-    const xp_status status = want && got && whole ? sample_product(h, which, want, got, whole)
+    const xp_status status = want && got && whole ? sample_gemm(h, which, want, got, whole)
                                                   : xp_error(XP_ENOMEM, "check_full: no memory");
     free(want);
     free(got);
@@ -217,7 +217,7 @@ static xp_status check_products(head *h) {
     XP_TRY(full_tensor_create(h->ctx, "dlogits", 1e-3, n * v, &h->dlogits));
     for (int which = 0; which < 3; which++) {
         XP_TRY(full_output_create(h->ctx, (size_t)n_out[which] * 2, &h->out));
-        XP_TRY(check_product(h, (product)which));
+        XP_TRY(check_gemm(h, (head_gemm)which));
         if (which == LOGITS)
             XP_TRY(check_loss(h));
         xp_device_free(h->ctx->device, h->out);

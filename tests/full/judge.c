@@ -27,7 +27,7 @@ static const tolerance_row rows[FULL_N_TOLERANCES] = {
                           "fp32 sums of some thousand exact products; tensor cores cut what lies "
                           "below the accumulator"},
     [FULL_ATTENTION] = {0x1p-8, 0x1p-7, 0x1p-6,
-                        "weights are rounded to bf16 before the second product, then the result"},
+                        "weights are rounded to bf16 before the second GEMM, then the result"},
     [FULL_ATTENTION_GRADIENT] = {0x1p-7, 0x1p-6, 0x1p-5,
                                  "weights, their gradients and results are rounded to bf16; dp may "
                                  "be kept in it"},

@@ -5,7 +5,7 @@
 #include "full.h"
 
 static const char usage[] =
-    "Compare expert products, attention and the head with exact sums at the sizes of\n"
+    "Compare expert GEMMs, attention and the head with exact sums at the sizes of\n"
     "Qwen3-30B-A3B and 235B-A22B, at sampled places.\n"
     "\n"
     "  check_full [--device cuda|cpu] [--caps LIST] [--op GLOB] [--seed N] [--small]\n"

@@ -80,8 +80,8 @@ static xp_status choose(const choice *c, xp_comm_backend **backend) {
     const xp_nccl_calls *nccl = c->cuda->nccl(why, sizeof why);
     /* Kernels of two NCCL communicators on the same GPUs can wait for each other in a circle. */
     rank_info mine = {.has_nccl = nccl != NULL,
-                      .gpu = {.on_gpu = 1, .used_by_others = xp_device_is_shared(device)}};
-    XP_TRY(c->cuda->sharing->identity(device, mine.gpu.id));
+                      .gpu = {.on_gpu = 1, .used_by_others = xp_device_is_gpu_shared(device)}};
+    XP_TRY(c->cuda->peer_access->identity(device, mine.gpu.id));
     XP_TRY(xp_comm_gather_bytes(comm, phase, &mine, c->ranks, sizeof mine));
     switch (placement_of(comm, c->ranks, c->gpus).layout) {
     case XP_GPUS_OWN:
@@ -93,7 +93,7 @@ static xp_status choose(const choice *c, xp_comm_backend **backend) {
                                                               .reduce = c->cuda->reduce},
                                       backend);
     case XP_GPUS_ONE:
-        if (comm->shares_addresses && comm->provider->run_on_device)
+        if (comm->same_process && comm->provider->run_on_device)
             return one_gpu_create(comm, device, backend);
         return xp_staged_backend_create(comm, device, c->max_bytes, backend);
     default:

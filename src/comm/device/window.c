@@ -7,7 +7,7 @@
 typedef struct device_window {
     xp_window base;
     xp_device *device;
-    const xp_gpu_sharing *sharing;
+    const xp_gpu_peer_access *peer_access;
     void *mine;
     bool opens; /* peers' memory is opened, and must be closed */
 } device_window;
@@ -28,7 +28,7 @@ static void free_window(device_window *w) {
 static void release(device_window *w) {
     for (int i = 0; i < w->base.size && w->opens; i++)
         if (i != w->base.comm->rank && w->base.peers[i])
-            w->sharing->close_memory(w->device, w->base.peers[i]);
+            w->peer_access->close_memory(w->device, w->base.peers[i]);
     if (w->base.comm->provider->final_barrier(w->base.comm, w->base.id))
         xp_device_free(w->device, w->mine);
     else
@@ -42,7 +42,7 @@ static void destroy(xp_window *window) {
 
 /* Zeroed before anyone can write. Memory that others open is an allocation of its own. */
 static xp_status reserve(device_window *w, const xp_device_window_args *args) {
-    const size_t step = w->opens ? args->sharing->granularity : 1;
+    const size_t step = w->opens ? args->peer_access->granularity : 1;
     const size_t n_bytes = (args->n_bytes + step - 1) / step * step;
     XP_TRY(xp_device_alloc(w->device, n_bytes, args->tag, &w->mine));
     return xp_device_clear(w->device, w->mine, n_bytes);
@@ -54,9 +54,9 @@ static xp_status reach(device_window *w, const window_info *theirs, int rank) {
         return XP_OK;
     }
     if (w->opens)
-        return w->sharing->open_memory(w->device, theirs->handle, &w->base.peers[rank]);
+        return w->peer_access->open_memory(w->device, theirs->handle, &w->base.peers[rank]);
     w->base.peers[rank] = theirs->data;
-    return w->sharing->enable_peer(w->device, theirs->device);
+    return w->peer_access->enable_peer(w->device, theirs->device);
 }
 
 static xp_status connect_all(device_window *w) {
@@ -67,7 +67,7 @@ static xp_status connect_all(device_window *w) {
     if (!all)
         return xp_error(XP_ENOMEM, "no memory for a window over %d ranks", comm->size);
     xp_status status =
-        w->opens ? w->sharing->export_memory(w->device, w->mine, mine.handle) : XP_OK;
+        w->opens ? w->peer_access->export_memory(w->device, w->mine, mine.handle) : XP_OK;
     if (status == XP_OK)
         status = xp_comm_gather_bytes(comm, phase, &mine, all, sizeof mine);
     for (int i = 0; i < comm->size && status == XP_OK; i++) {
@@ -94,8 +94,8 @@ xp_status xp_device_window_create(const xp_device_window_args *args, xp_window *
         return xp_error(XP_ENOMEM, "no memory for a window over %d ranks", comm->size);
     }
     *w = (device_window){.device = args->device,
-                         .sharing = args->sharing,
-                         .opens = !comm->shares_addresses && comm->size > 1};
+                         .peer_access = args->peer_access,
+                         .opens = !comm->same_process && comm->size > 1};
     w->base = (xp_window){.comm = comm,
                           .id = comm->n_windows,
                           .size = comm->size,

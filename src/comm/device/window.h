@@ -8,7 +8,7 @@
 typedef struct xp_device_window_args {
     xp_comm *comm;
     xp_device *device;
-    const xp_gpu_sharing *sharing;
+    const xp_gpu_peer_access *peer_access;
     size_t n_bytes;
     const char *tag;
 } xp_device_window_args;

@@ -73,7 +73,7 @@ static xp_status create_comm(xp_mpi_world *world, const int *ranks, int size, in
                         .timeout_s = world->timeout_s,
                         .hooks = &world->hooks};
     number_nodes(c);
-    c->base.shares_memory = c->base.n_nodes == 1;
+    c->base.one_node = c->base.n_nodes == 1;
     pthread_mutex_lock(&world->lock);
     world->n_comms++;
     pthread_mutex_unlock(&world->lock);

@@ -13,7 +13,7 @@ void xp_world_fail(xp_thread_world *world, const xp_failure *failure) {
         atomic_store(&world->failed, true);
         for (xp_team *team = world->teams; team; team = team->next) {
             atomic_fetch_or(&team->state, 1U);
-            xp_bell_ring(&team->bell);
+            xp_futex_event_signal(&team->event);
         }
     }
     pthread_mutex_unlock(&world->lock);
@@ -179,7 +179,7 @@ static void wait_for_barrier(xp_thread_comm *comm, xp_comm_kind kind, const char
     if (completed_or_failed(&wait))
         return;
     xp_comm_mark_waiting(&comm->base, 1);
-    while (!xp_bell_wait(&team->bell, completed_or_failed, &wait, deadline, timeout)) {
+    while (!xp_futex_event_wait(&team->event, completed_or_failed, &wait, deadline, timeout)) {
         double now = xp_time_s();
         if (now >= last || count_at_fault(comm) > 0) {
             report_timeout(comm, kind, phase);
@@ -201,7 +201,7 @@ static void arrive(xp_thread_comm *comm) {
     uint32_t state = atomic_load(&team->state);
     while ((state & 1U) == 0 && !atomic_compare_exchange_weak(&team->state, &state, state + 2)) {
     }
-    xp_bell_ring(&team->bell);
+    xp_futex_event_signal(&team->event);
 }
 
 xp_status xp_team_enter(xp_thread_comm *comm, xp_comm_kind kind, const char *phase) {
@@ -227,7 +227,8 @@ xp_status xp_team_leave(xp_thread_comm *comm) {
         return XP_OK;
     /* Failed between enter and leave: whoever still copies finishes soon and arrives; our buffers
      * must stay until then. Nobody signals a single arrival, hence the short slice. */
-    xp_bell_wait(&team->bell, all_arrived, &wait, xp_time_s() + team->world->timeout_s, 1e-4);
+    xp_futex_event_wait(&team->event, all_arrived, &wait, xp_time_s() + team->world->timeout_s,
+                        1e-4);
     return xp_world_status(team->world);
 }
 
@@ -278,13 +279,13 @@ bool xp_team_final_barrier(xp_thread_comm *comm, int64_t id) {
     pthread_mutex_unlock(&world->lock);
     if (!end)
         return false;
-    xp_bell_ring(&team->bell);
+    xp_futex_event_signal(&team->event);
     end_wait wait = {.end = end, .size = team->size};
     const double started = xp_time_s(), healthy = started + world->timeout_s;
     /* In a failed world a rank may never come: long enough for a copy under way, no longer. */
     const double failed = started + (world->timeout_s < 1.0 ? world->timeout_s : 1.0);
     bool all = false;
-    while (!(all = xp_bell_wait(&team->bell, all_ended, &wait, xp_time_s() + 0.05, 0.05))) {
+    while (!(all = xp_futex_event_wait(&team->event, all_ended, &wait, xp_time_s() + 0.05, 0.05))) {
         const double now = xp_time_s();
         if (now > healthy || (now > failed && atomic_load(&world->failed)))
             break;

@@ -4,7 +4,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include "comm/flag.h"
+#include "comm/futex_event.h"
 #include "comm/on_failure.h"
 #include "comm/provider.h"
 #include "comm/reduce.h"
@@ -57,7 +57,7 @@ struct xp_team {
     _Atomic uint32_t n_arrived; /* entries into all barriers so far */
     _Atomic uint32_t
         state; /* completed barriers << 1 | failed; no barrier completes once failed is set */
-    xp_bell bell;
+    xp_futex_event event;
     xp_team_slot *slots; /* [size] */
     xp_team_end *ends;   /* under the world's lock */
 };

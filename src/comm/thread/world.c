@@ -4,6 +4,7 @@
 #include <string.h>
 #include "comm/thread/collectives.h"
 #include "comm/thread/device_collectives.h"
+#include "comm/thread/simulate_nodes.h"
 #include "comm/thread/window.h"
 
 xp_status xp_thread_world_create(int n_ranks, double timeout_s, xp_thread_world **world) {
@@ -46,9 +47,10 @@ fail_memory:
                : status;
 }
 
-xp_status xp_thread_world_set_nodes(xp_thread_world *world, const int *nodes) {
+xp_status xp_thread_world_simulate_nodes(xp_thread_world *world, const int *nodes) {
     if (!world || !nodes)
-        return xp_error(XP_EINVAL, "xp_thread_world_set_nodes: world and nodes must not be NULL");
+        return xp_error(XP_EINVAL,
+                        "xp_thread_world_simulate_nodes: world and nodes must not be NULL");
     int n_ranks = world->n_ranks;
     int *all = calloc((size_t)n_ranks, sizeof *all);
     if (!all)
@@ -109,8 +111,8 @@ static xp_status join(xp_team *team, int rank, xp_comm **comm) {
         .n_nodes = team->n_nodes,
         .nodes = team->nodes,
         .world_ranks = team->world_ranks,
-        .shares_memory = team->n_nodes == 1,
-        .shares_addresses = team->n_nodes == 1,
+        .one_node = team->n_nodes == 1,
+        .same_process = team->n_nodes == 1,
         .timeout_s = team->world->timeout_s,
         .hooks = &team->world->hooks,
     };

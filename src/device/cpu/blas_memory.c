@@ -40,7 +40,7 @@ static xp_status grow(int wanted) {
     if (n < wanted)
         return xp_error(
             XP_ENOMEM,
-            "out of memory: no 128 MiB of address space for the matrix product's "
+            "out of memory: no 128 MiB of address space for the GEMM's "
             "buffer %d of %d (one a thread); raise the limit (ulimit -v) or use fewer ranks "
             "or threads",
             n + 1, wanted);

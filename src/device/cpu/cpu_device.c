@@ -6,7 +6,7 @@
 #include <string.h>
 #include "device/cpu/blas_memory.h"
 #include "device/cpu/cpu_stream.h"
-#include "device/cpu/guard.h"
+#include "device/cpu/test_protect.h"
 #include "device/device_internal.h"
 
 /* Only when this library is an OpenBLAS: its threads would fight with ours. */
@@ -27,7 +27,8 @@ static unsigned machine_caps(void) {
     return caps;
 }
 
-/* Take the capabilities named in `list` out of cpu->caps; "guard" and "late" are for tests. */
+/* Take the capabilities named in `list` out of cpu->caps. Two more words are for tests, see
+ * device/cpu/test_protect.h. */
 static xp_status leave_out(const char *list, xp_cpu_device *cpu) {
     for (const char *at = list; at != NULL && *at != '\0';) {
         size_t n = strcspn(at, ",");
@@ -35,10 +36,10 @@ static xp_status leave_out(const char *list, xp_cpu_device *cpu) {
             cpu->caps &= ~(XP_CPU_AVX2 | XP_CPU_AVX512);
         else if (n == 6 && memcmp(at, "avx512", 6) == 0)
             cpu->caps &= ~XP_CPU_AVX512;
-        else if (n == 5 && memcmp(at, "guard", 5) == 0)
+        else if (n == 12 && memcmp(at, "test_protect", 12) == 0)
             cpu->base.hides_memory = true;
-        else if (n == 4 && memcmp(at, "late", 4) == 0)
-            cpu->late = true;
+        else if (n == 10 && memcmp(at, "test_defer", 10) == 0)
+            cpu->deferred = true;
         else if (n != 0)
             return xp_error(XP_EINVAL, "cpu: no capability \"%.*s\"; there are avx2 and avx512",
                             (int)n, at);
@@ -46,9 +47,10 @@ static xp_status leave_out(const char *list, xp_cpu_device *cpu) {
         if (*at == ',')
             at++;
     }
-    if (cpu->late && !cpu->base.hides_memory)
-        return xp_error(XP_EINVAL, "cpu: \"late\" needs \"guard\": without it results are read "
-                                   "where they lie");
+    if (cpu->deferred && !cpu->base.hides_memory)
+        return xp_error(XP_EINVAL,
+                        "cpu: \"test_defer\" needs \"test_protect\": without it results are read "
+                        "where they lie");
     return XP_OK;
 }
 
@@ -62,7 +64,7 @@ static void cpu_destroy(xp_device *device) {
 
 static xp_status cpu_alloc(xp_device *device, size_t n_bytes, void **data) {
     if (device->hides_memory)
-        return xp_guard_alloc(n_bytes, data);
+        return xp_test_protect_alloc(n_bytes, data);
     *data = aligned_alloc(256, n_bytes);
     if (*data == NULL)
         return xp_error(XP_ENOMEM, "out of memory");
@@ -74,7 +76,7 @@ static xp_status cpu_alloc(xp_device *device, size_t n_bytes, void **data) {
 
 static void cpu_free(xp_device *device, void *data) {
     if (device->hides_memory)
-        xp_guard_free(data);
+        xp_test_protect_free(data);
     else
         free(data);
 }

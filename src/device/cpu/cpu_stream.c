@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/file.h"
-#include "device/cpu/guard.h"
+#include "device/cpu/test_protect.h"
 
 #define QUEUE_LENGTH 256
 
@@ -23,7 +23,7 @@ typedef struct cpu_stream {
     xp_pool *pool;
     scratch *scratch; /* [threads of the pool] */
     bool is_inline;
-    /* late streams only: work that waits for xp_stream_sync() */
+    /* deferred streams only: work that waits for xp_stream_sync() */
     job *kept;
     int n_kept, kept_capacity;
     bool running_kept;
@@ -43,7 +43,7 @@ typedef struct cpu_event {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     uint64_t n_recorded, n_reached; /* record() calls made, and passed by their stream */
-    cpu_stream *late;               /* the stream of the last record(), if it is a late one */
+    cpu_stream *deferred;           /* the stream of the last record(), if it is a deferred one */
 } cpu_event;
 
 typedef struct event_job {
@@ -66,16 +66,16 @@ static xp_status event_reached(xp_stream *stream, void *args);
 static xp_status run_work(cpu_stream *s, const char *name, xp_cpu_fn fn, void *args) {
     if (!s->base.device->hides_memory)
         return observe(s, name, fn, args);
-    xp_guard_open();
+    xp_test_protect_open();
     const xp_status status = observe(s, name, fn, args);
-    xp_guard_close();
+    xp_test_protect_close();
     return status;
 }
 
-/* ---- late streams: nothing runs before somebody waits ---- */
+/* ---- deferred streams: nothing runs before somebody waits ---- */
 
-static bool is_late(const cpu_stream *s) {
-    return s->is_inline && ((const xp_cpu_device *)s->base.device)->late;
+static bool is_deferred(const cpu_stream *s) {
+    return s->is_inline && ((const xp_cpu_device *)s->base.device)->deferred;
 }
 
 static xp_status keep_work(cpu_stream *s, const job *work, size_t n_bytes) {
@@ -205,7 +205,7 @@ void xp_cpu_stream_destroy(xp_stream *stream) {
 xp_status xp_cpu_stream_sync(xp_stream *stream) {
     cpu_stream *s = (cpu_stream *)stream;
     if (s->is_inline)
-        return is_late(s) ? run_kept(s, NULL) : XP_OK;
+        return is_deferred(s) ? run_kept(s, NULL) : XP_OK;
     pthread_mutex_lock(&s->lock);
     while (s->n_done < s->n_submitted)
         pthread_cond_wait(&s->changed, &s->lock);
@@ -230,7 +230,7 @@ xp_status xp_cpu_submit_named(xp_stream *stream, const char *name, xp_cpu_fn fn,
         now.fn = fn;
         now.name = name;
         memcpy(now.args, args, n_bytes);
-        if (is_late(s) && !s->running_kept)
+        if (is_deferred(s) && !s->running_kept)
             return keep_work(s, &now, n_bytes);
         return run_work(s, name, fn, now.args);
     }
@@ -249,7 +249,7 @@ xp_status xp_cpu_submit_named(xp_stream *stream, const char *name, xp_cpu_fn fn,
 
 bool xp_cpu_stream_is_inline(const xp_stream *stream) {
     const cpu_stream *s = (const cpu_stream *)stream;
-    return s->is_inline && !is_late(s);
+    return s->is_inline && !is_deferred(s);
 }
 
 xp_pool *xp_cpu_stream_pool(const xp_stream *stream) {
@@ -316,7 +316,7 @@ static xp_status event_wait_for(xp_stream *stream, void *args) {
 xp_status xp_cpu_event_record(xp_event *event, xp_stream *stream) {
     cpu_event *e = (cpu_event *)event;
     cpu_stream *s = (cpu_stream *)stream;
-    e->late = is_late(s) ? s : NULL;
+    e->deferred = is_deferred(s) ? s : NULL;
     pthread_mutex_lock(&e->lock);
     event_job j = {.event = e, .count = ++e->n_recorded};
     pthread_mutex_unlock(&e->lock);
@@ -326,8 +326,8 @@ xp_status xp_cpu_event_record(xp_event *event, xp_stream *stream) {
 xp_status xp_cpu_event_wait(xp_event *event, xp_stream *stream) {
     cpu_event *e = (cpu_event *)event;
     /* Whoever waits for the event may be all that makes its stream's owner wait. */
-    if (e->late && !e->late->running_kept)
-        XP_TRY(run_kept(e->late, e));
+    if (e->deferred && !e->deferred->running_kept)
+        XP_TRY(run_kept(e->deferred, e));
     pthread_mutex_lock(&e->lock);
     event_job j = {.event = e, .count = e->n_recorded};
     pthread_mutex_unlock(&e->lock);
@@ -338,7 +338,7 @@ xp_status xp_cpu_event_sync(xp_event *event, xp_stream *stream) {
     cpu_event *e = (cpu_event *)event;
     cpu_stream *s = (cpu_stream *)stream;
     if (s->is_inline)
-        return is_late(s) ? run_kept(s, e) : XP_OK;
+        return is_deferred(s) ? run_kept(s, e) : XP_OK;
     pthread_mutex_lock(&e->lock);
     while (e->n_reached < e->n_recorded)
         pthread_cond_wait(&e->changed, &e->lock);
@@ -385,7 +385,7 @@ static xp_status run_copy(xp_stream *stream, void *args) {
 
 /* Neither device memory nor staging memory. */
 static bool is_pageable(xp_device *device, const void *data) {
-    return !xp_guard_holds(data) && !xp_device_holds_host(device, data);
+    return !xp_test_protect_holds(data) && !xp_device_holds_host(device, data);
 }
 
 xp_status xp_cpu_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {

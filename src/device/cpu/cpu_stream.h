@@ -11,7 +11,7 @@ typedef struct xp_cpu_device {
     xp_pool *pool;            /* the rank's threads, for compute streams */
     xp_pool *worker_pool;     /* one thread, for worker streams */
     xp_cpu_observer observer; /* ran NULL: none */
-    bool late;                /* compute streams keep their work until they are waited for */
+    bool deferred;            /* compute streams keep their work until they are waited for */
     int64_t n_pageable;
     int n_blas_threads; /* with a buffer of OpenBLAS's */
 } xp_cpu_device;

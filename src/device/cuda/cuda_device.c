@@ -261,7 +261,7 @@ xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) 
         return xp_error(XP_ENOMEM, "cuda device: out of memory");
     cuda->base.vtable = &cuda_vtable;
     snprintf(cuda->base.name, sizeof cuda->base.name, "cuda:%d", args->index);
-    snprintf(cuda->base.product, sizeof cuda->base.product, "%s", p.name);
+    snprintf(cuda->base.model_name, sizeof cuda->base.model_name, "%s", p.name);
     cuda->base.total_bytes = (int64_t)p.totalGlobalMem;
     cuda->index = args->index;
     cuda->n_sms = p.multiProcessorCount;

@@ -3,7 +3,8 @@
 #include "comm/cuda/rank_reduce.h"
 #include "comm/nccl/calls.h"
 #include "device/cuda/cuda_device.h"
-#include "device/cuda/sharing.h"
+#include "device/cuda/peer_access.h"
+#include "device/cuda/timing.h"
 #include "device/plugin.h"
 #include "ep/backends.h"
 #include "ep/cuda/backends.h"
@@ -33,9 +34,10 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .plain_activation = &xp_cuda_plain_activation,
         .library_describe = xp_cuda_library_describe,
         .time_call = xp_cuda_time_call,
+        .time_each = xp_cuda_time_each,
         .reduce = xp_cuda_rank_reduce,
         .prepare = prepare,
-        .sharing = &xp_cuda_sharing,
+        .peer_access = &xp_cuda_peer_access,
         .nccl = xp_nccl_open,
     };
     return &backend;

@@ -12,7 +12,7 @@
 #define XP_EP_P2P_P2P_H
 
 #include <stdatomic.h>
-#include "comm/flag.h"
+#include "comm/futex_event.h"
 #include "ep/common/call.h"
 #include "ep/common/rows.h"
 
@@ -34,7 +34,7 @@ typedef struct p2p_flag {
 /** Bytes at the head of a window for what waiting ranks sleep on (CPU) or poll (GPU). */
 #define XP_EP_P2P_WAIT_BYTES 256
 typedef union p2p_wait_words {
-    xp_bell bell; /* CPU */
+    xp_futex_event wake; /* CPU */
     char bytes[XP_EP_P2P_WAIT_BYTES];
 } p2p_wait_words;
 

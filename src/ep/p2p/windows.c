@@ -50,7 +50,7 @@ xp_status xp_ep_p2p_windows_create(xp_ep_group *group) {
     group->transport_state = state;
     if (!state)
         return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
-    state->direct = xp_comm_shares_addresses(group->comm);
+    state->direct = xp_comm_same_process(group->comm);
     state->areas = calloc((size_t)s->n_slots * (size_t)s->n_ranks, sizeof *state->areas);
     state->epochs = calloc((size_t)s->n_slots, sizeof *state->epochs);
     if (!state->areas || !state->epochs)

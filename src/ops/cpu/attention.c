@@ -122,8 +122,7 @@ static xp_attention_block score_block(const buffers *b, const query_block *qb, i
                                 b->starts, diagonal,  diagonal || first_key < qb->greatest_start};
 }
 
-/* ---- block products: on the diagonal in strips, which leave out what no query sees
- * ---------------------------------- */
+/* ---- block products: on the diagonal in strips, which leave out what no query sees ----------- */
 
 /* s[64 keys, 64 queries] = keys[64, dim_pad] @ queries_t[dim_pad, 64] */
 static void keys_by_queries(const job *j, const float *keys, const float *queries_t, float *s,
@@ -178,9 +177,7 @@ static void add_to_keys(const job *j, const float *s, const float *queries, floa
                                          .acc = true});
 }
 
-/* ---- forward
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- forward --------------------------------------------------------------------------------- */
 
 static void write_forward(const job *j, const buffers *b, const query_block *qb) {
     const xp_attention_args *args = j->args;
@@ -246,9 +243,7 @@ static void forward_task(void *context, int64_t tile, int worker) {
     }
 }
 
-/* ---- backward
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- backward -------------------------------------------------------------------------------- */
 
 /* Fill q (scaled) and dout, both ways round, and lse and delta = rowsum(dout * out) of a query
  * block. */
@@ -318,9 +313,7 @@ static void backward_task(void *context, int64_t tile, int worker) {
                        1.0f, NULL);
 }
 
-/* ---- entries
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- entries --------------------------------------------------------------------------------- */
 
 static xp_status run(xp_stream *stream, job *j, xp_tile_fn task, int64_t n_tasks) {
     const unsigned caps = xp_cpu_device_caps(xp_stream_device(stream));

@@ -11,9 +11,7 @@
 #define TILE_M 4
 #define BLOCK  XP_ATTENTION_BLOCK
 
-/* ---- matrix product
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- GEMM -------------------------------------------------------------------------- */
 
 /* TILE_M rows by n_vecs vectors in registers, over the whole depth. */
 V_INLINE void register_tile(const xp_tile_gemm *g, int64_t i, int64_t j, int n_vecs) {
@@ -61,8 +59,7 @@ static void gemm(const xp_tile_gemm *g) {
     }
 }
 
-/* ---- copies in and out of blocks
- * ------------------------------------------------------------------------------------ */
+/* ---- copies in and out of blocks ------------------------------------------------------------- */
 
 V_INLINE void pack_rows(const xp_tile_rows *rows, float factor, float *dst, int64_t dim_pad,
                         xp_dtype dtype) {
@@ -125,9 +122,7 @@ static void row_dots(const float *a, const float *b, int64_t dim_pad, float *dot
     }
 }
 
-/* ---- softmax
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- softmax --------------------------------------------------------------------------------- */
 
 V_INLINE vi load_ints(const int32_t *p) {
     vi v;
@@ -163,7 +158,7 @@ V_INLINE vf weight(vf x) {
     return v_select(none, v_set(0.0F), v_exp(v_select(none, v_set(NOTHING), x)));
 }
 
-/* Put -Inf where a pair is not seen. */
+/* Put -Inf where a query may not see a key. */
 V_INLINE void mask_scores(const xp_attention_block *block, int64_t q) {
     const vi query = lane_numbers() + (int32_t)(block->first_query + q),
              start = load_ints(block->starts + q);

@@ -41,7 +41,7 @@ typedef struct xp_attention_block {
     int64_t first_key, first_query;
     const int32_t *starts; /* [64] first key that a query sees */
     bool diagonal;         /* only the strips on and above the diagonal hold scores */
-    bool masked;           /* some pair of the block is not seen */
+    bool masked;           /* some query-key pair of the block is masked */
 } xp_attention_block;
 
 typedef struct xp_cpu_attention_kernels {

@@ -15,7 +15,7 @@ typedef struct xp_cpu_blas_timer xp_cpu_blas_timer;
 XP_NODISCARD xp_status xp_cpu_blas_timer_create(int n, xp_cpu_blas_timer **timer);
 void xp_cpu_blas_timer_destroy(xp_cpu_blas_timer *timer);
 /**
- * Seconds of one product, mean of `repeats` in a row after one that warms up. BLAS has n_threads
+ * Seconds of one GEMM, mean of `repeats` in a row after one that warms up. BLAS has n_threads
  * threads meanwhile and one again afterwards; so no device of this process may compute at the same
  * time.
  */

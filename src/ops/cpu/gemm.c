@@ -1,4 +1,4 @@
-/** Dense matrix products over the pool. */
+/** Dense GEMM over the pool. */
 #include <limits.h>
 #include "device/cpu/cpu_device.h"
 #include "ops/cpu/cpu_ops.h"
@@ -6,7 +6,7 @@
 #include "ops/cpu/grouped_gemm.h"
 #include "ops/cpu/pool_scratch.h"
 
-/** Tiles that a product is cut into when its size allows: enough to keep the threads of one rank
+/** Tiles that a GEMM is cut into when its size allows: enough to keep the threads of one rank
  * evenly busy. */
 enum { N_TILES = 32 };
 

@@ -3,7 +3,7 @@
 #include <cblas.h>
 #include <string.h>
 
-/** Inner dimension brought into scratch at a time: long enough that re-reading c costs little,
+/** Part of the inner dimension copied to scratch at a time: long enough that re-reading c costs little,
  * short enough for L2. */
 enum { CHUNK_K = 512 };
 

@@ -1,5 +1,5 @@
 /**
- * One tile of a matrix product: what the pool's threads run, on top of a single-threaded sgemm.
+ * One tile of a GEMM: what the pool's threads run, on top of a single-threaded sgemm.
  *
  * Operands that sgemm cannot read where they are (bf16, or rows behind a gather list) are brought
  * into the worker's scratch a chunk of the inner dimension at a time. Tile borders come from sizes

@@ -1,5 +1,5 @@
 /**
- * Expert products over the pool: one flat list of tiles over all experts, so that threads stay busy
+ * Grouped GEMM over the pool: one flat list of tiles over all experts, so that threads stay busy
  * whatever the routing.
  *
  * Forward and dgrad cut an expert's rows; wgrad, whose inner dimension the rows are, cuts the
@@ -24,10 +24,10 @@ typedef struct job {
 } job;
 
 /** Where a tile number leads: the tile-th tile of expert e. */
-typedef struct place {
+typedef struct row_tile {
     int64_t expert, tile;
     int64_t first_row, n_rows; /* of the expert */
-} place;
+} row_tile;
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -38,26 +38,25 @@ static bool is_empty(const xp_grouped_args *args) {
     return args->n_experts == 0 || args->n == 0 || args->k == 0;
 }
 
-static place expert_place(const xp_grouped_args *args, int64_t e) {
-    return (place){.expert = e,
-                   .first_row = args->offsets[e],
-                   .n_rows = args->offsets[e + 1] - args->offsets[e]};
+static row_tile expert_rows(const xp_grouped_args *args, int64_t e) {
+    return (row_tile){.expert = e,
+                      .first_row = args->offsets[e],
+                      .n_rows = args->offsets[e + 1] - args->offsets[e]};
 }
 
 static float *worker_scratch(const job *j, int worker) {
     return j->scratch_bytes > 0 ? xp_cpu_stream_scratch(j->stream, worker, j->scratch_bytes) : NULL;
 }
 
-/* ---- forward and dgrad --------------------------------------------------------------------------
- */
+/* ---- forward and dgrad ----------------------------------------------------------------------- */
 
 static int64_t n_row_tiles(const job *j, int64_t n_rows) {
     return xp_gemm_split_evenly(n_rows, j->max_rows_part).n_parts * j->columns.n_parts;
 }
 
-static place find_row_tile(const job *j, int64_t tile) {
+static row_tile find_row_tile(const job *j, int64_t tile) {
     for (int64_t e = 0;; e++) {
-        place at = expert_place(j->args, e);
+        row_tile at = expert_rows(j->args, e);
         int64_t n_tiles = n_row_tiles(j, at.n_rows);
         if (tile < n_tiles) {
             at.tile = tile;
@@ -72,7 +71,7 @@ static place find_row_tile(const job *j, int64_t tile) {
 static void multiply_rows(const job *j, int64_t tile, int worker, const xp_gemm_view *a,
                           const xp_gemm_view *b, int64_t inner, int64_t outer) {
     const xp_grouped_args *args = j->args;
-    place at = find_row_tile(j, tile);
+    row_tile at = find_row_tile(j, tile);
     xp_gemm_split rows = xp_gemm_split_evenly(at.n_rows, j->max_rows_part);
     int64_t i0 = at.tile / j->columns.n_parts * rows.part;
     int64_t j0 = at.tile % j->columns.n_parts * j->columns.part;
@@ -127,7 +126,7 @@ static xp_status run_rows(xp_stream *stream, const xp_grouped_args *args, xp_til
     }
     int64_t n_tiles = 0;
     for (int64_t e = 0; e < args->n_experts; e++)
-        n_tiles += n_row_tiles(&j, expert_place(args, e).n_rows);
+        n_tiles += n_row_tiles(&j, expert_rows(args, e).n_rows);
     xp_pool_run(xp_cpu_stream_pool(stream), fn, &j, n_tiles);
     return XP_OK;
 }
@@ -140,8 +139,7 @@ xp_status xp_cpu_grouped_dgrad(xp_stream *stream, const xp_grouped_args *args) {
     return run_rows(stream, args, dgrad_tile, args->k, args->gather_dy);
 }
 
-/* ---- wgrad --------------------------------------------------------------------------------------
- */
+/* ---- wgrad ----------------------------------------------------------------------------------- */
 
 /** The cut of one expert's [n, k] weight gradient; none for an expert without rows that is added
  * to. */
@@ -158,10 +156,10 @@ static void split_weight(const xp_grouped_args *args, int64_t n_rows, xp_gemm_sp
 static void wgrad_tile(void *context, int64_t tile, int worker) {
     const job *j = context;
     const xp_grouped_args *args = j->args;
-    place at;
+    row_tile at;
     xp_gemm_split rows, columns;
     for (int64_t e = 0;; e++) {
-        at = expert_place(args, e);
+        at = expert_rows(args, e);
         split_weight(args, at.n_rows, &rows, &columns);
         int64_t n_tiles = rows.n_parts * columns.n_parts;
         if (tile < n_tiles)
@@ -203,7 +201,7 @@ xp_status xp_cpu_grouped_wgrad(xp_stream *stream, const xp_grouped_args *args) {
     int64_t n_tiles = 0;
     for (int64_t e = 0; e < args->n_experts; e++) {
         xp_gemm_split rows, columns;
-        split_weight(args, expert_place(args, e).n_rows, &rows, &columns);
+        split_weight(args, expert_rows(args, e).n_rows, &rows, &columns);
         n_tiles += rows.n_parts * columns.n_parts;
     }
     xp_pool_run(xp_cpu_stream_pool(stream), wgrad_tile, &j, n_tiles);

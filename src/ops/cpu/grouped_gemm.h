@@ -1,4 +1,4 @@
-/** Expert products over the pool; contracts in ops.h. */
+/** Grouped GEMM over the pool; contracts in ops/op_gemm.h. */
 #ifndef XP_OPS_CPU_GROUPED_GEMM_H
 #define XP_OPS_CPU_GROUPED_GEMM_H
 

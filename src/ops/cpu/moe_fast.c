@@ -10,8 +10,7 @@ static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* ---- router -------------------------------------------------------------------------------------
- */
+/* ---- router ---------------------------------------------------------------------------------- */
 
 typedef struct router_job {
     const xp_router_args *args;
@@ -154,8 +153,7 @@ static xp_status router_backward(xp_stream *stream, const xp_router_backward_arg
     return XP_OK;
 }
 
-/* ---- silu * gate * prob -------------------------------------------------------------------------
- */
+/* ---- silu * gate * prob ---------------------------------------------------------------------- */
 
 typedef struct silu_job {
     const xp_silu_gate_prob_args *forward;

@@ -32,9 +32,7 @@ static const xp_cpu_norm_kernels *kernels_of(xp_stream *stream) {
     return (caps & XP_CPU_AVX512) != 0 ? xp_cpu_norm_kernels_avx512() : xp_cpu_norm_kernels_avx2();
 }
 
-/* ---- RMSNorm
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- RMSNorm --------------------------------------------------------------------------------- */
 
 static void rmsnorm_forward_tile(void *context, int64_t tile, int worker) {
     (void)worker;
@@ -76,8 +74,7 @@ static xp_status rmsnorm_backward(xp_stream *stream, const xp_rmsnorm_backward_a
     return XP_OK;
 }
 
-/* ---- QK-norm and RoPE
- * --------------------------------------------------------------------------------------------- */
+/* ---- QK-norm and RoPE ------------------------------------------------------------------------ */
 
 static void qknorm_rope_forward_tile(void *context, int64_t tile, int worker) {
     (void)worker;
@@ -114,9 +111,7 @@ static xp_status qknorm_rope_backward(xp_stream *stream, const xp_qknorm_rope_ba
     return XP_OK;
 }
 
-/* ---- embedding
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- embedding ------------------------------------------------------------------------------- */
 
 static void embed_forward_tile(void *context, int64_t tile, int worker) {
     (void)worker;

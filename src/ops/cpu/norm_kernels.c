@@ -21,9 +21,7 @@ static void *out_row(void *data, xp_dtype dtype, int64_t first) {
     return (char *)data + first * (int64_t)xp_dtype_bytes(dtype);
 }
 
-/* ---- RMSNorm
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- RMSNorm --------------------------------------------------------------------------------- */
 
 V_INLINE float row_squares(const void *row, int64_t dim, xp_dtype dtype) {
     vf sums[4] = {{0}};
@@ -131,8 +129,7 @@ static void rmsnorm_backward(const xp_rmsnorm_backward_args *args, int64_t first
     }
 }
 
-/* ---- QK-norm and RoPE
- * --------------------------------------------------------------------------------------------- */
+/* ---- QK-norm and RoPE ------------------------------------------------------------------------ */
 
 /* One head: x [C] -> out [C]. w: the norm's weight or NULL. */
 V_INLINE void rope_head(const xp_qknorm_rope_args *args, const void *x, const void *w,
@@ -263,9 +260,7 @@ static void qknorm_rope_backward(const xp_qknorm_rope_backward_args *args, int64
     }
 }
 
-/* ---- sums of rows
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- sums of rows ---------------------------------------------------------------------------- */
 
 static void sum_parts(const float *parts, int64_t n_parts, int64_t stride, int64_t n, void *out,
                       xp_dtype dtype, bool acc) {

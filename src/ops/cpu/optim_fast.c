@@ -19,8 +19,7 @@ static int64_t tile_end(int64_t tile, int64_t n) {
     return smaller((tile + 1) * XP_OPS_SUM_BLOCK, n);
 }
 
-/* ---- AdamW --------------------------------------------------------------------------------------
- */
+/* ---- AdamW ----------------------------------------------------------------------------------- */
 
 typedef struct adamw_job {
     const xp_adamw_args *args;
@@ -73,8 +72,7 @@ static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
     return XP_OK;
 }
 
-/* ---- sums ---------------------------------------------------------------------------------------
- */
+/* ---- sums ------------------------------------------------------------------------------------ */
 
 typedef struct sum_job {
     const xp_row_kernels *kernels;
@@ -141,8 +139,7 @@ static xp_status sum(xp_stream *stream, const xp_sum_args *args) {
     return XP_OK;
 }
 
-/* ---- axpy ---------------------------------------------------------------------------------------
- */
+/* ---- axpy ------------------------------------------------------------------------------------ */
 
 typedef struct axpy_job {
     const xp_axpy_args *args;

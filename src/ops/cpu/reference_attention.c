@@ -78,7 +78,7 @@ static xp_status forward(xp_stream *stream, const xp_attention_args *args) {
 /*
  * Gradient of the loss by the unscaled score of (query i, key j): p (dout . v - dout . out), with p
  * from the saved lse.
- * @param[out] p  softmax weight of the pair
+ * @param[out] p  softmax weight of query i and key j
  */
 static double score_gradient(const xp_attention_backward_args *args, head h, int64_t i, int64_t j,
                              double *p) {

@@ -1,6 +1,6 @@
 /**
- * Matrix products, plain: one blocked triple loop over views of the operands, sums in fp64, one
- * rounding at the end. Dense and grouped products are the same loop; they differ in how a view
+ * Dense and grouped GEMM, plain: one blocked triple loop over views of the operands, sums in fp64, one
+ * rounding at the end. Dense and grouped GEMM are the same loop; they differ in how a view
  * finds its rows.
  */
 #include "ops/cpu/cpu_ops.h"
@@ -8,7 +8,7 @@
 /** Borders of the blocks that sit on the stack; they bound memory, not results. */
 enum { BLOCK_M = 16, BLOCK_N = 64, BLOCK_K = 64 };
 
-/** A matrix as the product reads it: element (i, j) is at stored row i, column j, or the other way
+/** A matrix as the GEMM reads it: element (i, j) is at stored row i, column j, or the other way
  * round. */
 typedef struct view {
     const void *data;
@@ -19,7 +19,7 @@ typedef struct view {
     bool transposed;       /* stored rows run along j */
 } view;
 
-typedef struct product {
+typedef struct gemm_problem {
     int64_t m, n, k;
     view a, b; /* [m, k], [k, n] */
     void *c;
@@ -27,7 +27,7 @@ typedef struct product {
     int64_t c_first, ldc;
     float alpha;
     bool acc;
-} product;
+} gemm_problem;
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -50,7 +50,8 @@ static void load_block(const view *v, int64_t i0, int64_t n_i, int64_t j0, int64
     }
 }
 
-static void multiply_block(const product *p, int64_t i0, int64_t n_i, int64_t j0, int64_t n_j) {
+static void multiply_block(const gemm_problem *p, int64_t i0, int64_t n_i, int64_t j0,
+                           int64_t n_j) {
     double sum[BLOCK_M][BLOCK_N] = {{0}};
     float a[BLOCK_M][BLOCK_K];
     float b[BLOCK_K][BLOCK_N] = {{0}};
@@ -74,7 +75,7 @@ static void multiply_block(const product *p, int64_t i0, int64_t n_i, int64_t j0
     }
 }
 
-static void multiply(const product *p) {
+static void multiply(const gemm_problem *p) {
     for (int64_t i0 = 0; i0 < p->m; i0 += BLOCK_M)
         for (int64_t j0 = 0; j0 < p->n; j0 += BLOCK_N)
             multiply_block(p, i0, smaller(BLOCK_M, p->m - i0), j0, smaller(BLOCK_N, p->n - j0));
@@ -82,7 +83,7 @@ static void multiply(const product *p) {
 
 static xp_status gemm(xp_stream *stream, const xp_gemm_args *args) {
     (void)stream;
-    product p = {
+    gemm_problem p = {
         .m = args->m,
         .n = args->n,
         .k = args->k,
@@ -130,7 +131,7 @@ static xp_status grouped_forward(xp_stream *stream, const xp_grouped_args *args)
     (void)stream;
     for (int64_t e = 0; e < n_weights(args); e++) {
         int64_t row = args->offsets[e];
-        product p = {
+        gemm_problem p = {
             .m = args->offsets[e + 1] - row,
             .n = args->n,
             .k = args->k,
@@ -155,7 +156,7 @@ static xp_status grouped_dgrad(xp_stream *stream, const xp_grouped_args *args) {
     (void)stream;
     for (int64_t e = 0; e < n_weights(args); e++) {
         int64_t row = args->offsets[e];
-        product p = {
+        gemm_problem p = {
             .m = args->offsets[e + 1] - row,
             .n = args->k,
             .k = args->n,
@@ -179,7 +180,7 @@ static xp_status grouped_wgrad(xp_stream *stream, const xp_grouped_args *args) {
     (void)stream;
     for (int64_t e = 0; e < n_weights(args); e++) {
         int64_t row = args->offsets[e];
-        product p = {
+        gemm_problem p = {
             .m = args->n,
             .n = args->k,
             .k = args->offsets[e + 1] - row,

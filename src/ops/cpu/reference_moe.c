@@ -2,8 +2,7 @@
 #include <math.h>
 #include "ops/cpu/cpu_ops.h"
 
-/* ---- router -------------------------------------------------------------------------------------
- */
+/* ---- router ---------------------------------------------------------------------------------- */
 
 static double log_sum_exp(const float *x, int n) {
     double max = -INFINITY;
@@ -158,8 +157,7 @@ static xp_status histogram(xp_stream *stream, const xp_histogram_args *args) {
     return XP_OK;
 }
 
-/* ---- silu * gate * prob -------------------------------------------------------------------------
- */
+/* ---- silu * gate * prob ---------------------------------------------------------------------- */
 
 static int64_t count_rows(const xp_silu_gate_prob_args *args) {
     if (args->n_rows_device && *args->n_rows_device < args->n_rows)

@@ -4,9 +4,7 @@
 #include <string.h>
 #include "ops/cpu/cpu_ops.h"
 
-/* ---- embedding
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- embedding ------------------------------------------------------------------------------- */
 
 xp_status xp_cpu_embed_check_ids(const xp_embed_args *args) {
     for (int64_t t = 0; t < args->n_tokens; t++) {
@@ -60,9 +58,7 @@ static xp_status embed_backward(xp_stream *stream, const xp_embed_args *args) {
     return XP_OK;
 }
 
-/* ---- RMSNorm
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- RMSNorm --------------------------------------------------------------------------------- */
 
 static xp_status rmsnorm_forward(xp_stream *stream, const xp_rmsnorm_args *args) {
     (void)stream;
@@ -135,8 +131,7 @@ static xp_status rmsnorm_backward(xp_stream *stream, const xp_rmsnorm_backward_a
     return XP_OK;
 }
 
-/* ---- QK-norm and RoPE
- * --------------------------------------------------------------------------------------------- */
+/* ---- QK-norm and RoPE ------------------------------------------------------------------------ */
 
 static double head_rstd(const xp_qknorm_rope_args *args, int64_t first) {
     double squares = 0.0;

@@ -56,8 +56,7 @@ static void row_sigmoid(const float *x, int64_t n, float *out) {
         v_store_part(out + i, n - i, v_sigmoid(v_load_part(x + i, n - i, 0)));
 }
 
-/* ---- assignments --------------------------------------------------------------------------------------
- */
+/* ---- assignments ----------------------------------------------------------------------------- */
 
 /** An integer that orders as the float does, NaN first. */
 static int32_t float_order(float x) {
@@ -84,8 +83,7 @@ static int32_t row_select(int64_t *keys, int n) {
     return i;
 }
 
-/* ---- silu * gate * prob -------------------------------------------------------------------------
- */
+/* ---- silu * gate * prob ---------------------------------------------------------------------- */
 
 static void row_silu(const float *a, const float *b, float p, int64_t n, float *h) {
     int64_t i = 0;
@@ -147,8 +145,7 @@ static double row_silu_backward(const xp_silu_row *row) {
     return dp;
 }
 
-/* ---- reductions and the optimizer
- * ---------------------------------------------------------------- */
+/* ---- reductions and the optimizer ------------------------------------------------------------ */
 
 /** Half a vector as fp64: a whole one does not fit a register. */
 typedef float vf_half __attribute__((vector_size(V_LANES * 2)));
@@ -209,8 +206,7 @@ static void row_adamw(const xp_adamw_constants *c, int64_t n, const float *restr
     }
 }
 
-/* ---- bf16 ---------------------------------------------------------------------------------------
- */
+/* ---- bf16 ------------------------------------------------------------------------------------ */
 
 static void row_widen(const uint16_t *bits, int64_t n, float *out) {
     for (int64_t i = 0; i < n; i++) {

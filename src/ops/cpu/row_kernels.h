@@ -1,5 +1,5 @@
 /**
- * Vector routines over rows of fp32, for the ops that are not matrix products: one table for each
+ * Vector routines over rows of fp32, for the ops that are not GEMMs: one table for each
  * instruction set. Rows need no alignment. Sums have a fixed order for a given table and n.
  */
 #ifndef XP_OPS_CPU_ROW_KERNELS_H
@@ -66,7 +66,7 @@ const xp_row_kernels *xp_row_kernels_for(unsigned caps);
 /** The same for the stream's device. */
 const xp_row_kernels *xp_row_kernels_of(const xp_stream *stream);
 
-/** Elements of a block that ops bring into fp32 on the stack. */
+/** Elements of a block that ops convert to fp32 on the stack. */
 #define XP_ROW_BLOCK 1024
 
 /** n <= XP_ROW_BLOCK elements from `first` on as fp32: in place, or widened into `block`. */

@@ -4,9 +4,9 @@
  * mma.sync kernels (bf16; documents, any length), else the plain ones. The choice depends on the
  * arguments and the device only, never on the moment, so that a run repeats itself.
  *
- * Documents are not cuDNN's: before 9.25 its deterministic backward on Hopper keeps a number for
- * each pair of positions of every sequence it may be given, and a plan for any layout would have to
- * expect many sequences of the length of a row: tens of GiB.
+ * cuDNN does not run documents: before 9.25 its deterministic backward on Hopper keeps one number
+ * per query-key pair of every sequence it may be given, and a plan for any layout would have to
+ * assume many sequences as long as a row: tens of GiB.
  */
 #include "ops/cuda/attention_hopper.h"
 #include "ops/cuda/cuda_ops.h"
@@ -14,7 +14,7 @@
 #include "ops/cuda/hopper_launch.h"
 #include "ops/cuda/launch.h"
 
-/* Rows of a call that share the memory of a deterministic backward. */
+/* Limit of the memory for query-key pairs in a deterministic backward: more rows run in pieces. */
 #define MOST_PAIR_BYTES ((int64_t)1 << 30)
 
 static bool is_16_byte(int64_t ld) {
@@ -181,7 +181,7 @@ size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_arg
         return at_least_predicted(a, backward, hopper_bytes(cuda, a));
     if (!suits_cudnn(cuda, a) || cudaSetDevice(cuda->index) != cudaSuccess)
         return own;
-    /* gradients usually lie as what they are gradients of: that plan will be the one in use */
+    /* gradients usually have the leading dimensions of their tensors: that plan will be used */
     const xp_sdpa_shape shape =
         backward ? backward_shape(cuda, a, a->ldq, a->ldk, a->ldv) : shape_of(a);
     const xp_sdpa_plan *plan = xp_sdpa_plan_get(cuda, &shape, &why);

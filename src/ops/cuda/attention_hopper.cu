@@ -44,13 +44,13 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
     }
     __syncthreads();
     if (threadIdx.x < GROUP) {
-        registers_give<PRODUCER_REGISTERS>();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0)
             produce<C, STAGES>(p, maps, base, items);
         else if (threadIdx.x % 32 == 0)
             add_dq<C, STAGES>(p, base, items, (int)threadIdx.x / 32 - 1);
     } else {
-        registers_take<CONSUMER_REGISTERS>();
+        setmaxnreg_inc<CONSUMER_REGISTERS>();
         consume<C, STAGES>(p, base, items);
     }
 #endif

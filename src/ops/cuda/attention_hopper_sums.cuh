@@ -6,7 +6,7 @@
 #define XP_OPS_CUDA_ATTENTION_HOPPER_SUMS_CUH
 
 #include "ops/cuda/attention_hopper.h"
-#include "ops/cuda/hopper_store.cuh"
+#include "ops/cuda/hopper_epilogue.cuh"
 
 enum { SUM_THREADS = 256 };
 

@@ -105,15 +105,15 @@ template <int C, class L>
 static __device__ __forceinline__ void load_block(const attention_maps &maps,
                                                   const xp_attention_item &t, uint32_t base) {
     const uint32_t k_full = L::barrier(base, L::K_FULL), v_full = L::barrier(base, L::V_FULL);
-    mbarrier_expect(k_full, L::BLOCK_BYTES);
+    mbarrier_expect_tx(k_full, L::BLOCK_BYTES);
 #pragma unroll
     for (int s = 0; s < C / SLAB_COLUMNS; s++)
-        copy_box<1>(base + L::K_AT + s * BLOCK_SLAB, &maps.k, k_full,
+        tma_load<1>(base + L::K_AT + s * BLOCK_SLAB, &maps.k, k_full,
                     t.kv_head * C + s * SLAB_COLUMNS, t.n * BLOCK, t.b);
-    mbarrier_expect(v_full, L::BLOCK_BYTES);
+    mbarrier_expect_tx(v_full, L::BLOCK_BYTES);
 #pragma unroll
     for (int s = 0; s < C / SLAB_COLUMNS; s++)
-        copy_box<1>(base + L::V_AT + s * BLOCK_SLAB, &maps.v, v_full,
+        tma_load<1>(base + L::V_AT + s * BLOCK_SLAB, &maps.v, v_full,
                     t.kv_head * C + s * SLAB_COLUMNS, t.n * BLOCK, t.b);
 }
 
@@ -126,10 +126,11 @@ load_queries(const xp_attention_hopper &p, const attention_maps &maps, const xp_
                    dout_full = L::barrier(base, L::DOUT_FULL + stage.at),
                    facts = base + L::FACTS_AT + stage.at * FACTS_BYTES;
     mbarrier_wait(L::barrier(base, L::Q_EMPTY + stage.at), stage.parity ^ 1);
-    mbarrier_expect(q_full, L::TILE_BYTES + FACTOR_BYTES + (p.starts == nullptr ? 0 : START_BYTES));
+    mbarrier_expect_tx(q_full,
+                       L::TILE_BYTES + FACTOR_BYTES + (p.starts == nullptr ? 0 : START_BYTES));
 #pragma unroll
     for (int s = 0; s < C / SLAB_COLUMNS; s++)
-        copy_box<1>(base + L::Q_AT + stage.at * L::TILE_BYTES + s * TILE_SLAB, &maps.q, q_full,
+        tma_load<1>(base + L::Q_AT + stage.at * L::TILE_BYTES + s * TILE_SLAB, &maps.q, q_full,
                     column + s * SLAB_COLUMNS, t.m * TILE, t.b);
     copy_bulk(facts,
               p.factors + (int64_t)xp_attention_item_index(&p, &t) * (XP_ATTENTION_FACTORS * TILE),
@@ -138,10 +139,10 @@ load_queries(const xp_attention_hopper &p, const attention_maps &maps, const xp_
         copy_bulk(facts + FACTOR_BYTES, p.starts + (int64_t)(t.b * p.n_tiles + t.m) * TILE,
                   START_BYTES, q_full);
     mbarrier_wait(L::barrier(base, L::DOUT_EMPTY + stage.at), stage.parity ^ 1);
-    mbarrier_expect(dout_full, L::TILE_BYTES);
+    mbarrier_expect_tx(dout_full, L::TILE_BYTES);
 #pragma unroll
     for (int s = 0; s < C / SLAB_COLUMNS; s++)
-        copy_box<1>(base + L::DOUT_AT + stage.at * L::TILE_BYTES + s * TILE_SLAB, &maps.dout,
+        tma_load<1>(base + L::DOUT_AT + stage.at * L::TILE_BYTES + s * TILE_SLAB, &maps.dout,
                     dout_full, column + s * SLAB_COLUMNS, t.m * TILE, t.b);
 }
 

@@ -1,8 +1,7 @@
 /*
  * Attention forward in bf16 with mma.sync (Dao, "FlashAttention-2", 2023): whole rows and
- * documents, head sizes up to 128. Tiles of keys that lie outside the documents of a block's
- * queries are neither loaded nor multiplied, so that the time goes with the pairs that see each
- * other.
+ * documents, head sizes up to 128. Tiles of keys outside the documents of a block's queries are
+ * skipped, so the time is proportional to the query-key pairs that are not masked.
  */
 #include "ops/cuda/attention_mma.cuh"
 #include "ops/cuda/cuda_ops.h"
@@ -84,8 +83,8 @@ static __device__ __forceinline__ void finish(const attention_problem &p, int b,
 }
 
 /* Block: QUERIES queries of one head. Grid: (query tiles, heads, rows); the last tiles, which are
- * the longest of a whole row, start first. Keys load while values multiply, and the other way
- * round. */
+ * the longest of a whole row, start first. cp.async loads the next keys while the values are used,
+ * and the next values while the keys are used. */
 template <int W>
 __global__ void __launch_bounds__(MMA_THREADS, 2) forward(const attention_problem p) {
     extern __shared__ __align__(16) bf16 tiles[];

@@ -1,8 +1,7 @@
 /**
- * Tiles of the bf16 attention kernels that multiply with mma.sync. A block is four warps; a warp
- * owns 16 rows of a result, or some such groups, and never looks at another warp's. Tiles lie in
- * shared memory as rows of W + 8 elements: the eight rows of an ldmatrix then start in different
- * banks.
+ * Tiles of the bf16 attention kernels on mma.sync. A block is four warps; a warp owns one or more
+ * groups of 16 rows of the result and needs nothing of other warps. Tiles lie in shared memory as
+ * rows of W + 8 elements, so the eight rows of an ldmatrix start in different banks.
  *
  * Of a 16 x 8 piece of a result, lane l holds columns 2 (l % 4) and the next of row l / 4 in [0]
  * and [1], of row l / 4 + 8 in [2] and [3].
@@ -85,7 +84,7 @@ static __device__ __forceinline__ void row_products(const bf16 *a, const bf16 *b
 #pragma unroll
             for (int e = 0; e < 4; e++)
                 x[i][j][e] = 0.0f;
-#pragma unroll 2 /* all at once: more registers than there are */
+#pragma unroll 2 /* all at once would spill registers */
     for (int k = 0; k < W; k += 16) {
         uint32_t of_a[M][4];
 #pragma unroll
@@ -199,7 +198,7 @@ static __device__ __forceinline__ bool sees_all(const query_range &q, int k0, in
     return k0 + n - 1 <= q.first && k0 >= q.most_start;
 }
 
-/** Launch with `n_bytes` of shared memory, which is more than a kernel gets unasked. */
+/** Launch with `n_bytes` of dynamic shared memory, above the default limit. */
 static inline xp_status launch_attention(void (*kernel)(attention_problem),
                                          const attention_problem &p, dim3 grid, size_t n_bytes,
                                          cudaStream_t stream, const char *name) {

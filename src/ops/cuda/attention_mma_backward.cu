@@ -1,8 +1,8 @@
 /*
  * Attention backward in bf16 with mma.sync: dq in one kernel, dk and dv in another, so that every
  * sum has one owner and a fixed order. The first leaves dout . out of every query in scratch for
- * the second. Seven products where five would do; what is gained is that nothing of the size of the
- * scores is kept in memory, whatever the lengths of the documents.
+ * the second. The two kernels compute seven GEMMs, where one kernel would need five, but keep
+ * nothing of the size of the scores in memory, whatever the lengths of the documents.
  */
 #include "ops/cuda/attention_mma.cuh"
 #include "ops/cuda/cuda_ops.h"
@@ -20,8 +20,7 @@ static __device__ __forceinline__ void copy_fact(void *to, const void *from, boo
                  : "memory");
 }
 
-/* ---- dq ---------------------------------------------------------------------------------------
- */
+/* ---- dq -------------------------------------------------------------------------------------- */
 
 /* dout . out of the warp's 16 queries, from tile row 0 on: to shared and to device memory. */
 template <int W>
@@ -53,7 +52,7 @@ static __device__ __forceinline__ void sum_delta(const attention_problem &p, int
     __syncwarp();
 }
 
-/* Scores x and products dp of the warp's queries and the keys from k0 on: x becomes dS / scale. */
+/* Scores x and dp = dout . v of the warp's queries and the keys from k0 on: x becomes dS / scale. */
 template <bool MASKED>
 static __device__ __forceinline__ void
 score_gradients(float (&x)[1][MMA_KEYS / 8][4], const float (&dp)[1][MMA_KEYS / 8][4], float scale,
@@ -71,8 +70,8 @@ score_gradients(float (&x)[1][MMA_KEYS / 8][4], const float (&dp)[1][MMA_KEYS / 
         }
 }
 
-/* Block: dq of 64 queries of one head. Grid: (query tiles, heads, rows). Two tiles of keys take
- * turns: one multiplies while the next loads. */
+/* Block: dq of 64 queries of one head. Grid: (query tiles, heads, rows). Keys are double-buffered:
+ * cp.async loads the next tile while the current one is used. */
 template <int W>
 __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries(const attention_problem p) {
     extern __shared__ __align__(16) bf16 tiles[];
@@ -121,7 +120,7 @@ __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries(const attenti
         commit();
         if (k0 + MMA_KEYS < end)
             load(keys + (turn ^ 1) * TILE, p.a.k, p.a.ldk, k0 + MMA_KEYS, kv_head);
-        commit(); /* perhaps of nothing: the values are the last but one in any case */
+        commit(); /* an empty group too, so that the values are always the last but one */
         if (active)
             row_products<W>(q + own, k, x);
         wait_groups<1>();
@@ -139,8 +138,7 @@ __global__ void __launch_bounds__(MMA_THREADS, 2) backward_queries(const attenti
                   p.lddq, seq_len - first, p.a.head_dim);
 }
 
-/* ---- dk, dv -----------------------------------------------------------------------------------
- */
+/* ---- dk, dv ---------------------------------------------------------------------------------- */
 
 /* Queries of one head in shared memory, with what is known of each; zeros past the row. */
 template <int W> struct query_tile {
@@ -224,8 +222,8 @@ template <int W> constexpr size_t keys_shared_bytes() {
 }
 
 /* Block: dk and dv of 64 keys of one key/value head, over the queries of all heads that share it.
- * Grid: (key tiles, key/value heads, rows). Products are made the other way round, keys as rows:
- * the weights then lie in registers as the last products want them. */
+ * Grid: (key tiles, key/value heads, rows). Scores are computed transposed, keys as rows: the
+ * weights are then in registers in the layout that dk += dS^T q and dv += p^T dout read. */
 template <int W>
 __global__ void __launch_bounds__(MMA_THREADS, 2) backward_keys(const attention_problem p) {
     extern __shared__ __align__(16) char shared[];

@@ -227,8 +227,7 @@ __global__ void __launch_bounds__(TILE_THREADS) backward_keys(problem<T> p) {
     store_rows<T, W>(dv, ones, (T *)to_v.data, to_v.ld, to_v.n, to_v.dim);
 }
 
-/* ---- launches ---------------------------------------------------------------------------------
- */
+/* ---- launches -------------------------------------------------------------------------------- */
 
 bool is_wide(const xp_attention_args *a, const void *dout) {
     const size_t access = 4 * xp_dtype_bytes(a->dtype);
@@ -251,7 +250,7 @@ size_t floats_of_rows(int rows, int width) {
     return (size_t)rows * (size_t)(width + 4);
 }
 
-/* Launch with `floats` of shared memory, which is more than a kernel gets unasked. */
+/* Launch with `floats` of dynamic shared memory, above the default limit. */
 template <typename T>
 xp_status launch(void (*kernel)(problem<T>), const problem<T> &p, dim3 grid, size_t floats,
                  cudaStream_t stream, const char *name) {

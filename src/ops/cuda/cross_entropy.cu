@@ -8,7 +8,7 @@
 namespace {
 
 constexpr int FEW_THREADS = 256, MANY_THREADS = 1024, MOST_WARPS = MANY_THREADS / 32;
-constexpr int AHEAD = 4; /* vectors of a thread that are on their way at a time */
+constexpr int AHEAD = 4; /* vectors that a thread loads ahead */
 
 struct loss_args {
     const int32_t *targets;
@@ -76,8 +76,8 @@ static __device__ __forceinline__ void load_ahead(const loss_args &args, const T
     }
 }
 
-/* One block a row. Device memory sees a row once when it is read, the part past n_kept a second
- * time (mostly out of L2), and once when it is written. */
+/* One block per row. A row is read from device memory once, its part past n_kept a second time
+ * (mostly from L2), and written once. */
 template <typename T, int N>
 __global__ void __launch_bounds__(MANY_THREADS, 1) cross_entropy(loss_args args, T *logits) {
     extern __shared__ uint4 kept_bytes[];

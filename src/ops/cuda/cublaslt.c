@@ -151,7 +151,7 @@ static xp_status describe(const xp_cublaslt *lt, const xp_cublaslt_key *key,
                           xp_cublaslt_plan *plan) {
     const xp_cublaslt_api *api = &lt->api;
     const cudaDataType_t ab = type_of((xp_dtype)key->ab_dtype), c = type_of((xp_dtype)key->c_dtype);
-    /* 32F without "FAST": fp32 products stay fp32. */
+    /* 32F without "FAST": fp32 GEMMs stay fp32. */
     XP_TRY(xp_cublaslt_check(lt, api->desc_create(&plan->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
                              "cublasLtMatmulDescCreate"));
     const cublasOperation_t first = key->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N,
@@ -175,7 +175,7 @@ static xp_status describe(const xp_cublaslt *lt, const xp_cublaslt_key *key,
         "cublasLtMatrixLayoutCreate");
 }
 
-/* Deterministic: no sums over parts of k but those that go through the workspace in order. */
+/* Deterministic: of the split-k schemes only those that reduce through the workspace in order. */
 static xp_status set_preferences(const xp_cublaslt *lt, const xp_cublaslt_key *key,
                                  cublasLtMatmulPreference_t wish) {
     const uint64_t workspace = (uint64_t)key->workspace_bytes;

@@ -1,4 +1,4 @@
-/** A device's cuBLASLt: handle, workspaces, and the products whose algorithm has been chosen. */
+/** A device's cuBLASLt: handle, workspaces, and the GEMM shapes whose algorithm has been chosen. */
 #ifndef XP_OPS_CUDA_CUBLASLT_H
 #define XP_OPS_CUDA_CUBLASLT_H
 
@@ -37,14 +37,14 @@ typedef struct xp_cublaslt_key {
 
 typedef struct xp_cublaslt_plan {
     xp_cublaslt_key key;
-    bool usable; /* false: the library has nothing for this product */
+    bool usable; /* false: the library has no algorithm for this shape */
     cublasLtMatmulDesc_t desc;
-    cublasLtMatrixLayout_t a, b, c; /* of the library's column-major product: a is our b */
+    cublasLtMatrixLayout_t a, b, c; /* of the library's column-major GEMM: a is our b */
     cublasLtMatmulAlgo_t algo;
     size_t workspace_bytes; /* that the algorithm uses */
 } xp_cublaslt_plan;
 
-/** Streams that may have products in flight at the same time; later ones go without workspace. */
+/** Streams that may have GEMMs in flight at the same time; later ones go without workspace. */
 #define XP_CUBLASLT_STREAMS XP_OPS_BLAS_STREAMS
 
 typedef struct xp_cublaslt {
@@ -60,7 +60,7 @@ typedef struct xp_cublaslt {
 /** The device's own, made at first use. @return XP_ENOTSUP with the reason where the library is
  * missing; XP_ENOMEM */
 XP_NODISCARD xp_status xp_cublaslt_get(xp_cuda_device *device, xp_cublaslt **lt);
-/** The plan of this product, chosen once by the library's heuristic. Valid until the next call. */
+/** The plan of this shape, chosen once by the library's heuristic. Valid until the next call. */
 XP_NODISCARD xp_status xp_cublaslt_plan_get(xp_cublaslt *lt, const xp_gemm_args *args,
                                             size_t workspace_bytes, const xp_cublaslt_plan **plan);
 /** The workspace of a stream; NULL and 0 bytes for streams that came too late. */

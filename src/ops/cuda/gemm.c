@@ -1,4 +1,4 @@
-/* Dense products: cuBLASLt, or the plain tile kernel where it has no algorithm. */
+/* Dense GEMM: cuBLASLt, or the plain tile kernel where it has no algorithm. */
 #include "ops/cuda/cublaslt.h"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/tile_gemm.h"
@@ -11,6 +11,25 @@ static xp_status clear(cudaStream_t stream, const xp_gemm_args *a) {
     return xp_cuda_check(cudaMemset2DAsync(a->c, (size_t)a->ldc * size, 0, (size_t)a->n * size,
                                            (size_t)a->m, stream),
                          "gemm");
+}
+
+static xp_status tile_gemm(cudaStream_t stream, const xp_gemm_args *args) {
+    const xp_tile_args p = {.a = args->a,
+                            .b = args->b,
+                            .c = args->c,
+                            .m = args->m,
+                            .n = args->n,
+                            .k = args->k,
+                            .lda = args->lda,
+                            .ldb = args->ldb,
+                            .ldc = args->ldc,
+                            .trans_a = args->trans_a,
+                            .trans_b = args->trans_b,
+                            .ab_f32 = args->ab_dtype == XP_F32,
+                            .c_f32 = args->c_dtype == XP_F32,
+                            .alpha = args->alpha,
+                            .acc = args->acc};
+    return xp_cuda_tile_run(stream, &p);
 }
 
 xp_status xp_cuda_gemm(xp_stream *stream, const xp_gemm_args *args) {
@@ -27,7 +46,7 @@ xp_status xp_cuda_gemm(xp_stream *stream, const xp_gemm_args *args) {
     void *workspace = xp_cublaslt_workspace(lt, s, &n_bytes);
     XP_TRY(xp_cublaslt_plan_get(lt, args, n_bytes, &plan));
     if (!plan->usable)
-        return xp_cuda_tile_gemm(s, args);
+        return tile_gemm(s, args);
     const float beta = args->acc ? 1.0F : 0.0F;
     return xp_cublaslt_check(lt,
                              lt->api.matmul(lt->handle, plan->desc, &args->alpha, args->b, plan->a,

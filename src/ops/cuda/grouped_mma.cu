@@ -1,8 +1,8 @@
 /*
- * bf16 products over experts with mma.sync.m16n8k16 (PTX ISA 7.0, sm_80): the portable kernel. A
- * block owns 128 x 128 of c; 8 warps of 64 x 32 each; slices of depth 32 arrive through cp.async,
- * three in flight. Rows are gathered while they are loaded. Operands whose contiguous direction is
- * not k are transposed on the way to registers (ldmatrix.trans).
+ * bf16 grouped GEMM with mma.sync.m16n8k16 (PTX ISA 7.0, sm_80): the portable kernel. A block
+ * computes 128 x 128 of c, its 8 warps 64 x 32 each. k tiles of 32 are loaded by cp.async into a
+ * pipeline of three stages; rows are gathered by the loads. Operands whose contiguous direction is
+ * not k are transposed by ldmatrix.trans.
  */
 #include "ops/cuda/launch.h"
 #include "ops/cuda/mma.cuh"
@@ -13,12 +13,12 @@ enum {
     DEPTH = 32,
     N_THREADS = 256,
     N_STAGES = 3,
-    PAD = 8, /* elements: neighbouring rows of a slice start 4 banks apart, so ldmatrix has no
+    PAD = 8, /* elements: neighbouring rows of a tile start 4 banks apart, so ldmatrix has no
                 conflicts */
-    SLICE = TILE * (DEPTH + PAD), /* the larger of the two layouts of a slice */
-    SHARED_BYTES = 2 * N_STAGES * SLICE * (int)sizeof(bf16)
+    STAGE_ELEMENTS = TILE * (DEPTH + PAD), /* of one operand: the larger of its two layouts */
+    SHARED_BYTES = 2 * N_STAGES * STAGE_ELEMENTS * (int)sizeof(bf16)
 };
-static_assert(DEPTH * (TILE + PAD) <= SLICE, "both layouts must fit");
+static_assert(DEPTH * (TILE + PAD) <= STAGE_ELEMENTS, "both layouts must fit");
 
 /* One operand of the block's tile, as it is stored: rows `outer`, contiguous `inner`. */
 struct operand {
@@ -27,16 +27,16 @@ struct operand {
     const int32_t *gather;
 };
 
-/* slice[o][i] = element (o0 + o, i0 + i), zeros outside. OUTER x INNER is TILE x DEPTH or the other
+/* tile[o][i] = element (o0 + o, i0 + i), zeros outside. OUTER x INNER is TILE x DEPTH or the other
  * way round. */
 template <int OUTER, int INNER, bool WIDE>
-static __device__ __forceinline__ void load_slice(bf16 *slice, const operand &x, int64_t o0,
-                                                  int64_t i0) {
+static __device__ __forceinline__ void load_k_tile(bf16 *tile, const operand &x, int64_t o0,
+                                                   int64_t i0) {
     constexpr int CHUNKS = INNER / 8;
 #pragma unroll
     for (int q = (int)threadIdx.x; q < OUTER * CHUNKS; q += N_THREADS) {
         const int o = q / CHUNKS, i = q % CHUNKS * 8;
-        bf16 *to = slice + o * (INNER + PAD) + i;
+        bf16 *to = tile + o * (INNER + PAD) + i;
         const bool in_rows = o0 + o < x.n_outer;
         int64_t row = 0;
         if (in_rows) {
@@ -55,10 +55,10 @@ static __device__ __forceinline__ void load_slice(bf16 *slice, const operand &x,
     }
 }
 
-/* One slice into the warp's 64 x 32 of c. */
+/* Multiply one k tile into the warp's 64 x 32 of c. */
 template <bool TRANS_A, bool TRANS_B>
-static __device__ __forceinline__ void multiply_slice(float (&sum)[4][4][4], const bf16 *a,
-                                                      const bf16 *b, int m0, int n0) {
+static __device__ __forceinline__ void multiply_k_tile(float (&sum)[4][4][4], const bf16 *a,
+                                                       const bf16 *b, int m0, int n0) {
     const int lane = (int)threadIdx.x % 32;
     const int low = lane % 8, second = lane / 8 % 2 * 8, third = lane / 16 * 8;
 #pragma unroll
@@ -88,18 +88,18 @@ template <bool TRANS_A, bool TRANS_B, bool WIDE>
 static __device__ __forceinline__ void load_stage(bf16 *a, bf16 *b, const operand &oa,
                                                   const operand &ob, const xp_tile &t, int64_t k0) {
     if (TRANS_A)
-        load_slice<DEPTH, TILE, WIDE>(a, oa, k0, t.m0);
+        load_k_tile<DEPTH, TILE, WIDE>(a, oa, k0, t.m0);
     else
-        load_slice<TILE, DEPTH, WIDE>(a, oa, t.m0, k0);
+        load_k_tile<TILE, DEPTH, WIDE>(a, oa, t.m0, k0);
     if (TRANS_B)
-        load_slice<TILE, DEPTH, WIDE>(b, ob, t.n0, k0);
+        load_k_tile<TILE, DEPTH, WIDE>(b, ob, t.n0, k0);
     else
-        load_slice<DEPTH, TILE, WIDE>(b, ob, k0, t.n0);
+        load_k_tile<DEPTH, TILE, WIDE>(b, ob, k0, t.n0);
 }
 
 template <bool TRANS_A, bool TRANS_B, bool WIDE>
 static __global__ void __launch_bounds__(N_THREADS) mma_kernel(const xp_tile_args p) {
-    extern __shared__ __align__(16) bf16 slices[];
+    extern __shared__ __align__(16) bf16 stages[];
     xp_tile t;
     if (!xp_find_tile(p, blockIdx.x, TILE, TILE, &t))
         return;
@@ -112,25 +112,26 @@ static __global__ void __launch_bounds__(N_THREADS) mma_kernel(const xp_tile_arg
                         TRANS_B ? t.n_k : p.n,
                         p.gather_b};
     const int warp = (int)threadIdx.x / 32, m0 = warp / 4 * 64, n0 = warp % 4 * 32;
-    const int64_t n_slices = (t.n_k + DEPTH - 1) / DEPTH;
+    const int64_t n_k_tiles = (t.n_k + DEPTH - 1) / DEPTH;
     float sum[4][4][4] = {};
     for (int s = 0; s < N_STAGES - 1; s++) {
-        if (s < n_slices)
-            load_stage<TRANS_A, TRANS_B, WIDE>(slices + 2 * s * SLICE, slices + (2 * s + 1) * SLICE,
-                                               oa, ob, t, (int64_t)s * DEPTH);
+        if (s < n_k_tiles)
+            load_stage<TRANS_A, TRANS_B, WIDE>(stages + 2 * s * STAGE_ELEMENTS,
+                                               stages + (2 * s + 1) * STAGE_ELEMENTS, oa, ob, t,
+                                               (int64_t)s * DEPTH);
         commit(); /* an empty group keeps the count */
     }
-    for (int64_t s = 0; s < n_slices; s++) {
+    for (int64_t s = 0; s < n_k_tiles; s++) {
         wait_groups<N_STAGES - 2>();
-        __syncthreads(); /* slice s is there for all, and all are done with slice s - 1 */
+        __syncthreads(); /* k tile s is visible to all, and all have read k tile s - 1 */
         const int64_t next = s + N_STAGES - 1;
-        if (next < n_slices) {
-            bf16 *to = slices + 2 * (next % N_STAGES) * SLICE;
-            load_stage<TRANS_A, TRANS_B, WIDE>(to, to + SLICE, oa, ob, t, next * DEPTH);
+        if (next < n_k_tiles) {
+            bf16 *to = stages + 2 * (next % N_STAGES) * STAGE_ELEMENTS;
+            load_stage<TRANS_A, TRANS_B, WIDE>(to, to + STAGE_ELEMENTS, oa, ob, t, next * DEPTH);
         }
         commit();
-        const bf16 *from = slices + 2 * (s % N_STAGES) * SLICE;
-        multiply_slice<TRANS_A, TRANS_B>(sum, from, from + SLICE, m0, n0);
+        const bf16 *from = stages + 2 * (s % N_STAGES) * STAGE_ELEMENTS;
+        multiply_k_tile<TRANS_A, TRANS_B>(sum, from, from + STAGE_ELEMENTS, m0, n0);
     }
     const int lane = (int)threadIdx.x % 32;
     const int64_t c0 = xp_tile_c(p, t);
@@ -165,7 +166,7 @@ static xp_status launch(cudaStream_t stream, const xp_tile_args *p, unsigned n_b
 xp_status xp_cuda_grouped_mma(cudaStream_t stream, const xp_tile_args *p) {
     const int64_t n_blocks = xp_cuda_tile_blocks(p, TILE, TILE);
     if (n_blocks > XP_CUDA_MAX_GRID)
-        return xp_error(XP_EINVAL, "grouped product: %lld tiles are too many for one launch",
+        return xp_error(XP_EINVAL, "grouped GEMM: %lld tiles are too many for one launch",
                         (long long)n_blocks);
     if (p->trans_a)
         return launch<true, false>(stream, p, (unsigned)n_blocks);

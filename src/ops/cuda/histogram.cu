@@ -6,7 +6,7 @@ namespace {
 
 constexpr int THREADS = 256, EACH = 16, MOST_IN_SHARED = 12 * 1024;
 
-/* A block counts THREADS * EACH ids in shared memory and adds what it found. */
+/* A block counts THREADS * EACH ids in shared memory, then adds its counts to the result. */
 __global__ void __launch_bounds__(THREADS)
     in_shared(int64_t n, int n_experts, const int32_t *ids, unsigned long long *counts) {
     extern __shared__ int found[];

@@ -14,7 +14,7 @@ static __device__ __forceinline__ uint32_t hopper_shared(const void *at) {
     return (uint32_t)__cvta_generic_to_shared(at);
 }
 
-/* ---- mbarrier: a phase ends when all arrivals and all announced bytes have come ---- */
+/* ---- mbarrier: a phase completes when all expected arrivals and bytes are in ---- */
 
 static __device__ __forceinline__ void mbarrier_init(uint32_t bar, int n_arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(n_arrivals) : "memory");
@@ -30,13 +30,13 @@ static __device__ __forceinline__ void mbarrier_arrive(uint32_t bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-/** One arrival that also announces bytes of bulk copies. */
-static __device__ __forceinline__ void mbarrier_expect(uint32_t bar, uint32_t n_bytes) {
+/** One arrival that also adds n_bytes of bulk copies to the phase. */
+static __device__ __forceinline__ void mbarrier_expect_tx(uint32_t bar, uint32_t n_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(n_bytes)
                  : "memory");
 }
 
-/** Wait until the phase of this parity has ended. */
+/** Wait until the phase of this parity is complete. */
 static __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t parity) {
     asm volatile("{\n"
                  ".reg .pred done;\n"
@@ -50,39 +50,38 @@ static __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t pari
                  : "memory");
 }
 
-/** The n_threads that name this barrier (1 to 15) meet; whole warps, not necessarily together. */
-static __device__ __forceinline__ void group_sync(int barrier, int n_threads) {
+/** Named barrier 1 to 15 among n_threads, in whole warps. */
+static __device__ __forceinline__ void named_barrier_sync(int barrier, int n_threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(n_threads) : "memory");
 }
 
 /* ---- copies ---- */
 
 /** 16 bytes to shared memory, or zeros when not `valid`; `from` is then not read. */
-static __device__ __forceinline__ void copy_chunk(uint32_t to, const void *from, bool valid) {
+static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from, bool valid) {
     const int n_bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n_bytes)
                  : "memory");
 }
 
-/** One arrival at the barrier, expected like any other, once all copies that this thread has
- * started are complete. */
-static __device__ __forceinline__ void copy_arrive(uint32_t bar) {
+/** One arrival, counted like any other, once all cp.async of this thread are complete. */
+static __device__ __forceinline__ void cp_async_arrive(uint32_t bar) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 
-/** What this thread has written to shared memory, or knows to be written through a barrier, becomes
- * visible to its wgmma and bulk copies. */
+/** Make shared-memory writes of this thread, and of those it has synchronised with, visible to the
+ * async proxy (wgmma, bulk copies). */
 static __device__ __forceinline__ void async_proxy_fence() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/** A box of a three-dimensional tensor, written at the same place in each of the cluster's first
- * N_BLOCKS blocks; its bytes count towards the barrier of each, zeros outside the tensor included.
- */
-template <int N_BLOCKS>
-static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar,
+/** TMA load of one box of a three-dimensional tensor, multicast to the same shared-memory address in
+ * each of the cluster's N_CTAS CTAs. Its bytes count towards each CTA's barrier, zeros outside the
+ * tensor included. */
+template <int N_CTAS>
+static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *map, uint32_t bar,
                                                 int x, int y, int z) {
-    if (N_BLOCKS == 1)
+    if (N_CTAS == 1)
         asm volatile(
             "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
             "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
@@ -92,39 +91,39 @@ static __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *
         asm volatile(
             "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
             ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
-            "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((uint16_t)((1 << N_BLOCKS) - 1))
+            "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((uint16_t)((1 << N_CTAS) - 1))
             : "memory");
 }
 
-/* ---- clusters: blocks on neighbouring SMs that reach each other's shared memory ---- */
+/* ---- clusters: CTAs that can address each other's shared memory ---- */
 
-static __device__ __forceinline__ int block_in_cluster() {
+static __device__ __forceinline__ int cta_rank() {
     uint32_t rank;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return (int)rank;
 }
 
-/** All threads of all blocks of the cluster. */
+/** Barrier of all threads of the cluster. */
 static __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-/** The address in the cluster of what lies in `block` where `at` lies in this one. */
-static __device__ __forceinline__ uint32_t in_block(uint32_t at, int block) {
+/** The shared::cluster address of `at` in CTA `block`. */
+static __device__ __forceinline__ uint32_t cta_shared_address(uint32_t at, int block) {
     uint32_t remote;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(at), "r"(block));
     return remote;
 }
 
-/** An arrival at a barrier anywhere in the cluster, ordered after nothing but what this thread has
- * waited for: a release of the cluster's scope would wait for all its stores, results included. */
+/** Arrive at a barrier of any CTA of the cluster. CTA-scope release on purpose: at cluster scope the
+ * arrival would wait for all earlier stores of the thread, those to c included. */
 static __device__ __forceinline__ void mbarrier_arrive_remote(uint32_t bar) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-/* ---- wgmma: a warpgroup of 128 threads, operands in shared memory ---- */
+/* ---- wgmma: one warpgroup (128 threads), operands in shared memory ---- */
 
-/** Before the first wgmma after registers or shared memory have changed. */
+/** Needed before the first wgmma after registers or shared memory have changed. */
 static __device__ __forceinline__ void wgmma_fence() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -172,12 +171,12 @@ static __device__ __forceinline__ void wgmma_64x256(float (&d)[128], uint64_t a,
                  : "l"(a), "l"(b), "n"(MN_A), "n"(MN_B));
 }
 
-/* ---- registers move from the warps that copy to those that multiply ---- */
+/* ---- setmaxnreg: registers move from the producer to the consumers ---- */
 
-template <int N> static __device__ __forceinline__ void registers_give() {
+template <int N> static __device__ __forceinline__ void setmaxnreg_dec() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
-template <int N> static __device__ __forceinline__ void registers_take() {
+template <int N> static __device__ __forceinline__ void setmaxnreg_inc() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 

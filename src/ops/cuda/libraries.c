@@ -17,7 +17,7 @@ static const library_facts facts[XP_CUDA_N_LIBRARIES] = {
     [XP_CUBLASLT] = {"cuBLASLt",
                      {"libcublasLt.so.13", "libcublasLt.so.12"},
                      "cublasLtGetVersion",
-                     "dense matrix products cannot run on the GPU"},
+                     "dense GEMMs cannot run on the GPU"},
     [XP_CUDNN] = {"cuDNN",
                   {"libcudnn.so.9", NULL},
                   "cudnnGetVersion",

@@ -1,6 +1,6 @@
 /**
  * Libraries that this backend opens when it first needs them: it loads without them, and lives in
- * a process that has brought its own. What a device keeps of each hangs on the device.
+ * a process that has loaded its own. The state of a library belongs to the device.
  */
 #ifndef XP_OPS_CUDA_LIBRARIES_H
 #define XP_OPS_CUDA_LIBRARIES_H

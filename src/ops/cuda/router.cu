@@ -1,7 +1,7 @@
 /*
  * Router: scores, the K largest, their weights; and the gradient. One warp a token; lane l owns
- * experts l, l + 32, ... The arithmetic is fp64 like the plain code's: a few operations a score,
- * and which experts are selected then does not depend on the device.
+ * experts l, l + 32, ... The arithmetic is fp64, as in the plain code: it costs a few operations a
+ * score, and the selected experts do not depend on the device.
  */
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
@@ -22,7 +22,7 @@ static __device__ __forceinline__ double warp_max(double x) {
     return x;
 }
 
-/* NaN loses, then the larger value wins, then the lower id. e = INT_MAX: nothing to offer. */
+/* NaN loses, then the larger value wins, then the lower id. e = INT_MAX: no candidate. */
 static __device__ __forceinline__ bool is_better(float a, int a_id, float b, int b_id) {
     if (a_id == INT_MAX || b_id == INT_MAX)
         return b_id == INT_MAX && a_id != INT_MAX;

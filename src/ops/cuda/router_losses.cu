@@ -1,5 +1,4 @@
-/* Auxiliary load-balance loss and z-loss of the router. Off by default; small beside the router's
- * matrix product. */
+/* Auxiliary load-balance loss and z-loss of the router. Off by default; cheap beside its GEMM. */
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/reduce.cuh"

@@ -1,6 +1,6 @@
 /*
- * The plain product: a block owns 64 x 64 of c, a thread 4 x 4 of it; both operands pass through
- * shared memory in slices of depth 16, converted to fp32. Sums run over k in ascending order.
+ * SIMT GEMM: a block computes 64 x 64 of c, a thread 4 x 4 of it. Both operands pass through shared
+ * memory in k tiles of 16, converted to fp32. Sums run over k in ascending order.
  */
 #include "ops/cuda/launch.h"
 #include "ops/cuda/tile_groups.cuh"
@@ -8,13 +8,13 @@
 enum { TILE = 64, DEPTH = 16, N_THREADS = 256, EACH = TILE * DEPTH / N_THREADS };
 
 /*
- * slice[p][i] = element (i, p) of an operand: i along m or n, p along the depth. `along_k`: the
+ * tile[p][i] = element (i, p) of an operand: i along m or n, p along k. `along_k`: the
  * operand's stored rows are i and p is contiguous; else stored rows are p and i is contiguous.
  */
 template <typename T>
 static __device__ __forceinline__ void
-load_slice(float (*slice)[TILE + 4], const T *data, int64_t ld, const int32_t *gather,
-           int64_t first_row, bool along_k, int64_t i0, int64_t n_i, int64_t p0, int64_t n_p) {
+load_k_tile(float (*tile)[TILE + 4], const T *data, int64_t ld, const int32_t *gather,
+            int64_t first_row, bool along_k, int64_t i0, int64_t n_i, int64_t p0, int64_t n_p) {
     for (int x = 0; x < EACH; x++) {
         const int at = (int)threadIdx.x + x * N_THREADS;
         const int i = along_k ? at / DEPTH : at % TILE, p = along_k ? at % DEPTH : at / TILE;
@@ -26,7 +26,7 @@ load_slice(float (*slice)[TILE + 4], const T *data, int64_t ld, const int32_t *g
                 row = gather[row];
             value = to_float(data[row * ld + (along_k ? gp : gi)]);
         }
-        slice[p][i] = value;
+        tile[p][i] = value;
     }
 }
 
@@ -42,9 +42,9 @@ static __global__ void __launch_bounds__(N_THREADS) tile_kernel(const xp_tile_ar
     const int row = (int)threadIdx.x / 16 * 4, column = (int)threadIdx.x % 16 * 4;
     float sum[4][4] = {};
     for (int64_t p0 = 0; p0 < t.n_k; p0 += DEPTH) {
-        load_slice(a, (const T *)p.a, p.lda, p.gather_a, t.first_row, !p.trans_a, t.m0, t.n_m, p0,
-                   t.n_k);
-        load_slice(b, b_data, p.ldb, p.gather_b, b_first, p.trans_b, t.n0, p.n, p0, t.n_k);
+        load_k_tile(a, (const T *)p.a, p.lda, p.gather_a, t.first_row, !p.trans_a, t.m0, t.n_m, p0,
+                    t.n_k);
+        load_k_tile(b, b_data, p.ldb, p.gather_b, b_first, p.trans_b, t.n0, p.n, p0, t.n_k);
         __syncthreads();
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
@@ -74,7 +74,7 @@ static __global__ void __launch_bounds__(N_THREADS) tile_kernel(const xp_tile_ar
 xp_status xp_cuda_tile_run(cudaStream_t stream, const xp_tile_args *problem) {
     const int64_t n_blocks = xp_cuda_tile_blocks(problem, TILE, TILE);
     if (n_blocks > XP_CUDA_MAX_GRID)
-        return xp_error(XP_EINVAL, "matrix product: %lld tiles are too many for one launch",
+        return xp_error(XP_EINVAL, "GEMM: %lld tiles are too many for one launch",
                         (long long)n_blocks);
     if (problem->ab_f32)
         tile_kernel<float><<<(unsigned)n_blocks, N_THREADS, 0, stream>>>(*problem);

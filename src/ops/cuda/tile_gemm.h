@@ -1,6 +1,6 @@
 /**
- * Matrix products in tiles, dense or grouped over experts: what the kernels of grouped_*.cu and
- * tile_gemm.cu share. Everything about the groups is read on the device.
+ * Tiled GEMM, dense or grouped: what the kernels of grouped_*.cu and tile_gemm.cu share. Everything
+ * about the groups is read on the device.
  */
 #ifndef XP_OPS_CUDA_TILE_GEMM_H
 #define XP_OPS_CUDA_TILE_GEMM_H
@@ -15,7 +15,7 @@ extern "C" {
 /**
  * c = alpha * op(a) op(b) (+ c): op(a) is [m, k], op(b) is [k, n]. `trans_a`: a is stored [k, m];
  * `trans_b`: b is stored [n, k]. With offsets, expert e's rows are [offsets[e], offsets[e + 1]):
- * they are the rows of op(a) and c (forward and dgrad, rows_are_m), or the depth k of the product
+ * they are the rows of op(a) and c (forward and dgrad, rows_are_m), or the depth k of the GEMM
  * (wgrad); m or k then only bounds them.
  */
 typedef struct xp_tile_args {
@@ -25,7 +25,7 @@ typedef struct xp_tile_args {
     int64_t lda, ldb, ldc;
     const int32_t *gather_a, *gather_b; /* stored row of an expert's row; NULL: itself */
     int64_t b_expert, c_expert;         /* elements between two experts' matrices; 0: rows */
-    const int32_t *offsets;             /* [n_experts + 1] or NULL: one dense product */
+    const int32_t *offsets;             /* [n_experts + 1] or NULL: one dense GEMM */
     int n_experts;
     bool rows_are_m, trans_a, trans_b;
     bool trans_c; /* c is stored [n, m], rows ldc apart: grouped_hopper's wgrad alone */
@@ -34,21 +34,21 @@ typedef struct xp_tile_args {
     bool acc;
 } xp_tile_args;
 
-/** The product of a checked grouped call. */
+/** The GEMM that a checked grouped call asks for. */
 xp_tile_args xp_cuda_grouped_problem(const xp_grouped_args *args, xp_grouped_kind kind);
 /** True when there is nothing to compute or write. */
 bool xp_cuda_tile_is_empty(const xp_tile_args *problem);
 /** Blocks that cover every tile of tile_m x tile_n, whatever the offsets are. */
 int64_t xp_cuda_tile_blocks(const xp_tile_args *problem, int tile_m, int tile_n);
 
-/** fp32 multiply-adds, any type and alignment: fp32 grouped products, and dense products that
- * cuBLASLt has no algorithm for. */
+/** SIMT fp32 FMA, any type and alignment: fp32 grouped GEMM, and dense GEMM that cuBLASLt has no
+ * algorithm for. */
 xp_status xp_cuda_tile_run(cudaStream_t stream, const xp_tile_args *problem);
-xp_status xp_cuda_tile_gemm(cudaStream_t stream, const xp_gemm_args *args);
 /** bf16 through mma.sync (sm_80 and newer), any alignment. */
 xp_status xp_cuda_grouped_mma(cudaStream_t stream, const xp_tile_args *problem);
 
-/** bf16 through wgmma: whether the device and the operands allow it. */
+/** bf16 through wgmma: whether the device and the operands allow it, where the build has the code
+ * (xp_cuda_hopper_is_built). */
 bool xp_cuda_hopper_fits(const xp_cuda_device *device, const xp_tile_args *problem);
 xp_status xp_cuda_grouped_hopper(xp_cuda_device *device, cudaStream_t stream,
                                  const xp_tile_args *problem);

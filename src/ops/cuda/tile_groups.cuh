@@ -5,10 +5,10 @@
 #include "ops/cuda/tile_gemm.h"
 #include "ops/cuda/vector.cuh"
 
-/** One block's part of a product. */
+/** One block's tile of a GEMM. */
 struct xp_tile {
     int expert;
-    int64_t first_row; /* offsets[expert]; 0 in a dense product */
+    int64_t first_row; /* offsets[expert]; 0 in a dense GEMM */
     int64_t m0, n0;    /* first row and column of c, counted in the expert's matrix */
     int64_t n_m, n_k;  /* this expert's m and k */
 };

@@ -150,7 +150,7 @@ static bool parse(int argc, char **argv) {
         else if (strcmp(argv[i], "--device") != 0)
             return false;
         else if (strcmp(value, "guard") == 0)
-            parity_opts.device.caps = "guard,late";
+            parity_opts.device.caps = "test_protect,test_defer";
         else if (strcmp(value, "cuda") == 0)
             parity_opts.device.kind = XP_DEVICE_CUDA;
         else if (strcmp(value, "cpu") != 0)

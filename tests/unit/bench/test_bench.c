@@ -46,25 +46,33 @@ static void test_ep_bytes(void **state) {
                           .capacity_factor = 2,
                           .n_transports = 2,
                           .transports = {XP_EP_P2P, XP_EP_A2A},
-                          .seconds = 0.001};
+                          .seconds = 0.001,
+                          .backward = true};
     assert_int_equal(xp_bench_ep(&threads, &c, rows), XP_OK);
     for (int i = 0; i < 2; i++) {
-        /* Each of 8 tokens is delivered once and comes home once. With one round threads store no
+        /* Each of 8 tokens is delivered once and combined once. With one round threads store no
          * sum for each other. */
         assert_false(rows[i].failed);
         assert_true(rows[i].moved_bytes == 16 * row);
         assert_true(rows[i].dispatch_bytes == 16 * row);
         assert_true(rows[i].combine_bytes == (16 + 8) * row);
-        assert_true(rows[i].dispatch_s > 0 && rows[i].combine_s > 0);
+        for (int op = 0; op < XP_BENCH_EP_N_OPS; op++)
+            assert_true(rows[i].op_s[op] > 0);
+        /* Two tokens leave each rank and two come: a row each, or one for each of two assignments. */
+        assert_true(rows[i].link_bytes == (i == 0 ? 2 : 4) * row);
+        assert_true(rows[i].link_both_bytes_per_s > 0 && rows[i].link_one_bytes_per_s > 0);
         assert_true(rows[i].memcpy_bytes_per_s > 0);
         assert_int_equal(rows[i].n_rounds, 1);
     }
     /* Too little room for one round: sums are stored and read again for the 4 tokens that leave
      * their rank. */
     c.capacity_factor = 0.6;
+    c.backward = false;
     assert_int_equal(xp_bench_ep(&threads, &c, rows), XP_OK);
     for (int i = 0; i < 2; i++) {
         assert_true(rows[i].n_rounds > 1);
+        assert_true(rows[i].op_s[XP_BENCH_EP_COMBINE] > 0);
+        assert_true(rows[i].op_s[XP_BENCH_EP_DISPATCH_BACKWARD] == 0);
         assert_true(rows[i].combine_bytes == (16 + 2 * 4 + 8) * row);
     }
     c.n_experts = 3; /* not divisible by 2 ranks: an error on every row, no hang */
@@ -72,7 +80,7 @@ static void test_ep_bytes(void **state) {
     assert_true(rows[0].failed && rows[1].failed && rows[0].error[0]);
 }
 
-/* The observer hears of a product, with its FLOPs, in the phase its shape tells. */
+/* The observer hears of a GEMM, with its FLOPs, in the phase that its shape says. */
 static void test_phases(void **state) {
     (void)state;
     const xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};

@@ -3,6 +3,7 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include "comm/thread/simulate_nodes.h"
 #include "ranks.h"
 
 static void *rank_thread(void *context) {
@@ -22,7 +23,7 @@ rank_job *run_ranks(int n_ranks, double timeout_s, const int *nodes, void (*body
     assert_non_null(jobs);
     assert_int_equal(xp_thread_world_create(n_ranks, timeout_s, &world), XP_OK);
     if (nodes)
-        assert_int_equal(xp_thread_world_set_nodes(world, nodes), XP_OK);
+        assert_int_equal(xp_thread_world_simulate_nodes(world, nodes), XP_OK);
     for (int r = 0; r < n_ranks; r++) {
         jobs[r].world = world;
         jobs[r].rank = r;

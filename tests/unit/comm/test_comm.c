@@ -320,12 +320,12 @@ static void window_body(rank_job *job) {
 
 static void nodes_body(rank_job *job) {
     const int expected[] = {0, 1, 0, 2};
-    RANK_CHECK(job, xp_comm_n_nodes(job->comm) == 3 && !xp_comm_shares_memory(job->comm));
+    RANK_CHECK(job, xp_comm_n_nodes(job->comm) == 3 && !xp_comm_is_one_node(job->comm));
     for (int r = 0; r < 4; r++)
         RANK_CHECK(job, xp_comm_node(job->comm, r) == expected[r]);
     xp_comm *node;
     RANK_CHECK(job, xp_comm_split(job->comm, expected[job->rank], &node) == XP_OK);
-    RANK_CHECK(job, xp_comm_n_nodes(node) == 1 && xp_comm_shares_memory(node));
+    RANK_CHECK(job, xp_comm_n_nodes(node) == 1 && xp_comm_is_one_node(node));
     RANK_CHECK(job, xp_comm_size(node) == (expected[job->rank] == 0 ? 2 : 1));
     xp_comm_destroy(node);
 }

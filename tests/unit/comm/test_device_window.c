@@ -61,16 +61,16 @@ static void close_memory(xp_device *device, void *data) {
     count(&n_open, -1);
 }
 
-static const xp_gpu_sharing sharing = {.enable_peer = enable_peer,
-                                       .export_memory = export_memory,
-                                       .open_memory = open_memory,
-                                       .close_memory = close_memory,
-                                       .granularity = 4096};
+static const xp_gpu_peer_access sharing = {.enable_peer = enable_peer,
+                                           .export_memory = export_memory,
+                                           .open_memory = open_memory,
+                                           .close_memory = close_memory,
+                                           .granularity = 4096};
 
 static xp_status make(rank_job *job, bool processes, xp_device **device, xp_window **window) {
     const xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
     RANK_CHECK(job, xp_device_create(&args, device) == XP_OK);
-    job->comm->shares_addresses = !processes;
+    job->comm->same_process = !processes;
     return xp_device_window_create(
         &(xp_device_window_args){job->comm, *device, &sharing, BYTES, "ep"}, window);
 }

@@ -219,8 +219,8 @@ static int touch(volatile char *data) {
 
 static void test_guarded_memory_is_for_queued_work_only(void **state) {
     (void)state;
-    xp_device *device = make(XP_DEVICE_CPU, 2, "guard");
-    assert_false(xp_device_shares_host(device));
+    xp_device *device = make(XP_DEVICE_CPU, 2, "test_protect");
+    assert_false(xp_device_host_accessible(device));
     xp_stream *stream;
     char *data, *staging, plain[64];
     assert_int_equal(xp_stream_create(device, XP_STREAM_COMPUTE, &stream), XP_OK);
@@ -245,7 +245,7 @@ static void test_guarded_memory_is_for_queued_work_only(void **state) {
 
 static void test_late_work_runs_when_somebody_waits(void **state) {
     (void)state;
-    xp_device *device = make(XP_DEVICE_CPU, 1, "guard,late");
+    xp_device *device = make(XP_DEVICE_CPU, 1, "test_protect,test_defer");
     xp_stream *stream;
     assert_int_equal(xp_stream_create(device, XP_STREAM_COMPUTE, &stream), XP_OK);
     int log[8], n = 0;
@@ -265,14 +265,14 @@ static void test_late_work_runs_when_somebody_waits(void **state) {
     assert_int_equal(xp_stream_sync(stream), XP_ENUMERIC);
     xp_stream_destroy(stream);
     xp_device_destroy(device);
-    xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1, .caps = "late"};
+    xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1, .caps = "test_defer"};
     assert_int_equal(xp_device_create(&args, &device), XP_EINVAL);
 }
 
 /* What is queued behind the event stays queued. */
 static void test_an_event_is_waited_for_alone(void **state) {
     (void)state;
-    xp_device *device = make(XP_DEVICE_CPU, 1, "guard,late");
+    xp_device *device = make(XP_DEVICE_CPU, 1, "test_protect,test_defer");
     xp_stream *stream, *worker;
     xp_event *event;
     assert_int_equal(xp_stream_create(device, XP_STREAM_COMPUTE, &stream), XP_OK);

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "device/cpu/guard.h"
+#include "device/cpu/test_protect.h"
 #include "harness.h"
 
 static int64_t n_grads(const xp_test_model *t) {
@@ -172,7 +172,8 @@ static void test_accumulation(void **state) {
  * first. */
 static float *queue_passes(bool ahead, int n_passes) {
     xp_arch arch = xp_test_moe_arch();
-    const xp_device_args late = {.kind = XP_DEVICE_CPU, .n_threads = 1, .caps = "guard,late"};
+    const xp_device_args late = {
+        .kind = XP_DEVICE_CPU, .n_threads = 1, .caps = "test_protect,test_defer"};
     xp_test_model t;
     xp_test_model_create_on(&late, xp_test_args(&arch), &t);
     for (int i = 0; i < n_passes; i++) {
@@ -195,14 +196,14 @@ static void test_queued_passes_keep_their_loss_scale(void **state) {
     xp_test_model_create(xp_test_args(&arch), 1, &t);
     const size_t n_bytes = (size_t)n_grads(&t) * sizeof(float);
     xp_test_model_destroy(&t);
-    xp_guard_open(); /* the harness writes parameters itself */
+    xp_test_protect_open(); /* the harness writes parameters itself */
     for (int n_passes = 2; n_passes < 24; n_passes += 7) {
         float *one_by_one = queue_passes(false, n_passes), *ahead = queue_passes(true, n_passes);
         assert_memory_equal(ahead, one_by_one, n_bytes);
         free(one_by_one);
         free(ahead);
     }
-    xp_guard_close();
+    xp_test_protect_close();
 }
 
 /* Smaller batches than the model was made for, and chunks of the head that do not divide the rows.

@@ -141,8 +141,8 @@ static void guarded_runs_give_the_bits_of_plain_ones(void **state) {
     for (size_t i = 0; i < sizeof variants / sizeof variants[0]; i++) {
         const variant *v = &variants[i];
         xp_train_result plain = train(*state, "plain", NULL, "float32", v, "6");
-        xp_train_result guarded = train(*state, "guard", "guard", "float32", v, "6");
-        xp_train_result late = train(*state, "late", "guard,late", "float32", v, "6");
+        xp_train_result guarded = train(*state, "guard", "test_protect", "float32", v, "6");
+        xp_train_result late = train(*state, "late", "test_protect,test_defer", "float32", v, "6");
         assert_same_weights(&plain, &guarded, 1);
         assert_same_weights(&plain, &late, 1);
         assert_true(plain.mean_loss_last_50 == late.mean_loss_last_50);
@@ -154,10 +154,11 @@ static void guarded_runs_give_the_bits_of_plain_ones(void **state) {
 static void bf16_and_resuming(void **state) {
     setenv("NGPU", "1", 1);
     const variant *v = &variants[0];
-    xp_train_result once = train(*state, "bf16", "guard", "bfloat16", v, "6");
-    xp_train_result late = train(*state, "bf16-late", "guard,late", "bfloat16", v, "3");
+    xp_train_result once = train(*state, "bf16", "test_protect", "bfloat16", v, "6");
+    xp_train_result late =
+        train(*state, "bf16-late", "test_protect,test_defer", "bfloat16", v, "3");
     assert_int_equal(late.last_step, 3);
-    late = train(*state, "bf16-late", "guard,late", "bfloat16", v, "6");
+    late = train(*state, "bf16-late", "test_protect,test_defer", "bfloat16", v, "6");
     assert_int_equal(late.first_step, 3);
     assert_same_weights(&once, &late, 1);
 }
@@ -169,7 +170,7 @@ static void rank_threads(void **state) {
         variant v = {i ? "ranks-ep2" : "ranks-ep1",
                      {"parallelism.expert_parallel_degree", degrees[i]}};
         xp_train_result plain = train(*state, "plain", NULL, "float32", &v, "6");
-        xp_train_result guarded = train(*state, "guard", "guard", "float32", &v, "6");
+        xp_train_result guarded = train(*state, "guard", "test_protect", "float32", &v, "6");
         assert_same_weights(&plain, &guarded, 2);
     }
     setenv("NGPU", "1", 1);
@@ -179,7 +180,8 @@ static void rank_threads(void **state) {
  * for. */
 static void a_step_does_not_wait(void **state) {
     for (size_t i = 0; i < 2; i++) {
-        xp_config_set *set = configure(*state, "steps", "guard,late", "bfloat16", &variants[i]);
+        xp_config_set *set =
+            configure(*state, "steps", "test_protect,test_defer", "bfloat16", &variants[i]);
         const xp_config *config = xp_config_get(set);
         xp_train_shared *shared = NULL;
         xp_trainer *t = NULL;

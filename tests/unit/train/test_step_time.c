@@ -99,7 +99,7 @@ static void parts_make_the_step(void **state) {
     assert_int_equal(b.n_passes, 2);
     assert_true(fabs(b.head_s / a.head_s - 2) < 1e-12);
     assert_true(b.optimizer_s < 1.5 * a.optimizer_s);
-    /* Recomputation: gate and up are two of nine products' worth; all of it a forward pass more. */
+    /* Recomputation: gate and up are two of nine models' worth; all of it a forward pass more. */
     assert_true(fabs(d.experts_s / a.experts_s - 11.0 / 9) < 1e-12);
     assert_true(d.dense_s == a.dense_s && fabs(c.dense_s / a.dense_s - 4.0 / 3) < 1e-12);
     assert_true(c.step_s > d.step_s && d.step_s > a.step_s);
@@ -117,17 +117,17 @@ static void bytes_of_an_exchange(void **state) {
                                 {EP("4"), BACKEND("standard"), "--moe.top_k", "8", NULL}},
                  all = {"h100", 4, 1, {EP("4"), BACKEND("deepep"), "--moe.top_k", "16", NULL}},
                  nodes = {"h100", 4, 2, {EP("4"), BACKEND("standard"), "--moe.top_k", "1", NULL}},
-                 relay = {"h100",
-                          4,
-                          2,
-                          {EP("4"), BACKEND("deepep"), "--deepep.transport", "hierarchical",
-                           "--moe.top_k", "16", NULL}};
+                 forwarded = {"h100",
+                              4,
+                              2,
+                              {EP("4"), BACKEND("deepep"), "--deepep.transport", "hierarchical",
+                               "--moe.top_k", "16", NULL}};
     assert_true(fabs(predicted(&p2p).link_bytes / (row * 3 / 4) - 1) < 1e-9);
     assert_true(fabs(predicted(&a2a).link_bytes / (row * 3 / 4) - 1) < 1e-9);
     assert_true(fabs(predicted(&assignments).link_bytes / (row * 8 * 3 / 4) - 1) < 1e-9);
     assert_true(fabs(predicted(&all).link_bytes / (row * 3) - 1) < 1e-9); /* every rank, once */
     assert_true(predicted(&all).network_bytes == 0);
-    const xp_step_prediction two = predicted(&nodes), once = predicted(&relay);
+    const xp_step_prediction two = predicted(&nodes), once = predicted(&forwarded);
     assert_true(fabs(two.link_bytes / (row / 4) - 1) < 1e-9);
     assert_true(fabs(two.network_bytes / (row / 2) - 1) < 1e-9);
     assert_true(fabs(once.network_bytes / row - 1) < 1e-9); /* the other node, once */
@@ -164,14 +164,14 @@ static void what_cannot_be_foretold(void **state) {
 
 static void gpus_by_name(void **state) {
     (void)state;
-    const char *const products[][2] = {
+    const char *const models[][2] = {
         {"NVIDIA H100 80GB HBM3", "h100"}, {"NVIDIA H100 PCIe", "h100-pcie"},
         {"NVIDIA H200", "h200"},           {"NVIDIA GH200 480GB", "gh200"},
         {"NVIDIA GB200", "gb200"},         {"NVIDIA B200", "b200"},
         {"NVIDIA A100-SXM4-80GB", "a100"}};
-    for (size_t i = 0; i < sizeof products / sizeof products[0]; i++)
-        assert_string_equal(xp_gpu_of_product(products[i][0])->name, products[i][1]);
-    assert_null(xp_gpu_of_product("AMD EPYC"));
+    for (size_t i = 0; i < sizeof models / sizeof models[0]; i++)
+        assert_string_equal(xp_gpu_of_model(models[i][0])->name, models[i][1]);
+    assert_null(xp_gpu_of_model("AMD EPYC"));
     assert_ptr_equal(xp_gpu_named("H200"), xp_gpu_named("h200"));
     assert_null(xp_gpu_named("h20"));
     for (int i = 0; xp_gpu_at(i); i++)

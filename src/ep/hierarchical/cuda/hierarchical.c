@@ -21,7 +21,7 @@ static xp_status group_create(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_state_create(group, sizeof(xp_ep_cuda_state)));
     /* The communicators inside the group see only some of the ranks that share a GPU. */
     if (xp_ep_cuda_state_of(group)->gpus_shared)
-        xp_device_set_shared(group->device, true);
+        xp_device_set_gpu_shared(group->device, true);
     XP_TRY(xp_ep_cuda_load_hierarchical_rows());
     XP_TRY(xp_ep_hier_state_create(group));
     return xp_ep_cuda_ready(group);

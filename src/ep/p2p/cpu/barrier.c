@@ -20,7 +20,7 @@ static _Atomic uint32_t *flag_at(const xp_ep_call *call, int owner, p2p_point po
 void xp_ep_p2p_signal(const xp_ep_call *call, int peer, p2p_point point) {
     atomic_store_explicit(flag_at(call, peer, point, call->group->rank), xp_ep_p2p_epoch(call),
                           memory_order_release);
-    xp_bell_ring(&xp_ep_p2p_area(call, peer)->wait->bell);
+    xp_futex_event_signal(&xp_ep_p2p_area(call, peer)->wait->wake);
 }
 
 typedef struct flag_wait {
@@ -45,13 +45,14 @@ xp_status xp_ep_p2p_wait(const xp_ep_call *call, int peer, p2p_point point) {
                       .epoch = xp_ep_p2p_epoch(call)};
     if (reached(&wait))
         return XP_OK;
-    xp_bell *bell = &xp_ep_p2p_area(call, group->rank)->wait->bell;
+    xp_futex_event *wake = &xp_ep_p2p_area(call, group->rank)->wait->wake;
     double started = xp_time_s(), deadline = started + group->timeout_s;
     /* A peer that waits for others itself gets a while longer to name the rank at fault. */
     double last = deadline + (group->timeout_s < 4.0 ? group->timeout_s : 4.0);
     bool in_time;
     xp_comm_mark_waiting(group->comm, 1);
-    while (!(in_time = xp_bell_wait(bell, reached_or_failed, &wait, deadline, CHECK_FAILURE_S)) &&
+    while (!(in_time =
+                 xp_futex_event_wait(wake, reached_or_failed, &wait, deadline, CHECK_FAILURE_S)) &&
            xp_time_s() < last && xp_comm_is_waiting(group->comm, peer))
         deadline = xp_time_s() + 0.05;
     xp_comm_mark_waiting(group->comm, -1);
@@ -136,5 +137,6 @@ static bool is_quiet(void *context) {
 void xp_ep_p2p_quiesce(const xp_ep_call *call) {
     p2p_area *mine = xp_ep_p2p_area(call, call->group->rank);
     quiet_wait wait = {.flags = mine->flags, .n_ranks = call->group->shape.n_ranks};
-    xp_bell_wait(&mine->wait->bell, is_quiet, &wait, xp_time_s() + call->group->timeout_s, 1e-3);
+    xp_futex_event_wait(&mine->wait->wake, is_quiet, &wait, xp_time_s() + call->group->timeout_s,
+                        1e-3);
 }

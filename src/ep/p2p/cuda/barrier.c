@@ -38,7 +38,7 @@ static xp_ep_barrier_args barrier_args(const xp_ep_call *call, const xp_ep_barri
         .point = (int)barrier->point,
         .phase = xp_ep_p2p_phase_index(call->phase),
         .epoch = xp_ep_p2p_epoch(call),
-        .waits = state->sync == XP_EP_SYNC_KERNEL,
+        .waits = xp_ep_p2p_sync_mode(group) == XP_EP_SYNC_KERNEL,
         .locks = barrier->locks,
         .timeout_ns = (uint64_t)(group->timeout_s * 1e9),
         .round = call->round,
@@ -121,7 +121,7 @@ xp_status xp_ep_p2p_join_barriers(const xp_ep_call *call, cudaStream_t stream) {
 
 xp_status xp_ep_p2p_cuda_barrier(const xp_ep_call *call, cudaStream_t stream,
                                  const xp_ep_barrier *barrier) {
-    const xp_ep_sync_mode sync = xp_ep_p2p_cuda_of(call->group)->sync;
+    const xp_ep_sync_mode sync = xp_ep_p2p_sync_mode(call->group);
     if (sync == XP_EP_SYNC_KERNEL || barrier->n_payload > 0 || barrier->payload_address != NULL) {
         const xp_ep_barrier_args args = barrier_args(call, barrier);
         XP_TRY(xp_ep_cuda_launch_barrier(stream, &args));

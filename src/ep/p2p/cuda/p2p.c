@@ -32,7 +32,7 @@ static xp_status end(const xp_ep_call *call, xp_status status) {
     xp_ep_launch_unlock(state->locks, call->group->rank);
     /* Routing is refused alike on all ranks; of anything else the others must hear. */
     const bool fails = status != XP_OK && status != XP_EINVAL;
-    if (!fails || state->sync == XP_EP_SYNC_KERNEL)
+    if (!fails || xp_ep_p2p_sync_mode(call->group) == XP_EP_SYNC_KERNEL)
         return status;
     char why[1024];
     snprintf(why, sizeof why, "%s", xp_last_error());
@@ -45,7 +45,7 @@ static xp_status end(const xp_ep_call *call, xp_status status) {
 
 /* With barriers on the device, kernels look at the slot's abort flag: the host may not know yet. */
 static void watch_abort(const xp_ep_call *call, xp_ep_cuda_plan *view) {
-    if (xp_ep_p2p_cuda_of(call->group)->sync == XP_EP_SYNC_KERNEL)
+    if (xp_ep_p2p_sync_mode(call->group) == XP_EP_SYNC_KERNEL)
         view->aborted = &xp_ep_p2p_abort_flags(call, call->group->rank)->aborted;
 }
 
@@ -63,7 +63,7 @@ static void skip_call(const xp_ep_call *call) {
     if (xp_ep_call_is_empty(call))
         return;
     xp_ep_p2p_begin(call);
-    if (call->plan->valid || xp_ep_p2p_cuda_of(call->group)->sync != XP_EP_SYNC_EVENTS ||
+    if (call->plan->valid || xp_ep_p2p_sync_mode(call->group) != XP_EP_SYNC_EVENTS ||
         begin(call, &stream) != XP_OK)
         return;
     /* Failures are the communicator's, and the next call returns them. */
@@ -130,7 +130,7 @@ static xp_status build(const xp_ep_call *call, cudaStream_t stream, xp_ep_cuda_p
                                   &(xp_ep_barrier){.point = P2P_ASSIGNMENTS, .min_rounds = -1}));
     XP_TRY(xp_ep_cuda_build_recv(stream, v));
     XP_TRY(exchange_starts(call, stream, v));
-    return xp_ep_p2p_cuda_of(call->group)->sync == XP_EP_SYNC_HOST ? read_plan(call) : XP_OK;
+    return xp_ep_p2p_sync_mode(call->group) == XP_EP_SYNC_HOST ? read_plan(call) : XP_OK;
 }
 
 static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing) {

@@ -66,7 +66,7 @@ static xp_status create_events(xp_ep_group *group) {
 /* How the ranks synchronise follows from which GPUs they use. */
 static xp_status create_sync(xp_ep_group *group) {
     xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
-    const bool threads = xp_comm_shares_addresses(group->comm);
+    const bool threads = xp_comm_same_process(group->comm);
     for (int r = 0; r < group->shape.n_ranks && threads; r++)
         XP_TRY(enable_peer_access(xp_ep_cuda_device(group)->index, state->common.gpus[r]));
     if (group->config.host_synchronized || (state->common.gpus_shared && !threads))
@@ -75,7 +75,7 @@ static xp_status create_sync(xp_ep_group *group) {
         state->sync = XP_EP_SYNC_EVENTS;
     if (threads)
         XP_TRY(xp_ep_launch_locks_create(group->comm, &state->locks));
-    if (state->sync != XP_EP_SYNC_KERNEL)
+    if (threads || state->sync != XP_EP_SYNC_KERNEL)
         XP_TRY(create_host_comm(group));
     return state->sync == XP_EP_SYNC_EVENTS ? create_events(group) : XP_OK;
 }
@@ -91,7 +91,7 @@ xp_status xp_ep_p2p_cuda_create(xp_ep_group *group) {
     if (status == XP_OK)
         status = load_kernels();
     if (status != XP_OK) { /* the others may not have met it */
-        xp_comm_abort(group->comm, xp_last_error());
+        xp_comm_abort(group->comm, NULL);
         return status;
     }
     XP_TRY(xp_ep_p2p_windows_create(group));

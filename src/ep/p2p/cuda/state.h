@@ -2,6 +2,7 @@
 #ifndef XP_EP_P2P_CUDA_STATE_H
 #define XP_EP_P2P_CUDA_STATE_H
 
+#include "device/device_internal.h"
 #include "ep/common/cuda/plan.h"
 #include "ep/p2p/abort_watch.h"
 #include "ep/p2p/cuda/kernels.h"
@@ -30,11 +31,11 @@ typedef struct xp_ep_barrier_id {
 } xp_ep_barrier_id;
 
 typedef struct xp_ep_p2p_cuda {
-    xp_ep_cuda_state common; /* first */
-    xp_ep_sync_mode sync;
+    xp_ep_cuda_state common;   /* first */
+    xp_ep_sync_mode sync;      /* see xp_ep_p2p_sync_mode() */
     xp_ep_launch_locks *locks; /* threads; NULL: none */
     xp_ep_abort_watch *watch;  /* XP_EP_SYNC_KERNEL: sets the host abort flag */
-    /* Not for XP_EP_SYNC_KERNEL: a communicator of the hosts that nobody else uses. */
+    /* Threads, and not for XP_EP_SYNC_KERNEL: a communicator of the hosts that nobody else uses. */
     xp_comm *hosts;
     xp_ep_barrier_id *barrier_ids; /* [R] */
     /* XP_EP_SYNC_EVENTS: two events in turn. When a rank records one again, all ranks have been in a
@@ -45,6 +46,14 @@ typedef struct xp_ep_p2p_cuda {
 
 static inline xp_ep_p2p_cuda *xp_ep_p2p_cuda_of(const xp_ep_group *group) {
     return group->device_state;
+}
+
+/** The mode of a call that is queued now: threads with a GPU each begin host-synchronised (see
+ * xp_device_set_host_synchronized()). */
+static inline xp_ep_sync_mode xp_ep_p2p_sync_mode(const xp_ep_group *group) {
+    const xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
+    const bool first = state->hosts != NULL && xp_device_is_host_synchronized(group->device);
+    return state->sync == XP_EP_SYNC_KERNEL && first ? XP_EP_SYNC_HOST : state->sync;
 }
 
 /** A slot's abort flags in `rank`'s window. */

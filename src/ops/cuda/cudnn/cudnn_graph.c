@@ -6,8 +6,7 @@
 #include <stdio.h>
 #include "ops/cuda/libraries.h"
 
-/* ---- the library -------------------------------------------------------------------------------
- */
+/* ---- the library ----------------------------------------------------------------------------- */
 
 /* Loaded once a process, constant afterwards. */
 static pthread_once_t load_once = PTHREAD_ONCE_INIT;
@@ -67,8 +66,7 @@ xp_status xp_cudnn_check(const xp_cudnn_api *api, cudnnStatus_t status, const ch
                     "cuDNN, %s: %s; %s", doing, api->error_string(status), detail);
 }
 
-/* ---- building ----------------------------------------------------------------------------------
- */
+/* ---- building -------------------------------------------------------------------------------- */
 
 void xp_cudnn_graph_init(xp_cudnn_graph *graph, const xp_cudnn_api *api, cudnnHandle_t handle) {
     *graph = (xp_cudnn_graph){.api = api, .handle = handle, .next_virtual = 1000};
@@ -162,13 +160,13 @@ void xp_cudnn_add_matmul(xp_cudnn_graph *graph, xp_cudnn_node a, xp_cudnn_node b
     const cudnnDataType_t math = CUDNN_DATA_FLOAT;
     xp_cudnn_node kind = make(graph, CUDNN_BACKEND_MATMUL_DESCRIPTOR);
     set(graph, kind, CUDNN_ATTR_MATMUL_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &math);
-    finalize(graph, kind, "a kind of matrix product");
+    finalize(graph, kind, "a GEMM descriptor");
     xp_cudnn_node node = make(graph, CUDNN_BACKEND_OPERATION_MATMUL_DESCRIPTOR);
     set_node(graph, node, CUDNN_ATTR_OPERATION_MATMUL_ADESC, a);
     set_node(graph, node, CUDNN_ATTR_OPERATION_MATMUL_BDESC, b);
     set_node(graph, node, CUDNN_ATTR_OPERATION_MATMUL_CDESC, c);
     set_node(graph, node, CUDNN_ATTR_OPERATION_MATMUL_DESC, kind);
-    finalize_op(graph, node, "a matrix product");
+    finalize_op(graph, node, "a GEMM");
 }
 
 void xp_cudnn_add_reduction(xp_cudnn_graph *graph, cudnnReduceTensorOp_t op, xp_cudnn_node x,
@@ -192,8 +190,7 @@ void xp_cudnn_add_reshape(xp_cudnn_graph *graph, xp_cudnn_node x, xp_cudnn_node 
     finalize_op(graph, node, "a reshape");
 }
 
-/* ---- plans -------------------------------------------------------------------------------------
- */
+/* ---- plans ----------------------------------------------------------------------------------- */
 
 /* Try the engines that the heuristic names, best first; false when none builds a plan. */
 static bool try_mode(xp_cudnn_graph *graph, xp_cudnn_node operations, cudnnBackendHeurMode_t mode,

@@ -1,9 +1,9 @@
 /*
  * The plans of one device: built once a shape, kept in a list.
  *
- * A backward plan that is deterministic keeps dP in memory instead of adding to dq from many blocks
- * at once, 2 bytes a pair of tokens and head. Calls with many rows therefore run in pieces of
- * shape.n_rows rows; attention.c chooses how many.
+ * A deterministic backward plan keeps dP in memory, 2 bytes per query-key pair and head, instead of
+ * adding to dq atomically. Calls with many rows therefore run in pieces of shape.n_rows rows;
+ * attention.c chooses how many.
  */
 #include "ops/cuda/cudnn_sdpa.h"
 

@@ -9,8 +9,7 @@ float xp_sdpa_hidden_score(const xp_cudnn_api *api) {
     return api->version() < 91000 ? -FLT_MAX : -INFINITY;
 }
 
-/* ---- tensors -----------------------------------------------------------------------------------
- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 /* [B, heads, S, C] bf16 in rows of ld elements. */
 static xp_cudnn_tensor rows_of_heads(const xp_sdpa_shape *s, int64_t heads, int64_t ld,
@@ -65,8 +64,7 @@ static xp_cudnn_node host_scalar(xp_cudnn_graph *g, int64_t uid) {
     return xp_cudnn_add_tensor(g, &t);
 }
 
-/* ---- operations --------------------------------------------------------------------------------
- */
+/* ---- operations ------------------------------------------------------------------------------ */
 
 /* A new tensor y of the given kind = x op b, in fp32. */
 static xp_cudnn_node pointwise(xp_cudnn_graph *g, cudnnPointwiseMode_t mode, xp_cudnn_node x,

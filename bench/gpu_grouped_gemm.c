@@ -1,6 +1,6 @@
 /*
- * bench_products [--caps LIST] [--repeats N]: grouped products of real layer sizes on the first
- * GPU, beside the dense product of cuBLASLt in the same run, each checked against the portable
+ * bench_grouped_gemm [--caps LIST] [--repeats N]: grouped GEMMs of real layer sizes on the first
+ * GPU, beside the dense GEMM of cuBLASLt in the same run, each checked against the portable
  * kernel.
  *
  * The table: time (median), rate, share of the dense rate, and how far the sampled results lie from
@@ -333,7 +333,7 @@ int main(int argc, char **argv) {
     }
     const xp_status status = run_all(&b, caps);
     if (status != XP_OK)
-        fprintf(stderr, "bench_products: %s\n", xp_last_error());
+        fprintf(stderr, "bench_grouped_gemm: %s\n", xp_last_error());
     if (b.plain.device != NULL)
         close_side(&b.plain);
     if (b.fast.device != NULL)

@@ -1,5 +1,5 @@
 /* Memory of one GPU used from another, and of one process from another. */
-#include "device/cuda/sharing.h"
+#include "device/cuda/peer_access.h"
 
 #include <string.h>
 #include "device/cuda/cuda_device.h"
@@ -85,7 +85,7 @@ static void close_memory(xp_device *device, void *data) {
         cudaIpcCloseMemHandle(data);
 }
 
-const xp_gpu_sharing xp_cuda_sharing = {
+const xp_gpu_peer_access xp_cuda_peer_access = {
     .identity = identity,
     .can_reach = can_reach,
     .enable_peer = enable_peer,

@@ -1,4 +1,4 @@
-/* Expert products: forward, dgrad, wgrad, with uneven routing as a router gives it. */
+/* Grouped GEMM: forward, dgrad, wgrad, with uneven routing as a router gives it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include "core/rng.h"
@@ -28,16 +28,16 @@ static const shape shapes[] = {
 static const shape small_shapes[] = {{"small gate+up", 5, 700, 200, 48, 40},
                                      {"small down", 5, 700, 700, 40, 24}};
 
-typedef struct products {
+typedef struct grouped_case {
     full_context *ctx;
     const shape *s;
     int32_t *offsets, *gather;                  /* host: [L + 1], [rows] */
     void *device_offsets, *device_gather, *out; /* device */
     full_tensor x, w, dy;                       /* [tokens, k]; [L, n, k]; [tokens or rows, n] */
-} products;
+} grouped_case;
 
 /* Groups of 0.5 to 1.5 times the mean, the second empty, the third of one row. */
-static void route(products *p) {
+static void route(grouped_case *p) {
     const shape *s = p->s;
     int64_t at = 0;
     for (int e = 0; e < s->n_experts; e++) {
@@ -54,14 +54,14 @@ static void route(products *p) {
                                              (uint64_t)s->n_tokens);
 }
 
-static int expert_of(const products *p, int64_t row) {
+static int expert_of(const grouped_case *p, int64_t row) {
     int e = 0;
     while (p->offsets[e + 1] <= row)
         e++;
     return e;
 }
 
-static xp_status upload(products *p) {
+static xp_status upload(grouped_case *p) {
     const full_context *ctx = p->ctx;
     const shape *s = p->s;
     const size_t n_offsets = (size_t)(s->n_experts + 1) * 4, n_gather = (size_t)s->n_rows * 4;
@@ -74,7 +74,7 @@ static xp_status upload(products *p) {
     return full_tensor_create(ctx, "dy", 1.0, s->n_rows * s->n, &p->dy);
 }
 
-static xp_grouped_args args_of(const products *p) {
+static xp_grouped_args args_of(const grouped_case *p) {
     return (xp_grouped_args){.n_experts = p->s->n_experts,
                              .max_rows = p->s->n_rows,
                              .n = p->s->n,
@@ -87,7 +87,7 @@ static xp_grouped_args args_of(const products *p) {
 }
 
 /* y[r, c] = x[gather[r], :] . w[e, c, :], or dx[r, c] = dy[gather[r], :] . w[e, :, c] */
-static double exact(const products *p, bool forward, int64_t row, int64_t column) {
+static double exact(const grouped_case *p, bool forward, int64_t row, int64_t column) {
     const int64_t n = p->s->n, k = p->s->k, base = expert_of(p, row) * n * k;
     const int64_t from = p->gather[row];
     if (forward)
@@ -98,7 +98,7 @@ static double exact(const products *p, bool forward, int64_t row, int64_t column
     return sum;
 }
 
-static xp_status check_rows(products *p, bool forward) {
+static xp_status check_rows(grouped_case *p, bool forward) {
     full_context *ctx = p->ctx;
     const int64_t width = forward ? p->s->n : p->s->k;
     xp_grouped_args args = args_of(p);
@@ -137,14 +137,14 @@ static xp_status check_rows(products *p, bool forward) {
 }
 
 /* dw[e, a, b] = sum over e's rows of dy[r, a] x[gather[r], b] */
-static double exact_wgrad(const products *p, int64_t e, int64_t a, int64_t b) {
+static double exact_wgrad(const grouped_case *p, int64_t e, int64_t a, int64_t b) {
     double sum = 0;
     for (int64_t r = p->offsets[e]; r < p->offsets[e + 1]; r++)
         sum += full_at(&p->dy, r * p->s->n + a) * full_at(&p->x, p->gather[r] * p->s->k + b);
     return sum;
 }
 
-static xp_status sample_wgrad(products *p, xp_dtype dtype, double *want, double *got,
+static xp_status sample_wgrad(grouped_case *p, xp_dtype dtype, double *want, double *got,
                               double *whole) {
     const int64_t n = p->s->n, k = p->s->k;
     int64_t experts[N_EXPERTS], a[N_WGRAD], b[N_WGRAD], at = 0;
@@ -174,7 +174,7 @@ static xp_status sample_wgrad(products *p, xp_dtype dtype, double *want, double 
     return XP_OK;
 }
 
-static xp_status check_wgrad(products *p, xp_dtype dtype) {
+static xp_status check_wgrad(grouped_case *p, xp_dtype dtype) {
     full_context *ctx = p->ctx;
     xp_grouped_args args = args_of(p);
     args.x = p->x.data;
@@ -197,7 +197,7 @@ static xp_status check_wgrad(products *p, xp_dtype dtype) {
 }
 
 /* Outputs are made anew for each op, so that nothing of the last one passes for a result. */
-static xp_status check_op(products *p, int which) {
+static xp_status check_op(grouped_case *p, int which) {
     static const char *const ops[] = {"grouped_forward", "grouped_dgrad", "grouped_wgrad",
                                       "grouped_wgrad"};
     const shape *s = p->s;
@@ -215,7 +215,7 @@ static xp_status check_op(products *p, int which) {
 }
 
 static xp_status check_shape(full_context *ctx, const shape *s) {
-    products p = {.ctx = ctx, .s = s};
+    grouped_case p = {.ctx = ctx, .s = s};
     p.offsets = calloc((size_t)s->n_experts + 1, sizeof *p.offsets);
     p.gather = calloc((size_t)s->n_rows, sizeof *p.gather);
     xp_status status = p.offsets && p.gather ? XP_OK : xp_error(XP_ENOMEM, "check_full: no memory");

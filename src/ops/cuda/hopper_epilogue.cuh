@@ -1,7 +1,9 @@
-/** How a warpgroup of wgmma writes its 64 x 256 sums: see wgmma_64x256() for which thread holds
- * what. */
-#ifndef XP_OPS_CUDA_HOPPER_STORE_CUH
-#define XP_OPS_CUDA_HOPPER_STORE_CUH
+/**
+ * Epilogue of the Hopper grouped GEMM: how a consumer warpgroup stores its 64 x 256 accumulators.
+ * wgmma_64x256() says which thread holds which element.
+ */
+#ifndef XP_OPS_CUDA_HOPPER_EPILOGUE_CUH
+#define XP_OPS_CUDA_HOPPER_EPILOGUE_CUH
 
 #include "ops/cuda/tile_gemm.h"
 #include "ops/cuda/vector.cuh"
@@ -28,8 +30,8 @@ static __device__ __forceinline__ uint32_t pack(float low, float high) {
     return *(const uint32_t *)&both;
 }
 
-/* One store without a branch: the compiler splits an assigned uint4 into four, and works through
- * branches one by one. */
+/* One predicated 16-byte store. From C the compiler makes four stores of a uint4 and serialises the
+ * branches. */
 static __device__ __forceinline__ void store_16(bf16 *to, const uint32_t (&w)[4], bool valid) {
     asm volatile("{\n"
                  ".reg .pred valid;\n"
@@ -40,11 +42,12 @@ static __device__ __forceinline__ void store_16(bf16 *to, const uint32_t (&w)[4]
                  : "memory");
 }
 
-/* Rounded, 16 bytes a store: lanes of four trade words so that each holds 8 neighbouring columns.
- * All words of a row are traded before the first is stored: the trades wait for each other only
- * where they must. */
-static __device__ __forceinline__ void put_bf16(const xp_tile_args &p, const float (&d)[128],
-                                                bf16 *c, int64_t row, int64_t n_rows, int64_t n0) {
+/* Store bf16, 16 bytes per store: groups of four lanes exchange words by shuffles until each lane
+ * holds 8 neighbouring columns. All shuffles of a row come before its first store, so that they
+ * overlap. */
+static __device__ __forceinline__ void store_bf16(const xp_tile_args &p, const float (&d)[128],
+                                                  bf16 *c, int64_t row, int64_t n_rows,
+                                                  int64_t n0) {
     constexpr int N_STORES = 8;
     const int lane = (int)threadIdx.x % 4;
 #pragma unroll
@@ -70,10 +73,10 @@ static __device__ __forceinline__ void put_bf16(const xp_tile_args &p, const flo
     }
 }
 
-/* fp32 results, and sums added to what is there: two neighbouring columns an access. */
-static __device__ __forceinline__ void put_pairs(const xp_tile_args &p, const float (&d)[128],
-                                                 int64_t c0, int64_t row, int64_t n_rows,
-                                                 int64_t n0) {
+/* Store fp32, or add to c: two neighbouring columns per access. */
+static __device__ __forceinline__ void store_pairs(const xp_tile_args &p, const float (&d)[128],
+                                                   int64_t c0, int64_t row, int64_t n_rows,
+                                                   int64_t n0) {
 #pragma unroll
     for (int i = 0; i < 64; i++) {
         const int64_t r = row + 8 * (i % 2), column = n0 + 8 * (i / 2) + 2 * (threadIdx.x % 4);
@@ -100,36 +103,37 @@ static __device__ __forceinline__ void put_pairs(const xp_tile_args &p, const fl
     }
 }
 
-/* An 8 x 8 block of bf16 as the products leave it, two columns a lane: then two rows a lane. */
+/* Transpose an 8 x 8 block of bf16 in registers: two columns per lane become two rows per lane. */
 static __device__ __forceinline__ uint32_t transpose_block(uint32_t pair) {
     uint32_t turned;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
     return turned;
 }
 
-static __device__ __forceinline__ void put_one(const xp_tile_args &p, int64_t at, float x) {
+static __device__ __forceinline__ void store_one(const xp_tile_args &p, int64_t at, float x) {
     float *to = (float *)p.c + at;
     *to = p.acc ? *to + x : x;
 }
 
-static __device__ __forceinline__ void put_transposed_f32(const xp_tile_args &p,
-                                                          const float (&d)[128], int64_t c0,
-                                                          int64_t row, int64_t n_rows, int64_t n0) {
+static __device__ __forceinline__ void store_transposed_f32(const xp_tile_args &p,
+                                                            const float (&d)[128], int64_t c0,
+                                                            int64_t row, int64_t n_rows,
+                                                            int64_t n0) {
     const int quad = (int)threadIdx.x % 4, group = (int)threadIdx.x % 32 / 4;
 #pragma unroll
     for (int i = 0; i < 64; i++) {
         const int64_t r = row + 8 * (i % 2) + group, column = n0 + 8 * (i / 2) + 2 * quad;
         if (r >= n_rows || column >= p.n)
             continue;
-        put_one(p, c0 + column * p.ldc + r, d[2 * i]);
-        put_one(p, c0 + (column + 1) * p.ldc + r, d[2 * i + 1]);
+        store_one(p, c0 + column * p.ldc + r, d[2 * i]);
+        store_one(p, c0 + (column + 1) * p.ldc + r, d[2 * i + 1]);
     }
 }
 
-static __device__ __forceinline__ void put_transposed_bf16(const xp_tile_args &p,
-                                                           const float (&d)[128], int64_t c0,
-                                                           int64_t row, int64_t n_rows,
-                                                           int64_t n0) {
+static __device__ __forceinline__ void store_transposed_bf16(const xp_tile_args &p,
+                                                             const float (&d)[128], int64_t c0,
+                                                             int64_t row, int64_t n_rows,
+                                                             int64_t n0) {
     const int quad = (int)threadIdx.x % 4, group = (int)threadIdx.x % 32 / 4;
 #pragma unroll
     for (int i = 0; i < 64; i++) {
@@ -137,7 +141,7 @@ static __device__ __forceinline__ void put_transposed_bf16(const xp_tile_args &p
         const bool valid = r < n_rows && column < p.n;
         uint32_t *to = (uint32_t *)((bf16 *)p.c + c0 + column * p.ldc + r);
         float2 x = make_float2(d[2 * i], d[2 * i + 1]);
-        if (p.acc) { /* what is there, as the sums lie */
+        if (p.acc) { /* c in the accumulators' layout */
             const uint32_t bits = transpose_block(valid ? *to : 0);
             const __nv_bfloat162 old = *(const __nv_bfloat162 *)&bits;
             x = make_float2(__low2float(old) + x.x, __high2float(old) + x.y);
@@ -148,15 +152,15 @@ static __device__ __forceinline__ void put_transposed_bf16(const xp_tile_args &p
     }
 }
 
-/* c stored [n, m]: rows run along memory, 8 of them an access. `row` is that of the warp's first
- * lane. */
-static __device__ __forceinline__ void put_transposed(const xp_tile_args &p, const float (&d)[128],
-                                                      int64_t c0, int64_t row, int64_t n_rows,
-                                                      int64_t n0) {
+/* Store transposed, c is [n, m]: rows are contiguous, 8 of them per access. `row` is that of the
+ * warp's first lane. */
+static __device__ __forceinline__ void store_transposed(const xp_tile_args &p,
+                                                        const float (&d)[128], int64_t c0,
+                                                        int64_t row, int64_t n_rows, int64_t n0) {
     if (p.c_f32)
-        put_transposed_f32(p, d, c0, row, n_rows, n0);
+        store_transposed_f32(p, d, c0, row, n_rows, n0);
     else
-        put_transposed_bf16(p, d, c0, row, n_rows, n0);
+        store_transposed_bf16(p, d, c0, row, n_rows, n0);
 }
 
 #endif
