@@ -247,7 +247,7 @@ static xp_status sample_copy(bench_rank *r) {
     return XP_OK;
 }
 
-/* Tokens with an assignment on their own rank: their rows reach it without leaving. */
+/* Tokens with an expert on their own rank: their rows need no other rank. */
 static int64_t count_own(const bench_rank *r) {
     const int each = r->c->n_experts / r->c->n_ranks;
     int64_t n = 0;
