@@ -273,7 +273,7 @@ int bench_ep(int argc, char **argv) {
     const cli_option options[] = {
         {"--tokens", CLI_STRING, &o.tokens, "LIST", "T, tokens of a rank (64,512,4096)", 0, 0},
         {"--dim", CLI_STRING, &o.dims, "LIST", "D, row width (2048)", 0, 0},
-        {"--top-k", CLI_STRING, &o.top_k, "LIST", "K, assignments of a token (8)", 0, 0},
+        {"--top-k", CLI_STRING, &o.top_k, "LIST", "K, experts of a token (8)", 0, 0},
         {"--experts", CLI_STRING, &o.experts, "LIST", "E, a multiple of the ranks (128)", 0, 0},
         {"--ranks", CLI_STRING, &o.ranks, "LIST",
          "R (NGPU; else all GPUs; else the cores, at most 8)", 0, 0},
