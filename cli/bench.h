@@ -6,6 +6,7 @@
 int bench_step(int argc, char **argv);
 int bench_ops(int argc, char **argv);
 int bench_ep(int argc, char **argv);
+int bench_decode(int argc, char **argv);
 int bench_scaling(int argc, char **argv);
 
 #endif

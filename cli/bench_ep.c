@@ -156,7 +156,7 @@ static xp_status run_rank(run_state *s) {
     return XP_OK;
 }
 
-static xp_status take_rows(run_state *s, const char *path) {
+static xp_status read_rows(run_state *s, const char *path) {
     char *data, *rest = NULL;
     size_t n_bytes;
     XP_TRY(xp_file_read(path, ROWS_MAX, &data, &n_bytes));
@@ -178,7 +178,7 @@ static xp_status run_processes(run_state *s) {
         cli_fail(status);
     }
     unsetenv(ROWS_FILE);
-    status = take_rows(s, path);
+    status = read_rows(s, path);
     unlink(path);
     return status;
 }

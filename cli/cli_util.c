@@ -46,6 +46,23 @@ int cli_no_such(const char *what, const char *name, const char *(*name_at)(int i
     return XP_EXIT_USAGE;
 }
 
+static bool is_one_of(const char *option, const char *word, const char *const *words) {
+    for (int i = 0; words[i]; i++)
+        if (!word || strcmp(word, words[i]) == 0)
+            return true;
+    fprintf(stderr, "error: %s: \"%s\" is not", option, word);
+    for (int i = 0; words[i]; i++)
+        fprintf(stderr, "%s %s", i > 0 ? " or" : "", words[i]);
+    fprintf(stderr, "\n");
+    return false;
+}
+
+bool cli_check_device(const char *device, const char *dtype) {
+    static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
+    static const char *const dtypes[] = {"float32", "bfloat16", NULL};
+    return is_one_of("--device", device, devices) && is_one_of("--dtype", dtype, dtypes);
+}
+
 bool cli_wants_help(int argc, char **argv) {
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)

@@ -15,6 +15,7 @@ static const struct {
     {"step", bench_step, "whole training steps beside OpenBLAS's GEMM, and time by phase"},
     {"ops", bench_ops, "each op beside the copy rate or the GEMM rate"},
     {"ep", bench_ep, "dispatch and combine beside memcpy and the link between the GPUs"},
+    {"decode", bench_decode, "tokens a second of text generation beside the memory's rate"},
     {"scaling", bench_scaling, "strong and weak scaling of training, a row a run"},
 };
 #define N_KINDS ((int)(sizeof kinds / sizeof kinds[0]))
@@ -35,6 +36,7 @@ static void print_help(FILE *file) {
           "  expar bench step --ep --json\n"
           "  expar bench ops --op 'grouped_*'\n"
           "  expar bench ep --ranks 2\n"
+          "  expar bench decode --flavor 10B-A1B\n"
           "  expar bench scaling --ranks 1,2 --batch 1,2,4\n"
           "  expar bench KIND --help\n",
           file);

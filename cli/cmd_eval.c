@@ -9,11 +9,13 @@
 #include "core/file.h"
 #include "core/text.h"
 #include "options.h"
+#include "ranks.h"
 #include "train/evaluate.h"
 
 typedef struct eval_options {
-    const char *hf, *checkpoint, *tokens, *data, *tokenizer, *logits;
-    int64_t step, seq_len, batch, max_rows, threads;
+    const char *hf, *checkpoint, *tokens, *data, *tokenizer, *logits, *device, *dtype;
+    cli_ranks ranks;
+    int64_t n_ranks, step, seq_len, batch, max_rows, threads;
     bool json;
 } eval_options;
 
@@ -79,7 +81,7 @@ static xp_status evaluate_to(const eval_options *o, xp_inference *inf, const xp_
                              .n_rows = o->batch,
                              .max_rows = o->max_rows,
                              .logits = logits,
-                             .progress = show_progress,
+                             .progress = o->ranks.speaks ? show_progress : NULL,
                              .context = &start};
     xp_evaluation with, without;
     if (logits != NULL) {
@@ -93,13 +95,14 @@ static xp_status evaluate_to(const eval_options *o, xp_inference *inf, const xp_
         XP_TRY(xp_inference_use_bias(inf, false));
         XP_TRY(xp_evaluate(&args, &without));
     }
-    print_result(o, inf, &with, inf->has_bias ? &without : NULL);
+    if (o->ranks.speaks)
+        print_result(o, inf, &with, inf->has_bias ? &without : NULL);
     return XP_OK;
 }
 
 /* The logits file appears under its name when it is whole. */
 static xp_status evaluate(const eval_options *o, xp_inference *inf, const xp_dataset *dataset) {
-    if (o->logits == NULL)
+    if (o->logits == NULL || !o->ranks.speaks)
         return evaluate_to(o, inf, dataset, NULL);
     char tmp[4096];
     snprintf(tmp, sizeof tmp, "%s.tmp", o->logits);
@@ -117,7 +120,8 @@ static xp_status evaluate(const eval_options *o, xp_inference *inf, const xp_dat
 }
 
 static xp_status run(const eval_options *o) {
-    xp_inference_args open = {.hf = o->hf,
+    xp_inference_args open = {.comm = o->ranks.comm,
+                              .hf = o->hf,
                               .checkpoint = o->checkpoint,
                               .step = o->step,
                               .tokenizer = o->tokenizer,
@@ -125,8 +129,10 @@ static xp_status run(const eval_options *o) {
                               .n_rows = o->batch,
                               .seq_len = o->seq_len,
                               .keep_logits = o->logits != NULL,
+                              .device = o->device,
+                              .dtype = o->dtype,
                               .n_threads = (int)o->threads,
-                              .warn = cli_warn};
+                              .warn = o->ranks.speaks ? cli_warn : NULL};
     xp_inference inf;
     XP_TRY(xp_inference_open(&open, &inf));
     char cache[] = "/tmp/expar-eval-XXXXXX";
@@ -174,6 +180,11 @@ int cmd_eval(int argc, char **argv) {
         {"--rows", CLI_INT, &o.max_rows, "N", "the first N rows only", 0, 1e15},
         {"--logits", CLI_STRING, &o.logits, "FILE", "write fp32 logits [rows, S, vocab] as .npy", 0,
          0},
+        {"--device", CLI_STRING, &o.device, "WHERE", "auto, cpu or cuda (auto: a GPU that works)",
+         0, 0},
+        {"--dtype", CLI_STRING, &o.dtype, "TYPE", "float32 or bfloat16 (on a GPU bfloat16)", 0, 0},
+        {"--ranks", CLI_INT, &o.n_ranks, "N", "processes, a GPU each, that share the experts (1)",
+         1, 4096},
         {"--threads", CLI_INT, &o.threads, "N", "default: all cores", 1, 4096},
         {"--json", CLI_FLAG, &o.json, NULL, "one JSON object", 0, 0},
     };
@@ -198,6 +209,9 @@ int cmd_eval(int argc, char **argv) {
                 command.usage);
         return XP_EXIT_USAGE;
     }
-    xp_status status = run(&o);
-    return status == XP_OK ? XP_EXIT_OK : cli_fail(status);
+    if (!cli_check_device(o.device, o.dtype))
+        return XP_EXIT_USAGE;
+    if (!cli_ranks_join(argc, argv, o.n_ranks, &o.ranks, &code))
+        return code;
+    return cli_ranks_end(&o.ranks, run(&o));
 }

@@ -7,11 +7,13 @@
 #include "core/rng.h"
 #include "core/text.h"
 #include "options.h"
+#include "ranks.h"
 #include "train/inference.h"
 
 #define MAX_PIECE 1024
 
 typedef struct sampler {
+    cli_ranks ranks;
     double temperature, top_p;
     uint64_t seed;
     int64_t n_drawn, vocab, n_ids;
@@ -125,13 +127,15 @@ static xp_status generate(const xp_tokenizer *tokenizer, xp_decoder *decoder, xp
             break;
         fed = ids->n;
         int32_t next = draw(s, logits);
-        if (next == eos)
+        if (s->ranks.comm) /* all ranks go on with the same token */
+            status = xp_comm_broadcast(s->ranks.comm, &next, sizeof next, 0, NULL);
+        if (status != XP_OK || next == eos)
             break;
         status = append(ids, next);
-        if (status == XP_OK)
+        if (status == XP_OK && s->ranks.speaks)
             status = print_new(tokenizer, ids, &printed, false);
     }
-    if (status == XP_OK)
+    if (status == XP_OK && s->ranks.speaks)
         status = print_new(tokenizer, ids, &printed, true);
     if (printed > 0)
         printf("\n");
@@ -177,7 +181,7 @@ static xp_status run(const xp_inference_args *args, const char *prompt, int64_t 
 
 int cmd_generate(int argc, char **argv) {
     const char *prompt = "";
-    int64_t max_tokens = 100, seed = 0, threads = 0;
+    int64_t max_tokens = 100, seed = 0, threads = 0, n_ranks = 0;
     xp_inference_args args = {.step = -1, .need_tokenizer = true, .n_rows = 1, .warn = cli_warn};
     sampler s = {.temperature = 1.0, .top_p = 1.0};
     bool use_greedy = false, done;
@@ -195,6 +199,12 @@ int cmd_generate(int argc, char **argv) {
         {"--top-p", CLI_FLOAT, &s.top_p, "X",
          "sample from the likeliest tokens up to this mass (1.0)", 1e-6, 1},
         {"--seed", CLI_INT, &seed, "N", "the same seed gives the same text (0)", 0, 1e18},
+        {"--device", CLI_STRING, &args.device, "WHERE",
+         "auto, cpu or cuda (auto: a GPU that works)", 0, 0},
+        {"--dtype", CLI_STRING, &args.dtype, "TYPE", "float32 or bfloat16 (on a GPU bfloat16)", 0,
+         0},
+        {"--ranks", CLI_INT, &n_ranks, "N", "processes, a GPU each, that share the experts (1)", 1,
+         4096},
         {"--threads", CLI_INT, &threads, "N", "default: all cores", 1, 4096},
     };
     const cli_syntax command = {
@@ -214,6 +224,8 @@ int cmd_generate(int argc, char **argv) {
                 command.usage);
         return XP_EXIT_USAGE;
     }
+    if (!cli_check_device(args.device, args.dtype))
+        return XP_EXIT_USAGE;
     if (use_greedy)
         s.temperature = 0;
     s.seed = (uint64_t)seed;
@@ -222,6 +234,10 @@ int cmd_generate(int argc, char **argv) {
     args.seq_len = max_tokens + (int64_t)strlen(prompt) + 2;
     if (args.seq_len > MAX_PIECE)
         args.seq_len = MAX_PIECE;
-    xp_status status = run(&args, prompt, max_tokens, &s);
-    return status == XP_OK ? XP_EXIT_OK : cli_fail(status);
+    if (!cli_ranks_join(argc, argv, n_ranks, &s.ranks, &code))
+        return code;
+    args.comm = s.ranks.comm;
+    if (!s.ranks.speaks)
+        args.warn = NULL;
+    return cli_ranks_end(&s.ranks, run(&args, prompt, max_tokens, &s));
 }

@@ -128,8 +128,7 @@ void xp_model_reset_stats(xp_model *model);
  * rank feeds the same number of tokens.
  */
 typedef struct xp_decoder xp_decoder;
-/** @param max_tokens  room of the cache, reserved under the tag "decoder". XP_ENOTSUP on other
- * devices than the CPU */
+/** @param max_tokens  room of the cache, reserved under the tag "decoder" on the model's device */
 XP_NODISCARD xp_status xp_decoder_create(xp_model *model, int64_t max_tokens, xp_decoder **decoder);
 void xp_decoder_destroy(xp_decoder *decoder);
 /**
@@ -140,5 +139,7 @@ void xp_decoder_destroy(xp_decoder *decoder);
  */
 XP_NODISCARD xp_status xp_decoder_feed(xp_decoder *decoder, const int32_t *tokens, int64_t n,
                                        float *logits);
+/** Forget all tokens. */
+void xp_decoder_reset(xp_decoder *decoder);
 
 #endif

@@ -37,6 +37,22 @@ typedef struct xp_attention_backward_args {
     int64_t lddq, lddk, lddv;
 } xp_attention_backward_args;
 
+/**
+ * attention_decode: attention of T new tokens of one sequence over a cache of keys and values. The new keys and values are
+ * written into rows [n_cached, n_cached + T) of the caches first; new token t sees rows [0, n_cached + t].
+ */
+typedef struct xp_attention_decode_args {
+    int64_t n_tokens, n_cached;        /* T, and the rows that the caches hold */
+    int n_heads, n_kv_heads, head_dim; /* H, G, C; H a multiple of G; C at most 256 */
+    float scale;
+    const void *q, *k, *v;   /* [T, H*C], [T, G*C], [T, G*C] */
+    int64_t ldv;             /* elements between rows of v; q and k are contiguous */
+    void *k_cache, *v_cache; /* [>= n_cached + T, G*C]; rows below n_cached are inputs */
+    void *out;               /* [T, H*C] */
+    xp_dtype dtype;          /* of all of them */
+    float *scores;           /* scratch [n_cached + T] */
+} xp_attention_decode_args;
+
 /** Bytes of scratch that attention takes on an H100 or H200: what the null device counts. */
 size_t xp_attention_scratch_gpu(const xp_attention_args *args, bool backward);
 /** Bytes of one fp32 sum per query and head, rounded up to 256: what attention's backward keeps. */

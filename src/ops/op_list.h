@@ -36,6 +36,7 @@
     OP(qknorm_rope_backward,    run_qknorm_rope_backward,    xp_qknorm_rope_backward_args,    xp_check_qknorm_rope_backward,    xp_cuda_qknorm_rope_backward) \
     OP(attention_forward,       run_attention_forward,       xp_attention_args,               xp_check_attention_forward,       xp_cuda_attention_forward) \
     OP(attention_backward,      run_attention_backward,      xp_attention_backward_args,      xp_check_attention_backward,      xp_cuda_attention_backward) \
+    OP(attention_decode,        run_attention_decode,        xp_attention_decode_args,        xp_check_attention_decode,        xp_cuda_attention_decode) \
     OP(router_forward,          run_router_forward,          xp_router_args,                  xp_check_router_forward,          xp_cuda_router_forward) \
     OP(router_backward,         run_router_backward,         xp_router_backward_args,         xp_check_router_backward,         xp_cuda_router_backward) \
     OP(router_losses,           run_router_losses,           xp_router_losses_args,           xp_check_router_losses,           xp_cuda_router_losses) \

@@ -30,6 +30,7 @@ static void fill_cpu_tables(void) {
         xp_cpu_gemm_reference(ops);
         xp_cpu_norm_reference(ops);
         xp_cpu_attention_reference(ops);
+        xp_cpu_attention_decode(ops);
         xp_cpu_moe_reference(ops);
         xp_cpu_loss_reference(ops);
         xp_cpu_optim_reference(ops);

@@ -8,7 +8,7 @@
  *
  *   op_gemm.h        gemm, grouped_forward, grouped_dgrad, grouped_wgrad
  *   op_norm.h        embed_*, rmsnorm_*, qknorm_rope_*
- *   op_attention.h   attention_forward, attention_backward
+ *   op_attention.h   attention_forward, attention_backward, attention_decode
  *   op_moe.h         router_*, histogram, silu_gate_prob_*
  *   op_optim.h       cross_entropy, adamw, clip_scale, sum_squares, axpy, sum, draw
  *

@@ -219,6 +219,27 @@ xp_status xp_check_attention_forward(const xp_attention_args *args) {
     return check_attention(args, "attention_forward");
 }
 
+xp_status xp_check_attention_decode(const xp_attention_decode_args *args) {
+    const char *op = "attention_decode";
+    XP_TRY(need_size(args->n_tokens, 0, op, "n_tokens"));
+    XP_TRY(need_size(args->n_cached, 0, op, "n_cached"));
+    XP_TRY(check_heads(args->n_heads, args->n_kv_heads, args->head_dim, op));
+    if (args->n_heads % args->n_kv_heads != 0 || args->head_dim > 256)
+        return xp_error(XP_EINVAL,
+                        "%s: %d query heads, %d key/value heads, head_dim %d (at most 256)", op,
+                        args->n_heads, args->n_kv_heads, args->head_dim);
+    XP_TRY(need_rows(args->dtype, op, "dtype"));
+    XP_TRY(need_ld(args->ldv, (int64_t)args->n_kv_heads * args->head_dim, op, "ldv"));
+    const bool any = args->n_tokens > 0;
+    XP_TRY(need_pointer(args->q, any, op, "q"));
+    XP_TRY(need_pointer(args->k, any, op, "k"));
+    XP_TRY(need_pointer(args->v, any, op, "v"));
+    XP_TRY(need_pointer(args->k_cache, any, op, "k_cache"));
+    XP_TRY(need_pointer(args->v_cache, any, op, "v_cache"));
+    XP_TRY(need_pointer(args->out, any, op, "out"));
+    return need_pointer(args->scores, any, op, "scores");
+}
+
 xp_status xp_check_attention_backward(const xp_attention_backward_args *args) {
     const char *op = "attention_backward";
     const xp_attention_args *f = &args->forward;

@@ -4,13 +4,26 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define COPY_VALUES ((int64_t)1 << 20)
+
+/* In pieces through host memory: they may lie on a GPU. */
 static xp_status write_logits(const xp_evaluate_args *args, int64_t n_values) {
     const float *logits = xp_model_logits(args->inference->model);
+    xp_stream *stream = args->inference->stream;
     if (args->logits == NULL)
         return XP_OK;
-    if (fwrite(logits, sizeof *logits, (size_t)n_values, args->logits) != (size_t)n_values)
-        return xp_error(XP_EIO, "cannot write the logits: %s", strerror(errno));
-    return XP_OK;
+    float *buffer = malloc((size_t)COPY_VALUES * sizeof *buffer);
+    xp_status status = buffer ? XP_OK : xp_error(XP_ENOMEM, "no memory to write the logits");
+    for (int64_t done = 0, n; done < n_values && status == XP_OK; done += n) {
+        n = n_values - done < COPY_VALUES ? n_values - done : COPY_VALUES;
+        status = xp_copy(stream, buffer, logits + done, (size_t)n * sizeof *buffer);
+        if (status == XP_OK)
+            status = xp_stream_sync(stream);
+        if (status == XP_OK && fwrite(buffer, sizeof *buffer, (size_t)n, args->logits) != (size_t)n)
+            status = xp_error(XP_EIO, "cannot write the logits: %s", strerror(errno));
+    }
+    free(buffer);
+    return status;
 }
 
 /* Rows [first, first + n) through the model. */

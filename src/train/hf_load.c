@@ -6,6 +6,7 @@
 #include "core/file.h"
 #include "train/hf_tensors.h"
 #include "train/hf_io.h"
+#include "train/param_upload.h"
 
 #define COPY_ELEMENTS ((int64_t)1 << 20)
 
@@ -39,25 +40,11 @@ static xp_status check_finite(const loader *l, const xp_st_tensor *tensor,
     return XP_OK;
 }
 
-/* fp32 host values to the device's type. The buffer is overwritten. */
 static xp_status store(const loader *l, const xp_st_tensor *tensor, int64_t at, int64_t n) {
     const xp_hf_load_args *args = l->args;
-    if (args->dtype == XP_BF16) {
-        uint16_t *out = (uint16_t *)(void *)l->buffer;
-        for (int64_t i = 0; i < n; i++) {
-            uint16_t rounded = xp_bf16_from_f32(l->buffer[i]);
-            if (!isfinite(xp_bf16_to_f32(rounded)))
-                return xp_error(XP_EFORMAT,
-                                "%s: %s holds %g, which bfloat16 cannot: use training.dtype = "
-                                "\"float32\"",
-                                args->folder, tensor->name, (double)l->buffer[i]);
-            memcpy(out + i, &rounded, sizeof rounded);
-        }
-    }
-    size_t element = xp_dtype_bytes(args->dtype);
-    char *to = (char *)args->params + (size_t)at * element;
-    XP_TRY(xp_copy(args->stream, to, l->buffer, (size_t)n * element));
-    return xp_stream_sync(args->stream);
+    xp_status status = xp_param_upload(args->stream, args->params, args->dtype, at, l->buffer, n);
+    return status == XP_EFORMAT ? xp_error_context(status, "%s: %s", args->folder, tensor->name)
+                                : status;
 }
 
 static xp_status grow_scratch(loader *l, int64_t n) {

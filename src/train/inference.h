@@ -1,6 +1,7 @@
 /**
  * A trained model for forward passes: from a Hugging Face folder, or from a training checkpoint of
- * any rank count. On the CPU, in fp32, with all experts on one rank.
+ * any rank count. On the CPU in fp32, or on a GPU in fp32 or bf16. Several ranks share the experts; everything else
+ * is on each, and all of them compute the same rows.
  */
 #ifndef XP_TRAIN_INFERENCE_H
 #define XP_TRAIN_INFERENCE_H
@@ -10,6 +11,9 @@
 #include "model/model.h"
 
 typedef struct xp_inference_args {
+    xp_comm *comm; /* the ranks that share the experts, borrowed; NULL = one rank. Opening and every
+                                pass are collective */
+    const char *flavor;      /* a flavor with random weights, to measure speed; or */
     const char *hf;          /* Hugging Face folder; or */
     const char *checkpoint;  /* a run's dump folder, its checkpoint folder, or one step-N folder */
     int64_t step;            /* of the checkpoint; -1 = the newest complete one */
@@ -19,7 +23,11 @@ typedef struct xp_inference_args {
     int64_t n_rows, seq_len; /* of a batch, at most */
     bool keep_logits;
     bool document_attention;
-    int n_threads;                                 /* 0 = all cores */
+    const char
+        *device; /* "cpu", "cuda"; NULL or "auto": a GPU when this machine has one that works */
+    const char *caps;  /* xp_device_args.caps */
+    const char *dtype; /* "float32", "bfloat16"; NULL: float32 on the CPU, bfloat16 on a GPU */
+    int n_threads;     /* 0 = all cores */
     void (*warn)(void *context, const char *text); /* about tensors that nothing uses, or NULL */
     void *warn_context;
 } xp_inference_args;
@@ -31,6 +39,7 @@ typedef struct xp_inference {
     xp_model *model;
     xp_tokenizer *tokenizer; /* NULL when there is none */
     float *bias;             /* [n_layers, E] the trained expert bias; NULL in a dense model */
+    xp_dtype dtype;          /* of weights and activations */
     bool has_bias;           /* some of it is not zero */
     char source[600];        /* for people: "outputs/debug_moe/checkpoint/step-600" */
     int64_t step;            /* of a checkpoint, else -1 */

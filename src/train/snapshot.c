@@ -1,5 +1,6 @@
 #include "train/snapshot.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -277,12 +278,27 @@ static int64_t leave_out(xp_snapshot *s, int64_t n, const xp_string_list *withou
     return kept;
 }
 
+/* A value that is no number may train on for many steps before its row is used: it is found here. */
+static xp_status check_finite(const xp_ckpt *ckpt, const xp_ckpt_piece *pieces, int64_t n_pieces) {
+    for (int64_t p = 0; p < n_pieces; p++) {
+        const float *values = pieces[p].data;
+        for (int64_t i = 0; pieces[p].dtype == XP_F32 && i < pieces[p].n; i++)
+            if (!isfinite(values[i]))
+                return xp_error(XP_EFORMAT, "%s: %s holds %s at element %lld: the run had diverged",
+                                xp_ckpt_path(ckpt), pieces[p].name,
+                                isnan(values[i]) ? "NaN" : "Inf", (long long)(pieces[p].first + i));
+    }
+    return XP_OK;
+}
+
 xp_status xp_snapshot_restore(xp_snapshot *snapshot, const xp_ckpt *ckpt, int parts,
                               const xp_string_list *without) {
     /* What is not restored must survive the way back to the device. */
     XP_TRY(copy_mirror(snapshot, true));
     XP_TRY(check_names(&snapshot->run->arch, without));
     int64_t n = select_pieces(snapshot, parts, true, true);
-    XP_TRY(xp_ckpt_read(ckpt, snapshot->given, leave_out(snapshot, n, without)));
+    n = leave_out(snapshot, n, without);
+    XP_TRY(xp_ckpt_read(ckpt, snapshot->given, n));
+    XP_TRY(check_finite(ckpt, snapshot->given, n));
     return copy_mirror(snapshot, false);
 }

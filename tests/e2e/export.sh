@@ -60,6 +60,24 @@ head -c 4000 fused/model.safetensors | grep -aq 'mlp.experts.gate_up_proj' || fa
 [ "$(loss_of fused)" = "$plain" ] || fail "fused experts: loss $(loss_of fused) instead of $plain"
 expect_no eval.log "not used"
 
+# ---- experts shared by processes: the same loss to rounding, the same greedy text
+if [ -n "${MPIRUN:-}" ]; then
+    run eval --hf x --tokens tokens.bin --seq 32 --rows 4 --json --ranks 2 --threads 1
+    expect_rc 0 "eval with 2 ranks"
+    [ "$(grep -c '"loss"' out.log)" -eq 1 ] || fail "2 ranks: not one result"
+    awk -v a="$plain" -v b="$(sed -n 's/.*"loss": \([0-9.]*\).*/\1/p' out.log)" \
+        'BEGIN { d = a - b; exit !(b > 0 && d * d < 1e-10) }' || fail "2 ranks: $(cat out.log) instead of $plain"
+    for ranks in 1 2 4; do
+        run generate --hf x --prompt "the quick" --greedy --max-tokens 20 --threads 1 --ranks $ranks
+        expect_rc 0 "generate with $ranks ranks"
+        cp out.log "text.$ranks"
+        cmp -s text.1 "text.$ranks" || fail "$ranks ranks: another text"
+    done
+    run eval --hf x --tokens tokens.bin --seq 32 --ranks 3
+    expect_rc 2 "3 ranks for 8 experts"
+    expect_text out.log "3 ranks do not divide the model's 8 experts"
+fi
+
 # ---- symbolic links: out of the folder they are not followed, in a Hugging Face cache they are
 mkdir -p linked secret hub/models--a--b/snapshots/abc hub/models--a--b/blobs
 cp base/* linked/

@@ -20,6 +20,7 @@
 void xp_cpu_gemm_reference(xp_ops *ops);
 void xp_cpu_norm_reference(xp_ops *ops);
 void xp_cpu_attention_reference(xp_ops *ops);
+void xp_cpu_attention_decode(xp_ops *ops);
 void xp_cpu_moe_reference(xp_ops *ops);
 void xp_cpu_loss_reference(xp_ops *ops);
 void xp_cpu_optim_reference(xp_ops *ops);
