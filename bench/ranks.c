@@ -41,7 +41,7 @@ static void note_failure(xp_bench_team *team, const xp_bench_rank *rank, xp_stat
     pthread_mutex_unlock(&team->lock);
 }
 
-xp_status xp_bench_meet(xp_bench_rank *rank) {
+xp_status xp_bench_barrier(xp_bench_rank *rank) {
     xp_bench_team *team = rank->team;
     if (!team)
         return rank->world ? xp_comm_barrier(rank->world, NULL) : XP_OK;

@@ -39,6 +39,6 @@ XP_NODISCARD xp_status xp_bench_run_ranks(const xp_bench_host *host, int n_ranks
 
 /** Wait for all ranks, threads asleep, so that one of them can use all cores. XP_ECOMM when another
  * rank failed. */
-XP_NODISCARD xp_status xp_bench_meet(xp_bench_rank *rank);
+XP_NODISCARD xp_status xp_bench_barrier(xp_bench_rank *rank);
 
 #endif

@@ -77,12 +77,12 @@ static bool leads(const bench_rank *r) {
 }
 
 static xp_status measure_sgemm(bench_rank *r) {
-    XP_TRY(xp_bench_meet(r->rank));
+    XP_TRY(xp_bench_barrier(r->rank));
     if (leads(r) && r->b->sgemm) {
         r->sgemm_s = xp_cpu_blas_timer_run(r->b->sgemm, r->b->report->n_cores, SGEMM_REPEATS);
         xp_bench_samples_add(&r->b->report->sgemm_s, r->sgemm_s);
     }
-    return xp_bench_meet(r->rank);
+    return xp_bench_barrier(r->rank);
 }
 
 static void add_phases(bench_rank *r, xp_bench_step_result *result) {
@@ -108,12 +108,12 @@ static xp_status measure_step(bench_rank *r, int variant) {
     xp_step_record record;
     if (phases)
         xp_bench_phases_start(&r->phases, t->device, &t->run.arch);
-    xp_status status = xp_bench_meet(r->rank);
+    xp_status status = xp_bench_barrier(r->rank);
     const double began = xp_time_s();
     if (status == XP_OK)
         status = xp_trainer_step(t, &record);
     if (status == XP_OK)
-        status = xp_bench_meet(r->rank);
+        status = xp_bench_barrier(r->rank);
     const double seconds = xp_time_s() - began;
     if (!leads(r))
         return status;

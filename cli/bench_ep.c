@@ -156,7 +156,7 @@ static xp_status run_rank(run_state *s) {
     return XP_OK;
 }
 
-static xp_status take_rows(run_state *s, const char *path) {
+static xp_status read_rows(run_state *s, const char *path) {
     char *data, *rest = NULL;
     size_t n_bytes;
     XP_TRY(xp_file_read(path, ROWS_MAX, &data, &n_bytes));
@@ -178,7 +178,7 @@ static xp_status run_processes(run_state *s) {
         cli_fail(status);
     }
     unsetenv(ROWS_FILE);
-    status = take_rows(s, path);
+    status = read_rows(s, path);
     unlink(path);
     return status;
 }
@@ -273,7 +273,7 @@ int bench_ep(int argc, char **argv) {
     const cli_option options[] = {
         {"--tokens", CLI_STRING, &o.tokens, "LIST", "T, tokens of a rank (64,512,4096)", 0, 0},
         {"--dim", CLI_STRING, &o.dims, "LIST", "D, row width (2048)", 0, 0},
-        {"--top-k", CLI_STRING, &o.top_k, "LIST", "K, assignments of a token (8)", 0, 0},
+        {"--top-k", CLI_STRING, &o.top_k, "LIST", "K, experts of a token (8)", 0, 0},
         {"--experts", CLI_STRING, &o.experts, "LIST", "E, a multiple of the ranks (128)", 0, 0},
         {"--ranks", CLI_STRING, &o.ranks, "LIST",
          "R (NGPU; else all GPUs; else the cores, at most 8)", 0, 0},

@@ -37,12 +37,12 @@ void cli_warn(void *context, const char *text);
  */
 int cli_no_such(const char *what, const char *name, const char *(*name_at)(int i),
                 const char *help);
-/** --device and --dtype of a command that computes, each NULL or a word; false after an error was printed. */
-bool cli_check_device(const char *device, const char *dtype);
 /** The command line that runs this program again: its path, then the words. NULL: no memory.
  * cli_command_free() it; the words are borrowed. */
 char **cli_own_command(int argc, char **argv);
 void cli_command_free(char **command);
+/** --device and --dtype of a command that computes, each NULL or a word; false after an error was printed. */
+bool cli_check_device(const char *device, const char *dtype);
 /** Whether --help or -h is among the arguments. */
 bool cli_wants_help(int argc, char **argv);
 

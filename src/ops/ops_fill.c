@@ -98,7 +98,7 @@ void xp_rope_fill(float theta, int head_dim, int64_t n_positions, float *rope) {
 /*
  * Assignment number p = t * K + k, counted over the microbatch. modulo: expert p % E. spread: rank p % R,
  * and on that rank expert (p / R) % L: as uniform as modulo (any E consecutive assignments name each
- * expert once, so a token's are distinct), but the assignments of a token lie on min(K, R) ranks.
+ * expert once, so a token's are distinct), but the experts of a token lie on min(K, R) ranks.
  */
 void xp_forced_balance_fill(xp_forced_mode mode, int64_t n_tokens, int top_k, int n_experts,
                             int n_ranks, int32_t *ids) {

@@ -25,7 +25,7 @@ typedef struct rank_job {
 } rank_job;
 
 /* Rows rank, rank + n, ...: what each rank trains on. */
-static void take_rows(rank_job *job, xp_test_model *mine) {
+static void copy_rows(rank_job *job, xp_test_model *mine) {
     int n_rows = ROWS / job->n_ranks;
     const xp_test_model *all = job->whole;
     for (int64_t i = 0; i < n_rows * SEQ; i++) {
@@ -45,7 +45,7 @@ static void *rank_main(void *arg) {
     job->args.ep_comm = comm;
     job->args.n_rows = ROWS / job->n_ranks;
     xp_test_model_create(job->args, 1, &t);
-    take_rows(job, &t);
+    copy_rows(job, &t);
     job->loss = xp_test_step(&t);
     job->grads = xp_test_grads(&t);
     memcpy(job->counts, xp_model_expert_counts(t.model), sizeof(job->counts));
