@@ -34,7 +34,7 @@
 
 parity_options parity_opts = {.device = {.kind = XP_DEVICE_CPU, .n_threads = 2},
                               .fixtures = XP_SOURCE_DIR "/tests/parity/hf/fixtures"};
-static const char *device_name = "cpu", *device_caps = "guard,late";
+static const char *device_name = "cpu", *device_caps = "test_protect,test_defer";
 
 static const char *const names[] = {"moe_gqa", "moe_odd", "moe_nonorm_tied", "dense_gqa",
                                     "dense_odd"};

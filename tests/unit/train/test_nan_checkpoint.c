@@ -11,10 +11,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 #include "../checkpoint/scratch.h"
 #include "core/file.h"
 #include "train/arch_values.h"
 #include "train/inference.h"
+#include "checkpoint/safetensors.h"
 #include "train/launch.h"
 
 #define N_TOKENS   2000
@@ -39,8 +41,11 @@ static xp_config_set *configure(void) {
     return set;
 }
 
-/* Weights of the model with one value of `tensor` replaced. */
-static void save(const char *folder, const char *tensor, float value) {
+/* A value that stands once in the checkpoint, where poison() puts another. */
+#define SENTINEL 12345.678F
+
+/* Weights of the model, SENTINEL as the last value of `tensor`. */
+static void save(const char *folder, const char *tensor) {
     xp_config_set *set = configure();
     xp_arch arch;
     xp_param_table *table = NULL;
@@ -60,7 +65,7 @@ static void save(const char *folder, const char *tensor, float value) {
             for (int64_t e = 0; e < slice.n_elements; e++)
                 data[e] = 0.01F * (float)(e % 7);
             if (strcmp(slice.hf_name, tensor) == 0)
-                data[slice.n_elements - 1] = value;
+                data[slice.n_elements - 1] = SENTINEL;
             pieces[n] = (xp_ckpt_piece){.name = names[n],
                                         .dtype = XP_F32,
                                         .n_dims = slice.n_dims,
@@ -85,6 +90,49 @@ static void save(const char *folder, const char *tensor, float value) {
         free(pieces[i].data);
     xp_param_table_destroy(table);
     xp_config_destroy(set);
+}
+
+static void put_hash(const void *data, size_t n, char out[17]) {
+    snprintf(out, 17, "%016llx", (unsigned long long)XXH64(data, n, 0));
+}
+
+static void replace(char *text, const char *from, const char *to) {
+    char *at = strstr(text, from);
+    assert_non_null(at);
+    memcpy(at, to, strlen(to));
+}
+
+/* As written by a program that does not look at what it saves: the value, and every checksum, in place. */
+static void poison(const char *folder, const char *tensor, float value) {
+    xp_scratch_path step = xp_scratch_join(folder, "step-1");
+    xp_scratch_path shard = xp_scratch_join(step.text, "rank-00000.safetensors"),
+                    manifest = xp_scratch_join(step.text, "manifest.json");
+    const float sentinel = SENTINEL;
+    char name[160], old_file[17], new_file[17], old_piece[17], new_piece[17], tail[17];
+    size_t n = 0, n_text = 0;
+    xp_st_file *file = NULL;
+    char *data = xp_scratch_read(shard.text, &n), *text = xp_scratch_read(manifest.text, &n_text);
+    snprintf(name, sizeof name, "param/%s", tensor);
+    put_hash(data, n, old_file);
+    must(xp_st_open(shard.text, &file));
+    put_hash(xp_st_find(file, name)->data, (size_t)xp_st_find(file, name)->n_bytes, old_piece);
+    xp_st_close(file);
+    char *at = memmem(data, n, &sentinel, sizeof sentinel);
+    assert_non_null(at);
+    memcpy(at, &value, sizeof value);
+    xp_scratch_write(shard.text, data, n);
+    put_hash(data, n, new_file);
+    must(xp_st_open(shard.text, &file));
+    put_hash(xp_st_find(file, name)->data, (size_t)xp_st_find(file, name)->n_bytes, new_piece);
+    xp_st_close(file);
+    replace(text, old_file, new_file);
+    replace(text, old_piece, new_piece);
+    char *last = text + n_text - strlen(" \"xxh64\": \"0123456789abcdef\"}\n");
+    put_hash(text, (size_t)(last - text), tail);
+    memcpy(last + strlen(" \"xxh64\": \""), tail, 16);
+    xp_scratch_write(manifest.text, text, n_text);
+    free(data);
+    free(text);
 }
 
 static xp_status evaluate(const char *folder) {
@@ -134,7 +182,8 @@ static void test_values_that_are_no_numbers(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         xp_scratch_path folder = xp_scratch_join(*state, "ckpt");
         must(xp_folder_remove(folder.text));
-        save(folder.text, cases[i].tensor, cases[i].value);
+        save(folder.text, cases[i].tensor);
+        poison(folder.text, cases[i].tensor, cases[i].value);
         for (int trains = 0; trains < 2; trains++) {
             assert_int_equal(trains ? train_from(*state, folder.text) : evaluate(folder.text),
                              XP_EFORMAT);
@@ -143,7 +192,8 @@ static void test_values_that_are_no_numbers(void **state) {
         }
     }
     xp_scratch_path folder = xp_scratch_join(*state, "good");
-    save(folder.text, "model.norm.weight", 1.0F);
+    save(folder.text, "model.norm.weight");
+    poison(folder.text, "model.norm.weight", 1.0F);
     must(evaluate(folder.text));
     must(train_from(*state, folder.text));
 }
