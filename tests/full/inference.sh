@@ -39,9 +39,9 @@ same_loss() { # A B TOLERANCE
 "$bin/expar" doctor 2>&1 | grep -i 'gpu\|cuda' | head -n 5
 
 check "op attention_decode against the plain code" "$bin/checkop" --op attention_decode --device cuda
-check "recorded models, fp32 and bf16, greedy text" "$bin/test_inference" --device cuda
+check "recorded models, fp32 and bf16, greedy text" "$bin/test_inference" --device cuda --fixtures tests/parity/hf/fixtures
 grep -h 'bf16 loss' "$work/log"
-check "recorded models, training passes" "$bin/test_hf_parity" --device cuda
+check "recorded models, training passes" "$bin/test_hf_parity" --device cuda --fixtures tests/parity/hf/fixtures
 
 python3 -c "
 import struct, sys
@@ -74,7 +74,7 @@ for seed in 1 2; do
 done
 
 # ---- experts shared by two GPUs
-if [ "$(nvidia-smi -L 2> /dev/null | wc -l)" -ge 2 ]; then
+if [ "$("$bin/expar" doctor 2> /dev/null | grep -cE '^ *yes +GPU ')" -ge 2 ]; then # CUDA_VISIBLE_DEVICES counts
     cpu=$(loss_of cpu float32 tests/parity/hf/fixtures/moe_gqa)
     two=$("$bin/expar" eval --hf tests/parity/hf/fixtures/moe_gqa --tokens "$work/ids.bin" --seq 15 --rows 8 --device cuda --dtype float32 \
         --ranks 2 --json 2>> "$work/err" | sed -n 's/.*"loss": \([0-9.eE+-]*\).*/\1/p')

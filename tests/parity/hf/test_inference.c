@@ -223,12 +223,25 @@ static void test_greedy_text_is_the_cpu_s(void **state) {
         }
 }
 
+static bool parse(int argc, char **argv) {
+    for (int i = 1; i < argc; i += 2) {
+        const char *value = i + 1 < argc ? argv[i + 1] : "";
+        const bool is_device = strcmp(argv[i], "--device") == 0;
+        if (strcmp(argv[i], "--fixtures") == 0 && value[0] != '\0') {
+            parity_opts.fixtures = value;
+        } else if (is_device && strcmp(value, "cuda") == 0) {
+            device_name = "cuda";
+            device_caps = NULL;
+        } else if (!is_device || strcmp(value, "guard") != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 int main(int argc, char **argv) {
-    if (argc == 3 && strcmp(argv[1], "--device") == 0 && strcmp(argv[2], "cuda") == 0) {
-        device_name = "cuda";
-        device_caps = NULL;
-    } else if (argc != 1 && !(argc == 3 && strcmp(argv[2], "guard") == 0)) {
-        fprintf(stderr, "usage: %s [--device guard|cuda]\n", argv[0]);
+    if (!parse(argc, argv)) {
+        fprintf(stderr, "usage: %s [--device guard|cuda] [--fixtures FOLDER]\n", argv[0]);
         return 2;
     }
     const struct CMUnitTest tests[] = {
