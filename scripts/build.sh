@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Configure and build what is missing. usage: [XP_CUDA=off] scripts/build.sh [PRESET]      (default release)
+# Configure and build what is missing. usage: [XP_CUDA=off] [XP_CUDA_ARCHS="90a"] scripts/build.sh [PRESET]      (default release)
 # Prints one line while there is work to do; the whole log only when the build fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,7 +15,7 @@ fail() {
 }
 if [ ! -f "$folder/build.ninja" ]; then
     echo "configuring ($preset)"
-    cmake --preset "$preset" ${XP_CUDA:+-DXP_CUDA=$XP_CUDA} >"$log" 2>&1 || fail
+    cmake --preset "$preset" ${XP_CUDA:+-DXP_CUDA=$XP_CUDA} ${XP_CUDA_ARCHS:+-DXP_CUDA_ARCHS="$XP_CUDA_ARCHS"} >"$log" 2>&1 || fail
 fi
 program=$folder/bin/expar
 if [ ! -e "$program" ] || [ -n "$(find CMakeLists.txt cmake src cli include tests examples bench -newer "$program" -type f -print -quit 2>/dev/null)" ]; then
