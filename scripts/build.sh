@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Configure and build what is missing. usage: [XP_CUDA=off] [XP_CUDA_ARCHS="90a"] scripts/build.sh [PRESET]      (default release)
+# Configure and build what is missing. usage: [XP_CUDA=off] [XP_CUDA_ARCHS="90a"] [TARGETS="expar"] scripts/build.sh [PRESET]      (default release)
 # Prints one line while there is work to do; the whole log only when the build fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,5 +21,5 @@ program=$folder/bin/expar
 if [ ! -e "$program" ] || [ -n "$(find CMakeLists.txt cmake src cli include tests examples bench -newer "$program" -type f -print -quit 2>/dev/null)" ]; then
     echo "building ($preset); the first time takes about a minute"
 fi
-ninja -C "$folder" >"$log" 2>&1 || fail
+ninja -C "$folder" ${TARGETS:-} >"$log" 2>&1 || fail
 touch -c "$program" # what was looked at is built, also where the program itself did not change

@@ -49,7 +49,7 @@ same() { # A B STEP
 }
 # Without what a measurement changes, and the name of the folder.
 lines_of() {
-    sed -E 's/[0-9.,]+ ?GiB|[0-9.]+%|tps: *[0-9,]+|[0-9,]+ tok\/s|tflops: *[0-9.]+|in [0-9hms]+//g; s/\b(thr|pro)[a-z0-9]*\///g' "$1"
+    sed -E 's/[0-9.,]+ ?GiB|[0-9.]+%|tps: *[0-9,]+|[0-9,]+ tok\/s|tflops: *[0-9.]+|total: *[0-9,]+|time: *[0-9.]+s|ETA: *[0-9dhms]+|in [0-9hms]+//g; s/\b(thr|pro)[a-z0-9]*\///g' "$1"
 }
 one_error() { # LOG TEXT: one line of error, and it holds the text
     [ "$(grep -c '^error: ' "$1")" -eq 1 ] || fail "$1 has not one error"
