@@ -91,8 +91,8 @@ static void run(int n_ranks, const setting *s, rank_job *jobs) {
     pthread_t threads[MAX_RANKS];
     xp_test_must(xp_thread_world_create(n_ranks, 20.0, &world));
     for (int r = 0; r < n_ranks; r++) {
-        jobs[r] = (rank_job){
-            .world = world, .rank = r, .n_ranks = n_ranks, .args = args, .setting = s};
+        jobs[r] =
+            (rank_job){.world = world, .rank = r, .n_ranks = n_ranks, .args = args, .setting = s};
         assert_int_equal(pthread_create(&threads[r], NULL, rank_main, &jobs[r]), 0);
     }
     for (int r = 0; r < n_ranks; r++)
@@ -189,13 +189,11 @@ static void what_has_no_room_is_counted(void **state) {
             .capacity_factor = n_ranks, .saved_rows_factor = 0.7, .transport = XP_EP_P2P};
         assert_true(check(n_ranks, &small, &n_several) > 0);
         assert_int_equal(n_several, 0);
-        const setting over = {
-            .routing = SKEWED, .capacity_factor = 1.0, .transport = XP_EP_A2A};
+        const setting over = {.routing = SKEWED, .capacity_factor = 1.0, .transport = XP_EP_A2A};
         assert_true(check(n_ranks, &over, &n_several) > 0);
         assert_int_equal(n_several, N_LAYERS);
         /* One layer over its capacity lives off the room of the others. */
-        const setting one = {
-            .routing = ONE_LAYER, .capacity_factor = 1.6, .transport = XP_EP_P2P};
+        const setting one = {.routing = ONE_LAYER, .capacity_factor = 1.6, .transport = XP_EP_P2P};
         check(n_ranks, &one, &n_several);
         assert_true(n_several >= 1);
         const setting asked = {.routing = SKEWED,
