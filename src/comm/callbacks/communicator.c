@@ -147,8 +147,8 @@ static xp_status use_transport(xp_callback_comm *comm, xp_callback_comm *sub, in
                                       sub ? &sub->own_transport : &(xp_callback_transport){0}));
     if (!sub || !sub->transport)
         return XP_OK;
-    sub->transport = split && sub->base.size < comm->base.size ? &sub->own_transport
-                                                               : comm->transport;
+    sub->transport =
+        split && sub->base.size < comm->base.size ? &sub->own_transport : comm->transport;
     return XP_OK;
 }
 
@@ -163,8 +163,7 @@ static xp_status exchange_step(xp_callback_comm *comm, const split_step *mine, s
     XP_TRY(xp_callback_run(&comm->base, &call));
     for (int r = 0; r < comm->base.size; r++)
         if (all[r].status != XP_OK && r != comm->base.rank)
-            return xp_error(XP_ECOMM, "split: rank %d could not set up its part",
-                            comm->ranks[r]);
+            return xp_error(XP_ECOMM, "split: rank %d could not set up its part", comm->ranks[r]);
     return XP_OK;
 }
 

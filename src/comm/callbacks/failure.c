@@ -59,8 +59,8 @@ xp_status xp_callback_fail_transport(xp_callback_world *world, const xp_comm_cal
     while (!atomic_load(&world->failed) && xp_time_s() < deadline)
         nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
     snprintf(text, sizeof text, "rank %d in %s%s%s%s: the caller's %s returned %d%s%s", world->rank,
-             xp_comm_kind_name(call->kind), phase ? " (" : "", phase ? phase : "",
-             phase ? ")" : "", what, code, why[0] ? ": " : "", why);
+             xp_comm_kind_name(call->kind), phase ? " (" : "", phase ? phase : "", phase ? ")" : "",
+             what, code, why[0] ? ": " : "", why);
     xp_callback_fail(world, XP_FAILURE_LIBRARY, world->rank, text);
     return xp_callback_world_status(world);
 }
@@ -114,7 +114,8 @@ xp_status xp_callback_watch_start(xp_callback_world *world) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (code != 0) {
         close(world->wake);
-        return xp_error(XP_ENOMEM, "cannot start the thread that watches the ranks of this node: %s",
+        return xp_error(XP_ENOMEM,
+                        "cannot start the thread that watches the ranks of this node: %s",
                         strerror(code));
     }
     world->watched = true;

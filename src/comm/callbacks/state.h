@@ -28,7 +28,7 @@
 
 /** What a rank believes it takes part in. */
 typedef struct xp_callback_head {
-    uint64_t n_call; /* of this communicator */
+    uint64_t n_call;    /* of this communicator */
     int64_t n, longest; /* longest: of the parts of an all-to-allv */
     int32_t kind, dtype, op, root;
     char phase[28];
@@ -80,8 +80,8 @@ typedef struct xp_callback_world {
 typedef struct xp_callback_comm {
     xp_comm base;
     xp_callback_world *world;
-    pthread_mutex_t lock;   /* one call at a time */
-    int *ranks, *nodes;     /* [size] ranks of the world; nodes by first appearance */
+    pthread_mutex_t lock; /* one call at a time */
+    int *ranks, *nodes;   /* [size] ranks of the world; nodes by first appearance */
     xp_node_area area;
     const xp_callback_transport *transport; /* NULL where all ranks are on one node */
     xp_callback_transport own_transport;    /* of a split that made one */

@@ -15,7 +15,7 @@ typedef struct xp_callback_transport {
     void *context;
     /** As in xp_comm_callbacks; an error may leave a text as the last error. */
     int (*all_gather)(void *context, const void *send, void *recv, size_t n_bytes);
-    int (*barrier)(void *context);    /* may be NULL */
+    int (*barrier)(void *context); /* may be NULL */
     int (*all_to_allv)(void *context, const void *send, const int64_t *send_bytes,
                        const int64_t *send_offsets, void *recv, const int64_t *recv_bytes,
                        const int64_t *recv_offsets); /* may be NULL */

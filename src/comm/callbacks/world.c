@@ -84,8 +84,8 @@ static xp_status barrier(const xp_callback_world *world) {
     }
     const int code = t->barrier(t->context);
     return code == 0 ? XP_OK
-                     : xp_error(XP_ECOMM,
-                                "making a communicator: the caller's barrier returned %d", code);
+                     : xp_error(XP_ECOMM, "making a communicator: the caller's barrier returned %d",
+                                code);
 }
 
 /* ---- making a world ------------------------------------------------------------------------ */
@@ -179,8 +179,8 @@ static xp_status connect_ranks(xp_callback_world *world, const process_info *inf
     int *ranks = calloc(size, sizeof *ranks);
     world_offer *all = calloc(size, sizeof *all);
     const int leader = number_nodes(world, infos, &n_here, &index);
-    xp_status status = ranks && all ? XP_OK
-                                    : xp_error(XP_ENOMEM, "no memory for %d ranks", world->size);
+    xp_status status =
+        ranks && all ? XP_OK : xp_error(XP_ENOMEM, "no memory for %d ranks", world->size);
     for (int r = 0; r < world->size && ranks; r++)
         ranks[r] = r;
     if (status == XP_OK)
@@ -200,9 +200,8 @@ static xp_status start(xp_callback_world *world, const int *simulated, xp_callba
                          .simulated_node = simulated ? simulated[world->rank] : 0};
     process_info *all = calloc((size_t)world->size, sizeof *all);
     world->nodes = calloc((size_t)world->size, sizeof *world->nodes);
-    xp_status status = all && world->nodes
-                           ? XP_OK
-                           : xp_error(XP_ENOMEM, "no memory for %d ranks", world->size);
+    xp_status status =
+        all && world->nodes ? XP_OK : xp_error(XP_ENOMEM, "no memory for %d ranks", world->size);
     if (status == XP_OK)
         status = gather(world, &mine, all, sizeof mine);
     if (status == XP_OK)
@@ -286,13 +285,13 @@ xp_status xp_comm_from_callbacks(const xp_comm_callbacks *callbacks, xp_comm **c
     if (!(callbacks->timeout_s >= 0))
         return xp_error(XP_EINVAL, "xp_comm_from_callbacks: a timeout of %g s; 0 means %g",
                         callbacks->timeout_s, XP_CALLBACK_TIMEOUT_S);
-    const xp_callback_args args = {
-        .transport = {.rank = callbacks->rank,
-                      .size = callbacks->size,
-                      .context = callbacks->context,
-                      .all_gather = callbacks->all_gather,
-                      .barrier = callbacks->barrier,
-                      .all_to_allv = callbacks->all_to_allv},
-        .timeout_s = callbacks->timeout_s > 0 ? callbacks->timeout_s : XP_CALLBACK_TIMEOUT_S};
+    const xp_callback_args args = {.transport = {.rank = callbacks->rank,
+                                                 .size = callbacks->size,
+                                                 .context = callbacks->context,
+                                                 .all_gather = callbacks->all_gather,
+                                                 .barrier = callbacks->barrier,
+                                                 .all_to_allv = callbacks->all_to_allv},
+                                   .timeout_s = callbacks->timeout_s > 0 ? callbacks->timeout_s
+                                                                         : XP_CALLBACK_TIMEOUT_S};
     return xp_callback_world_create(&args, comm);
 }

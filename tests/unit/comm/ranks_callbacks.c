@@ -30,10 +30,8 @@ static void rank_process(xp_comm *comm, void *context, int rank) {
 }
 
 static void fork_all(rank_job *jobs, int n_ranks, double timeout_s) {
-    const sockets_run run = {.n_ranks = n_ranks,
-                             .timeout_s = timeout_s,
-                             .body = rank_process,
-                             .context = jobs};
+    const sockets_run run = {
+        .n_ranks = n_ranks, .timeout_s = timeout_s, .body = rank_process, .context = jobs};
     assert_int_equal(sockets_run_all(&run), 0);
 }
 

@@ -130,8 +130,7 @@ int sockets_run_all(const sockets_run *run) {
 }
 
 void *shared_memory(size_t n_bytes) {
-    void *data =
-        mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    void *data = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED)
         abort();
     return data;

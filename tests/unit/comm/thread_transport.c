@@ -45,9 +45,9 @@ static xp_status split(void *context, int color, xp_callback_transport *sub) {
 
 xp_status thread_transport_comm(xp_comm *threads, const thread_transport_args *args,
                                 xp_comm **comm) {
-    const xp_callback_args all = {
-        .transport = transport_over(threads, args->gather_only, args->no_split),
-        .timeout_s = args->timeout_s,
-        .simulated_nodes = args->nodes};
+    const xp_callback_args all = {.transport =
+                                      transport_over(threads, args->gather_only, args->no_split),
+                                  .timeout_s = args->timeout_s,
+                                  .simulated_nodes = args->nodes};
     return xp_callback_world_create(&all, comm);
 }
