@@ -214,20 +214,6 @@ static xp_status start(xp_callback_world *world, const int *simulated, xp_callba
     return status;
 }
 
-static void free_world(xp_callback_world *world) {
-    const bool healthy = !atomic_load(&world->failed);
-    if (world->liveness.mine && healthy)
-        atomic_store(&world->liveness.mine->finalized, 1);
-    xp_callback_watch_stop(world);
-    if (world->transport.destroy)
-        world->transport.destroy(world->transport.context, healthy);
-    xp_liveness_close(&world->liveness);
-    xp_failure_hooks_destroy(&world->hooks);
-    pthread_mutex_destroy(&world->lock);
-    free(world->nodes);
-    free(world);
-}
-
 xp_status xp_callback_world_create(const xp_callback_args *args, xp_comm **comm) {
     xp_callback_comm *all = NULL;
     xp_callback_world *world = calloc(1, sizeof *world);
@@ -252,21 +238,13 @@ xp_status xp_callback_world_create(const xp_callback_args *args, xp_comm **comm)
         if (all)
             xp_callback_comm_free(all);
         else
-            free_world(world);
+            xp_callback_world_free(world);
         return xp_error(status, "%s", why);
     }
     if (world->transport.bind)
         world->transport.bind(world->transport.context, &all->base);
     *comm = &all->base;
     return XP_OK;
-}
-
-void xp_callback_world_release(xp_callback_world *world) {
-    pthread_mutex_lock(&world->lock);
-    const bool last = --world->n_comms == 0;
-    pthread_mutex_unlock(&world->lock);
-    if (last)
-        free_world(world);
 }
 
 /* ---- the public table ---------------------------------------------------------------------- */

@@ -14,7 +14,9 @@ XP_NODISCARD xp_status xp_callback_comm_create(xp_callback_world *world, const i
                                                int rank, xp_callback_comm **comm);
 /** Frees it and drops the reference; the last one ends the world. */
 void xp_callback_comm_free(xp_callback_comm *comm);
-/** Drops a reference of the world. */
+/** The world without a communicator. */
+void xp_callback_world_free(xp_callback_world *world);
+/** Drops a communicator's reference; the last frees the world. */
 void xp_callback_world_release(xp_callback_world *world);
 /** xp_comm_provider.split */
 xp_status xp_callback_split(xp_comm *comm, int color, xp_comm **sub);

@@ -15,4 +15,7 @@ typedef struct thread_transport_args {
 xp_status thread_transport_comm(xp_comm *threads, const thread_transport_args *args,
                                 xp_comm **comm);
 
+/** Calls of transports so far by a thread other than the one that made the communicator. */
+int thread_transport_n_strangers(void);
+
 #endif
