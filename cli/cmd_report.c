@@ -68,8 +68,8 @@ static xp_status write_page(xp_report_run *const *runs, int n, const char *path)
         int64_t steps = 0;
         for (int i = 0; i < n; i++)
             steps += runs[i]->n_steps;
-        printf("%s: %d run%s, %lld steps, %.1f MB\n", path, n, n == 1 ? "" : "s",
-               (long long)steps, (double)page.length / 1e6);
+        printf("%s: %d run%s, %lld steps, %.1f MB\n", path, n, n == 1 ? "" : "s", (long long)steps,
+               (double)page.length / 1e6);
     }
     xp_text_free(&data);
     xp_text_free(&page);
@@ -159,10 +159,14 @@ int cmd_report(int argc, char **argv) {
     };
     const cli_syntax command = {
         .usage = "expar report RUN [RUN...] [--out FILE | --serve [PORT] | --text]",
-        .about = "The curves of runs: loss and validation, gradient norm, learning rate, speed, memory, time by\n"
-                 "phase, expert load by layer, expert-parallel traffic, restarts, and how the configurations of\n"
-                 "several runs differ. RUN is a dump folder or a metrics file (metrics.jsonl, metrics-1.jsonl).\n"
-                 "The HTML file holds all it needs: it makes no request, and opens offline and on a phone.",
+        .about = "The curves of runs: loss and validation, gradient norm, learning rate, speed, "
+                 "memory, time by\n"
+                 "phase, expert load by layer, expert-parallel traffic, restarts, and how the "
+                 "configurations of\n"
+                 "several runs differ. RUN is a dump folder or a metrics file (metrics.jsonl, "
+                 "metrics-1.jsonl).\n"
+                 "The HTML file holds all it needs: it makes no request, and opens offline and on "
+                 "a phone.",
         .examples = "  expar report outputs --out run.html\n"
                     "  expar report runs/a runs/b runs/c --out compared.html\n"
                     "  expar report outputs --serve\n"

@@ -62,13 +62,13 @@ static const struct {
     xp_report_column column;
     bool range;
 } drawn[] = {
-    {XP_COLUMN_LOSS, true},       {XP_COLUMN_GRAD_NORM, true},
-    {XP_COLUMN_LR, false},        {XP_COLUMN_AUX_LOSS, false},
-    {XP_COLUMN_Z_LOSS, false},    {XP_COLUMN_MEMORY_GIB, false},
-    {XP_COLUMN_TPS, true},        {XP_COLUMN_TFLOPS, false},
-    {XP_COLUMN_MFU, true},        {XP_COLUMN_TIME, true},
-    {XP_COLUMN_DATA, false},      {XP_COLUMN_FORWARD_BACKWARD, false},
-    {XP_COLUMN_OPTIMIZER, false}, {XP_COLUMN_CHECKPOINT, false},
+    {XP_COLUMN_LOSS, true},        {XP_COLUMN_GRAD_NORM, true},
+    {XP_COLUMN_LR, false},         {XP_COLUMN_AUX_LOSS, false},
+    {XP_COLUMN_Z_LOSS, false},     {XP_COLUMN_MEMORY_GIB, false},
+    {XP_COLUMN_TPS, true},         {XP_COLUMN_TFLOPS, false},
+    {XP_COLUMN_MFU, true},         {XP_COLUMN_TIME, true},
+    {XP_COLUMN_DATA, false},       {XP_COLUMN_FORWARD_BACKWARD, false},
+    {XP_COLUMN_OPTIMIZER, false},  {XP_COLUMN_CHECKPOINT, false},
     {XP_COLUMN_VALIDATION, false}, {XP_COLUMN_EP_BYTES, false},
     {XP_COLUMN_EP_OVERFLOW, true}, {XP_COLUMN_EP_WAIT, true},
 };

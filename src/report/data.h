@@ -13,10 +13,10 @@
 
 /** What the first table says of a run. NaN: no value. */
 typedef struct xp_report_summary {
-    double last_loss;  /* mean of the last XP_REPORT_LAST steps */
+    double last_loss;                   /* mean of the last XP_REPORT_LAST steps */
     double validation, validation_step; /* the lowest, and where */
-    double tps, mfu;   /* medians over the steps, of one rank */
-    double memory_gib; /* peak */
+    double tps, mfu;                    /* medians over the steps, of one rank */
+    double memory_gib;                  /* peak */
     double tokens, seconds;
     int64_t n_restarts, n_not_finite; /* steps whose loss is no number */
 } xp_report_summary;

@@ -86,7 +86,8 @@ bool xp_report_parse_line(const char *line, size_t n_bytes,
     const bool is_step = json_is_integer(step) && json_integer_value(step) >= 1;
     if (is_step) {
         for (int c = 0; c < XP_N_COLUMNS; c++)
-            row->values[c] = column_keys[c] ? number_of(json_object_get(object, column_keys[c])) : NAN;
+            row->values[c] =
+                column_keys[c] ? number_of(json_object_get(object, column_keys[c])) : NAN;
         read_loads(object, loads, row);
     }
     json_decref(object);

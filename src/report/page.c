@@ -9,7 +9,8 @@ static void put_asset(xp_text *out, const unsigned char *data, size_t n_bytes) {
 
 /* What stands for one @NAME@ of page.html. */
 static void put_part(const char *name, size_t n, const xp_text *data, bool live, xp_text *out) {
-    const char *const names[] = {"@STYLE@", "@LIBRARY@", "@DATA@", "@SCRIPT@", "@CONNECT@", "@LIVE@"};
+    const char *const names[] = {"@STYLE@",  "@LIBRARY@", "@DATA@",
+                                 "@SCRIPT@", "@CONNECT@", "@LIVE@"};
     size_t which = 0;
     while (which < sizeof names / sizeof names[0] &&
            (strlen(names[which]) != n || memcmp(names[which], name, n) != 0))

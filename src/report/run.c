@@ -157,7 +157,8 @@ static xp_status read_config(xp_report_run *run) {
     char *path = xp_path_join(run->folder, "config.toml"), *text = NULL;
     size_t n = 0;
     bool found = false;
-    xp_status status = path ? xp_path_exists(path, &found) : xp_error(XP_ENOMEM, "no memory for a path");
+    xp_status status =
+        path ? xp_path_exists(path, &found) : xp_error(XP_ENOMEM, "no memory for a path");
     if (status == XP_OK && found)
         status = xp_file_read(path, MAX_CONFIG_BYTES, &text, &n);
     if (status == XP_OK && text)
@@ -174,7 +175,8 @@ static xp_status list_checkpoints(xp_report_run *run) {
     free(run->checkpoints);
     run->checkpoints = NULL;
     run->n_checkpoints = 0;
-    xp_status status = path ? xp_path_is_folder(path, &found) : xp_error(XP_ENOMEM, "no memory for a path");
+    xp_status status =
+        path ? xp_path_is_folder(path, &found) : xp_error(XP_ENOMEM, "no memory for a path");
     if (status == XP_OK && found)
         status = xp_steps_list(path, &run->checkpoints, &run->n_checkpoints);
     free(path);

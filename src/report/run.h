@@ -53,7 +53,7 @@ typedef struct xp_report_setting {
 
 /** One line of metrics.jsonl, read. */
 typedef struct xp_report_row {
-    double values[XP_N_COLUMNS];   /* NaN: not there, or not a number */
+    double values[XP_N_COLUMNS];    /* NaN: not there, or not a number */
     const float *loads[XP_N_LOADS]; /* [n_layers] */
     int n_layers;
 } xp_report_row;

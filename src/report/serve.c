@@ -14,9 +14,9 @@
 #include "report/page.h"
 
 #define MAX_REQUEST 8192
-#define WAIT_MS     200  /* between looks at *stop */
-#define REQUEST_S   5.0  /* for a request to arrive, and for its answer to be taken */
-#define REFRESH_S   0.5  /* files are not looked at more often */
+#define WAIT_MS     200 /* between looks at *stop */
+#define REQUEST_S   5.0 /* for a request to arrive, and for its answer to be taken */
+#define REFRESH_S   0.5 /* files are not looked at more often */
 
 typedef struct server {
     xp_report_run *const *runs;
@@ -176,7 +176,8 @@ static void serve_one(server *s, int fd) {
         return;
     }
     const bool page = strcmp(target, "/") == 0;
-    const bool data = strcmp(target, "/data") == 0 || sscanf(target, "/data?version=%lld", &version) == 1;
+    const bool data =
+        strcmp(target, "/data") == 0 || sscanf(target, "/data?version=%lld", &version) == 1;
     if (!page && !data) {
         answer_error(s, fd, "404 Not Found");
         return;

@@ -52,8 +52,8 @@ xp_status xp_report_summarise(const xp_report_run *run, xp_report_summary *summa
     xp_report_summary s = {.validation = NAN, .validation_step = NAN};
     XP_TRY(median(c[XP_COLUMN_TPS], n, &s.tps));
     XP_TRY(median(c[XP_COLUMN_MFU], n, &s.mfu));
-    s.last_loss = xp_report_range_of(c[XP_COLUMN_LOSS], n > XP_REPORT_LAST ? n - XP_REPORT_LAST : 0, n)
-                      .mean;
+    s.last_loss =
+        xp_report_range_of(c[XP_COLUMN_LOSS], n > XP_REPORT_LAST ? n - XP_REPORT_LAST : 0, n).mean;
     s.memory_gib = xp_report_range_of(c[XP_COLUMN_MEMORY_GIB], 0, n).high;
     s.tokens = xp_report_range_of(c[XP_COLUMN_TOKENS], 0, n).high;
     s.seconds = n > 0 ? c[XP_COLUMN_ELAPSED][n - 1] : 0;

@@ -55,14 +55,15 @@ static const curve curves[] = {
 
 /* Dots: two columns and four rows in a character of Braille, one of each in ASCII. */
 typedef struct canvas {
-    int columns, rows; /* characters */
-    int dots_x, dots_y; /* of a character */
+    int columns, rows;                          /* characters */
+    int dots_x, dots_y;                         /* of a character */
     unsigned char cells[MAX_ROWS][MAX_COLUMNS]; /* dots, or which curve */
     unsigned char marks[MAX_COLUMNS];           /* a restart */
 } canvas;
 
 static void set_dot(canvas *c, int x, int y, int curve_number) {
-    static const unsigned char braille[4][2] = {{0x01, 0x08}, {0x02, 0x10}, {0x04, 0x20}, {0x40, 0x80}};
+    static const unsigned char braille[4][2] = {
+        {0x01, 0x08}, {0x02, 0x10}, {0x04, 0x20}, {0x40, 0x80}};
     unsigned char *cell = &c->cells[y / c->dots_y][x / c->dots_x];
     if (c->dots_x == 2)
         *cell |= braille[y % 4][x % 2];
@@ -85,8 +86,7 @@ static void draw_curve(canvas *c, const double *values, int64_t n, double low, d
         const int64_t from = n * x / width, to = n * (x + 1) / width;
         if (to == from && n >= width)
             continue;
-        const xp_report_range range =
-            xp_report_range_of(values, from, to > from ? to : from + 1);
+        const xp_report_range range = xp_report_range_of(values, from, to > from ? to : from + 1);
         if (!isfinite(range.mean))
             continue;
         int top = dot_row(c, range.high, low, high), bottom = dot_row(c, range.low, low, high);
@@ -224,7 +224,8 @@ static void put_phases(const xp_report_run *run, xp_text *out) {
     for (size_t i = 0; i < sizeof phases / sizeof phases[0]; i++) {
         double sum = 0;
         for (int64_t s = 0; s < run->n_steps; s++)
-            sum += isfinite(run->columns[phases[i].column][s]) ? run->columns[phases[i].column][s] : 0;
+            sum +=
+                isfinite(run->columns[phases[i].column][s]) ? run->columns[phases[i].column][s] : 0;
         xp_text_printf(out, ", %s %.1f%%", phases[i].name, 100 * sum / all);
     }
     xp_text_puts(out, "\n");

@@ -28,10 +28,11 @@ static void one_line(void **state) {
     (void)state;
     static float loads[XP_N_LOADS][XP_REPORT_MAX_LAYERS];
     xp_report_row row;
-    assert_true(parse("{\"step\": 7, \"loss\": 2.5, \"mfu\": null, \"lr\": 1e-4, \"tokens_seen\": 9, "
-                      "\"moe_load_max_over_mean\": [1.5, 2.5], "
-                      "\"moe_load_busiest_rank_share\": [0.25, 0.5], \"unknown\": {}}",
-                      loads, &row));
+    assert_true(
+        parse("{\"step\": 7, \"loss\": 2.5, \"mfu\": null, \"lr\": 1e-4, \"tokens_seen\": 9, "
+              "\"moe_load_max_over_mean\": [1.5, 2.5], "
+              "\"moe_load_busiest_rank_share\": [0.25, 0.5], \"unknown\": {}}",
+              loads, &row));
     assert_true(row.values[XP_COLUMN_STEP] == 7 && row.values[XP_COLUMN_LOSS] == 2.5);
     assert_true(row.values[XP_COLUMN_LR] == 1e-4 && row.values[XP_COLUMN_TOKENS] == 9);
     assert_true(isnan(row.values[XP_COLUMN_MFU]) && isnan(row.values[XP_COLUMN_VALIDATION_LOSS]));
@@ -75,11 +76,12 @@ static void configuration(void **state) {
     (void)state;
     xp_report_setting *settings = NULL;
     int n = 0;
-    assert_int_equal(xp_report_parse_config("stray = 1\n[job]\n# description: none\ndump_folder = \"a = b: c\"\n"
-                                            "# a remark without the sign\n\n[training]\r\nsteps = 60\r\n"
-                                            "datasets = [ \"x\" ]",
-                                            &settings, &n),
-                     XP_OK);
+    assert_int_equal(
+        xp_report_parse_config("stray = 1\n[job]\n# description: none\ndump_folder = \"a = b: c\"\n"
+                               "# a remark without the sign\n\n[training]\r\nsteps = 60\r\n"
+                               "datasets = [ \"x\" ]",
+                               &settings, &n),
+        XP_OK);
     static const char *const wanted[][2] = {{"job.description", "none"},
                                             {"job.dump_folder", "\"a = b: c\""},
                                             {"training.steps", "60"},
@@ -99,8 +101,10 @@ static void configuration(void **state) {
 static void add_line(FILE *file, int step, double loss, const char *more) {
     fprintf(file,
             "{\"step\": %d, \"loss\": %.6f, \"grad_norm\": 1.5, \"lr\": 0.001, \"memory_gib\": 2, "
-            "\"tps\": %d, \"mfu\": null, \"tokens_seen\": %d, \"time_s\": 0.5, \"forward_backward_s\": 0.25"
-            "%s, \"moe_load_max_over_mean\": [1.5, 2.5], \"moe_load_busiest_rank_share\": [0.5, 0.75]}\n",
+            "\"tps\": %d, \"mfu\": null, \"tokens_seen\": %d, \"time_s\": 0.5, "
+            "\"forward_backward_s\": 0.25"
+            "%s, \"moe_load_max_over_mean\": [1.5, 2.5], \"moe_load_busiest_rank_share\": [0.5, "
+            "0.75]}\n",
             step, loss, 1000 + step, 64 * step, more);
 }
 
@@ -110,10 +114,10 @@ static xp_scratch_path write_run(const char *folder, int from, int to) {
     assert_non_null(file);
     for (int step = from; step <= to; step++)
         add_line(file, step, step == 40 ? 9 : 4.0 - 0.02 * step,
-                 step == 1              ? ", \"resumed_step\": 0"
-                 : step == 21           ? ", \"resumed_step\": 20, \"validation_loss\": 3.5"
-                 : step % 10 == 0       ? ", \"validation_loss\": 3.75"
-                                        : "");
+                 step == 1        ? ", \"resumed_step\": 0"
+                 : step == 21     ? ", \"resumed_step\": 20, \"validation_loss\": 3.5"
+                 : step % 10 == 0 ? ", \"validation_loss\": 3.75"
+                                  : "");
     fclose(file);
     return path;
 }
