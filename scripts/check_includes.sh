@@ -48,7 +48,7 @@ vendor 'cuda|cublas|cudnn' '/cuda/'
 vendor 'nccl' '(comm/nccl|/cuda/)'
 vendor 'mpi\.h' 'comm/mpi/'
 vendor 'cblas|openblas' 'ops/cpu/'
-vendor 'jansson' '(src/data|src/checkpoint|src/model|src/config)/'
+vendor 'jansson' '(src/data|src/checkpoint|src/model|src/config|src/report)/'
 vendor 'pcre2|utf8proc' 'src/data/'
 
 for header in include/expar/*.h; do
