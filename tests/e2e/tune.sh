@@ -147,7 +147,7 @@ expect_text tune.log "cannot be written"
 NGPU=2 "$EXPAR" tune --parallelism.expert_parallel_degree 2 > tune.log 2>&1
 rc=$?
 expect_rc 2 "neither a file nor --out"
-tune 2 --model.flavor 0.6B
+tune 2 --model.flavor 0.6B --moe.num_experts 0 --moe.top_k 0
 expect_rc 2 "a model without experts"
 expect_text tune.log "has no experts"
 NGPU=1 "$EXPAR" tune tiny.toml --parallelism.expert_parallel_degree 2 > tune.log 2>&1
