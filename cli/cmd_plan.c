@@ -92,7 +92,8 @@ static xp_status memory_at(plan *p, const xp_mesh *layout, int64_t batch,
     char text[32];
     snprintf(text, sizeof text, "%lld", (long long)batch);
     XP_TRY(xp_config_override(p->set, "training.local_batch_size", text));
-    return xp_predict_memory_on(XP_DEVICE_CUDA, p->config, layout, memory);
+    const int64_t total = (int64_t)(p->cluster.gpu->memory_gib * GIB);
+    return xp_predict_memory_within(XP_DEVICE_CUDA, total, p->config, layout, memory);
 }
 
 static bool fits_at(plan *p, const xp_mesh *layout, int64_t batch, xp_memory_prediction *memory) {

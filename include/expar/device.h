@@ -36,6 +36,8 @@ typedef struct xp_device_args {
     const char *caps; /* capabilities to leave out, comma-separated ("avx512,avx2"); NULL: use all.
                             Borrowed during the call */
     xp_device_kind like; /* null device: whose rules it counts by (XP_DEVICE_CPU, XP_DEVICE_CUDA) */
+    int64_t
+        total_bytes; /* null device: xp_device_total_bytes() of what it stands for; 0: not known */
 } xp_device_args;
 
 /** @return XP_OK; XP_EINVAL; XP_ENOTSUP when this machine or build has no such device (the error

@@ -107,8 +107,8 @@ typedef struct xp_ep_config {
 /** Rows and bytes that a group reserves on one rank. */
 typedef struct xp_ep_sizes {
     int64_t recv_capacity;       /* rows of recv_x: min(R * max_tokens, assignment_capacity) */
-    int64_t assignment_capacity; /* P, rows of y: ceil(capacity_factor * max_tokens * K), at most
-                                    R * max_tokens * min(K, L) */
+    int64_t assignment_capacity; /* P, rows of y: ceil(capacity_factor * max_tokens * K) +
+                                    min(K, L) - 1, at most R * max_tokens * min(K, L) */
     int64_t
         max_rounds; /* rounds when every token of every rank selects experts of this rank only */
     size_t group_bytes; /* device memory of the group (AUTO counts as p2p) */

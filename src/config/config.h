@@ -75,6 +75,7 @@ typedef struct xp_config {
         int64_t route_norm, use_deepep; /* -1 unset, 0, 1 */
         double route_scale;             /* 0 = as the flavor says */
         double load_balance_coeff, aux_loss_coeff, z_loss_coeff, capacity_factor;
+        double saved_rows_factor; /* 0 = choose */
     } moe;
     struct {
         int64_t num_sms, chunk_tokens; /* 0 = choose */

@@ -162,7 +162,7 @@ static const dependence dependences[] = {
      true,
      {"moe.score_func", "moe.route_norm", "moe.route_scale", "moe.use_deepep",
       "moe.save_dispatched", "moe.load_balance_coeff", "moe.aux_loss_coeff", "moe.z_loss_coeff",
-      "moe.capacity_factor", "debug.moe_force_load_balance"}},
+      "moe.capacity_factor", "moe.saved_rows_factor", "debug.moe_force_load_balance"}},
     {"model.flavor",
      has_experts,
      "this model has no experts",

@@ -161,6 +161,9 @@ static const xp_field fields[] = {
     {FLOAT(moe, capacity_factor, "2.0", 1e-3, 1e6),
      .help = "rows reserved on a rank, relative to a balanced load; more goes in rounds, nothing "
              "is dropped"},
+    {FLOAT(moe, saved_rows_factor, "0", 0, 1e6), .unset = "chosen",
+     .help = "rows that the experts keep for the backward pass, relative to a balanced load: what "
+             "does not fit is computed again; 0 = the capacity where memory allows, else 1.25"},
 
     {INT(deepep, num_sms, "0", 0, 1024), .unset = "chosen",
      .help = "GPU multiprocessors for dispatch and combine"},

@@ -132,7 +132,8 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
     layout.shares_gpus = t->shares_gpus;
     /* A guarded CPU stands for a GPU. */
     bool on_host = xp_device_host_accessible(t->device);
-    XP_TRY(xp_predict_memory_on(on_host ? XP_DEVICE_CPU : XP_DEVICE_CUDA, t->config, &layout, &p));
+    XP_TRY(xp_predict_memory_within(on_host ? XP_DEVICE_CPU : XP_DEVICE_CUDA,
+                                    xp_device_total_bytes(t->device), t->config, &layout, &p));
     t->predicted = p;
     int local = t->world ? t->n_local_ranks : 1;
     int in_process = xp_mpi_launched() ? 1 : local;

@@ -114,6 +114,7 @@ xp_status xp_null_device_create(const xp_device_args *args, xp_device **device) 
         return xp_error(XP_ENOMEM, "null device: out of memory");
     null->base.vtable = &null_vtable;
     null->base.like = args->like;
+    null->base.total_bytes = args->total_bytes;
     null->next = (uintptr_t)1 << 62;
     snprintf(null->base.name, sizeof null->base.name, "null");
     *device = &null->base;

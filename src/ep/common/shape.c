@@ -70,10 +70,11 @@ xp_status xp_ep_shape_make(const xp_ep_config *c, int n_ranks, xp_ep_shape *shap
     int64_t capacity =
         wanted >= (double)s.max_recv_assignments ? s.max_recv_assignments : (int64_t)wanted;
     capacity += (double)capacity < wanted && capacity < s.max_recv_assignments;
-    int64_t least =
-        (s.max_recv_assignments + XP_EP_MAX_ROUNDS - 1) / XP_EP_MAX_ROUNDS + s.row_assignments - 1;
+    int64_t least = (s.max_recv_assignments + XP_EP_MAX_ROUNDS - 1) / XP_EP_MAX_ROUNDS;
+    /* A row may straddle a round's end: with room for the rest of it, each round takes as many
+     * assignments as the factor says, and the worst case needs no further round for a few rows. */
     s.assignment_capacity =
-        min_i64(max_i64(max_i64(capacity, least), s.row_assignments), s.max_recv_assignments);
+        min_i64(max_i64(capacity, least) + s.row_assignments - 1, s.max_recv_assignments);
     s.recv_capacity = min_i64(s.max_recv_rows, s.assignment_capacity);
     s.round_assignments = s.assignment_capacity - (s.row_assignments - 1);
     s.max_rounds = xp_ep_shape_rounds(&s, s.max_recv_assignments);

@@ -103,6 +103,7 @@ static xp_status read_plan(const xp_ep_call *call) {
     };
     XP_TRY(xp_ep_cuda_fetch_all(call, all, 2));
     plan->n_rounds = plan->host->totals[0];
+    plan->host_knows_rounds = true;
     return xp_ep_counts_check(call->group, plan->host->rank_counts);
 }
 
