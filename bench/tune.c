@@ -8,10 +8,11 @@
 #include "parallel/run.h"
 #include "tune/hardware.h"
 
-#define SCREENING   0.5 /* share of the time for all candidates; the rest is for the last comparison */
-#define PRECISE     0.003
-#define CPU_FLOPS   20e9 /* of a core, about: how many tokens a pass may take on a CPU */
-#define CPU_PASS_S  2.0
+#define SCREENING                                                                                  \
+    0.5 /* share of the time for all candidates; the rest is for the last comparison */
+#define PRECISE    0.003
+#define CPU_FLOPS  20e9 /* of a core, about: how many tokens a pass may take on a CPU */
+#define CPU_PASS_S 2.0
 
 /* ---- verdicts ---------------------------------------------------------------------------- */
 
@@ -95,9 +96,8 @@ static int64_t tokens_of(const xp_tune_args *args) {
 
 xp_status xp_tune_plan(const xp_tune_args *args, xp_tune_report *report) {
     xp_bench_setting setting = default_setting(args);
-    *report = (xp_tune_report){.best = XP_TUNE_DEFAULT,
-                               .winner = XP_TUNE_DEFAULT,
-                               .n_tokens = tokens_of(args)};
+    *report = (xp_tune_report){
+        .best = XP_TUNE_DEFAULT, .winner = XP_TUNE_DEFAULT, .n_tokens = tokens_of(args)};
     if (args->facts->ep_size <= 1)
         return XP_OK; /* nothing is dispatched */
     if (args->facts->deepep) {

@@ -51,8 +51,9 @@ static xp_status check_writable(const char *path) {
         snprintf(folder, sizeof folder, ".");
     if (access(folder, W_OK) == 0)
         return XP_OK;
-    return xp_error(XP_EIO, "%s cannot be written: no folder to write to at %s; choose another "
-                            "place with --out FILE",
+    return xp_error(XP_EIO,
+                    "%s cannot be written: no folder to write to at %s; choose another "
+                    "place with --out FILE",
                     path, folder);
 }
 
@@ -119,8 +120,7 @@ static xp_status measure(tune_options *o, const xp_config_set *set, const xp_ben
                          .n_cores = xp_train_n_cores(),
                          .seconds = o->seconds,
                          .context = o};
-    xp_status status =
-        xp_tune_facts_of(config, n_ranks, host->world != NULL, args.n_cores, &facts);
+    xp_status status = xp_tune_facts_of(config, n_ranks, host->world != NULL, args.n_cores, &facts);
     if (status == XP_OK && !facts.has_experts)
         status = xp_error(XP_ECONFIG, "this model has no experts: there is no dispatch to tune");
     if (status == XP_OK)
@@ -211,11 +211,12 @@ static int parse_and_run(int argc, char **argv, char **rest) {
             "layer in turns\nwith the defaults, the best once more at the end: what is not faster "
             "beyond the noise leaves the defaults. No choice\nchanges the bits of a run; what "
             "would is measured and told, not written.",
-        .examples = "  expar tune my.toml\n"
-                    "  NGPU=2 expar tune configs/debug_moe.toml --parallelism.expert_parallel_degree "
-                    "2\n"
-                    "  expar tune my.toml --out h200.toml && expar train my.toml "
-                    "--deepep.tuned_file h200.toml\n",
+        .examples =
+            "  expar tune my.toml\n"
+            "  NGPU=2 expar tune configs/debug_moe.toml --parallelism.expert_parallel_degree "
+            "2\n"
+            "  expar tune my.toml --out h200.toml && expar train my.toml "
+            "--deepep.tuned_file h200.toml\n",
         .options = options,
         .n_options = sizeof options / sizeof options[0],
         .max_positionals = 1};

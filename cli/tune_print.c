@@ -153,17 +153,17 @@ void tune_add_toml(xp_text *t, const tune_result *r) {
     const xp_tune_report *report = r->report;
     const xp_tune_candidate *won =
         report->winner == XP_TUNE_DEFAULT ? NULL : &report->candidates[report->winner];
-    xp_text_puts(t, "# Written by `expar tune`. `expar train` takes these values where tuned_for fits "
-                    "the machine and the model.\n"
-                    "# A MoE layer, forward and backward, each setting in turns with the "
-                    "defaults:\n");
+    xp_text_puts(t,
+                 "# Written by `expar tune`. `expar train` takes these values where tuned_for fits "
+                 "the machine and the model.\n"
+                 "# A MoE layer, forward and backward, each setting in turns with the "
+                 "defaults:\n");
     for (int i = 0; i < report->n; i++) {
         const xp_tune_candidate *c = &report->candidates[i];
         if (c->verdict != XP_TUNE_NOT_MEASURED)
             xp_text_printf(t, "#   %-46s %9.3f ms, %9.3f by default (%+.1f %% +- %.1f)%s\n",
                            c->name, ms(c->pair.other_s), ms(c->pair.default_s),
-                           change(c->pair.ratio), noise(&c->pair),
-                           c->why_not ? ", told only" : "");
+                           change(c->pair.ratio), noise(&c->pair), c->why_not ? ", told only" : "");
     }
     if (report->has_pair)
         xp_text_printf(t, "# The best again, both ways round: %+.1f %% +- %.1f.\n",

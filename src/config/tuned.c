@@ -37,8 +37,8 @@ static xp_status bad(const xp_toml *toml, const char *path, int line, size_t off
 
 static xp_status read_key(const xp_toml *toml, const xp_toml_entry *entry, xp_tuned *tuned) {
     const xp_toml_value *v = &entry->value;
-    const bool is_text = v->type == XP_TOML_STRING && strlen(v->as.string.data) ==
-                                                          v->as.string.n_bytes;
+    const bool is_text =
+        v->type == XP_TOML_STRING && strlen(v->as.string.data) == v->as.string.n_bytes;
     const char *text = is_text ? v->as.string.data : "";
     if (strcmp(entry->key, "tuned_for") == 0) {
         if (!is_text || !text[0] || v->as.string.n_bytes >= XP_TUNED_FOR_MAX)
@@ -54,8 +54,7 @@ static xp_status read_key(const xp_toml *toml, const xp_toml_entry *entry, xp_tu
         tuned->transport_line = v->line;
     } else if (strcmp(entry->key, "num_sms") == 0) {
         const xp_field *field = xp_field_find("deepep", "num_sms");
-        if (v->type != XP_TOML_INTEGER || v->as.integer < 0 ||
-            (double)v->as.integer > field->max)
+        if (v->type != XP_TOML_INTEGER || v->as.integer < 0 || (double)v->as.integer > field->max)
             return bad(toml, tuned->path, v->line, v->offset,
                        "deepep.num_sms must be a number of multiprocessors, 0 to 1024");
         tuned->num_sms = v->as.integer;
@@ -143,8 +142,7 @@ xp_status xp_config_take_tuned(xp_config_set *set, const xp_tuned *tuned, int *n
     }
     if (*n_taken == 0) /* the run has nothing that was tuned */
         return XP_OK;
-    return set_field(set, "tuned_for", tuned->tuned_for,
-                     &(xp_origin){XP_ORIGIN_FILE, path, 1, 1});
+    return set_field(set, "tuned_for", tuned->tuned_for, &(xp_origin){XP_ORIGIN_FILE, path, 1, 1});
 }
 
 const char *xp_config_own_tuned_for(const xp_config_set *set, char *where, size_t n_where) {
@@ -158,7 +156,8 @@ const char *xp_config_own_tuned_for(const xp_config_set *set, char *where, size_
 
 static xp_status to_default(xp_config_set *set, const char *key) {
     const xp_field *field = xp_field_find("deepep", key);
-    const xp_assignment a = {.field = field, .where = key, .origin = {XP_ORIGIN_DEFAULT, NULL, 0, 0}};
+    const xp_assignment a = {
+        .field = field, .where = key, .origin = {XP_ORIGIN_DEFAULT, NULL, 0, 0}};
     return xp_set_text(set, &a, field->initial ? field->initial : "");
 }
 

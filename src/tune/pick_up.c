@@ -61,8 +61,7 @@ static xp_status decide(const xp_config_set *set, const xp_pick_up_args *args, d
     const char *own = xp_config_own_tuned_for(set, where, sizeof where);
     if (config->parallelism.expert_parallel_degree == 1 || (!own && !path[0]))
         return XP_OK; /* nothing is dispatched, or nothing was tuned */
-    XP_TRY(
-        xp_tune_facts_of(config, args->n_ranks, args->world != NULL, args->n_cores, &facts));
+    XP_TRY(xp_tune_facts_of(config, args->n_ranks, args->world != NULL, args->n_cores, &facts));
     xp_tuned_for_print(&facts, here, sizeof here);
     if (own) {
         judge_own(set, own, where, here, d);
@@ -75,7 +74,8 @@ static xp_status decide(const xp_config_set *set, const xp_pick_up_args *args, d
     }
     if (named) {
         snprintf(d->text, sizeof d->text, "%s", xp_last_error());
-        return xp_error(status == XP_ENOENT ? XP_ECONFIG : status, "deepep.tuned_file: %s", d->text);
+        return xp_error(status == XP_ENOENT ? XP_ECONFIG : status, "deepep.tuned_file: %s",
+                        d->text);
     }
     if (status == XP_ENOENT) {
         xp_error_clear();
@@ -103,9 +103,8 @@ static xp_status take(xp_config_set *set, const decision *d) {
     else if (n_taken == 0)
         snprintf(text + n, sizeof text - (size_t)n, "but [deepep] is set already");
     else if (c->deepep.num_sms > 0)
-        snprintf(text + n, sizeof text - (size_t)n,
-                 "deepep.transport %s, deepep.num_sms %lld%s", c->deepep.transport,
-                 (long long)c->deepep.num_sms,
+        snprintf(text + n, sizeof text - (size_t)n, "deepep.transport %s, deepep.num_sms %lld%s",
+                 c->deepep.transport, (long long)c->deepep.num_sms,
                  n_taken < n_values ? " (one of them is the user's)" : "");
     else
         snprintf(text + n, sizeof text - (size_t)n, "deepep.transport %s", c->deepep.transport);

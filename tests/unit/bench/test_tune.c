@@ -27,7 +27,7 @@ static void test_verdicts(void **state) {
     assert_true(pair.ratio > 0.88 && pair.ratio < 0.92 && pair.low < pair.ratio &&
                 pair.ratio < pair.high && pair.n_pairs == 40);
     assert_int_equal(judge(1.1, 0.05, 40, &pair), XP_TUNE_SLOWER);
-    assert_int_equal(judge(0.97, 0.5, 20, &pair), XP_TUNE_SAME);   /* within the noise */
+    assert_int_equal(judge(0.97, 0.5, 20, &pair), XP_TUNE_SAME);    /* within the noise */
     assert_int_equal(judge(0.995, 0.001, 40, &pair), XP_TUNE_SAME); /* known well, too little */
     assert_int_equal(judge(1.0, 0.0, 40, &pair), XP_TUNE_SAME);
     assert_int_equal(judge(0.5, 0.01, 7, &pair), XP_TUNE_UNCLEAR);
