@@ -73,13 +73,26 @@ static xp_status check_model(xp_config_set *set) {
     return XP_OK;
 }
 
+/* Two ways to name the data: the one that was given later (command line over environment over file)
+ * replaces the other; both in one place are a mistake. */
 static xp_status check_data(xp_config_set *set) {
-    const xp_config *c = &set->config;
-    if (c->training.datasets.n > 0 && c->training.dataset_path)
+    xp_config *c = &set->config;
+    xp_origin *several = xp_set_origin(set, xp_field_find("training", "datasets"));
+    xp_origin *one = xp_set_origin(set, xp_field_find("training", "dataset_path"));
+    if (c->training.datasets.n == 0 || !c->training.dataset_path)
+        return XP_OK;
+    if (several->kind > one->kind) {
+        c->training.dataset_path = NULL;
+        *one = (xp_origin){.kind = XP_ORIGIN_DEFAULT};
+    } else if (several->kind < one->kind) {
+        c->training.datasets = (xp_source_list){.n = 0};
+        *several = (xp_origin){.kind = XP_ORIGIN_DEFAULT};
+    } else {
         return xp_error(XP_ECONFIG,
                         "%straining.datasets and training.dataset_path are both set; give one of "
                         "them",
                         where(set, "training", "datasets"));
+    }
     return XP_OK;
 }
 
