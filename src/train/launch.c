@@ -9,7 +9,7 @@
 #include "core/file.h"
 #include "launch/shim.h"
 #include "train/signals.h"
-#include "tune/pick_up.h"
+#include "tune/adopt.h"
 
 /* ---- ranks as threads -------------------------------------------------------------------- */
 
@@ -126,8 +126,7 @@ static xp_status launch_threads(xp_config_set *config, int n, xp_log *log,
     const xp_config *c = xp_config_get(config);
     /* What can be known to be wrong is said before the data is read. */
     XP_TRY(xp_start_check(c, &(xp_start){.n_ranks = n}));
-    XP_TRY(
-        xp_tune_pick_up(config, &(xp_pick_up_args){.n_ranks = n, .n_cores = xp_train_n_cores()}));
+    XP_TRY(xp_tune_adopt(config, &(xp_adopt_args){.n_ranks = n, .n_cores = xp_train_n_cores()}));
     xp_run_lock *lock = NULL;
     XP_TRY(xp_run_lock_take(c->job.dump_folder, NULL, log, &lock));
     xp_train_shared *shared = NULL;
@@ -205,9 +204,9 @@ static xp_status launch_process(xp_config_set *config, xp_log *log, xp_train_res
     xp_run_lock *lock = NULL;
     xp_status status = xp_run_lock_take(c->job.dump_folder, comm, log, &lock);
     if (status == XP_OK)
-        status = xp_tune_pick_up(config, &(xp_pick_up_args){.world = comm,
-                                                            .n_ranks = count_local_ranks(comm),
-                                                            .n_cores = xp_train_n_cores()});
+        status = xp_tune_adopt(config, &(xp_adopt_args){.world = comm,
+                                                        .n_ranks = count_local_ranks(comm),
+                                                        .n_cores = xp_train_n_cores()});
     if (status == XP_OK)
         status = run_process(config, comm, log, result);
     else

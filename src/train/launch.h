@@ -7,7 +7,7 @@
 
 /**
  * Train with rank threads, or as the rank that a launcher made this process. Takes the tuned values that fit
- * (tune/pick_up.h) into the configuration first.
+ * (tune/adopt.h) into the configuration first.
  * SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after its step (train/signals.h).
  *
  * @param start  from xp_start_choose(), not XP_START_PROCESSES

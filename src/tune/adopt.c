@@ -1,4 +1,4 @@
-#include "tune/pick_up.h"
+#include "tune/adopt.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -51,7 +51,7 @@ static void judge_file(const xp_config_set *set, const char *here, decision *d) 
              d->tuned.path, was, is, config_name(set));
 }
 
-static xp_status decide(const xp_config_set *set, const xp_pick_up_args *args, decision *d) {
+static xp_status decide(const xp_config_set *set, const xp_adopt_args *args, decision *d) {
     const xp_config *config = xp_config_get(set);
     char path[1024], here[XP_TUNED_FOR_MAX], where[1100];
     xp_tune_facts facts;
@@ -121,7 +121,7 @@ static xp_status apply(xp_config_set *set, const decision *d) {
     return xp_config_set_tuned_note(set, d->text, d->warns);
 }
 
-xp_status xp_tune_pick_up(xp_config_set *set, const xp_pick_up_args *args) {
+xp_status xp_tune_adopt(xp_config_set *set, const xp_adopt_args *args) {
     decision d = {.action = NOTHING};
     if (!args->world || xp_comm_rank(args->world) == 0)
         XP_TRY(decide(set, args, &d));

@@ -1,15 +1,15 @@
 /** A run takes what `expar tune` has measured, where it fits this machine and model. */
-#ifndef XP_TUNE_PICK_UP_H
-#define XP_TUNE_PICK_UP_H
+#ifndef XP_TUNE_ADOPT_H
+#define XP_TUNE_ADOPT_H
 
 #include "config/config.h"
 #include "expar/comm.h"
 
-typedef struct xp_pick_up_args {
+typedef struct xp_adopt_args {
     xp_comm *world; /* processes; NULL: ranks are threads of this process */
     int n_ranks;    /* on this machine */
     int n_cores;    /* of this process */
-} xp_pick_up_args;
+} xp_adopt_args;
 
 /**
  * Set deepep.transport and deepep.num_sms from the tuned file (xp_config_tuned_path()) where it fits and the user
@@ -18,6 +18,6 @@ typedef struct xp_pick_up_args {
  * the world.
  * @return XP_OK; XP_ECONFIG or XP_ENOENT: the file that deepep.tuned_file names is damaged or absent
  */
-XP_NODISCARD xp_status xp_tune_pick_up(xp_config_set *set, const xp_pick_up_args *args);
+XP_NODISCARD xp_status xp_tune_adopt(xp_config_set *set, const xp_adopt_args *args);
 
 #endif
