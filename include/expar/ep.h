@@ -102,6 +102,10 @@ typedef struct xp_ep_config {
      * time; for tools that run one kernel at a time (compute-sanitizer, profilers). Processes that
      * share a GPU are host-synchronised without being asked. */
     bool host_synchronized;
+    /* For measurements: every row that goes to another rank is sent so many times, all but once into
+     * memory that nobody reads, so that a small group moves the bytes of a large one. Results do not
+     * change. 0 = 1, at most 64; needs assignment_capacity >= max_tokens. */
+    int send_copies;
 } xp_ep_config;
 
 /** Rows and bytes that a group reserves on one rank. */

@@ -103,6 +103,13 @@ static xp_status check_checkpoint(xp_config_set *set) {
                         "%scheckpoint.keep_latest_k is 1: the only checkpoint would be deleted "
                         "while the next is written; use 2 or more, or 0 to keep all",
                         where(set, "checkpoint", "keep_latest_k"));
+    if (c->checkpoint.enable && c->debug.moe_send_copies > 1)
+        return xp_error(
+            XP_ECONFIG,
+            "%sdebug.moe_send_copies is %" PRId64
+            ": it makes the exchange slower on purpose, for measurements, and is refused "
+            "with checkpoint.enable; switch one of them off",
+            where(set, "debug", "moe_send_copies"), c->debug.moe_send_copies);
     if (c->checkpoint.load_step >= 0 && !c->checkpoint.enable)
         return xp_error(XP_ECONFIG,
                         "%scheckpoint.load_step is %" PRId64

@@ -117,6 +117,7 @@ typedef struct xp_config {
         int64_t seed; /* >= 0; -1 in the file means 0 */
         bool deterministic, moe_force_load_balance;
         const char *moe_force_load_balance_mode;
+        int64_t moe_send_copies;
         const char *device_caps; /* NULL: all */
     } debug;
 } xp_config;

@@ -251,10 +251,12 @@ static const xp_field fields[] = {
      .help = "ignore the router's choice and spread tokens evenly, to measure speed"},
     {CHOICE(debug, moe_force_load_balance_mode, "modulo", "modulo|spread"),
      .help = "how they are spread: TorchTitan's way, or over all ranks"},
+    {INT(debug, moe_send_copies, "1", 1, 64),
+     .help = "send every row that goes to another rank so many times, to measure with few ranks "
+             "what many would move; results do not change. Refused with checkpoint.enable"},
     {STRING(debug, device_caps, NULL),
-     .help =
-         "capabilities of the device to leave out, to repeat a run on plainer code: avx512, avx2, "
-         "wgmma; guard: a CPU device whose memory only queued work may touch, as on a GPU"},
+     .help = "capabilities of the device to leave out, to repeat a run on plainer code: avx512, "
+             "avx2, wgmma"},
 };
 
 static const char *const sections[] = {"job",        "model",        "training",

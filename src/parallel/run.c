@@ -185,6 +185,7 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
         .ep = {.transport = xp_run_transport(config, &run->arch),
                .capacity_factor = config->moe.capacity_factor,
                .num_sms = (int)config->deepep.num_sms,
+               .send_copies = (int)config->debug.moe_send_copies,
                .separate_processes = run->mesh.separate_processes,
                .shares_gpus = run->mesh.shares_gpus,
                .on_gpu = xp_device_like(run->device) == XP_DEVICE_CUDA},

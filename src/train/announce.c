@@ -220,6 +220,16 @@ static void warn_about_schedule(xp_trainer *t) {
                         (long long)t->schedule.decay_steps);
 }
 
+static void warn_about_copies(xp_trainer *t) {
+    const int64_t n = t->config->debug.moe_send_copies;
+    if (n > 1 && t->run.mesh.ep_size > 1)
+        xp_trainer_warn(
+            t,
+            "debug.moe_send_copies is %lld: every row that goes to another rank is sent "
+            "so many times; this run is for measurements only",
+            (long long)n);
+}
+
 static void describe_checkpoints(xp_trainer *t) {
     if (!t->config->checkpoint.enable)
         xp_trainer_say(t, "checkpoints: off, nothing will be saved (--checkpoint.enable saves)");
@@ -248,6 +258,7 @@ void xp_trainer_describe(xp_trainer *t) {
     describe_ranks(t);
     describe_data(t);
     describe_checkpoints(t);
+    warn_about_copies(t);
     describe_expert_bias(t);
     warn_about_schedule(t);
 }

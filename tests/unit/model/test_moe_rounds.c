@@ -24,6 +24,7 @@ typedef struct setting {
     double capacity_factor, saved_rows_factor;
     xp_ep_transport transport;
     xp_recompute recompute;
+    int send_copies;
 } setting;
 
 typedef struct rank_job {
@@ -85,6 +86,7 @@ static void run(int n_ranks, const setting *s, rank_job *jobs) {
     args.seq_len = SEQ;
     args.ep.capacity_factor = s->capacity_factor;
     args.ep.transport = s->transport;
+    args.ep.send_copies = s->send_copies;
     args.saved_rows_factor = s->saved_rows_factor;
     args.recompute = s->recompute;
     xp_thread_world *world = NULL;
@@ -227,11 +229,31 @@ static void keeping_changes_no_bit(void **state) {
     }
 }
 
+/* Rows sent several times, to measure. */
+static void copies_change_no_bit(void **state) {
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        const setting once = {.routing = ONE_LAYER,
+                              .capacity_factor = (i & 1) != 0 ? 2.0 : 0.7,
+                              .transport = (i & 2) != 0 ? XP_EP_A2A : XP_EP_P2P};
+        setting copied = once;
+        copied.send_copies = 5;
+        rank_job a[MAX_RANKS], b[MAX_RANKS];
+        run(MAX_RANKS, &once, a);
+        run(MAX_RANKS, &copied, b);
+        for (int r = 0; r < MAX_RANKS; r++)
+            assert_memory_equal(a[r].grads, b[r].grads, (size_t)a[r].n_grads * sizeof(float));
+        drop(a, MAX_RANKS);
+        drop(b, MAX_RANKS);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_fits_capacity_is_kept),
         cmocka_unit_test(what_has_no_room_is_counted),
         cmocka_unit_test(keeping_changes_no_bit),
+        cmocka_unit_test(copies_change_no_bit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
