@@ -43,7 +43,7 @@ expect_text tune.log "^kept: the defaults\|^won: deepep.transport a2a"
 expect_text tune.log "wrote tiny.tuned.toml"
 cp tiny.tuned.toml measured.toml
 
-# ---- the run picks it up, and has the same bits as without
+# ---- the run takes it, and has the same bits as without
 hold 'transport = "a2a"'
 ep 2 tuned
 expect_rc 0 "a tuned run"
