@@ -19,6 +19,7 @@
 #include "comm/thread/simulate_nodes.h"
 #include "../dist/world.h"
 #include "guests.h"
+#include "pace.h"
 
 bool ep_fail(ep_env *env, const char *format, ...) {
     if (env->failure[0] == '\0') {
@@ -174,7 +175,7 @@ static bool report(const ep_env *env, const ep_case *c) {
 
 static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_transport transport,
                         xp_dtype dtype) {
-    double timeout_s = !c->breaks_world ? 20 : o->cuda ? 1 : 0.5;
+    double timeout_s = !c->breaks_world ? 20 : ep_time_limit(n_ranks, o->cuda ? 1 : 0.5);
     xp_thread_world *world = NULL;
     rank_thread *threads = calloc((size_t)n_ranks, sizeof *threads);
     int nodes[64];
@@ -208,7 +209,8 @@ static bool run_processes(const options *o, const ep_case *c, int n_ranks,
                           xp_ep_transport transport, xp_dtype dtype) {
     ep_env envs[64];
     for (int r = 0; r < n_ranks; r++)
-        envs[r] = env_of(o, r, n_ranks, transport, dtype, c->breaks_world ? 0.5 : 20);
+        envs[r] = env_of(o, r, n_ranks, transport, dtype,
+                         c->breaks_world ? ep_time_limit(n_ranks, 0.5) : 20);
     bool ok = ep_run_processes(envs, n_ranks, c, run_body);
     if (!ok)
         printf("FAILED %s, %d ranks, %s: a process did not end well\n", c->name, n_ranks,
