@@ -18,29 +18,28 @@ static xp_status exchange_counts(const xp_ep_call *call, const xp_ep_metadata *m
 
 static xp_status exchange_assignments(const xp_ep_call *call, const xp_ep_metadata *metadata) {
     const xp_ep_plan *plan = call->plan;
+    const xp_ep_shape *s = &call->group->shape;
     const int64_t size = sizeof(xp_ep_assignment);
-    for (int r = 0; r < call->group->shape.n_ranks; r++) {
-        const int32_t *out = plan->send_assignment_base + r, *in = plan->recv_assignment_base + r;
-        xp_ep_exchange_set(&metadata->exchange, r, (out[1] - out[0]) * size, out[0] * size,
-                           (in[1] - in[0]) * size, in[0] * size);
+    int64_t arrived = 0;
+    for (int r = 0; r < s->n_ranks; r++) {
+        const int32_t *out = plan->send_assignment_base + r;
+        const int64_t in =
+            xp_ep_counts_assignments(s, plan->rank_counts, r, call->group->rank) * size;
+        xp_ep_exchange_set(&metadata->exchange, r, (out[1] - out[0]) * size, out[0] * size, in,
+                           arrived);
+        arrived += in;
     }
     return xp_ep_exchange_run(call, &metadata->exchange, metadata->comm, metadata->assignments_out,
                               metadata->assignments_in, NULL);
 }
 
-xp_status xp_ep_cpu_metadata_build(const xp_ep_call *call, const xp_ep_routing *routing,
-                                   const xp_ep_metadata *metadata) {
-    xp_ep_plan *plan = call->plan;
-    xp_ep_assignment **targets = xp_ep_cpu_plan_targets(call);
-    const int32_t *own_counts = xp_ep_cpu_plan_count(call, routing);
+xp_status xp_ep_cpu_metadata_exchange(const xp_ep_call *call, const xp_ep_metadata *metadata,
+                                      const int32_t *own_counts,
+                                      const xp_ep_assignment **assignments) {
     XP_TRY(exchange_counts(call, metadata, own_counts));
-    XP_TRY(xp_ep_counts_check(call->group, plan->rank_counts));
-    xp_ep_cpu_plan_offsets(plan);
-    for (int d = 0; d < call->group->shape.n_ranks; d++)
-        targets[d] = metadata->assignments_out + plan->send_assignment_base[d];
-    xp_ep_cpu_plan_send(call, routing);
+    XP_TRY(xp_ep_counts_check(call->group, call->plan->rank_counts));
     XP_TRY(exchange_assignments(call, metadata));
-    xp_ep_cpu_plan_recv(call, metadata->assignments_in);
+    *assignments = metadata->assignments_in;
     return XP_OK;
 }
 
