@@ -14,7 +14,7 @@
 #include "ep/common/defaults.h"
 
 static xp_ep_assignment *target(const xp_ep_call *call, int dest) {
-    return xp_ep_a2a_slot(call)->metadata.assignments_out + call->plan->send_assignment_base[dest];
+    return xp_ep_cpu_metadata_target(call, &xp_ep_a2a_slot(call)->metadata, dest);
 }
 
 static xp_status exchange_metadata(const xp_ep_call *call, const int32_t *own_counts,

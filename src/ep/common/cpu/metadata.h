@@ -4,7 +4,10 @@
 
 #include "ep/common/metadata.h"
 
-/** See xp_ep_cpu_plan_exchange.run: counts, then assignments, from metadata->assignments_out on. */
+/** See xp_ep_cpu_plan_exchange.target. */
+xp_ep_assignment *xp_ep_cpu_metadata_target(const xp_ep_call *call, const xp_ep_metadata *metadata,
+                                            int dest);
+/** See xp_ep_cpu_plan_exchange.run. */
 XP_NODISCARD xp_status xp_ep_cpu_metadata_exchange(const xp_ep_call *call,
                                                    const xp_ep_metadata *metadata,
                                                    const int32_t *own_counts,

@@ -29,7 +29,7 @@ static const xp_ep_row_kernels kernels = {.copy_rows = copy_rows,
                                           .weights = xp_ep_cpu_metadata_weights};
 
 static xp_ep_assignment *target(const xp_ep_call *call, int dest) {
-    return xp_ep_hier_slot(call)->metadata.assignments_out + call->plan->send_assignment_base[dest];
+    return xp_ep_cpu_metadata_target(call, &xp_ep_hier_slot(call)->metadata, dest);
 }
 
 static xp_status exchange_metadata(const xp_ep_call *call, const int32_t *own_counts,
