@@ -3,7 +3,7 @@
 #
 #   ./run_tests.sh                 all tests (skipped ones say why)
 #   ./run_tests.sh --long          with the long variants (soak, 100 random kills, ...)
-#   ./run_tests.sh -L unit         arguments go to ctest: labels unit, checkop, ep, parity, dist, e2e
+#   ./run_tests.sh -L unit         arguments go to ctest: labels unit, checkop, ep, parity, dist, e2e, faults, fuzz; -j1: one at a time
 #   PRESET=asan ./run_tests.sh     another build (release, debug, asan, tsan, cuda)
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -18,4 +18,5 @@ done
 preset=${PRESET:-release}
 scripts/setup.sh
 scripts/build.sh "$preset"
-exec ctest --test-dir "build/$preset" --output-on-failure --no-tests=error "${args[@]}"
+jobs=$(nproc)
+exec ctest --test-dir "build/$preset" -j "$((jobs < 8 ? jobs : 8))" --output-on-failure --no-tests=error "${args[@]}"

@@ -14,6 +14,7 @@ static const cli_command commands[] = {
     {"doctor", cmd_doctor, "what was built in, what this machine has, what works"},
     {"bench", cmd_bench,
      "measure steps, ops, expert exchange and scaling beside the machine's limits"},
+    {"report", cmd_report, "curves of runs: an HTML file, a page that follows a run, the terminal"},
     {"checkpoint", cmd_checkpoint, "list, show and verify the checkpoints of a run"},
     {"export", cmd_export, "write a checkpoint as a Hugging Face folder"},
 };

@@ -44,9 +44,9 @@ typedef struct plan_row {
     const char *scaling; /* "weak", "strong"; NULL: no scaling table */
     int64_t ranks;
     int ep_size;
-    bool is_run, fits, has_speed;  /* speed: of what fits */
-    char error[PLAN_MAX_TEXT];     /* why it is no run, or why its speed is not known */
-    char advice[PLAN_MAX_TEXT];    /* what would fit */
+    bool is_run, fits, has_speed;   /* speed: of what fits */
+    char error[PLAN_MAX_TEXT];      /* why it is no run, or why its speed is not known */
+    char advice[PLAN_MAX_TEXT];     /* what would fit */
     char reason[2 * PLAN_MAX_TEXT]; /* why this was suggested */
     xp_memory_prediction memory;
     xp_step_prediction step;

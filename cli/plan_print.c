@@ -131,7 +131,9 @@ static void print_head(const plan *p) {
            p->arch.flavor, (long long)(xp_arch_n_params(&p->arch) / 1000000),
            (long long)(xp_arch_n_active_params(&p->arch) / 1000000), (long long)c->training.seq_len,
            p->o->suggest || p->o->recompute ? "" : "; recomputation: ",
-           p->o->suggest || p->o->recompute ? "" : mode ? mode : "none");
+           p->o->suggest || p->o->recompute ? ""
+           : mode                           ? mode
+                                            : "none");
     printf("%s: %s, %.1f GiB for a run of %.1f, %d a node; %.0f GB/s between nodes\n\n",
            p->hardware.is_cpu ? "CPU" : "GPUs", p->hardware.name, p->room_gib,
            p->hardware.limits.memory_gib, p->cluster.gpus_per_node, p->cluster.network_gbps);

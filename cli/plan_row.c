@@ -139,7 +139,9 @@ xp_status plan_memory_at(plan *p, const xp_mesh *layout, int64_t batch,
                          xp_memory_prediction *memory) {
     const xp_device_kind kind = p->hardware.is_cpu ? XP_DEVICE_CPU : XP_DEVICE_CUDA;
     XP_TRY(set_int(p, "training.local_batch_size", p->config->training.local_batch_size, batch));
-    return xp_predict_memory_on(kind, p->config, layout, memory);
+    const int64_t total =
+        p->hardware.is_cpu ? 0 : (int64_t)(p->hardware.limits.memory_gib * PLAN_GIB);
+    return xp_predict_memory_within(kind, total, p->config, layout, memory);
 }
 
 static bool fits_at(plan *p, const xp_mesh *layout, int64_t batch, xp_memory_prediction *memory) {
@@ -219,8 +221,8 @@ static void advise(plan *p, const xp_mesh *layout, plan_row *r) {
         if (batch[mode] > 0)
             used += (size_t)snprintf(
                 r->advice, sizeof r->advice,
-                "activation_checkpoint.mode = \"%s\" and batch %lld need %.1f GiB", plan_modes[mode],
-                (long long)batch[mode], gib(memory[mode].device_bytes));
+                "activation_checkpoint.mode = \"%s\" and batch %lld need %.1f GiB",
+                plan_modes[mode], (long long)batch[mode], gib(memory[mode].device_bytes));
     if (used == 0) {
         memory[2] = (xp_memory_prediction){0};
         if (plan_memory_at(p, layout, 1, &memory[2]) != XP_OK)

@@ -111,8 +111,7 @@ static void try_modes(search *s, const plan_setting *setting) {
     xp_mesh layout;
     for (int mode = 0; mode < N_MODES; mode++)
         for (int overlap = 0; overlap < 2; overlap++) {
-            plan_row r = {.setting = *setting,
-                          .ranks = setting->nodes * p->cluster.gpus_per_node};
+            plan_row r = {.setting = *setting, .ranks = setting->nodes * p->cluster.gpus_per_node};
             r.setting.mode = plan_modes[mode];
             r.setting.overlap = overlap == 1;
             if (!is_wanted(&s->lists->modes, mode) || !is_wanted(&s->lists->overlaps, overlap) ||
@@ -127,8 +126,8 @@ static void try_modes(search *s, const plan_setting *setting) {
 static void try_transports(search *s, plan_setting *setting) {
     plan *p = s->p;
     const bool deepep = xp_run_transport(p->config, &p->arch) != XP_EP_A2A;
-    const bool spans = setting->ep > p->cluster.gpus_per_node ||
-                       p->cluster.gpus_per_node % setting->ep != 0;
+    const bool spans =
+        setting->ep > p->cluster.gpus_per_node || p->cluster.gpus_per_node % setting->ep != 0;
     for (int i = 0; i < N_TRANSPORTS; i++) {
         setting->transport = deepep ? transports[i] : NULL;
         if (i == 0 || (deepep && spans))
@@ -196,8 +195,7 @@ static void explain_best(const search *s, plan_row *r) {
         add_alternative(&t, r->setting.overlap ? "without overlap" : "with overlap",
                         s->overlaps[!r->setting.overlap].speed);
     if (t.length > 0 && !t.failed)
-        snprintf(r->reason, sizeof r->reason, "at their best, tok/s a GPU: %s",
-                 t.data);
+        snprintf(r->reason, sizeof r->reason, "at their best, tok/s a GPU: %s", t.data);
     else
         snprintf(r->reason, sizeof r->reason, "the best of all");
     xp_text_free(&t);

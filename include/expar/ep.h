@@ -102,13 +102,17 @@ typedef struct xp_ep_config {
      * time; for tools that run one kernel at a time (compute-sanitizer, profilers). Processes that
      * share a GPU are host-synchronised without being asked. */
     bool host_synchronized;
+    /* For measurements: every row that goes to another rank is sent so many times, all but once into
+     * memory that nobody reads, so that a small group moves the bytes of a large one. Results do not
+     * change. 0 = 1, at most 64; needs assignment_capacity >= max_tokens. */
+    int send_copies;
 } xp_ep_config;
 
 /** Rows and bytes that a group reserves on one rank. */
 typedef struct xp_ep_sizes {
     int64_t recv_capacity;       /* rows of recv_x: min(R * max_tokens, assignment_capacity) */
-    int64_t assignment_capacity; /* P, rows of y: ceil(capacity_factor * max_tokens * K), at most
-                                    R * max_tokens * min(K, L) */
+    int64_t assignment_capacity; /* P, rows of y: ceil(capacity_factor * max_tokens * K) +
+                                    min(K, L) - 1, at most R * max_tokens * min(K, L) */
     int64_t
         max_rounds; /* rounds when every token of every rank selects experts of this rank only */
     size_t group_bytes; /* device memory of the group (AUTO counts as p2p) */

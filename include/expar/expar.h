@@ -6,6 +6,7 @@
 #include "expar/device.h"
 #include "expar/ep.h"
 #include "expar/fused_activation.h"
+#include "expar/grouped_gemm.h"
 #include "expar/moe.h"
 #include "expar/status.h"
 #include "expar/tensor.h"

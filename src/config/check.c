@@ -73,13 +73,26 @@ static xp_status check_model(xp_config_set *set) {
     return XP_OK;
 }
 
+/* Two ways to name the data: the one that was given later (command line over environment over file)
+ * replaces the other; both in one place are a mistake. */
 static xp_status check_data(xp_config_set *set) {
-    const xp_config *c = &set->config;
-    if (c->training.datasets.n > 0 && c->training.dataset_path)
+    xp_config *c = &set->config;
+    xp_origin *several = xp_set_origin(set, xp_field_find("training", "datasets"));
+    xp_origin *one = xp_set_origin(set, xp_field_find("training", "dataset_path"));
+    if (c->training.datasets.n == 0 || !c->training.dataset_path)
+        return XP_OK;
+    if (several->kind > one->kind) {
+        c->training.dataset_path = NULL;
+        *one = (xp_origin){.kind = XP_ORIGIN_DEFAULT};
+    } else if (several->kind < one->kind) {
+        c->training.datasets = (xp_source_list){.n = 0};
+        *several = (xp_origin){.kind = XP_ORIGIN_DEFAULT};
+    } else {
         return xp_error(XP_ECONFIG,
                         "%straining.datasets and training.dataset_path are both set; give one of "
                         "them",
                         where(set, "training", "datasets"));
+    }
     return XP_OK;
 }
 
@@ -90,6 +103,13 @@ static xp_status check_checkpoint(xp_config_set *set) {
                         "%scheckpoint.keep_latest_k is 1: the only checkpoint would be deleted "
                         "while the next is written; use 2 or more, or 0 to keep all",
                         where(set, "checkpoint", "keep_latest_k"));
+    if (c->checkpoint.enable && c->debug.moe_send_copies > 1)
+        return xp_error(
+            XP_ECONFIG,
+            "%sdebug.moe_send_copies is %" PRId64
+            ": it makes the exchange slower on purpose, for measurements, and is refused "
+            "with checkpoint.enable; switch one of them off",
+            where(set, "debug", "moe_send_copies"), c->debug.moe_send_copies);
     if (c->checkpoint.load_step >= 0 && !c->checkpoint.enable)
         return xp_error(XP_ECONFIG,
                         "%scheckpoint.load_step is %" PRId64

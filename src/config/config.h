@@ -75,6 +75,7 @@ typedef struct xp_config {
         int64_t route_norm, use_deepep; /* -1 unset, 0, 1 */
         double route_scale;             /* 0 = as the flavor says */
         double load_balance_coeff, aux_loss_coeff, z_loss_coeff, capacity_factor;
+        double saved_rows_factor; /* 0 = choose */
     } moe;
     struct {
         int64_t num_sms, chunk_tokens; /* 0 = choose */
@@ -115,6 +116,7 @@ typedef struct xp_config {
         int64_t seed; /* >= 0; -1 in the file means 0 */
         bool deterministic, moe_force_load_balance;
         const char *moe_force_load_balance_mode;
+        int64_t moe_send_copies;
         const char *device_caps; /* NULL: all */
     } debug;
 } xp_config;

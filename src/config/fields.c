@@ -161,6 +161,9 @@ static const xp_field fields[] = {
     {FLOAT(moe, capacity_factor, "2.0", 1e-3, 1e6),
      .help = "rows reserved on a rank, relative to a balanced load; more goes in rounds, nothing "
              "is dropped"},
+    {FLOAT(moe, saved_rows_factor, "0", 0, 1e6), .unset = "chosen",
+     .help = "rows that the experts keep for the backward pass, relative to a balanced load: what "
+             "does not fit is computed again; 0 = the capacity where memory allows, else 1.25"},
 
     {INT(deepep, num_sms, "0", 0, 1024), .unset = "chosen",
      .help = "GPU multiprocessors for dispatch and combine"},
@@ -242,10 +245,12 @@ static const xp_field fields[] = {
      .help = "ignore the router's choice and spread tokens evenly, to measure speed"},
     {CHOICE(debug, moe_force_load_balance_mode, "modulo", "modulo|spread"),
      .help = "how they are spread: TorchTitan's way, or over all ranks"},
+    {INT(debug, moe_send_copies, "1", 1, 64),
+     .help = "send every row that goes to another rank so many times, to measure with few ranks "
+             "what many would move; results do not change. Refused with checkpoint.enable"},
     {STRING(debug, device_caps, NULL),
-     .help =
-         "capabilities of the device to leave out, to repeat a run on plainer code: avx512, avx2, "
-         "wgmma; guard: a CPU device whose memory only queued work may touch, as on a GPU"},
+     .help = "capabilities of the device to leave out, to repeat a run on plainer code: avx512, "
+             "avx2, wgmma"},
 };
 
 static const char *const sections[] = {"job",        "model",        "training",

@@ -22,6 +22,13 @@ size_t xp_ep_comm_bytes(const xp_ep_config *config, int n_ranks);
 XP_NODISCARD xp_status xp_ep_choose_transport(xp_ep_config *config, bool peer_accessible);
 
 /**
+ * How many rounds calls with this plan need, as far as the host knows without waiting.
+ * @param[out] n_rounds  those of the routing, or max_rounds when only the device knows
+ * @return true: they are the routing's, and the same on every rank
+ */
+bool xp_ep_plan_known_rounds(const xp_ep_plan *plan, int64_t *n_rounds);
+
+/**
  * Two words that the device can read. They become non-zero when the device has refused a routing,
  * or a barrier between ranks has failed: whatever was computed since is wrong, and the optimizer
  * must not use it. NULL for groups whose host learns of both before the call returns.

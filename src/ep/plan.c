@@ -1,6 +1,7 @@
 /* Plans as callers see them. */
 #include <stdlib.h>
 #include "ep/backend.h"
+#include "ep/internal.h"
 
 xp_status xp_ep_plan_create(xp_ep_group *group, xp_ep_plan **plan) {
     if (!group || !plan)
@@ -39,6 +40,11 @@ xp_status xp_ep_plan_wait(xp_ep_plan *plan, xp_ep_counts *counts) {
         return xp_error(XP_EINVAL,
                         "xp_ep_plan_wait: no plan, no counts, or the plan was never built");
     return plan->group->backend->plan_wait(plan, counts);
+}
+
+bool xp_ep_plan_known_rounds(const xp_ep_plan *plan, int64_t *n_rounds) {
+    *n_rounds = plan->host_knows_rounds ? plan->n_rounds : plan->group->shape.max_rounds;
+    return plan->host_knows_rounds || *n_rounds == 1;
 }
 
 xp_status xp_ep_plan_view(const xp_ep_plan *plan, int64_t round, xp_ep_view *view) {

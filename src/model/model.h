@@ -8,7 +8,7 @@
 #ifndef XP_MODEL_MODEL_H
 #define XP_MODEL_MODEL_H
 
-#include "expar/ep.h"
+#include "model/moe_core.h"
 #include "model/params.h"
 
 typedef enum xp_recompute {
@@ -44,6 +44,7 @@ typedef struct xp_model_args {
     bool inference;   /* forward only: no gradients, no saved activations */
     bool keep_logits; /* with inference: reserve [T, V] fp32, so that a batch may ask for logits */
     xp_save_dispatched save_dispatched; /* rows received from other ranks, for backward */
+    double saved_rows_factor;           /* experts over several ranks: see xp_moe_core_args */
     xp_ep_config ep;  /* transport, capacity_factor, num_sms; sizes are filled in by the model */
     xp_comm *ep_comm; /* the EP group's ranks; NULL = 1. Borrowed */
     int ep_size, ep_rank; /* null device only, with ep_comm NULL: reserve as rank ep_rank of
@@ -120,6 +121,9 @@ const float *xp_model_logits(const xp_model *model);
 void xp_model_abort_flags(const xp_model *model, const int32_t *flags[2]);
 /** EP numbers of the last step for the metrics. */
 XP_NODISCARD xp_status xp_model_ep_stats(const xp_model *model, xp_ep_stats *stats);
+/** Since the last reset: see xp_moe_recomputed. 0 in a dense model. */
+xp_moe_recomputed xp_model_recomputed(const xp_model *model);
+/** Both of them. */
 void xp_model_reset_stats(xp_model *model);
 
 /**

@@ -5,10 +5,6 @@
 #include "device/device_internal.h"
 #include "ep/internal.h"
 
-/* How much more than a balanced load the rows saved for backward may be, over a whole step (1 rank:
- * exact). */
-static const double saved_margin = 1.25;
-
 int64_t xp_moe_part_begin(const xp_moe_core *core, int64_t n_tokens, int part) {
     if (part == 0)
         return 0;
@@ -35,16 +31,21 @@ static void carve_arena(xp_moe_arena *arena, int64_t row_bytes, int64_t n_rows, 
         arena->base = xp_slab_take(slab, (size_t)(n_rows * row_bytes));
 }
 
-/* Rows that all layers together may save before the first GEMM. A rank without room runs it
- * again on its own. */
+/* Rows that all layers together may save before the first GEMM: what their capacity holds, so that a
+ * step whose rounds fit recomputes nothing, or fewer when the caller says so. A rank without room
+ * runs the GEMM again on its own. */
 static int64_t gate_up_rows(const xp_moe_core *core) {
     const xp_moe_core_args *args = &core->args;
     if (!args->save_gate_up || args->inference)
         return 0;
-    int64_t balanced = args->max_tokens * args->top_k;
-    int64_t layer = args->n_ranks == 1 ? balanced : (int64_t)ceil(saved_margin * (double)balanced);
-    int64_t most = core->sizes.assignment_capacity * core->n_parts;
-    return args->n_layers * (layer < most ? layer : most);
+    const int64_t balanced = args->max_tokens * args->top_k;
+    const double asked = ceil(args->saved_rows_factor * (double)balanced);
+    int64_t layer = core->sizes.assignment_capacity * core->n_parts;
+    if (args->n_ranks == 1)
+        layer = balanced; /* exact, also over several rounds */
+    else if (args->saved_rows_factor > 0.0 && asked < (double)layer)
+        layer = (int64_t)asked;
+    return args->n_layers * layer;
 }
 
 /* Dispatching again is collective, so either every rank has room or none: the most a round can
@@ -78,9 +79,10 @@ static void carve_slot(const xp_moe_core *core, xp_moe_slot *slot, xp_slab *slab
         slot->d_recv = xp_slab_take(slab, recv);
 }
 
-/* One rank's arena holds the rows of every layer exactly, so no layer ever needs rows to itself. */
+/* The arena holds whatever a routing sends to every layer, so no layer ever needs rows to itself. */
 static bool always_saved(const xp_moe_core *core) {
-    return core->args.n_ranks == 1 && core->sizes.max_rounds == 1 && gate_up_rows(core) > 0;
+    const int64_t most = core->args.n_layers * core->n_parts * core->sizes.assignment_capacity;
+    return core->sizes.max_rounds == 1 && gate_up_rows(core) >= most;
 }
 
 static void carve_workspace(xp_moe_core *core, xp_slab *slab) {
@@ -238,6 +240,14 @@ void xp_moe_core_layer_destroy(xp_moe_saved *saved) {
         xp_ep_plan_destroy(saved->parts[p].plan);
         saved->parts[p].plan = NULL;
     }
+}
+
+xp_moe_recomputed xp_moe_core_recomputed(const xp_moe_core *core) {
+    return core->recomputed;
+}
+
+void xp_moe_core_reset_recomputed(xp_moe_core *core) {
+    core->recomputed = (xp_moe_recomputed){0};
 }
 
 void xp_moe_core_begin(xp_moe_core *core) {

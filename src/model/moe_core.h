@@ -34,6 +34,9 @@ typedef struct xp_moe_core_args {
     bool inference;
     bool save_gate_up,
         save_recv; /* for backward; else it runs the first GEMM or the dispatch again */
+    /* save_gate_up, several ranks: rows kept, over the balanced load of all layers; 0: as many as
+     * the layers' capacity. */
+    double saved_rows_factor;
     xp_forced_mode forced;
     bool overlap;
     double overlap_split;
@@ -54,9 +57,18 @@ typedef struct xp_moe_weights {
 /** What one part of a layer left for its backward. */
 typedef struct xp_moe_part {
     xp_ep_plan *plan;
-    int64_t n_rounds;
-    void *gate_up, *recv; /* in the arenas; NULL: not saved */
+    int64_t n_rounds;  /* to run: those of the routing, or max_rounds when only the device knows */
+    bool rounds_known; /* n_rounds are those of the routing */
+    bool saves_all;    /* gate_up has the rows of all rounds, else of round 0 */
+    void *gate_up, *recv; /* in the arenas; recv of round 0. NULL: not saved */
 } xp_moe_part;
+
+/** Rounds (of a layer's part) whose first GEMM ran again in backward although save_gate_up asks for
+ * its rows, because the arena had no room. Rounds that only the device knows are not counted. */
+typedef struct xp_moe_recomputed {
+    int64_t n_rounds;
+    int64_t n_overflow; /* of them, in parts whose rows exceed the capacity: several rounds */
+} xp_moe_recomputed;
 
 /** A layer's saved state: device arrays from the caller, the parts from xp_moe_core_layer_create().
  */
@@ -107,6 +119,10 @@ XP_NODISCARD xp_status xp_moe_core_reroute(xp_moe_core *core, const xp_moe_pass 
 /** Collective. After it the layer's saved rows are spent. */
 XP_NODISCARD xp_status xp_moe_core_backward(xp_moe_core *core, const xp_moe_pass *pass,
                                             xp_stream *stream);
+
+/** Since create or the last reset. */
+xp_moe_recomputed xp_moe_core_recomputed(const xp_moe_core *core);
+void xp_moe_core_reset_recomputed(xp_moe_core *core);
 
 /** NULL on the null device. */
 xp_ep_group *xp_moe_core_group(const xp_moe_core *core);

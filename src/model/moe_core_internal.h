@@ -37,6 +37,7 @@ struct xp_moe_core {
     void *activations, *workspace;
     xp_moe_slot slots[2];
     xp_moe_arena gate_up_arena, recv_arena;
+    xp_moe_recomputed recomputed;
     void *
         gate_up; /* [assignment_capacity, 2F] of a layer that has not saved them; NULL when all have */
     void *h;     /* [assignment_capacity, F] */

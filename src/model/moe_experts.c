@@ -1,4 +1,5 @@
 /* The jobs of a pass: dispatch, experts, combine, forward and backward, one stream or two. */
+#include "ep/internal.h"
 #include "model/moe_core_internal.h"
 
 /* One (part, round) of a pass. */
@@ -38,13 +39,22 @@ static xp_status after(const job *j, xp_event *event, xp_stream *stream) {
 
 /* ---- forward --------------------------------------------------------------------------------- */
 
-/* Only the first round's rows are ever saved: the others are rare, and computed again. */
+/* Only the first round's recv rows are saved: the others are rare, and dispatched again. */
 static void *saved_recv(const job *j) {
     return j->round == 0 ? j->part->recv : NULL;
 }
 
+/* Rounds lie one after the other where the host knows how many rows each has. */
 static void *saved_gate_up(const job *j) {
-    return j->round == 0 ? j->part->gate_up : NULL;
+    const xp_moe_core *core = j->core;
+    char *rows = j->part->gate_up;
+    for (int64_t r = 0; rows && r < j->round; r++) {
+        xp_ep_view before;
+        if (!j->part->saves_all || xp_ep_plan_view(j->part->plan, r, &before) != XP_OK)
+            return NULL;
+        rows += before.offsets[core->n_local] * core->gate_up_arena.row_bytes;
+    }
+    return rows;
 }
 
 /* The rows this job's experts read: saved ones, the slot's, or the tokens themselves. */
@@ -197,14 +207,25 @@ static xp_status activation_backward(const job *j, const xp_ep_view *view) {
     return core->ops->silu_gate_prob_backward(j->compute, &silu);
 }
 
+/* Where only the device knows the rounds, later ones are nearly always empty. */
+static void count_recomputed(const job *j) {
+    xp_moe_recomputed *recomputed = &j->core->recomputed;
+    if (!j->core->args.save_gate_up || (j->round > 0 && !j->part->rounds_known))
+        return;
+    recomputed->n_rounds++;
+    recomputed->n_overflow += j->part->rounds_known && j->part->n_rounds > 1;
+}
+
 static xp_status backward_experts(const job *j) {
     const xp_moe_core *core = j->core;
     const xp_moe_core_args *args = &core->args;
     xp_ep_view view;
     XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
     XP_TRY(is_direct(core) ? XP_OK : after(j, j->slot->arrived, j->compute));
-    if (!saved_gate_up(j))
+    if (!saved_gate_up(j)) {
+        count_recomputed(j);
         XP_TRY(first_product(j, &view));
+    }
     /* This slot's rows and dp are in use until the combine of the job before the last has read them. */
     XP_TRY(after(j, j->slot->sent, j->compute));
     XP_TRY(activation_backward(j, &view));
@@ -291,7 +312,7 @@ static xp_status join(const xp_moe_core *core, xp_stream *from, xp_stream *to) {
     return xp_event_wait(core->routed, to);
 }
 
-/* Rows of the arena for a part whose rows all fit one round; NULL when the step has used it up. */
+/* Rows of the arena; NULL when the step has used it up. */
 static void *arena_rows(xp_moe_arena *arena, int64_t n_rows) {
     if (!arena->base || arena->n_rows - arena->used < n_rows)
         return NULL;
@@ -300,28 +321,36 @@ static void *arena_rows(xp_moe_arena *arena, int64_t n_rows) {
     return rows;
 }
 
+/* How many rounds are run, and how many rows are kept of them: all of the routing's where the host may
+ * look at them. On a GPU it never waits for counts: it runs as many rounds as some transports know
+ * anyway, else as many as there can be, and keeps room for a whole round. */
+static xp_status read_rounds(const xp_moe_core *core, xp_moe_part *part, int64_t *n_kept) {
+    part->saves_all = xp_device_host_accessible(core->args.device);
+    if (part->saves_all) {
+        xp_ep_counts counts;
+        XP_TRY(xp_ep_plan_wait(part->plan, &counts));
+        part->n_rounds = counts.n_rounds;
+        part->rounds_known = true;
+        *n_kept = counts.n_assignments;
+        return XP_OK;
+    }
+    part->rounds_known = xp_ep_plan_known_rounds(part->plan, &part->n_rounds);
+    *n_kept = core->sizes.assignment_capacity;
+    return XP_OK;
+}
+
 /* Routing of a part -> plan, number of rounds, and where its rows are kept for backward. */
 static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp_stream *comm) {
     xp_moe_part *part = &pass->saved->parts[p];
     int64_t begin = xp_moe_part_begin(core, pass->n_tokens, p);
     int64_t n = xp_moe_part_begin(core, pass->n_tokens, p + 1) - begin;
     int top_k = core->args.top_k;
+    int64_t n_assignments;
     XP_TRY(xp_ep_plan_build(core->group, pass->saved->topk_idx + begin * top_k,
                             pass->saved->topk_weight + begin * top_k, n, comm, part->plan));
-    int64_t n_assignments = core->sizes.assignment_capacity;
-    part->n_rounds = core->sizes.max_rounds;
-    bool known = xp_device_host_accessible(core->args.device);
-    if (known) {
-        xp_ep_counts counts;
-        XP_TRY(xp_ep_plan_wait(part->plan, &counts));
-        part->n_rounds = counts.n_rounds;
-        n_assignments = counts.n_assignments;
-    }
-    /* The number of rounds is the same on every rank, so all ranks keep their rows or none does.
-     * Where only the device knows the counts, later rounds are nearly always empty. */
-    bool fits = !known || part->n_rounds == 1;
-    part->gate_up = fits ? arena_rows(&core->gate_up_arena, n_assignments) : NULL;
-    part->recv = fits ? arena_rows(&core->recv_arena, core->sizes.recv_capacity) : NULL;
+    XP_TRY(read_rounds(core, part, &n_assignments));
+    part->gate_up = arena_rows(&core->gate_up_arena, n_assignments);
+    part->recv = arena_rows(&core->recv_arena, core->sizes.recv_capacity);
     return XP_OK;
 }
 

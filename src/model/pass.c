@@ -199,7 +199,13 @@ xp_status xp_model_ep_stats(const xp_model *model, xp_ep_stats *stats) {
     return xp_ep_async_error(xp_moe_core_group(model->core));
 }
 
+xp_moe_recomputed xp_model_recomputed(const xp_model *model) {
+    return model->core ? xp_moe_core_recomputed(model->core) : (xp_moe_recomputed){0};
+}
+
 void xp_model_reset_stats(xp_model *model) {
+    if (model->core)
+        xp_moe_core_reset_recomputed(model->core);
     if (model->core && xp_moe_core_group(model->core))
         xp_ep_reset_stats(xp_moe_core_group(model->core));
 }

@@ -227,6 +227,7 @@ static xp_status create_core(xp_model *model, int n_ranks) {
                              .inference = args->inference,
                              .save_gate_up = keep_all,
                              .save_recv = xp_saves_recv(args->recompute, args->save_dispatched),
+                             .saved_rows_factor = args->saved_rows_factor,
                              .forced = args->forced_balance,
                              .overlap = args->overlap,
                              .overlap_split = args->overlap_split,

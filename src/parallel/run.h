@@ -19,6 +19,7 @@ typedef struct xp_run {
     int64_t validation_batch, validation_seq_len; /* 0 when validation is off */
     int n_data_ranks;
     bool document_attention;    /* a token sees its own document alone */
+    double saved_rows_factor;   /* see xp_moe_core_args */
     xp_dtype dtype, grad_dtype; /* of parameters and activations; of gradients */
     void *library_bytes;        /* null device: what a GPU's libraries would hold */
 } xp_run;

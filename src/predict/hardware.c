@@ -20,9 +20,10 @@ typedef struct key {
     double low, high;
 } key;
 
-#define KEY(section, name, low, high) {#section, #name, offsetof(xp_hardware, section.name), low, high}
-#define SHARE(name)                   KEY(reached, name, 0.001, 2)
-#define PART(name)                    KEY(reached, name, 0, 1)
+#define KEY(section, name, low, high)                                                              \
+    { #section, #name, offsetof(xp_hardware, section.name), low, high }
+#define SHARE(name) KEY(reached, name, 0.001, 2)
+#define PART(name)  KEY(reached, name, 0, 1)
 
 static const key keys[] = {
     KEY(limits, memory_gib, 0.01, 1e6),
@@ -80,9 +81,7 @@ static xp_status unknown(const reader *r, const char *section, const xp_toml_ent
     int distance = 1000;
     const int n = section ? N_KEYS : N_TEXTS + N_SECTIONS;
     for (int i = 0; i < n; i++) {
-        const char *name = section     ? keys[i].name
-                           : i < N_TEXTS ? texts[i]
-                                         : sections[i - N_TEXTS];
+        const char *name = section ? keys[i].name : i < N_TEXTS ? texts[i] : sections[i - N_TEXTS];
         if (section && strcmp(keys[i].section, section) != 0)
             continue;
         const int d = xp_edit_distance(entry->key, name);
@@ -103,8 +102,8 @@ static xp_status read_number(const reader *r, const key *k, const xp_toml_entry 
                         k->section, k->name, xp_toml_type_text(v->type));
     const double value = v->type == XP_TOML_FLOAT ? v->as.real : (double)v->as.integer;
     if (!(value >= k->low && value <= k->high))
-        return xp_error(XP_ECONFIG, "%s:%d: %s.%s = %g: must be between %g and %g", r->path, v->line,
-                        k->section, k->name, value, k->low, k->high);
+        return xp_error(XP_ECONFIG, "%s:%d: %s.%s = %g: must be between %g and %g", r->path,
+                        v->line, k->section, k->name, value, k->low, k->high);
     *value_of(r->out, k) = value;
     return XP_OK;
 }
@@ -132,7 +131,8 @@ static xp_status read_text(const reader *r, const xp_toml_entry *entry) {
                         r->path, v->line, entry->key, XP_HARDWARE_NAME);
     const char *text = v->as.string.data;
     if (is_kind && strcmp(text, "cpu") != 0 && strcmp(text, "gpu") != 0)
-        return xp_error(XP_ECONFIG, "%s:%d: kind = \"%s\": \"gpu\" or \"cpu\"", r->path, v->line, text);
+        return xp_error(XP_ECONFIG, "%s:%d: kind = \"%s\": \"gpu\" or \"cpu\"", r->path, v->line,
+                        text);
     if (is_kind) {
         r->out->is_cpu = strcmp(text, "cpu") == 0;
         return XP_OK;

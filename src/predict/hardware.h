@@ -32,10 +32,10 @@ typedef struct xp_hardware {
     } network;
     /* Shares of the limits, 0 to 1, unless said otherwise. */
     struct {
-        double dense, dense_depth;               /* GEMM of depth k: dense * k / (k + dense_depth) */
+        double dense, dense_depth; /* GEMM of depth k: dense * k / (k + dense_depth) */
         double attention_forward, attention_backward;
-        double attention_length;                 /* rows of s tokens: s / (s + attention_length) */
-        double grouped, grouped_depth;           /* as dense, many rows an expert */
+        double attention_length;       /* rows of s tokens: s / (s + attention_length) */
+        double grouped, grouped_depth; /* as dense, many rows an expert */
         double grouped_2048_rows, grouped_256_rows; /* of that, where an expert has so few rows */
         double wgrad;                               /* of the grouped rate; depth: the rows */
         double adding_16384_rows, adding_2048_rows, adding_256_rows; /* times longer, >= 1 */
@@ -44,10 +44,10 @@ typedef struct xp_hardware {
         double overlap_hides;   /* of an exchange, with parallelism.expert_parallel_overlap */
     } reached;
     struct {
-        double kernel_us;       /* of the device, for a kernel whatever its work */
-        double launch_us;       /* of the host, for a kernel */
+        double kernel_us; /* of the device, for a kernel whatever its work */
+        double launch_us; /* of the host, for a kernel */
         double plan_us, plan_assignment_ns;
-        double rendezvous_us;   /* ranks that wait for each other in an exchange, a layer */
+        double rendezvous_us; /* ranks that wait for each other in an exchange, a layer */
     } costs;
 } xp_hardware;
 

@@ -52,7 +52,14 @@ xp_status xp_predict_memory(const xp_config *config, const xp_mesh *layout,
 
 xp_status xp_predict_memory_on(xp_device_kind kind, const xp_config *config, const xp_mesh *layout,
                                xp_memory_prediction *prediction) {
-    xp_device_args args = {.kind = XP_DEVICE_NULL, .n_threads = 1, .like = kind};
+    return xp_predict_memory_within(kind, 0, config, layout, prediction);
+}
+
+xp_status xp_predict_memory_within(xp_device_kind kind, int64_t total_bytes,
+                                   const xp_config *config, const xp_mesh *layout,
+                                   xp_memory_prediction *prediction) {
+    xp_device_args args = {
+        .kind = XP_DEVICE_NULL, .n_threads = 1, .like = kind, .total_bytes = total_bytes};
     xp_device *device = NULL;
     xp_run run;
     memset(prediction, 0, sizeof *prediction);

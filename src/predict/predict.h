@@ -36,6 +36,11 @@ XP_NODISCARD xp_status xp_predict_memory_on(xp_device_kind kind, const xp_config
                                             const xp_mesh *layout,
                                             xp_memory_prediction *prediction);
 
+/** The same on a device with so much memory, which moe.saved_rows_factor looks at; 0: not known. */
+XP_NODISCARD xp_status xp_predict_memory_within(xp_device_kind kind, int64_t total_bytes,
+                                                const xp_config *config, const xp_mesh *layout,
+                                                xp_memory_prediction *prediction);
+
 /** The largest tags first. */
 void xp_predict_sort_tags(xp_memory_prediction *prediction);
 

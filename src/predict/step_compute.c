@@ -39,7 +39,8 @@ static double gemm_s(const xp_sizes *s, double m, double n, double k) {
     const xp_hardware *h = s->hardware;
     const double tiles = ceil(m / TILE) * ceil(n / TILE), units = h->limits.units,
                  fill = h->is_cpu || tiles >= units ? 1 : tiles / units;
-    return 2 * m * n * k / (s->rates.flops * h->reached.dense * depth_share(k, h->reached.dense_depth) * fill);
+    return 2 * m * n * k /
+           (s->rates.flops * h->reached.dense * depth_share(k, h->reached.dense_depth) * fill);
 }
 
 /* A projection forward (y[t, n] = x[t, k] w), and backward: dx and dw. */
@@ -53,8 +54,8 @@ static double backward_s(const xp_sizes *s, double n, double k) {
 
 /* Rows of an expert in a GEMM: its EP group's tokens, evenly. */
 static double rows_an_expert(const xp_sizes *s) {
-    const double n = s->tokens / s->n_parts * (double)s->arch.top_k * s->ep_size /
-                     (double)s->arch.n_experts;
+    const double n =
+        s->tokens / s->n_parts * (double)s->arch.top_k * s->ep_size / (double)s->arch.n_experts;
     return n > 1 ? n : 1;
 }
 
@@ -83,8 +84,7 @@ static grouped grouped_s(const xp_sizes *s) {
                  rate = s->rates.flops * h->reached.grouped;
     /* Every pass but the first adds to the gradients, and so does the second part of a microbatch. */
     const double n_adds = (double)s->n_passes * s->n_parts,
-                 plain = s->n_passes > 1 ? 0 : 1 / n_adds,
-                 longer = plain + (1 - plain) * adding;
+                 plain = s->n_passes > 1 ? 0 : 1 / n_adds, longer = plain + (1 - plain) * adding;
     grouped g;
     g.gate_up = 2 * flops / (rate * few * depth_share(d, depth));
     g.forward = g.gate_up + flops / (rate * few * depth_share(f, depth));
@@ -178,9 +178,9 @@ void xp_predict_compute(const xp_sizes *s, xp_step_prediction *p) {
     add_layer(times, &backward, p);
     add_layer(times, &again, p);
     if (s->is_moe)
-        p->memory_s += times * (s->n_parts * h->costs.plan_us * 1e-6 +
-                                h->costs.plan_assignment_ns * 1e-9 * s->tokens *
-                                    (double)s->arch.top_k);
+        p->memory_s +=
+            times * (s->n_parts * h->costs.plan_us * 1e-6 +
+                     h->costs.plan_assignment_ns * 1e-9 * s->tokens * (double)s->arch.top_k);
     add_head(s, p);
     p->launch_s = xp_predict_n_kernels(s) * h->costs.kernel_us * 1e-6;
     p->host_s = xp_predict_n_kernels(s) * h->costs.launch_us * 1e-6;

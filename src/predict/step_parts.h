@@ -7,8 +7,8 @@
 
 /** One rank's share of the hardware, per second, at what expar reaches. */
 typedef struct xp_rates {
-    double flops;  /* limit; GEMMs take their shares of it */
-    double memory; /* bytes read and written */
+    double flops;                     /* limit; GEMMs take their shares of it */
+    double memory;                    /* bytes read and written */
     double link, all_to_all, network; /* bytes one way */
 } xp_rates;
 

@@ -131,7 +131,8 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
     layout.shares_gpus = t->shares_gpus;
     /* A guarded CPU stands for a GPU. */
     bool on_host = xp_device_host_accessible(t->device);
-    XP_TRY(xp_predict_memory_on(on_host ? XP_DEVICE_CPU : XP_DEVICE_CUDA, t->config, &layout, &p));
+    XP_TRY(xp_predict_memory_within(on_host ? XP_DEVICE_CPU : XP_DEVICE_CUDA,
+                                    xp_device_total_bytes(t->device), t->config, &layout, &p));
     t->predicted = p;
     int local = t->world ? t->n_local_ranks : 1;
     int in_process = xp_mpi_launched() ? 1 : local;
@@ -216,6 +217,16 @@ static void warn_about_schedule(xp_trainer *t) {
                         (long long)t->schedule.decay_steps);
 }
 
+static void warn_about_copies(xp_trainer *t) {
+    const int64_t n = t->config->debug.moe_send_copies;
+    if (n > 1 && t->run.mesh.ep_size > 1)
+        xp_trainer_warn(
+            t,
+            "debug.moe_send_copies is %lld: every row that goes to another rank is sent "
+            "so many times; this run is for measurements only",
+            (long long)n);
+}
+
 static void describe_checkpoints(xp_trainer *t) {
     if (!t->config->checkpoint.enable)
         xp_trainer_say(t, "checkpoints: off, nothing will be saved (--checkpoint.enable saves)");
@@ -244,6 +255,7 @@ void xp_trainer_describe(xp_trainer *t) {
     describe_ranks(t);
     describe_data(t);
     describe_checkpoints(t);
+    warn_about_copies(t);
     describe_expert_bias(t);
     warn_about_schedule(t);
 }

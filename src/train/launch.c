@@ -177,7 +177,8 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
     xp_signals_args args = {.shared = shared,
                             .log = xp_comm_rank(comm) == 0 ? log : NULL,
                             .saves = xp_config_get(config)->checkpoint.enable,
-                            .patient = true};
+                            .patient = getenv(XP_LAUNCH_FOLDER) != NULL,
+                            .comm = comm};
     status = xp_signals_start(&args, &signals);
     if (status == XP_OK)
         xp_rank_report_begun();

@@ -105,9 +105,13 @@ void xp_metrics_json(const xp_step_record *record, xp_text *line) {
              record->n_moe_layers);
     add_int(line, "ep_bytes", record->ep_bytes);
     add_int(line, "ep_overflow_rows", record->ep_overflow_rows);
+    add_int(line, "moe_recomputed_rounds", record->moe_recomputed_rounds);
+    add_int(line, "moe_recomputed_overflow", record->moe_recomputed_overflow);
     add_double(line, "ep_wait_s", record->ep_wait_s);
     add_int(line, "n_host_syncs", record->n_host_syncs);
     add_int(line, "n_allocs", record->n_allocs);
+    if (record->first_of_start)
+        add_int(line, "resumed_step", record->resumed_step);
     xp_text_puts(line, "}\n");
 }
 

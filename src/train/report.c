@@ -95,12 +95,14 @@ void xp_trainer_report(xp_trainer *t, xp_step_record *record) {
     double training_s = record->time_s - record->validation_s;
     t->interval_s += training_s;
     fill_rates(t, training_s, 1, record);
+    bool first = t->step == t->first_step + 1;
+    record->first_of_start = first;
+    record->resumed_step = t->first_step;
     if (t->metrics)
         write_metrics(t, record);
     char note[96];
     char rate[32];
     xp_format_thousands(record->tps * t->n_ranks, rate);
-    bool first = t->step == t->first_step + 1;
     bool line = t->step == 1 || first || due(t->step, t->config->metrics.log_freq);
     if (line && t->log) {
         fill_rates(t, t->interval_s, t->interval_steps, record);

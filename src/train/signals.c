@@ -3,14 +3,17 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
 #include "core/error.h"
 #include "core/file.h"
 
 #define SECOND_SIGNAL_S 1.0 /* a launcher may pass one key press on twice */
+#define ABORTED_S       1.0 /* for the news to reach the other ranks, and for the error of the run */
 
 /* What stops a run: the keyboard, a job's end, a lost terminal, Slurm's --signal. */
 static const struct {
@@ -38,6 +41,19 @@ static const char *signal_name(int number) {
     return "a signal";
 }
 
+/* The run's threads may wait for a rank or a GPU that does not come back. */
+static void stop_now(const xp_signals *s, int number) {
+    char reason[64];
+    snprintf(reason, sizeof reason, "%s twice: the run is stopped at once", signal_name(number));
+    xp_log_info(s->args.log, "%s", reason);
+    if (s->args.comm) {
+        xp_comm_abort(s->args.comm, reason);
+        const struct timespec wait = {.tv_sec = (time_t)ABORTED_S};
+        nanosleep(&wait, NULL);
+    }
+    _exit(1);
+}
+
 static void *take_signals(void *context) {
     xp_signals *s = context;
     double first = 0;
@@ -52,7 +68,7 @@ static void *take_signals(void *context) {
         }
         double now = xp_time_s();
         if (first > 0 && !s->args.patient && now - first > SECOND_SIGNAL_S)
-            _exit(1);
+            stop_now(s, number);
         if (first > 0)
             continue;
         first = now;

@@ -7,7 +7,18 @@
 #include "train/run_state.h"
 
 /* What ranks add up once a step, in one all-reduce. */
-enum { SUM_LOSS, SUM_AUX, SUM_Z, SUM_STOP, SUM_EP_BYTES, SUM_EP_OVERFLOW, SUM_EP_WAIT, N_SUMS };
+enum {
+    SUM_LOSS,
+    SUM_AUX,
+    SUM_Z,
+    SUM_STOP,
+    SUM_EP_BYTES,
+    SUM_EP_OVERFLOW,
+    SUM_EP_WAIT,
+    SUM_RECOMPUTED,
+    SUM_RECOMPUTED_OVERFLOW,
+    N_SUMS
+};
 
 static xp_status sum_over_ranks(xp_trainer *t, void *data, int64_t n, xp_dtype dtype,
                                 const char *phase) {
@@ -95,6 +106,9 @@ static xp_status sum_losses(xp_trainer *t, double sums[N_SUMS]) {
     sums[SUM_EP_BYTES] = (double)stats.bytes_sent_remote;
     sums[SUM_EP_OVERFLOW] = (double)stats.overflow_rows;
     sums[SUM_EP_WAIT] = stats.wait_s;
+    const xp_moe_recomputed recomputed = xp_model_recomputed(t->run.model);
+    sums[SUM_RECOMPUTED] = (double)recomputed.n_rounds;
+    sums[SUM_RECOMPUTED_OVERFLOW] = (double)recomputed.n_overflow;
     sums[SUM_STOP] = atomic_load(&t->shared->stop);
     return sum_over_ranks(t, sums, N_SUMS, XP_F64, "loss all-reduce");
 }
@@ -197,6 +211,8 @@ static void fill_record(xp_trainer *t, const double sums[N_SUMS], xp_step_record
     record->ep_bytes = (int64_t)sums[SUM_EP_BYTES];
     record->ep_overflow_rows = (int64_t)sums[SUM_EP_OVERFLOW];
     record->ep_wait_s = sums[SUM_EP_WAIT] / t->n_ranks;
+    record->moe_recomputed_rounds = (int64_t)sums[SUM_RECOMPUTED];
+    record->moe_recomputed_overflow = (int64_t)sums[SUM_RECOMPUTED_OVERFLOW];
     record->validation_loss = NAN;
 }
 

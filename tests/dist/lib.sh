@@ -32,13 +32,24 @@ fail() {
 #   --enable-recovery  without it mpirun ends all ranks as soon as one is gone, before they can say why. With it mpirun itself
 #                      exits with 0 whatever the ranks do, which is why each rank's exit code is written down.
 #   --oversubscribe    more ranks than cores
-# mpirun is ended after LIMIT seconds: it may outlive its ranks.
+# mpirun is ended after LIMIT seconds, and 10 s after its last rank: it may outlive its ranks (Open MPI 4.1: "PMIX ERROR: UNREACHABLE").
 launch() {
-    local n=$1 folder=$2
+    local n=$1 folder=$2 pid gone=0 r
     shift 2
     mkdir -p "$folder"
     timeout -k 5 "${LIMIT:-120}" "$MPIRUN" ${XP_MPIRUN_ARGS:-} --oversubscribe --bind-to none --enable-recovery -n "$n" \
-        bash "$HERE/rank.sh" "$WORK/$folder" "$@" > "$folder/all.log" 2>&1 < /dev/null
+        bash "$HERE/rank.sh" "$WORK/$folder" "$@" > "$folder/all.log" 2>&1 < /dev/null &
+    pid=$!
+    while kill -0 "$pid" 2> /dev/null; do
+        for ((r = 0; r < n; r++)); do [ -s "$folder/rc.$r" ] || break; done
+        [ "$r" -lt "$n" ] || gone=$((gone + 1))
+        if [ "$gone" -eq 100 ]; then
+            echo "note: $folder: mpirun outlives its ranks and is ended"
+            kill -TERM "$pid" 2> /dev/null # timeout passes it on, and KILL 5 s later
+        fi
+        sleep 0.1
+    done
+    wait "$pid"
 }
 # All N ranks must have exited with 0.
 expect_ok() {

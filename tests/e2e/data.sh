@@ -76,9 +76,11 @@ mix() { # NAME FILE [OPTIONS...]
 mix inline one.toml
 mix tables two.toml
 mix words none.toml --training.datasets a.jsonl=3,b.jsonl=1
+{ sed '/^datasets = /d; s/^dataset = "text"/&\ndataset_path = "b.jsonl"/' one.toml; } > other.toml
+mix over-a-file other.toml --training.datasets a.jsonl=3,b.jsonl=1 # the command line replaces the file's dataset_path
 expect_text inline.log "75.00 % of the rows from a.jsonl"
 expect_text inline.log "b.jsonl starts over: epoch 2 begins"
-[ "$(losses inline)" = "$(losses tables)" ] && [ "$(losses inline)" = "$(losses words)" ] || fail "three ways to name sources"
+[ "$(losses inline)" = "$(losses tables)" ] && [ "$(losses inline)" = "$(losses words)" ] && [ "$(losses inline)" = "$(losses over-a-file)" ] || fail "three ways to name sources"
 mix halves one.toml --training.steps 10 --lr_scheduler.total_steps 20
 mix halves one.toml --lr_scheduler.total_steps 20
 [ "$(losses inline | tail -n 10)" = "$(losses halves | tail -n 10)" ] || fail "a mixture resumed at step 10 goes on otherwise"

@@ -65,4 +65,27 @@ saved=$(ls -d killed/checkpoint/step-* | sed 's/.*step-//' | sort -n | tail -n 1
 train 1 killed "${long[@]}" --training.steps $((saved + 2)) --parallelism.expert_parallel_degree 1
 expect_rc 0 "after the kill"
 expect_text killed.log "resume: killed/checkpoint/step-$saved"
+
+# Twice SIGTERM, where a rank waits for one that cannot react: the first is answered, the second ends it.
+processes 2 twice "${long[@]}" &
+job=$!
+wait_for_steps twice
+mapfile -t ranks < <(pgrep -P "$(pgrep -P $job -x mpirun)" -x expar)
+[ ${#ranks[@]} -eq 2 ] || fail "not two ranks"
+tr '\0' '\n' < "/proc/${ranks[0]}/environ" | grep -qx 'OMPI_COMM_WORLD_RANK=0' || ranks=("${ranks[1]}" "${ranks[0]}")
+kill -STOP "${ranks[1]}"
+sleep 0.3
+kill -TERM "${ranks[0]}"
+sleep 1.2
+kill -0 "${ranks[0]}" || fail "one SIGTERM ended a rank that could not save"
+kill -TERM "${ranks[0]}"
+for _ in $(seq 25); do
+    kill -0 "${ranks[0]}" 2> /dev/null || break
+    sleep 0.1
+done
+kill -0 "${ranks[0]}" 2> /dev/null && fail "a rank outlives two SIGTERM by 2.5 s"
+kill -CONT "${ranks[1]}"
+wait $job
+expect_text twice.log "SIGTERM twice: the run is stopped at once"
+pgrep -f "dump_folder twice" && fail "a rank is left"
 echo ok

@@ -145,6 +145,19 @@ static bool rounds_do_not_change_sums(ep_env *env) {
     return true;
 }
 
+/* Rows sent several times to measure: the same results, in one round and in several. */
+static bool copies_change_nothing(ep_env *env) {
+    const ep_routing routings[] = {ROUTE_HOLES, ROUTE_ONE_RANK};
+    for (size_t i = 0; i < sizeof routings / sizeof routings[0]; i++) {
+        ep_problem p = ep_problem_for(env, routings[i]);
+        p.send_copies = 3;
+        p.capacity_factor = i ? 0.5 : 100;
+        if (!ep_check_all(env, &p, 2))
+            return false;
+    }
+    return true;
+}
+
 static bool small_after_large(ep_env *env) {
     ep_problem large = ep_problem_for(env, ROUTE_RANDOM), small = large;
     xp_ep_group *group = NULL;
@@ -305,6 +318,7 @@ const ep_case ep_cases[] = {
     {"over-capacity-eightfold", over_capacity_eightfold, false, false, 1, false},
     {"rounds-with-many-assignments", rounds_with_many_assignments, false, false, 1, false},
     {"rounds-do-not-change-sums", rounds_do_not_change_sums, false, false, 1, false},
+    {"copies-change-nothing", copies_change_nothing, false, false, 1, false},
     {"small-after-large", small_after_large, false, false, 1, false},
     {"four-times", four_times, false, false, 1, false},
     {"plans-side-by-side", plans_live_side_by_side, false, false, 1, false},

@@ -345,6 +345,7 @@ bool ep_make_group(ep_env *env, const ep_problem *p, int n_slots, xp_ep_group **
                            .n_experts = p->n_experts,
                            .dtype = p->dtype,
                            .capacity_factor = p->capacity_factor,
+                           .send_copies = p->send_copies,
                            .transport = env->transport,
                            .timeout_s = env->timeout_s,
                            .n_slots = n_slots,

@@ -311,10 +311,12 @@ bool ep_abort_while_reading(ep_env *env) {
 }
 
 /* Once a rank for p2p, once an assignment for a2a: the bytes a dispatch says it sent, and memory as
- * query_sizes foretold. */
-bool ep_bytes(ep_env *env) {
+ * query_sizes foretold. Further copies count in memory only. */
+static bool bytes_with(ep_env *env, int send_copies) {
     setup s;
-    if (!make_setup(env, &s, ROUTE_HOLES))
+    ep_problem p = ep_problem_for(env, ROUTE_HOLES);
+    p.send_copies = send_copies;
+    if (!make_setup_for(env, &s, &p))
         return false;
     int64_t rows = 0, assignments = 0, n_local = s.p.n_experts / s.p.n_ranks;
     for (int64_t t = 0; t < s.p.tokens[env->rank]; t++) {
@@ -351,6 +353,10 @@ bool ep_bytes(ep_env *env) {
     return true;
 }
 
+bool ep_bytes(ep_env *env) {
+    return bytes_with(env, 1) && bytes_with(env, 4);
+}
+
 /* The null device reserves the same bytes without any rank beside it. */
 bool ep_null_device(ep_env *env) {
     ep_problem p = ep_problem_for(env, ROUTE_RANDOM);
@@ -360,6 +366,7 @@ bool ep_null_device(ep_env *env) {
                            .n_experts = p.n_experts,
                            .dtype = p.dtype,
                            .capacity_factor = 2,
+                           .send_copies = 5,
                            .n_ranks = env->n_ranks,
                            .transport = env->transport};
     xp_device_args args = {.kind = XP_DEVICE_NULL};

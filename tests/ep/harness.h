@@ -65,6 +65,7 @@ typedef struct ep_problem {
     int64_t max_tokens, dim;
     int64_t tokens[64]; /* T of each rank */
     double capacity_factor;
+    int send_copies;
     xp_dtype dtype;
     ep_routing routing;
     uint64_t seed;

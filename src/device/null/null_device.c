@@ -46,6 +46,11 @@ static xp_status null_stream_create(xp_device *device, xp_stream_kind kind, xp_s
     return *stream == NULL ? xp_error(XP_ENOMEM, "stream: out of memory") : XP_OK;
 }
 
+static xp_status null_stream_from_native(xp_device *device, void *native, xp_stream **stream) {
+    (void)native;
+    return null_stream_create(device, XP_STREAM_COMPUTE, stream);
+}
+
 static void null_stream_destroy(xp_stream *stream) {
     free(stream);
 }
@@ -96,6 +101,7 @@ static const xp_device_vtable null_vtable = {
     .host_alloc = null_host_alloc,
     .host_free = null_host_free,
     .stream_create = null_stream_create,
+    .stream_from_native = null_stream_from_native,
     .stream_destroy = null_stream_destroy,
     .stream_sync = null_stream_sync,
     .event_create = null_event_create,
@@ -114,6 +120,7 @@ xp_status xp_null_device_create(const xp_device_args *args, xp_device **device) 
         return xp_error(XP_ENOMEM, "null device: out of memory");
     null->base.vtable = &null_vtable;
     null->base.like = args->like;
+    null->base.total_bytes = args->total_bytes;
     null->next = (uintptr_t)1 << 62;
     snprintf(null->base.name, sizeof null->base.name, "null");
     *device = &null->base;

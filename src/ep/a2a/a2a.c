@@ -8,6 +8,10 @@ static size_t carve(const xp_ep_shape *s, xp_ep_carver *c, a2a_slot *slot) {
     slot->send_rows = xp_ep_carve(c, (size_t)s->max_send_assignments * s->row_bytes);
     slot->recv_rows = xp_ep_carve(c, (size_t)s->assignment_capacity * s->row_bytes);
     slot->assignment_token = xp_ep_carve_ints(c, s->max_send_assignments);
+    const int64_t longer = s->max_send_assignments > s->assignment_capacity
+                               ? s->max_send_assignments
+                               : s->assignment_capacity;
+    slot->copies = s->send_copies > 1 ? xp_ep_carve(c, (size_t)longer * s->row_bytes) : NULL;
     return c->used;
 }
 
@@ -21,6 +25,17 @@ size_t xp_ep_a2a_group_bytes(const xp_ep_shape *shape, const xp_ep_config *confi
 size_t xp_ep_a2a_comm_bytes(const xp_ep_config *config, int n_ranks) {
     (void)config; /* the same wherever the ranks are */
     return xp_comm_device_bytes(n_ranks, XP_EP_A2A_PIECE_BYTES);
+}
+
+xp_status xp_ep_a2a_copies(const xp_ep_call *call, const xp_ep_exchange *exchange, const void *send,
+                           xp_stream *stream) {
+    const a2a_slot *slot = xp_ep_a2a_slot(call);
+    const xp_ep_exchange_copy copy = {.exchange = exchange,
+                                      .comm = slot->metadata.comm,
+                                      .own = call->group->rank,
+                                      .send = send,
+                                      .copies = slot->copies};
+    return xp_ep_exchange_copies(call, &copy, stream);
 }
 
 xp_status xp_ep_a2a_state_create(xp_ep_group *group) {

@@ -33,3 +33,13 @@ xp_status xp_ep_exchange_run(const xp_ep_call *call, const xp_ep_exchange *excha
         xp_ep_add(&call->group->totals.wait_ns, (int64_t)((xp_time_s() - started) * 1e9));
     return status;
 }
+
+xp_status xp_ep_exchange_copies(const xp_ep_call *call, const xp_ep_exchange_copy *copy,
+                                xp_stream *stream) {
+    if (call->group->shape.send_copies > 1)
+        xp_ep_exchange_set(copy->exchange, copy->own, 0, 0, 0, 0);
+    for (int i = 1; i < call->group->shape.send_copies; i++)
+        XP_TRY(
+            xp_ep_exchange_run(call, copy->exchange, copy->comm, copy->send, copy->copies, stream));
+    return XP_OK;
+}

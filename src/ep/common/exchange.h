@@ -23,4 +23,16 @@ XP_NODISCARD xp_status xp_ep_exchange_run(const xp_ep_call *call, const xp_ep_ex
                                           xp_comm *comm, const void *send, void *recv,
                                           xp_stream *stream);
 
+/** What xp_ep_exchange_copies() repeats. */
+typedef struct xp_ep_exchange_copy {
+    const xp_ep_exchange *exchange; /* of rows, just made; changed */
+    xp_comm *comm;
+    int own; /* this rank in comm: it sends itself nothing again */
+    const void *send;
+    void *copies; /* as large as what received the rows; NULL without send_copies */
+} xp_ep_exchange_copy;
+/** For measurements: the same exchange with the other ranks, once for each further copy. */
+XP_NODISCARD xp_status xp_ep_exchange_copies(const xp_ep_call *call,
+                                             const xp_ep_exchange_copy *copy, xp_stream *stream);
+
 #endif

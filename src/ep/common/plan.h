@@ -26,6 +26,7 @@ struct xp_ep_plan {
     xp_stream *stream; /* of the last build */
     bool valid;        /* the last build succeeded, as far as the host knows */
     int64_t n_tokens, n_rounds;
+    bool host_knows_rounds; /* GPU: the last build has read n_rounds; else it is max_rounds */
     int64_t n_recv_rows, n_recv_assignments;
 
     int32_t *rank_counts; /* [R, counts_ints] every rank's counts */

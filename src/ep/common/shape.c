@@ -38,6 +38,8 @@ static xp_status check(const xp_ep_config *c, int n_ranks) {
         return xp_error(XP_EINVAL,
                         "xp_ep_config: n_slots %d must be 0 to 16 and timeout_s %g not negative",
                         c->n_slots, c->timeout_s);
+    if (c->send_copies < 0 || c->send_copies > 64)
+        return xp_error(XP_EINVAL, "xp_ep_config: send_copies %d must be 0 to 64", c->send_copies);
     return XP_OK;
 }
 
@@ -50,6 +52,7 @@ xp_status xp_ep_shape_make(const xp_ep_config *c, int n_ranks, xp_ep_shape *shap
                      .top_k = c->top_k,
                      .row_assignments = c->top_k < n_local ? c->top_k : n_local,
                      .n_slots = c->n_slots ? c->n_slots : 1,
+                     .send_copies = c->send_copies ? c->send_copies : 1,
                      .max_tokens = c->max_tokens,
                      .dim = c->dim,
                      .dtype = c->dtype};
@@ -70,10 +73,11 @@ xp_status xp_ep_shape_make(const xp_ep_config *c, int n_ranks, xp_ep_shape *shap
     int64_t capacity =
         wanted >= (double)s.max_recv_assignments ? s.max_recv_assignments : (int64_t)wanted;
     capacity += (double)capacity < wanted && capacity < s.max_recv_assignments;
-    int64_t least =
-        (s.max_recv_assignments + XP_EP_MAX_ROUNDS - 1) / XP_EP_MAX_ROUNDS + s.row_assignments - 1;
+    int64_t least = (s.max_recv_assignments + XP_EP_MAX_ROUNDS - 1) / XP_EP_MAX_ROUNDS;
+    /* A row may straddle a round's end: with room for the rest of it, each round takes as many
+     * assignments as the factor says, and the worst case needs no further round for a few rows. */
     s.assignment_capacity =
-        min_i64(max_i64(max_i64(capacity, least), s.row_assignments), s.max_recv_assignments);
+        min_i64(max_i64(capacity, least) + s.row_assignments - 1, s.max_recv_assignments);
     s.recv_capacity = min_i64(s.max_recv_rows, s.assignment_capacity);
     s.round_assignments = s.assignment_capacity - (s.row_assignments - 1);
     s.max_rounds = xp_ep_shape_rounds(&s, s.max_recv_assignments);
@@ -82,6 +86,11 @@ xp_status xp_ep_shape_make(const xp_ep_config *c, int n_ranks, xp_ep_shape *shap
     s.counts_ints = c->n_experts + n_ranks + 4;
     s.tile_tokens = max_i64(256, (c->max_tokens + 63) / 64);
     s.n_tiles = (max_i64(s.max_recv_rows, c->max_tokens) + s.tile_tokens - 1) / s.tile_tokens;
+    if (s.send_copies > 1 && s.assignment_capacity < c->max_tokens)
+        return xp_error(XP_EINVAL,
+                        "xp_ep_config: send_copies %d needs room for max_tokens rows in a round: a "
+                        "capacity_factor of at least %g",
+                        s.send_copies, 1.0 / c->top_k);
     if (s.max_rounds * s.assignment_capacity > INT32_MAX)
         return xp_error(
             XP_EINVAL,

@@ -16,6 +16,7 @@ typedef struct xp_ep_shape {
     int top_k;              /* K */
     int row_assignments;    /* min(K, L): most assignments of one recv row */
     int n_slots;
+    int send_copies;         /* >= 1; see xp_ep_config */
     int64_t max_tokens, dim; /* M, D */
     xp_dtype dtype;
     size_t row_bytes;

@@ -6,6 +6,13 @@ static void count_bytes(const xp_ep_call *call, bool stays, int64_t n_bytes) {
     xp_ep_add(stays ? &totals->bytes_kept : &totals->bytes_sent_remote, n_bytes);
 }
 
+static xp_status exchange_rows(const xp_ep_call *call, const xp_ep_row_kernels *kernels,
+                               const xp_ep_exchange_copy *copy, void *recv) {
+    xp_stream *stream = kernels->on_stream ? call->stream : NULL;
+    XP_TRY(xp_ep_exchange_run(call, copy->exchange, copy->comm, copy->send, recv, stream));
+    return xp_ep_exchange_copies(call, copy, stream);
+}
+
 /* Node rows of this round between this rank's `send` and the `forward` of the ranks with its local
  * rank. */
 static xp_status exchange_inter_node(const xp_ep_call *call, const xp_ep_row_kernels *kernels,
@@ -15,11 +22,16 @@ static xp_status exchange_inter_node(const xp_ep_call *call, const xp_ep_row_ker
     const xp_ep_exchange *exchange = &slot->exchange;
     xp_ep_forwarding_inter_node_exchange(grid, &call->plan->forwarding->lists, call->round, combine,
                                          (int64_t)call->group->shape.row_bytes, exchange);
-    for (int i = 0; i < grid->n_nodes; i++)
-        count_bytes(call, grid->inter_node_order[i] == grid->my_node, exchange->send_bytes[i]);
-    return xp_ep_exchange_run(
-        call, exchange, slot->inter_node, combine ? slot->forward_rows : slot->send_rows,
-        combine ? slot->send_rows : slot->forward_rows, kernels->on_stream ? call->stream : NULL);
+    xp_ep_exchange_copy copy = {.exchange = exchange,
+                                .comm = slot->inter_node,
+                                .send = combine ? slot->forward_rows : slot->send_rows,
+                                .copies = slot->copies};
+    for (int i = 0; i < grid->n_nodes; i++) {
+        const bool stays = grid->inter_node_order[i] == grid->my_node;
+        count_bytes(call, stays, exchange->send_bytes[i]);
+        copy.own = stays ? i : copy.own;
+    }
+    return exchange_rows(call, kernels, &copy, combine ? slot->send_rows : slot->forward_rows);
 }
 
 /* Between the `fan_out` of the ranks of this node and their `recv`. */
@@ -32,9 +44,12 @@ static xp_status exchange_intra_node(const xp_ep_call *call, const xp_ep_row_ker
                                          (int64_t)call->group->shape.row_bytes, exchange);
     for (int i = 0; i < grid->n_local_ranks; i++)
         count_bytes(call, i == grid->my_local_rank, exchange->send_bytes[i]);
-    return xp_ep_exchange_run(
-        call, exchange, slot->intra_node, combine ? slot->recv_rows : slot->fan_out_rows,
-        combine ? slot->fan_out_rows : slot->recv_rows, kernels->on_stream ? call->stream : NULL);
+    const xp_ep_exchange_copy copy = {.exchange = exchange,
+                                      .comm = slot->intra_node,
+                                      .own = grid->my_local_rank,
+                                      .send = combine ? slot->recv_rows : slot->fan_out_rows,
+                                      .copies = slot->copies};
+    return exchange_rows(call, kernels, &copy, combine ? slot->fan_out_rows : slot->recv_rows);
 }
 
 /* ---- dispatch ------------------------------------------------------------------------------ */

@@ -8,6 +8,15 @@ static int nodes_of(const xp_ep_config *config) {
     return config->n_nodes > 0 ? config->n_nodes : 1;
 }
 
+static size_t longest_rows(const xp_ep_shape *s, int n_nodes) {
+    const int64_t each[] = {s->max_send_rows, n_nodes * s->max_tokens,
+                            xp_ep_forwarding_max_in(s, n_nodes), s->recv_capacity};
+    int64_t most = 0;
+    for (size_t i = 0; i < sizeof each / sizeof each[0]; i++)
+        most = each[i] > most ? each[i] : most;
+    return (size_t)most;
+}
+
 /* `host` is the same carver where the device's memory is the host's. */
 static void carve(const xp_ep_shape *s, int n_nodes, xp_ep_carver *c, xp_ep_carver *host,
                   hier_slot *slot) {
@@ -19,6 +28,8 @@ static void carve(const xp_ep_shape *s, int n_nodes, xp_ep_carver *c, xp_ep_carv
     slot->forward_rows = xp_ep_carve(c, forward * s->row_bytes);
     slot->fan_out_rows = xp_ep_carve(c, in * s->row_bytes);
     slot->recv_rows = xp_ep_carve(c, (size_t)s->recv_capacity * s->row_bytes);
+    slot->copies =
+        s->send_copies > 1 ? xp_ep_carve(c, longest_rows(s, n_nodes) * s->row_bytes) : NULL;
     slot->token_mask = xp_ep_carve(host, (size_t)s->max_tokens * sizeof(uint64_t));
     slot->cursor = xp_ep_carve(host, (size_t)s->max_tokens * sizeof(int32_t));
     slot->counts_out = xp_ep_carve(host, counts);

@@ -12,6 +12,7 @@ typedef struct hier_slot {
     char *forward_rows; /* [N * M, D] node rows of a round that this rank forwards */
     char *fan_out_rows; /* [max_in_rows, D] the same, one for each local rank that needs it */
     char *recv_rows;    /* [recv_capacity, D] recv rows by (local rank, node) of their source */
+    char *copies;       /* the longest of the four; with send_copies > 1 */
     /* Host memory: */
     uint64_t *token_mask;            /* [M] scratch, zero between uses */
     int32_t *cursor;                 /* [M] scratch */

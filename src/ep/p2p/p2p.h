@@ -50,6 +50,7 @@ typedef struct p2p_area {
     float *weights;                 /* [max_send_assignments] gradients of weights */
     char *combine_rows;             /* [max_send_rows, D] first-level sums for this rank's tokens */
     char *recv;                     /* [recv_capacity, D]; processes only */
+    char *copies; /* [R - 1, max_tokens, D] copies from each peer; with send_copies > 1 */
 } p2p_area;
 
 typedef struct p2p_state {
@@ -69,6 +70,13 @@ void xp_ep_p2p_windows_destroy(xp_ep_group *group);
 static inline p2p_area *xp_ep_p2p_area(const xp_ep_call *call, int rank) {
     const p2p_state *state = call->group->transport_state;
     return state->areas + call->plan->slot * call->group->shape.n_ranks + rank;
+}
+
+/** Where this rank's copies go in the window of `peer`. */
+static inline char *xp_ep_p2p_copies(const xp_ep_call *call, int peer) {
+    const xp_ep_shape *s = &call->group->shape;
+    const int me = call->group->rank, at = me < peer ? me : me - 1;
+    return xp_ep_p2p_area(call, peer)->copies + (size_t)at * (size_t)s->max_tokens * s->row_bytes;
 }
 
 /** Begin a call on its slot: the next epoch. */

@@ -64,6 +64,8 @@ static const bad_case cases[] = {
     {"~[lr_scheduler]\ndecay_type = \"step\"\n", "must be one of linear|sqrt|cosine"},
     {"~[checkpoint]\nenable = \"yes\"\n",
      "FILE:2:10: checkpoint.enable must be true or false, got a string"},
+    {"~[checkpoint]\nenable = true\n[debug]\nmoe_send_copies = 2\n",
+     "FILE:4:19: debug.moe_send_copies is 2"},
     {"~[checkpoint]\nkeep_latest_k = 1\n", "FILE:2:17: checkpoint.keep_latest_k is 1"},
     {"~[checkpoint]\nfolder = \"\"\n", "FILE:2:10: checkpoint.folder must not be empty"},
     {"~[checkpoint]\nfolder = \"a\\u0000b\"\n", "FILE:2:10: checkpoint.folder holds a NUL"},

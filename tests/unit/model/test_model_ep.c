@@ -188,6 +188,7 @@ static void test_null_device_counts_a_rank(void **state) {
         xp_model_args args = xp_test_args(&arch);
         args.overlap = (i & 1) != 0;
         args.ep.transport = (i & 2) != 0 ? XP_EP_A2A : XP_EP_P2P;
+        args.ep.send_copies = i;
         xp_thread_world *world = NULL;
         xp_test_must(xp_thread_world_create(2, 20.0, &world));
         bytes_job jobs[2];

@@ -183,12 +183,49 @@ static void rank_slice_fits(void **state) {
     xp_config_destroy(set);
 }
 
+/* 10B-A1B on two GPUs: expert rows of all 32 layers are kept for the whole capacity (2 x the balanced
+ * load at EP 2) where there is memory, else for 1.25 x. */
+static void saved_rows_follow_memory(void **state) {
+    (void)state;
+    static const struct {
+        const char *factor;
+        int64_t gib;
+        double kept; /* over the balanced load */
+    } cases[] = {{"0", 200, 2.0}, {"0", 0, 2.0},    {"0", 139, 1.25},
+                 {"0", 80, 1.25}, {"1.5", 80, 1.5}, {"3", 200, 2.0}};
+    const int64_t row = (int64_t)2 * 512 * 2, balanced = (int64_t)8 * 4096 * 8 * 32;
+    int64_t rest = -1;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *argv[] = {"--job.config_file",
+                        XP_SOURCE_DIR "/configs/qwen3_10b_a1b_deepep.toml",
+                        "--parallelism.expert_parallel_degree",
+                        "2",
+                        "--moe.saved_rows_factor",
+                        (char *)cases[i].factor};
+        xp_config_set *set = NULL;
+        xp_mesh layout;
+        xp_memory_prediction p;
+        if (xp_config_load(6, argv, false, &set) != XP_OK)
+            fail_msg("%s", xp_last_error());
+        assert_int_equal(xp_mesh_layout(xp_config_get(set), 2, 0, &layout), XP_OK);
+        if (xp_predict_memory_within(XP_DEVICE_CUDA, cases[i].gib << 30, xp_config_get(set),
+                                     &layout, &p) != XP_OK)
+            fail_msg("%s", xp_last_error());
+        const int64_t other =
+            tag_bytes(&p, "activations") - (int64_t)(cases[i].kept * (double)(balanced * row));
+        rest = rest < 0 ? other : rest;
+        assert_int_equal(other, rest);
+        xp_config_destroy(set);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_rank),
         cmocka_unit_test(ranks),
         cmocka_unit_test(optimizer_falls),
         cmocka_unit_test(rank_slice_fits),
+        cmocka_unit_test(saved_rows_follow_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -63,6 +63,7 @@ static xp_status run_dispatch(const xp_ep_call *call, const void *x, void *recv)
     set_exchange(call, false, first);
     XP_TRY(xp_ep_exchange_run(call, &slot->metadata.exchange, slot->metadata.comm, slot->send_rows,
                               slot->recv_rows, NULL));
+    XP_TRY(xp_ep_a2a_copies(call, &slot->metadata.exchange, slot->send_rows, NULL));
     xp_ep_cpu_copy_rows(call->stream,
                         &(xp_ep_copy_args){.n_rows = plan->n_recv[call->round],
                                            .row_bytes = call->group->shape.row_bytes,
@@ -88,6 +89,7 @@ static xp_status run_combine(const xp_ep_call *call, const xp_ep_combine_args *a
     /* Rows of earlier rounds lie elsewhere in send_rows and are still there for the sum. */
     XP_TRY(xp_ep_exchange_run(call, &slot->metadata.exchange, slot->metadata.comm, slot->recv_rows,
                               slot->send_rows, NULL));
+    XP_TRY(xp_ep_a2a_copies(call, &slot->metadata.exchange, slot->recv_rows, NULL));
     xp_ep_cpu_sum_tokens(call, slot->send_rows, plan->send_assignment, NULL, args->out);
     return xp_ep_cpu_metadata_weights(call, &slot->metadata, args);
 }

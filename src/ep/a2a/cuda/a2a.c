@@ -49,6 +49,8 @@ static xp_status dispatch(const xp_ep_call *call, const void *x, void *recv) {
         xp_ep_count_bytes(call->group, r, xp_ep_cuda_send_assignments(call, r).n * row_bytes);
     XP_TRY(xp_ep_cuda_exchange_items(call, &slot->metadata, false, row_bytes, slot->send_rows,
                                      slot->recv_rows));
+    XP_TRY(xp_ep_a2a_copies(call, &xp_ep_cuda_state_of(call->group)->exchange, slot->send_rows,
+                            call->stream));
     return xp_ep_cuda_unpack_rows(stream, &v, &rows, slot->recv_rows, recv);
 }
 
@@ -71,6 +73,8 @@ static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args)
     /* Rows of earlier rounds lie elsewhere in send_rows and are still there for the sum. */
     XP_TRY(xp_ep_cuda_exchange_items(call, &slot->metadata, true, row_bytes, slot->recv_rows,
                                      slot->send_rows));
+    XP_TRY(xp_ep_a2a_copies(call, &xp_ep_cuda_state_of(call->group)->exchange, slot->recv_rows,
+                            call->stream));
     XP_TRY(xp_ep_cuda_combine_assignments(stream, &v, &rows, slot->send_rows, args->out));
     return xp_ep_cuda_metadata_weights(call, &slot->metadata, args);
 }

@@ -19,6 +19,7 @@ static void read_counts(const xp_ep_call *call) {
     int32_t *first = call->plan->host->round_assignments, *end = first + (ptrdiff_t)2 * n;
     int32_t out = 0, in = 0;
     call->plan->n_rounds = 1;
+    call->plan->host_knows_rounds = true;
     for (int r = 0; r < n; r++) {
         int64_t all = 0;
         for (int source = 0; source < n; source++)

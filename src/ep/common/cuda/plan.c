@@ -107,6 +107,7 @@ xp_ep_cuda_plan xp_ep_cuda_plan_start(const xp_ep_call *call, const xp_ep_routin
     call->plan->valid = false;
     call->plan->n_tokens = error == XP_EP_ROUTING_OK ? routing->n_tokens : 0;
     call->plan->n_rounds = s->max_rounds;
+    call->plan->host_knows_rounds = false;
     xp_ep_cuda_plan view = xp_ep_cuda_plan_view(call);
     view.topk_idx = routing->topk_idx;
     view.topk_weight = routing->topk_weight;

@@ -93,6 +93,16 @@ static void push_rows(const xp_ep_call *call, int dest, const void *x, void *rec
     xp_ep_count_bytes(call->group, dest, rows.n * (int64_t)row_bytes);
 }
 
+/* For measurements: as many rows again, from `rows` on, for each further copy. */
+static void send_copies(const xp_ep_call *call, int peer, int64_t n_rows, const void *rows) {
+    const xp_ep_shape *s = &call->group->shape;
+    for (int i = 1; i < s->send_copies && peer != call->group->rank; i++)
+        xp_ep_cpu_copy_rows(call->stream, &(xp_ep_copy_args){.n_rows = n_rows,
+                                                             .row_bytes = s->row_bytes,
+                                                             .dst = xp_ep_p2p_copies(call, peer),
+                                                             .src = rows});
+}
+
 static xp_status exchange_rows(const xp_ep_call *call, const void *x, void *recv) {
     const p2p_state *state = call->group->transport_state;
     const int n_peers = call->group->shape.n_ranks - 1, me = call->group->rank;
@@ -112,6 +122,7 @@ static xp_status exchange_rows(const xp_ep_call *call, const void *x, void *recv
         } else {
             push_rows(call, peer, x, xp_ep_p2p_area(call, peer)->recv);
         }
+        send_copies(call, peer, xp_ep_plan_send_rows(call->plan, peer, call->round).n, x);
         xp_ep_p2p_signal(call, peer, P2P_DATA);
     }
     for (int i = 0; i < n_peers; i++)
@@ -182,6 +193,7 @@ static xp_status combine_pushed(const xp_ep_call *call, const xp_ep_combine_args
         push_weights(call, peer, args->d_weight);
         const xp_ep_span rows = xp_ep_plan_recv_rows(call->plan, peer, call->round);
         xp_ep_count_bytes(group, peer, rows.n * (int64_t)group->shape.row_bytes);
+        send_copies(call, peer, rows.n, args->y);
         xp_ep_p2p_signal(call, peer, P2P_DATA);
     }
     XP_TRY(xp_ep_p2p_wait_all(call, P2P_DATA));
@@ -207,6 +219,7 @@ static xp_status sum_in_place(const xp_ep_call *call, const xp_ep_combine_args *
         const xp_ep_span span = xp_ep_plan_recv_assignments(call->plan, peer, call->round);
         /* What the peer reads here. */
         xp_ep_count_bytes(group, peer, span.n * (int64_t)group->shape.row_bytes);
+        send_copies(call, peer, xp_ep_plan_recv_rows(call->plan, peer, call->round).n, args->y);
     }
     XP_TRY(xp_ep_p2p_lock_all(call));
     xp_ep_cpu_sum_tokens(call, NULL, NULL, xp_ep_p2p_area(call, me)->expert_rows, args->out);

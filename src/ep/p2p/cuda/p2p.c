@@ -103,6 +103,7 @@ static xp_status read_plan(const xp_ep_call *call) {
     };
     XP_TRY(xp_ep_cuda_fetch_all(call, all, 2));
     plan->n_rounds = plan->host->totals[0];
+    plan->host_knows_rounds = true;
     return xp_ep_counts_check(call->group, plan->host->rank_counts);
 }
 
@@ -165,6 +166,27 @@ static xp_ep_cuda_peers peers_of(const xp_ep_call *call, void *recv) {
     return peers;
 }
 
+/* For measurements: as many rows as each peer gets (combine: gave) again, from the first of `from` on,
+ * for each further copy. How many is the device's to read in the counts: those of all rounds, so
+ * round 0 copies for all. */
+static xp_status send_copies(const xp_ep_call *call, cudaStream_t stream, const xp_ep_cuda_plan *v,
+                             bool combine, const void *from) {
+    const xp_ep_cuda_rows rows = xp_ep_cuda_rows_of(call);
+    const int me = call->group->rank;
+    for (int i = 1; i < call->group->shape.send_copies && call->round == 0; i++) {
+        for (int peer = 0; peer < v->n_ranks; peer++) {
+            const int source = combine ? peer : me, dest = combine ? me : peer;
+            xp_ep_cuda_plan to_peer = *v;
+            to_peer.n_recv = v->rank_counts + (ptrdiff_t)source * v->counts_ints +
+                             XP_EP_COUNTS_ROWS(&call->group->shape) + dest;
+            if (peer != me)
+                XP_TRY(xp_ep_cuda_copy_recv(stream, &to_peer, &rows, from,
+                                            xp_ep_p2p_copies(call, peer)));
+        }
+    }
+    return XP_OK;
+}
+
 static xp_status dispatch(const xp_ep_call *call, const void *x, void *recv) {
     const bool direct = ((const p2p_state *)call->group->transport_state)->direct;
     xp_status status = XP_OK;
@@ -185,6 +207,7 @@ static xp_status dispatch(const xp_ep_call *call, const void *x, void *recv) {
     xp_ep_p2p_begin(call);
     XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &ready), out);
     XP_TRY_GOTO(status, xp_ep_cuda_dispatch_rows(stream, &v, &rows, &peers, x), out);
+    XP_TRY_GOTO(status, send_copies(call, stream, &v, false, x), out);
     XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &data), out);
     if (!direct)
         status = xp_ep_cuda_copy_recv(stream, &v, &rows,
@@ -213,6 +236,7 @@ static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args)
     xp_ep_p2p_begin(call);
     XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &ready), out);
     XP_TRY_GOTO(status, xp_ep_cuda_push_sums(stream, &v, &rows, &peers, args->y), out);
+    XP_TRY_GOTO(status, send_copies(call, stream, &v, true, args->y), out);
     if (args->d_weight != NULL)
         XP_TRY_GOTO(status,
                     xp_ep_cuda_push_weights(stream, &v, call->round, &peers, args->d_weight), out);

@@ -3,8 +3,8 @@
  * doing, whom it waits for) and the node's failure. A reader needs no help from the process it
  * reads about, so the table works when that one is stopped or dead; messages do not.
  */
-#ifndef XP_COMM_MPI_LIVENESS_H
-#define XP_COMM_MPI_LIVENESS_H
+#ifndef XP_COMM_LIVENESS_H
+#define XP_COMM_LIVENESS_H
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -61,6 +61,22 @@ bool xp_liveness_fail(xp_liveness *table, const xp_failure *failure);
 bool xp_liveness_has_failed(const xp_liveness *table);
 /** Only when it has failed. */
 void xp_liveness_get_failure(const xp_liveness *table, xp_failure *failure);
+/** Make `failure` the node's unless there is one; then *failure becomes that one. */
+void xp_liveness_settle(xp_liveness *table, xp_failure *failure);
+/** What a process was doing that is named in a failure: `rank`'s activity, or this process's own
+ * where `rank` is on another node, since then that says most. */
+void xp_liveness_activity_of(const xp_liveness *table, int rank, char text[XP_FAILURE_PHASE]);
+/** The one line about a process that ended before it was finalized. */
+void xp_liveness_describe_death(const xp_liveness_slot *slot, const char *host,
+                                char text[XP_FAILURE_TEXT]);
+/**
+ * A wait in shared memory for `rank` has ended, which `text` tells. The table may know that it
+ * waits for another rank in turn.
+ * @param[out] whole  the text with what the table adds
+ * @return the rank that all wait for in the end
+ */
+int xp_liveness_explain_timeout(const xp_liveness *table, int rank, const char *text,
+                                char whole[XP_FAILURE_TEXT]);
 
 /** The slot of a process that ended before it was finalized, or NULL. */
 const xp_liveness_slot *xp_liveness_find_dead(const xp_liveness *table);
@@ -72,10 +88,5 @@ int xp_liveness_find_culprit(const xp_liveness *table, int rank);
 /** Wait until every other process of the node has ended, at most so long; not for `except`, a rank
  * of the world, or for those that are stopped. */
 void xp_liveness_wait_for_exits(const xp_liveness *table, int except, double seconds);
-
-/** A mapping that other processes may open as (pid, fd), filled with zeros and reserved: no later
- * access can fail for want of memory. */
-XP_NODISCARD xp_status xp_shared_create(size_t n_bytes, const char *what, int *fd, void **data);
-XP_NODISCARD xp_status xp_shared_open(size_t n_bytes, int pid, int fd, void **data);
 
 #endif

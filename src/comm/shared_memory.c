@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "comm/mpi/liveness.h"
+#include "comm/shared_memory.h"
 
 static xp_status map(size_t n_bytes, int fd, void **data) {
     void *at = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

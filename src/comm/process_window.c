@@ -3,24 +3,24 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "comm/mpi/window.h"
-#include "comm/mpi/collectives.h"
+#include "comm/process_window.h"
+#include "comm/shared_memory.h"
 #include "device/device_internal.h"
 
-typedef struct mpi_window {
+typedef struct process_window {
     xp_window base;
     xp_device *device;
     const char *tag;
     size_t n_bytes;
     int64_t *sizes; /* [size] bytes of each rank's memory */
-} mpi_window;
+} process_window;
 
 typedef struct window_info {
     int64_t n_bytes;
     int32_t pid, fd;
 } window_info;
 
-static void unmap(mpi_window *w) {
+static void unmap(process_window *w) {
     for (int i = 0; i < w->base.size && w->base.peers; i++)
         if (w->base.peers[i])
             munmap(w->base.peers[i], (size_t)w->sizes[i]);
@@ -30,14 +30,16 @@ static void unmap(mpi_window *w) {
 }
 
 /* Every rank names its memory and opens that of the others; nobody closes before all have. */
-static xp_status connect_all(mpi_window *w, xp_mpi_comm *comm, int fd) {
-    int me = comm->base.rank;
+static xp_status connect_all(process_window *w, int fd) {
+    static const char phase[] = "making a window";
+    xp_comm *comm = w->base.comm;
+    int me = comm->rank;
     window_info mine = {.n_bytes = (int64_t)w->n_bytes, .pid = (int32_t)getpid(), .fd = fd};
-    window_info *all = calloc((size_t)comm->base.size, sizeof *all);
+    window_info *all = calloc((size_t)comm->size, sizeof *all);
     if (!all)
-        return xp_error(XP_ENOMEM, "no memory for a window over %d ranks", comm->base.size);
-    xp_status status = xp_mpi_gather_bytes(comm, XP_COMM_WINDOW, &mine, all, sizeof mine);
-    for (int i = 0; i < comm->base.size && status == XP_OK; i++) {
+        return xp_error(XP_ENOMEM, "no memory for a window over %d ranks", comm->size);
+    xp_status status = xp_comm_gather_bytes(comm, phase, &mine, all, sizeof mine);
+    for (int i = 0; i < comm->size && status == XP_OK; i++) {
         w->sizes[i] = all[i].n_bytes;
         if (i != me)
             status =
@@ -47,22 +49,21 @@ static xp_status connect_all(mpi_window *w, xp_mpi_comm *comm, int fd) {
     if (status != XP_OK)
         return status;
     char ok = 1, oks[1024];
-    if (comm->base.size > (int)sizeof oks)
-        return xp_error(XP_ENOTSUP, "a window over %d ranks of one node: at most %d",
-                        comm->base.size, (int)sizeof oks);
-    return xp_mpi_gather_bytes(comm, XP_COMM_WINDOW, &ok, oks, 1);
+    if (comm->size > (int)sizeof oks)
+        return xp_error(XP_ENOTSUP, "a window over %d ranks of one node: at most %d", comm->size,
+                        (int)sizeof oks);
+    return xp_comm_gather_bytes(comm, phase, &ok, oks, 1);
 }
 
-xp_status xp_mpi_window_create(xp_comm *base, xp_device *device, size_t n_bytes, const char *tag,
-                               xp_window **window) {
-    xp_mpi_comm *comm = (xp_mpi_comm *)base;
+xp_status xp_process_window_create(xp_comm *base, xp_device *device, size_t n_bytes,
+                                   const char *tag, xp_window **window) {
     int fd = -1;
-    mpi_window *w = calloc(1, sizeof *w);
+    process_window *w = calloc(1, sizeof *w);
     if (!w) {
         xp_comm_abort(base, "no memory for a window");
         return xp_error(XP_ENOMEM, "no memory for a window over %d ranks", base->size);
     }
-    *w = (mpi_window){.device = device, .tag = tag, .n_bytes = n_bytes};
+    *w = (process_window){.device = device, .tag = tag, .n_bytes = n_bytes};
     w->base.comm = base;
     w->base.size = base->size;
     w->base.peers = calloc((size_t)base->size, sizeof *w->base.peers);
@@ -74,7 +75,7 @@ xp_status xp_mpi_window_create(xp_comm *base, xp_device *device, size_t n_bytes,
         status = xp_shared_create(n_bytes, tag, &fd, &w->base.peers[base->rank]);
     if (fd >= 0) {
         w->sizes[base->rank] = (int64_t)n_bytes;
-        status = connect_all(w, comm, fd);
+        status = connect_all(w, fd);
         close(fd);
     }
     if (status == XP_OK)
@@ -90,8 +91,8 @@ xp_status xp_mpi_window_create(xp_comm *base, xp_device *device, size_t n_bytes,
 }
 
 /* A mapping keeps the memory alive, so no rank has to wait until the others are done with it. */
-void xp_mpi_window_destroy(xp_window *window) {
-    mpi_window *w = (mpi_window *)window;
+void xp_process_window_destroy(xp_window *window) {
+    process_window *w = (process_window *)window;
     if (xp_device_account(w->device, w->tag, -(int64_t)w->n_bytes) != XP_OK)
         xp_error_clear();
     unmap(w);

@@ -1,4 +1,4 @@
-#include "comm/mpi/liveness.h"
+#include "comm/liveness.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "comm/shared_memory.h"
 #include "core/file.h"
 #include "core/process.h"
 
@@ -112,6 +113,16 @@ void xp_liveness_get_failure(const xp_liveness *table, xp_failure *failure) {
     *failure = table->memory->failure;
 }
 
+void xp_liveness_settle(xp_liveness *table, xp_failure *failure) {
+    if (xp_liveness_fail(table, failure))
+        return;
+    double deadline = xp_time_s() + 0.1; /* a winner that dies while it writes: do not wait */
+    while (!xp_liveness_has_failed(table) && xp_time_s() < deadline)
+        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+    if (xp_liveness_has_failed(table))
+        xp_liveness_get_failure(table, failure);
+}
+
 /* Zombies count as ended: a launcher may be slow to collect its children. */
 static bool has_ended(const xp_liveness *table, int index) {
     struct pollfd watch = {.fd = table->pidfds[index], .events = POLLIN};
@@ -170,4 +181,34 @@ void xp_liveness_wait_for_exits(const xp_liveness *table, int except, double sec
             return;
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     }
+}
+
+void xp_liveness_activity_of(const xp_liveness *table, int rank, char text[XP_FAILURE_PHASE]) {
+    const xp_liveness_slot *slot = xp_liveness_find(table, rank);
+    text[0] = '\0';
+    xp_liveness_get_activity(slot ? slot : table->mine, text);
+}
+
+void xp_liveness_describe_death(const xp_liveness_slot *slot, const char *host,
+                                char text[XP_FAILURE_TEXT]) {
+    char activity[XP_FAILURE_PHASE];
+    xp_liveness_get_activity(slot, activity);
+    snprintf(text, XP_FAILURE_TEXT,
+             "rank %d is gone, last in %s: its process %d on %s was killed or crashed (dmesg tells "
+             "when the system killed it because memory was short)",
+             atomic_load(&slot->rank), activity[0] ? activity : "nothing yet",
+             atomic_load(&slot->pid), host);
+}
+
+int xp_liveness_explain_timeout(const xp_liveness *table, int rank, const char *text,
+                                char whole[XP_FAILURE_TEXT]) {
+    int culprit = xp_liveness_find_culprit(table, rank);
+    const xp_liveness_slot *slot = xp_liveness_find(table, culprit);
+    char end[64] = "", state[64] = "";
+    if (culprit != rank)
+        snprintf(end, sizeof end, "; in the end all wait for rank %d", culprit);
+    if (slot && xp_liveness_is_stopped(slot))
+        snprintf(state, sizeof state, "; its process %d is stopped", atomic_load(&slot->pid));
+    snprintf(whole, XP_FAILURE_TEXT, "%s%s%s", text, end, state);
+    return culprit;
 }
