@@ -20,7 +20,7 @@ typedef struct xp_hardware {
     struct {
         double memory_gib;   /* that the driver or the system reports */
         double reserved_gib; /* that driver and libraries take beside a run */
-        double tflops;       /* dense matrix products: bf16 of a GPU, fp32 of all cores */
+        double tflops;       /* dense GEMM: bf16 of a GPU, fp32 of all cores of a CPU */
         double memory_tbps;  /* TB/s, read and written bytes together */
         double link_gbps;    /* to the other GPUs of the node, GB/s one way; CPU: unused */
         double units;        /* SMs of a GPU, cores of a CPU */
