@@ -175,7 +175,11 @@ static bool choose_hardware(plan *p) {
     const plan_options *o = p->o;
     xp_hardware *h = &p->hardware;
     if ((o->gpu || !own_gpu(h)) && xp_hardware_read(o->gpu ? o->gpu : "h100", h) != XP_OK) {
+        xp_text names = {0};
         fprintf(stderr, "error: --gpu: %s\n", xp_last_error());
+        if (xp_hardware_names(&names) == XP_OK && !names.failed)
+            fprintf(stderr, "there are: %s; or a file\n", names.data);
+        xp_text_free(&names);
         return false;
     }
     p->cluster =

@@ -216,19 +216,3 @@ xp_status xp_hardware_read(const char *name, xp_hardware *hardware) {
     *hardware = made;
     return XP_OK;
 }
-
-void xp_hardware_add_toml(const xp_hardware *hardware, const char *source, xp_text *text) {
-    xp_hardware copy = *hardware;
-    xp_text_printf(text, "name = \"%s\"\nkind = \"%s\"\n", copy.name, copy.is_cpu ? "cpu" : "gpu");
-    if (copy.model[0] != '\0')
-        xp_text_printf(text, "model = \"%s\"\n", copy.model);
-    if (copy.like[0] != '\0')
-        xp_text_printf(text, "like = \"%s\"\n", copy.like);
-    for (int s = 0; s < N_SECTIONS; s++) {
-        xp_text_printf(text, "\n[%s]\n", sections[s]);
-        for (int i = 0; i < N_KEYS; i++)
-            if (strcmp(keys[i].section, sections[s]) == 0 && !isnan(*value_of(&copy, &keys[i])))
-                xp_text_printf(text, "%s = %.4g # %s\n", keys[i].name, *value_of(&copy, &keys[i]),
-                               source);
-    }
-}

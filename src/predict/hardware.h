@@ -65,7 +65,4 @@ XP_NODISCARD xp_status xp_hardware_of_model(const char *model, xp_hardware *hard
 /** Names of the installed descriptions, sorted, ", " between them; XP_ENOENT: no folder of them was found. */
 XP_NODISCARD xp_status xp_hardware_names(xp_text *names);
 
-/** As TOML that xp_hardware_read() accepts; `source` follows every number as a comment. */
-void xp_hardware_add_toml(const xp_hardware *hardware, const char *source, xp_text *text);
-
 #endif

@@ -10,8 +10,7 @@
 #include "core/file.h"
 #include "predict/hardware.h"
 
-#define MAX_NAMES 64
-#define SUFFIX    ".toml"
+#define SUFFIX ".toml"
 
 static bool keep_folder(char *path) {
     char *slash = strrchr(path, '/');
@@ -45,17 +44,12 @@ static xp_status find_folder(char *folder, size_t n_folder) {
                     "no folder share/expar/hardware beside %s: install expar, or give a file", exe);
 }
 
-typedef struct name_list {
-    int n;
-    char names[MAX_NAMES][XP_HARDWARE_NAME];
-} name_list;
-
 static xp_status add_name(void *context, const char *folder, const char *name) {
-    name_list *list = context;
+    xp_hardware_list *list = context;
     (void)folder;
     const size_t n = strlen(name), cut = strlen(SUFFIX);
     if (n <= cut || n - cut >= XP_HARDWARE_NAME || strcmp(name + n - cut, SUFFIX) != 0 ||
-        list->n == MAX_NAMES)
+        list->n == XP_HARDWARE_MAX)
         return XP_OK;
     memcpy(list->names[list->n], name, n - cut);
     list->names[list->n++][n - cut] = '\0';
@@ -66,7 +60,7 @@ static int by_name(const void *a, const void *b) {
     return strcmp(a, b);
 }
 
-static xp_status list_names(char *folder, size_t n_folder, name_list *list) {
+static xp_status list_names(char *folder, size_t n_folder, xp_hardware_list *list) {
     list->n = 0;
     XP_TRY(find_folder(folder, n_folder));
     XP_TRY(xp_folder_each(folder, add_name, list));
@@ -81,7 +75,7 @@ static bool is_path(const char *name) {
 
 xp_status xp_hardware_path(const char *name, char *path, size_t n_path) {
     char folder[4096];
-    name_list list;
+    xp_hardware_list list;
     if (is_path(name)) {
         snprintf(path, n_path, "%s", name);
         return XP_OK;
@@ -101,32 +95,11 @@ xp_status xp_hardware_path(const char *name, char *path, size_t n_path) {
         }
     }
     return xp_error(XP_ENOENT,
-                    "there is no hardware \"%s\"; did you mean \"%s\"? `expar plan --help` lists "
-                    "them, and a file can be given",
+                    "there is no hardware \"%s\"; did you mean \"%s\"? A file can be given, too",
                     name, nearest);
 }
 
-xp_status xp_hardware_names(xp_text *names) {
+xp_status xp_hardware_list_installed(xp_hardware_list *list) {
     char folder[4096];
-    name_list list;
-    XP_TRY(list_names(folder, sizeof folder, &list));
-    for (int i = 0; i < list.n; i++)
-        xp_text_printf(names, "%s%s", i > 0 ? ", " : "", list.names[i]);
-    return XP_OK;
-}
-
-xp_status xp_hardware_of_model(const char *model, xp_hardware *hardware) {
-    char folder[4096];
-    name_list list;
-    xp_hardware h;
-    size_t longest = 0;
-    XP_TRY(list_names(folder, sizeof folder, &list));
-    for (int i = 0; i < list.n; i++)
-        if (xp_hardware_read(list.names[i], &h) == XP_OK && strlen(h.model) > longest &&
-            strstr(model, h.model)) {
-            longest = strlen(h.model);
-            *hardware = h;
-        }
-    return longest > 0 ? XP_OK
-                       : xp_error(XP_ENOENT, "nothing is known about the GPU \"%s\"", model);
+    return list_names(folder, sizeof folder, list);
 }
