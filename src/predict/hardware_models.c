@@ -13,7 +13,8 @@ xp_status xp_hardware_of_model(const char *model, xp_hardware *hardware) {
             longest = strlen(h.model);
             *hardware = h;
         }
-    return longest > 0 ? XP_OK : xp_error(XP_ENOENT, "nothing is known about the GPU \"%s\"", model);
+    return longest > 0 ? XP_OK
+                       : xp_error(XP_ENOENT, "nothing is known about the GPU \"%s\"", model);
 }
 
 xp_status xp_hardware_names(xp_text *names) {
