@@ -267,14 +267,20 @@ function followTheme() {
 /* ---- a run that is going on ---- */
 
 const POLL_MS = 2000;
+let news = null; /* not drawn yet */
+
+/* Nothing is drawn anew under a pointer that reads values, or under an open menu. */
+const isReading = () => document.querySelector(".plot:hover") !== null || document.activeElement.tagName === "SELECT";
 
 async function poll() {
   const live = byId("live");
   try {
-    const answer = await fetch("data?version=" + report.version, { cache: "no-store" });
+    const answer = await fetch("data?version=" + (news || report).version, { cache: "no-store" });
     if (!answer.ok) throw new Error(answer.statusText);
-    if (answer.status === 200) {
-      takeData(await answer.json());
+    if (answer.status === 200) news = await answer.json();
+    if (news && !isReading()) {
+      takeData(news);
+      news = null;
       showAll();
     }
     live.className = "";
