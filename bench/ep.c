@@ -45,7 +45,7 @@ static xp_ep_config config_of(const xp_bench_ep_case *c, int i) {
 static xp_status open_lane(bench_rank *r, int i) {
     lane *l = &r->lanes[i];
     const xp_ep_config config = config_of(r->c, i);
-    XP_TRY(xp_ep_group_create(r->rank->world, r->device, &config, &l->group));
+    XP_TRY(xp_ep_group_create(r->rank->world, r->d.device, &config, &l->group));
     XP_TRY(xp_ep_plan_create(l->group, &l->plan));
     const xp_ep_sizes sizes = xp_ep_group_sizes(l->group);
     r->recv_rows = sizes.recv_capacity > r->recv_rows ? sizes.recv_capacity : r->recv_rows;
@@ -58,7 +58,7 @@ static xp_status open_lane(bench_rank *r, int i) {
  */
 static xp_status plan_lane(bench_rank *r, lane *l) {
     xp_ep_counts counts;
-    XP_TRY(xp_ep_plan_build(l->group, r->ids, r->weights, r->c->n_tokens, r->stream, l->plan));
+    XP_TRY(xp_ep_plan_build(l->group, r->ids, r->weights, r->c->n_tokens, r->d.stream, l->plan));
     XP_TRY(xp_ep_plan_wait(l->plan, &counts));
     l->n_rounds = counts.n_rounds;
     l->n_recv = counts.n_recv;
@@ -68,14 +68,14 @@ static xp_status plan_lane(bench_rank *r, lane *l) {
 
 static xp_status queue_copy(void *context) {
     bench_rank *r = context;
-    return xp_copy(r->stream, r->copy_to, r->copy_from, r->link.n_bytes);
+    return xp_copy(r->d.stream, r->copy_to, r->copy_from, r->link.n_bytes);
 }
 
 /* The GPU's own rate, by one rank while the others wait. */
 static xp_status sample_gpu_copy(bench_rank *r) {
     double seconds = 0;
     if (r->rank->rank == 0)
-        XP_TRY(r->backend->time_call(r->stream, queue_copy, r, &seconds));
+        XP_TRY(r->d.backend->time_call(r->d.stream, queue_copy, r, &seconds));
     XP_TRY(xp_bench_ep_reduce(r, &seconds, 1, XP_MAX));
     xp_bench_samples_add(&r->copy_rate, 2.0 * (double)r->link.n_bytes / seconds);
     return XP_OK;
@@ -83,11 +83,11 @@ static xp_status sample_gpu_copy(bench_rank *r) {
 
 static xp_status sample_copy(bench_rank *r) {
     XP_TRY(xp_bench_ep_barrier(r));
-    if (r->backend)
+    if (r->d.backend)
         return sample_gpu_copy(r);
     const double began = xp_time_s();
     XP_TRY(queue_copy(r));
-    XP_TRY(xp_stream_sync(r->stream));
+    XP_TRY(xp_stream_sync(r->d.stream));
     double seconds = xp_time_s() - began;
     XP_TRY(xp_bench_ep_reduce(r, &seconds, 1, XP_MAX));
     xp_bench_samples_add(&r->copy_rate, 2.0 * (double)r->link.n_bytes * r->c->n_ranks / seconds);
@@ -136,7 +136,7 @@ static xp_status count_link(const bench_rank *r, xp_ep_transport transport, doub
  * no sum has to be stored for another rank. */
 static bool stores_sums(const bench_rank *r, const lane *l) {
     const bool threads = r->rank->team != NULL;
-    return !threads || r->backend || l->n_rounds > 1;
+    return !threads || r->d.backend || l->n_rounds > 1;
 }
 
 static xp_status fill_row(bench_rank *r, int i) {
@@ -165,7 +165,7 @@ static xp_status fill_row(bench_rank *r, int i) {
 
 static xp_status measure(bench_rank *r) {
     const xp_bench_ep_case *c = r->c;
-    XP_TRY(xp_bench_ep_open_device(r));
+    XP_TRY(xp_bench_device_open(r->rank, c->cuda, &r->d));
     XP_TRY(xp_bench_ep_take_routing(r));
     for (int i = 0; i < c->n_transports; i++)
         XP_TRY(open_lane(r, i));
@@ -207,8 +207,7 @@ static xp_status run_rank(xp_bench_rank *rank, void *data) {
         xp_ep_group_destroy(r->lanes[i].group);
     }
     xp_bench_link_close(&r->link);
-    xp_stream_destroy(r->stream);
-    xp_device_destroy(r->device); /* with all memory of it */
+    xp_bench_device_close(&r->d);
     free(r);
     return status;
 }

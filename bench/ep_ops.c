@@ -28,14 +28,14 @@ static xp_status queue_op(void *context) {
     for (int64_t round = 0; round < l->n_rounds; round++) {
         xp_status status = XP_OK;
         if (a->op == XP_BENCH_EP_DISPATCH)
-            status = xp_ep_dispatch(l->group, l->plan, round, &x, &recv, r->stream);
+            status = xp_ep_dispatch(l->group, l->plan, round, &x, &recv, r->d.stream);
         else if (a->op == XP_BENCH_EP_COMBINE)
-            status = xp_ep_combine(l->group, l->plan, round, &y, &out, r->stream);
+            status = xp_ep_combine(l->group, l->plan, round, &y, &out, r->d.stream);
         else if (a->op == XP_BENCH_EP_COMBINE_BACKWARD)
-            status = xp_ep_combine_backward(l->group, l->plan, round, &x, &recv, r->stream);
+            status = xp_ep_combine_backward(l->group, l->plan, round, &x, &recv, r->d.stream);
         else
             status = xp_ep_dispatch_backward(l->group, l->plan, round, &y, r->d_weights, &out,
-                                             r->d_topk_weights, r->stream);
+                                             r->d_topk_weights, r->d.stream);
         XP_TRY(status);
     }
     return XP_OK;
@@ -44,10 +44,10 @@ static xp_status queue_op(void *context) {
 /* Ranks that share a GPU wait for each other's, or one's would run beside another's call. */
 static xp_status queue_flush(void *context) {
     const calls *a = context;
-    XP_TRY(xp_zero(a->rank->stream, a->rank->copy_to, FLUSH_BYTES));
-    if (!a->rank->shares_gpu)
+    XP_TRY(xp_zero(a->rank->d.stream, a->rank->copy_to, FLUSH_BYTES));
+    if (!a->rank->d.shares_gpu)
         return XP_OK;
-    XP_TRY(xp_stream_sync(a->rank->stream));
+    XP_TRY(xp_stream_sync(a->rank->d.stream));
     return xp_bench_ep_barrier(a->rank);
 }
 
@@ -56,7 +56,7 @@ static xp_status sample_on_gpu(calls *a, xp_bench_samples *samples) {
     const xp_timed_calls timed = {
         .n = GPU_CALLS, .before = queue_flush, .call = queue_op, .context = a};
     XP_TRY(xp_bench_ep_barrier(a->rank));
-    XP_TRY(a->rank->backend->time_each(a->rank->stream, &timed, seconds));
+    XP_TRY(a->rank->d.backend->time_each(a->rank->d.stream, &timed, seconds));
     XP_TRY(xp_ep_async_error(a->lane->group));
     XP_TRY(xp_bench_ep_reduce(a->rank, seconds, GPU_CALLS, XP_MAX));
     for (int i = 1; i < GPU_CALLS; i++)
@@ -67,7 +67,7 @@ static xp_status sample_on_gpu(calls *a, xp_bench_samples *samples) {
 static xp_status call_and_wait(calls *a, double *seconds) {
     const double began = xp_time_s();
     XP_TRY(queue_op(a));
-    XP_TRY(xp_stream_sync(a->rank->stream));
+    XP_TRY(xp_stream_sync(a->rank->d.stream));
     *seconds += xp_time_s() - began;
     return XP_OK;
 }
@@ -93,7 +93,7 @@ static xp_status sample_on_cpu(xp_bench_ep_rank *r, xp_bench_lane *l) {
 }
 
 xp_status xp_bench_lane_sample(xp_bench_ep_rank *r, xp_bench_lane *l) {
-    if (!r->backend)
+    if (!r->d.backend)
         return sample_on_cpu(r, l);
     for (int op = 0; op < n_ops(r); op++) {
         calls a = {.rank = r, .lane = l, .op = (xp_bench_ep_op)op};

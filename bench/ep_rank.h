@@ -2,7 +2,7 @@
 #ifndef XP_BENCH_EP_RANK_H
 #define XP_BENCH_EP_RANK_H
 
-#include "device/plugin.h"
+#include "device.h"
 #include "ep.h"
 #include "link.h"
 #include "samples.h"
@@ -20,11 +20,7 @@ typedef struct xp_bench_ep_rank {
     const xp_bench_ep_case *c;
     xp_bench_ep_row *rows;
     xp_bench_rank *rank;
-    int gpu;         /* -1 on the CPU */
-    bool shares_gpu; /* some of the ranks do */
-    xp_device *device;
-    xp_stream *stream;
-    const xp_cuda_backend *backend; /* NULL on the CPU */
+    xp_bench_device d;
     int32_t *ids;
     float *weights, *d_weights, *d_topk_weights; /* the last two: with the backward ops */
     void *x, *recv, *y, *out;
@@ -40,8 +36,6 @@ XP_NODISCARD xp_status xp_bench_ep_reduce(const xp_bench_ep_rank *r, double *val
                                           xp_reduce_op op);
 XP_NODISCARD xp_status xp_bench_ep_barrier(const xp_bench_ep_rank *r);
 
-/** Device, streams, and who shares a GPU. Collective. */
-XP_NODISCARD xp_status xp_bench_ep_open_device(xp_bench_ep_rank *r);
 /** Routing in memory that the host fills and the device reads. */
 XP_NODISCARD xp_status xp_bench_ep_take_routing(xp_bench_ep_rank *r);
 /** Rows of the largest of the lanes, and what is copied. */

@@ -1,5 +1,6 @@
 #include "samples.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,4 +36,17 @@ double xp_bench_samples_median(const xp_bench_samples *samples) {
 
 double xp_bench_samples_min(const xp_bench_samples *samples) {
     return xp_bench_samples_quantile(samples, 0);
+}
+
+/* Of n samples the number below the median is binomial (n, 1/2): n / 2 +- 1.96 sqrt(n) / 2. */
+bool xp_bench_samples_median_bounds(const xp_bench_samples *samples, double *low, double *high) {
+    const int n = samples->n;
+    *low = *high = xp_bench_samples_median(samples);
+    if (n < 8)
+        return false;
+    int first = (int)floor(((double)n - 1.96 * sqrt((double)n)) / 2);
+    first = first < 0 ? 0 : first;
+    *low = xp_bench_samples_quantile(samples, (double)first / (n - 1));
+    *high = xp_bench_samples_quantile(samples, (double)(n - 1 - first) / (n - 1));
+    return true;
 }

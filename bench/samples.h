@@ -2,6 +2,8 @@
 #ifndef XP_BENCH_SAMPLES_H
 #define XP_BENCH_SAMPLES_H
 
+#include <stdbool.h>
+
 #define XP_BENCH_MAX_SAMPLES 512
 
 typedef struct xp_bench_samples {
@@ -17,5 +19,8 @@ double xp_bench_samples_mean(const xp_bench_samples *samples);
 double xp_bench_samples_min(const xp_bench_samples *samples);
 /** Quantile q in [0, 1], the nearest sample. */
 double xp_bench_samples_quantile(const xp_bench_samples *samples, double q);
+
+/** 95 % bounds of the median, from the order of the samples. @return false: fewer than 8 samples */
+bool xp_bench_samples_median_bounds(const xp_bench_samples *samples, double *low, double *high);
 
 #endif

@@ -65,17 +65,21 @@ static xp_status launch(int n_ranks, char **command) {
     return xp_error(XP_ECOMM, "%s", result.text[0] ? result.text : "the run was stopped");
 }
 
-xp_status bench_ranks_launch(int n_ranks, int argc, char **argv) {
-    char **words = calloc((size_t)argc + 1, sizeof *words), bench[] = "bench";
-    char **command = NULL;
-    if (words) {
-        words[0] = bench;
-        memcpy(words + 1, argv, (size_t)argc * sizeof *words);
-        command = cli_own_command(argc + 1, words);
-    }
+xp_status cli_ranks_launch(int n_ranks, int argc, char **argv) {
+    char **command = cli_own_command(argc, argv);
     const xp_status status = command ? launch(n_ranks, command)
                                      : xp_error(XP_ENOMEM, "no memory for the ranks' command line");
     cli_command_free(command);
+    return status;
+}
+
+xp_status bench_ranks_launch(int n_ranks, int argc, char **argv) {
+    char **words = calloc((size_t)argc + 2, sizeof *words), bench[] = "bench";
+    if (!words)
+        return xp_error(XP_ENOMEM, "no memory for the ranks' command line");
+    words[0] = bench;
+    memcpy(words + 1, argv, (size_t)argc * sizeof *words);
+    const xp_status status = cli_ranks_launch(n_ranks, argc + 1, words);
     free(words);
     return status;
 }

@@ -24,6 +24,9 @@ XP_NODISCARD xp_status bench_ranks_choose(const bench_ranks_wanted *wanted, xp_s
  */
 XP_NODISCARD xp_status bench_ranks_launch(int n_ranks, int argc, char **argv);
 
+/** The same for `expar ARGV...`. @param argv  [argc] from the command's name on */
+XP_NODISCARD xp_status cli_ranks_launch(int n_ranks, int argc, char **argv);
+
 /** Of a rank that bench_ranks_launch() started, before it exits with a failure. @param text  NULL: the last error */
 void bench_rank_report(int code, const char *text);
 

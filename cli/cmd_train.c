@@ -90,7 +90,7 @@ static int fail(xp_status status) {
     return code;
 }
 
-static int run_here(const xp_config_set *config, const xp_start *start) {
+static int run_here(xp_config_set *config, const xp_start *start) {
     xp_log *log = NULL;
     xp_status status = xp_log_create(stdout, XP_LOG_INFO, wants_color(xp_config_get(config)), &log);
     if (status != XP_OK)
@@ -123,7 +123,7 @@ static int run_processes(const xp_config *config, const xp_start *start, const c
     return result.code;
 }
 
-static int run(const xp_config_set *set, const cli_nodes *nodes, int argc, char **argv) {
+static int run(xp_config_set *set, const cli_nodes *nodes, int argc, char **argv) {
     const xp_config *config = xp_config_get(set);
     xp_start start;
     xp_status status = xp_start_choose(config, nodes->n, nodes->given, &start);

@@ -62,6 +62,7 @@ static int set_value(const cli_option *o, const char *value) {
         *(const char **)o->value = value;
         return 0;
     case CLI_INT:
+    case CLI_OPTIONAL_INT:
         if (!xp_parse_i64(value, &i) || !in_range(o, (double)i))
             return bad_value(o, value, "a whole number");
         *(int64_t *)o->value = i;
@@ -89,6 +90,13 @@ static int parse_option(const cli_syntax *c, int argc, char **argv, int *i) {
     }
     if (equals != NULL)
         return set_value(o, equals + 1);
+    if (o->kind == CLI_OPTIONAL_INT) {
+        int64_t value;
+        if (*i + 1 < argc && xp_parse_i64(argv[*i + 1], &value))
+            return set_value(o, argv[++*i]);
+        *(int64_t *)o->value = -1;
+        return 0;
+    }
     if (*i + 1 >= argc) {
         fprintf(stderr, "error: %s needs a value (%s)\n", o->name, o->help);
         return XP_EXIT_USAGE;

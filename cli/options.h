@@ -5,7 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-typedef enum cli_kind { CLI_STRING, CLI_INT, CLI_FLOAT, CLI_FLAG } cli_kind;
+/* CLI_OPTIONAL_INT: a whole number after it is its value; without one it is -1. */
+typedef enum cli_kind { CLI_STRING, CLI_INT, CLI_FLOAT, CLI_FLAG, CLI_OPTIONAL_INT } cli_kind;
 
 typedef struct cli_option {
     const char *name; /* "--max-tokens" */

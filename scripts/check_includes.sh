@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 declare -A direct=(
     [core]="" [launch]="core" [config]="core" [device]="core" [ops]="device" [comm]="device" [ep]="ops comm" [model]="ops ep config"
     [parallel]="ops comm model config" [data]="core" [checkpoint]="device comm" [predict]="model parallel config"
-    [train]="core launch config device ops comm ep model parallel data checkpoint predict"
+    [report]="core checkpoint" [tune]="parallel config"
+    [train]="core launch config device ops comm ep model parallel data checkpoint predict tune"
 )
 reach() { # everything that $1 may include
     local seen=" $1 " queue=("$1") next dep
@@ -47,7 +48,7 @@ vendor 'cuda|cublas|cudnn' '/cuda/'
 vendor 'nccl' '(comm/nccl|/cuda/)'
 vendor 'mpi\.h' 'comm/mpi/'
 vendor 'cblas|openblas' 'ops/cpu/'
-vendor 'jansson' '(src/data|src/checkpoint|src/model|src/config)/'
+vendor 'jansson' '(src/data|src/checkpoint|src/model|src/config|src/report)/'
 vendor 'pcre2|utf8proc' 'src/data/'
 
 for header in include/expar/*.h; do

@@ -17,7 +17,7 @@
  *
  * What carries a collective on GPUs follows from the GPU placement of the ranks:
  *
- *   ranks                                      threads of one process   processes
+ *   ranks                                      xp_thread_world          others
  *   all on one GPU                             kernels and copies       pinned host memory
  *   a GPU each, used by no other communicator  NCCL                     NCCL
  *   anything else                              pinned host memory       pinned host memory
@@ -96,6 +96,49 @@ XP_API void xp_mpi_world_abort(const char *rendezvous_folder, const char *reason
 /** True when the environment says that a launcher (mpirun, srun) started this process as one of
  * several ranks. */
 XP_API bool xp_mpi_launched(void);
+
+/**
+ * Ranks that your program has connected already: a table of functions that carry bytes between
+ * them. A function returns 0 when it is done and anything else when it has failed, which ends the
+ * communicator. It blocks, works on host memory, and is called on the thread that calls the
+ * library: for collectives on a stream of a CPU, too, which then wait for the stream first.
+ *
+ * When a communicator is made the ranks find out with all_gather who runs on which node. Ranks of
+ * one node (the same machine, boot and process number space) talk through shared memory from then
+ * on, with the time limit below; a rank that is killed or gives up is heard there within 0.1 s.
+ * Between nodes the functions carry the collectives, also those of later splits of all ranks; time
+ * limits and lost ranks are then theirs to find. No function is called after
+ * xp_comm_destroy() of the last communicator, and the library never calls one from a thread of its
+ * own. Two communicators over the same table are used in the same order on all ranks.
+ */
+typedef struct xp_comm_callbacks {
+    int rank, size;
+    void *context; /* handed to the functions */
+    /** Every rank's n_bytes, recv [size, n_bytes] in rank order. */
+    int (*all_gather)(void *context, const void *send, void *recv, size_t n_bytes);
+    /** May be NULL: an all_gather of one byte. */
+    int (*barrier)(void *context);
+    /** Part r of `send` to rank r, counts and offsets in bytes; what comes from rank r is
+     * recv_bytes[r] at recv_offsets[r]. Parts stay below 64 MiB. May be NULL: made from all_gather,
+     * which carries as much again for every rank. */
+    int (*all_to_allv)(void *context, const void *send, const int64_t *send_bytes,
+                       const int64_t *send_offsets, void *recv, const int64_t *recv_bytes,
+                       const int64_t *recv_offsets);
+    double timeout_s; /* of waits for ranks of the node and on GPUs; 0: 100 */
+} xp_comm_callbacks;
+
+/**
+ * Collective. A communicator over the ranks of the table, which is copied; what `context` points to
+ * must outlive it. Any number of them in a process, in any number of groups; ranks may be processes
+ * or threads.
+ *
+ * xp_comm_split() makes groups of ranks of one node, and of all ranks. A group of some ranks of
+ * several nodes is XP_ENOTSUP: make it from a table of its own.
+ *
+ * @return XP_OK; XP_EINVAL; XP_ECOMM: a function failed, or a rank could not set up shared memory
+ */
+XP_API XP_NODISCARD xp_status xp_comm_from_callbacks(const xp_comm_callbacks *callbacks,
+                                                     xp_comm **comm);
 
 XP_API void xp_comm_destroy(xp_comm *comm);
 XP_API int xp_comm_rank(const xp_comm *comm);

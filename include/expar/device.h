@@ -29,10 +29,12 @@ typedef enum xp_stream_kind {
     XP_STREAM_WORKER,      /* CPU: a thread of its own; CUDA: a second stream */
 } xp_stream_kind;
 
+/** All zeros is a CPU with a thread for each core. */
 typedef struct xp_device_args {
     xp_device_kind kind;
     int index;        /* which accelerator, 0-based; ignored on the CPU */
-    int n_threads;    /* CPU: threads of this rank's pool, >= 1 */
+    int n_threads;    /* CPU: threads of this rank's pool; 0: as many as this process may use cores.
+                         Ranks that are threads of one process share its cores: say how many each */
     const char *caps; /* capabilities to leave out, comma-separated ("avx512,avx2"); NULL: use all.
                             Borrowed during the call */
     xp_device_kind like; /* null device: whose rules it counts by (XP_DEVICE_CPU, XP_DEVICE_CUDA) */
@@ -97,6 +99,17 @@ XP_API int64_t xp_host_bytes(const xp_device *device, const char *tag);
 
 XP_API XP_NODISCARD xp_status xp_stream_create(xp_device *device, xp_stream_kind kind,
                                                xp_stream **stream);
+/**
+ * A compute stream of `device` over a stream that your program has.
+ * @param native  a cudaStream_t of the device's GPU, NULL: its default stream; borrowed, must outlive
+ * the xp_stream. Not touched here, so it may be capturing a graph. On a CPU NULL: a stream that works
+ * on the calling thread
+ * @return XP_OK; XP_EINVAL; XP_ENOMEM
+ */
+XP_API XP_NODISCARD xp_status xp_stream_from_native(xp_device *device, void *native,
+                                                    xp_stream **stream);
+/** NULL is accepted. Of a stream of xp_stream_from_native() only what stands for it here goes,
+ * without waiting. */
 XP_API void xp_stream_destroy(xp_stream *stream);
 XP_API xp_device *xp_stream_device(const xp_stream *stream);
 /** The cudaStream_t of a GPU's stream, for your own kernels between the calls of this library; NULL

@@ -103,6 +103,11 @@ static xp_status start(xp_comm *comm, xp_comm_call call, xp_stream *stream) {
         return comm->provider->run(comm, &call);
     switch (xp_device_get_kind(xp_stream_device(stream))) {
     case XP_DEVICE_CPU: {
+        /* The caller's transport is called on this thread, not on a stream's own. */
+        if (comm->calls_back) {
+            XP_TRY(xp_stream_sync(stream));
+            return comm->provider->run(comm, &call);
+        }
         queued_call queued = {.comm = comm, .call = call};
         return xp_cpu_submit_named(stream, xp_comm_kind_name(call.kind), run_queued, &queued,
                                    sizeof queued);

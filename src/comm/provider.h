@@ -100,6 +100,7 @@ struct xp_comm {
     const int *world_ranks; /* [size] names for people: ranks of the world this communicator was
                                split from */
     bool one_node;          /* one node, windows work */
+    bool calls_back;   /* collectives call the caller's transport: only on the calling thread */
     bool same_process; /* a plain pointer of one rank is valid on all (threads of one process) */
     double timeout_s;
     _Atomic(const char *) phase;

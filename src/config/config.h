@@ -80,6 +80,7 @@ typedef struct xp_config {
     struct {
         int64_t num_sms, chunk_tokens; /* 0 = choose */
         const char *transport, *tuned_for;
+        const char *tuned_file; /* NULL: NAME.tuned.toml beside the configuration NAME.toml */
         double overlap_split;
     } deepep;
     struct {

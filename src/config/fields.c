@@ -173,7 +173,13 @@ static const xp_field fields[] = {
      .help = "tokens sent as one piece; no effect yet"},
     {FLOAT(deepep, overlap_split, "0.5", 0, 1),
      .help = "share of the microbatch in the first half of an overlapped step"},
-    {STRING(deepep, tuned_for, NULL), .help = "the machine that these values were measured on"},
+    {STRING(deepep, tuned_for, NULL),
+     .help =
+         "the machine and model that these values were measured for; elsewhere the defaults are "
+         "used, with a word"},
+    {PATH(deepep, tuned_file, NULL), .is_input = true,
+     .unset = "NAME.tuned.toml beside the configuration NAME.toml",
+     .help = "what `expar tune` has written, picked up where it fits; `none`: do not look for it"},
 
     {CHOICE(activation_checkpoint, mode, "none", "none|selective|full"), TT,
      .help = "compute activations again in the backward pass: less memory, more time"},

@@ -26,7 +26,8 @@ struct xp_config_set {
     xp_origin *origins; /* one for each field of the table */
     const char **warnings;
     int n_warnings;
-    xp_text foreign; /* TorchTitan keys met on the way, ", " between them */
+    const char *tuned_note; /* xp_config_tuned_note() */
+    xp_text foreign;        /* TorchTitan keys met on the way, ", " between them */
     int n_foreign;
 };
 

@@ -241,6 +241,17 @@ xp_status xp_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **s
     return XP_OK;
 }
 
+xp_status xp_stream_from_native(xp_device *device, void *native, xp_stream **stream) {
+    if (device == NULL || stream == NULL)
+        return xp_error(XP_EINVAL, "xp_stream_from_native: device and stream must not be NULL");
+    if (device->vtable->stream_from_native == NULL)
+        return xp_error(XP_ENOTSUP, "%s takes no streams of others", device->name);
+    XP_TRY(device->vtable->stream_from_native(device, native, stream));
+    (*stream)->device = device;
+    (*stream)->kind = XP_STREAM_COMPUTE;
+    return XP_OK;
+}
+
 void xp_stream_destroy(xp_stream *stream) {
     if (stream != NULL)
         stream->device->vtable->stream_destroy(stream);

@@ -21,6 +21,8 @@ typedef struct xp_device_vtable {
     xp_status (*host_alloc)(xp_device *device, size_t n_bytes, void **data);
     void (*host_free)(xp_device *device, void *data);
     xp_status (*stream_create)(xp_device *device, xp_stream_kind kind, xp_stream **stream);
+    /** Over a stream of the device's own API, which stays its owner's. */
+    xp_status (*stream_from_native)(xp_device *device, void *native, xp_stream **stream);
     void (*stream_destroy)(xp_stream *stream);
     xp_status (*stream_sync)(xp_stream *stream);
     /** NULL: streams have no handle that the device's own API knows. */

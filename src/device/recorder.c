@@ -23,6 +23,7 @@ typedef struct row {
 struct xp_recorder {
     xp_device *device;
     bool listening; /* read without the lock, too */
+    int tag;        /* likewise */
     /* Of what follows: ops come from several threads. Held while an event is recorded, so where a
      * device's streams are filled by several threads these wait for each other. */
     pthread_mutex_t lock;
@@ -81,6 +82,14 @@ static int64_t n_kept(const xp_recorder *r) {
     return r->n_begun < r->max_ops ? r->n_begun : r->max_ops;
 }
 
+static int tag_of(xp_recorder *r) {
+    return __atomic_load_n(&r->tag, __ATOMIC_RELAXED);
+}
+
+void xp_recorder_set_tag(xp_recorder *recorder, int tag) {
+    __atomic_store_n(&recorder->tag, tag, __ATOMIC_RELAXED);
+}
+
 /* ---- ops ----------------------------------------------------------------------------------- */
 
 /* xp_cpu_observer.ran */
@@ -93,8 +102,10 @@ static void op_ran(void *context, xp_stream *stream, const char *name, const voi
     pthread_mutex_lock(&r->lock);
     row *its = r->listening ? row_of(r, stream) : NULL;
     xp_recorded_op *op = its ? op_at(r, r->first + r->n_begun++) : NULL;
+    const bool at_once = xp_cpu_stream_is_inline(stream);
     if (op)
-        *op = (xp_recorded_op){name, (int)(its - r->rows), began_s, ended_s};
+        *op = (xp_recorded_op){name, (int)(its - r->rows), at_once ? tag_of(r) : XP_RECORDER_NO_TAG,
+                               began_s, ended_s};
     r->n_lost += r->listening && !its;
     pthread_mutex_unlock(&r->lock);
 }
@@ -111,7 +122,7 @@ static int64_t begin_op(xp_recorder *r, xp_stream *stream, const char *name) {
     xp_recorded_op *op = op_at(r, its->open);
     if (!op)
         return its->open;
-    *op = (xp_recorded_op){name, (int)(its - r->rows), 0, PENDING};
+    *op = (xp_recorded_op){name, (int)(its - r->rows), tag_of(r), 0, PENDING};
     if (r->device->vtable->event_record(event_of(r, op, false), stream) != XP_OK)
         op->name = NULL;
     return its->open;
@@ -196,6 +207,7 @@ xp_status xp_recorder_create(xp_device *device, int64_t max_ops, xp_recorder **r
         return xp_error(XP_ENOMEM, "no memory for a recorder");
     made->device = device;
     made->max_ops = max_ops;
+    made->tag = XP_RECORDER_NO_TAG;
     pthread_mutex_init(&made->lock, NULL);
     xp_status status = prepare(made);
     if (status != XP_OK) {

@@ -15,11 +15,14 @@
 /** Ops with timed events, whatever xp_recorder_create() is asked for. */
 #define XP_RECORDER_MAX_TIMED 32768
 
+#define XP_RECORDER_NO_TAG (-1)
+
 typedef struct xp_recorder xp_recorder;
 
 typedef struct xp_recorded_op {
     const char *name;
     int row;                 /* of its stream */
+    int tag;                 /* xp_recorder_set_tag(), XP_RECORDER_NO_TAG */
     double began_s, ended_s; /* as xp_time_s() counts. Of one stream with timed events: in order */
 } xp_recorded_op;
 
@@ -58,6 +61,13 @@ XP_NODISCARD xp_status xp_recorder_start(xp_recorder *recorder);
  * @return XP_OK; XP_EDEVICE: the device has failed
  */
 XP_NODISCARD xp_status xp_recorder_stop(xp_recorder *recorder, xp_recording *recording);
+
+/**
+ * Ops that are queued from now on have this tag. On a CPU only a stream that runs ops at once has
+ * tags: one with a thread of its own runs them later.
+ * @param tag  XP_RECORDER_NO_TAG: none
+ */
+void xp_recorder_set_tag(xp_recorder *recorder, int tag);
 
 /**
  * Before one op is queued on a stream that has timed events: what is queued up to

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "comm/provider.h"
+#include "config/tuned.h"
 #include "core/file.h"
 #include "expar/version.h"
 #include "train/hf_io.h"
@@ -196,6 +197,8 @@ void xp_trainer_announce(xp_trainer *t) {
         xp_trainer_say(t, "config: defaults (no file: CONFIG_FILE or --job.config_file names one)");
     if (t->config->job.description && t->config->job.description[0])
         xp_trainer_say(t, "job: %s", t->config->job.description);
+    if (xp_config_tuned_note(t->set))
+        xp_trainer_say(t, "tuned: %s", xp_config_tuned_note(t->set));
     for (int i = 0; xp_config_warning(t->set, i); i++)
         xp_trainer_warn(t, "%s", xp_config_warning(t->set, i));
     if (t->log &&

@@ -9,6 +9,7 @@
 #include "core/file.h"
 #include "launch/shim.h"
 #include "train/signals.h"
+#include "tune/adopt.h"
 
 /* ---- ranks as threads -------------------------------------------------------------------- */
 
@@ -120,11 +121,12 @@ static xp_status run_threads(const xp_config_set *config, xp_train_shared *share
     return status;
 }
 
-static xp_status launch_threads(const xp_config_set *config, int n, xp_log *log,
+static xp_status launch_threads(xp_config_set *config, int n, xp_log *log,
                                 xp_train_result *result) {
     const xp_config *c = xp_config_get(config);
     /* What can be known to be wrong is said before the data is read. */
     XP_TRY(xp_start_check(c, &(xp_start){.n_ranks = n}));
+    XP_TRY(xp_tune_adopt(config, &(xp_adopt_args){.n_ranks = n, .n_cores = xp_train_n_cores()}));
     xp_run_lock *lock = NULL;
     XP_TRY(xp_run_lock_take(c->job.dump_folder, NULL, log, &lock));
     xp_train_shared *shared = NULL;
@@ -189,7 +191,7 @@ static xp_status run_process(const xp_config_set *config, xp_comm *comm, xp_log 
     return status;
 }
 
-static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_train_result *result) {
+static xp_status launch_process(xp_config_set *config, xp_log *log, xp_train_result *result) {
     const xp_config *c = xp_config_get(config);
     xp_comm *comm = NULL;
     /* Ranks leave their marks in the launch's folder, or where all nodes write their checkpoints.
@@ -202,6 +204,10 @@ static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_tra
     xp_run_lock *lock = NULL;
     xp_status status = xp_run_lock_take(c->job.dump_folder, comm, log, &lock);
     if (status == XP_OK)
+        status = xp_tune_adopt(config, &(xp_adopt_args){.world = comm,
+                                                        .n_ranks = count_local_ranks(comm),
+                                                        .n_cores = xp_train_n_cores()});
+    if (status == XP_OK)
         status = run_process(config, comm, log, result);
     else
         xp_comm_abort(comm, NULL);
@@ -212,7 +218,7 @@ static xp_status launch_process(const xp_config_set *config, xp_log *log, xp_tra
     return status;
 }
 
-xp_status xp_train_launch(const xp_config_set *config, const xp_start *start, xp_log *log,
+xp_status xp_train_launch(xp_config_set *config, const xp_start *start, xp_log *log,
                           xp_train_result *result) {
     memset(result, 0, sizeof *result);
     return start->kind == XP_START_RANK ? launch_process(config, log, result)

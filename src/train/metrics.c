@@ -110,6 +110,8 @@ void xp_metrics_json(const xp_step_record *record, xp_text *line) {
     add_double(line, "ep_wait_s", record->ep_wait_s);
     add_int(line, "n_host_syncs", record->n_host_syncs);
     add_int(line, "n_allocs", record->n_allocs);
+    if (record->first_of_start)
+        add_int(line, "resumed_step", record->resumed_step);
     xp_text_puts(line, "}\n");
 }
 

@@ -5,6 +5,7 @@
 #ifndef XP_TRAIN_METRICS_H
 #define XP_TRAIN_METRICS_H
 
+#include <stdbool.h>
 #include "core/text.h"
 #include "expar/status.h"
 
@@ -25,6 +26,8 @@ typedef struct xp_step_record {
     int64_t moe_recomputed_rounds, moe_recomputed_overflow; /* over all ranks */
     double ep_wait_s;               /* waiting for peers in expert exchange, mean */
     int64_t n_host_syncs, n_allocs; /* inside the step, of this rank */
+    bool first_of_start;            /* the first step since this run was started */
+    int64_t resumed_step;           /* where that start resumed; 0: nowhere */
 } xp_step_record;
 
 /**

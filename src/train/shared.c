@@ -1,18 +1,13 @@
 #include "train/shared.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include "core/file.h"
+#include "core/process.h"
 #include "data/mixture.h"
 
 int xp_train_n_cores(void) {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0)
-        return CPU_COUNT(&set);
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (int)n : 1;
+    return xp_process_n_cores();
 }
 
 static bool is_tokens(const char *dataset) {

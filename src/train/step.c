@@ -41,9 +41,7 @@ static xp_status group_ready(void *context, int group) {
 
 static xp_status layer_begins(void *context, int layer, bool backward) {
     const xp_trainer *t = context;
-    (void)layer;
-    (void)backward;
-    xp_trace_layer_begins(t->trace);
+    xp_trace_layer_begins(t->trace, layer, backward);
     return XP_OK;
 }
 

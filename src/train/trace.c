@@ -14,7 +14,8 @@ typedef struct event {
     const char *name;
     double began_s, ended_s;
     int row;
-    int layer; /* -1: none */
+    int layer;            /* -1: none */
+    bool is_op, backward; /* of an op: its layer's pass */
 } event;
 
 struct xp_trace {
@@ -79,18 +80,22 @@ xp_status xp_trace_begin(xp_trace *trace, int64_t step) {
 
 void xp_trace_phase(xp_trace *trace, const char *name, double began_s, double ended_s) {
     if (trace && trace->active)
-        add(trace, (event){name, began_s, ended_s, ROW_PHASES, -1});
+        add(trace, (event){name, began_s, ended_s, ROW_PHASES, -1, false, false});
 }
 
-void xp_trace_layer_begins(xp_trace *trace) {
-    if (trace && trace->active)
-        trace->layer_began_s = xp_time_s();
+void xp_trace_layer_begins(xp_trace *trace, int layer, bool backward) {
+    if (!trace || !trace->active)
+        return;
+    trace->layer_began_s = xp_time_s();
+    xp_recorder_set_tag(trace->recorder, 2 * layer + backward);
 }
 
 void xp_trace_layer_ends(xp_trace *trace, int layer, bool backward) {
-    if (trace && trace->active)
-        add(trace, (event){backward ? "backward" : "forward", trace->layer_began_s, xp_time_s(),
-                           ROW_LAYERS, layer});
+    if (!trace || !trace->active)
+        return;
+    xp_recorder_set_tag(trace->recorder, XP_RECORDER_NO_TAG);
+    add(trace, (event){backward ? "backward" : "forward", trace->layer_began_s, xp_time_s(),
+                       ROW_LAYERS, layer, false, backward});
 }
 
 /* ---- the file ---------------------------------------------------------------------------- */
@@ -121,15 +126,19 @@ static void put_header(const xp_trace *trace, const xp_recording *ops, xp_text *
 
 static void put_event(const xp_trace *trace, const event *e, xp_text *text) {
     char name[64];
-    if (e->layer >= 0)
+    if (e->layer >= 0 && !e->is_op)
         snprintf(name, sizeof name, "layer %d %s", e->layer, e->name);
     else
         snprintf(name, sizeof name, "%s", e->name);
     xp_text_puts(text, ",\n{\"name\":");
     xp_text_add_json(text, name, strlen(name));
-    xp_text_printf(text, ",\"ph\":\"X\",\"ts\":%.3f,\"dur\":%.3f,\"pid\":%d,\"tid\":%d}",
+    xp_text_printf(text, ",\"ph\":\"X\",\"ts\":%.3f,\"dur\":%.3f,\"pid\":%d,\"tid\":%d",
                    (e->began_s - trace->began_s) * 1e6, (e->ended_s - e->began_s) * 1e6,
                    trace->rank, e->row);
+    if (e->layer >= 0 && e->is_op)
+        xp_text_printf(text, ",\"args\":{\"layer\":%d,\"pass\":\"%s\"}", e->layer,
+                       e->backward ? "backward" : "forward");
+    xp_text_puts(text, "}");
 }
 
 static xp_status write_text(const xp_trace *trace, const xp_text *text) {
@@ -153,7 +162,14 @@ static xp_status write_file(const xp_trace *trace, const xp_recording *ops) {
         put_event(trace, &trace->events[i], &text);
     for (int64_t i = 0; i < ops->n_ops; i++) {
         const xp_recorded_op *op = &ops->ops[i];
-        const event e = {op->name, op->began_s, op->ended_s, ROW_OPS + op->row, -1};
+        const bool in_layer = op->tag != XP_RECORDER_NO_TAG;
+        const event e = {op->name,
+                         op->began_s,
+                         op->ended_s,
+                         ROW_OPS + op->row,
+                         in_layer ? op->tag / 2 : -1,
+                         true,
+                         in_layer && op->tag % 2 == 1};
         put_event(trace, &e, &text);
     }
     xp_text_puts(&text, "\n]}\n");

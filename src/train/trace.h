@@ -37,7 +37,8 @@ void xp_trace_destroy(xp_trace *trace);
 XP_NODISCARD xp_status xp_trace_begin(xp_trace *trace, int64_t step);
 /** A part of the step from xp_time_s() values. `name` is static. */
 void xp_trace_phase(xp_trace *trace, const char *name, double began_s, double ended_s);
-void xp_trace_layer_begins(xp_trace *trace);
+/** What is queued up to xp_trace_layer_ends() belongs to this layer. */
+void xp_trace_layer_begins(xp_trace *trace, int layer, bool backward);
 void xp_trace_layer_ends(xp_trace *trace, int layer, bool backward);
 /**
  * After the step: waits for the ops that it has queued and writes the file when this step was

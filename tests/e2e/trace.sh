@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # profiling.*: every profile_freq steps a trace of each rank, in Chrome's format; the run's bits stay the same.
-# scripts/trace_summary.py: its sums.
+# expar trace summary: their sums.
 . "$(dirname "$0")/lib.sh"
 
 train 2 traced --training.steps 6 --profiling.enable_profiling --profiling.profile_freq 3 \
@@ -39,25 +39,28 @@ for path in sys.argv[1:]:
     rows = [e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"]
     assert rows[:3] == ["step", "layers", "ops, compute stream"], (path, rows)
 PY
+fi
 
-    # The sums, of traces that a run wrote and of one whose sums are known.
-    summary=$SOURCE/scripts/trace_summary.py
-    python3 "$summary" traced/prof/*.json > sums.txt 2> sums.err || fail "trace_summary: $(cat sums.err)"
-    for line in "step-3-rank-1.json: step 3, rank 1, " "^ops, compute stream .*calls .*total ms .*share .*mean us" \
-        "^gemm  *[0-9]" "^dispatch backward  *[0-9]" "^(idle)  *[0-9]" "^layer 1 backward  *1 "; do
-        expect_text sums.txt "$line"
-    done
-    cat > known.json << 'JSON'
+# The sums, of traces that a run wrote and of one whose sums are known.
+summary=("$EXPAR" trace summary)
+"${summary[@]}" traced/prof/*.json > sums.txt 2> sums.err || fail "trace summary: $(cat sums.err)"
+for line in "step-3-rank-1.json: step 3, rank 1, " "^ops, compute stream .*calls .*total ms .*share .*mean us" \
+    "^gemm  *[0-9]" "^dispatch backward  *[0-9]" "^(idle)  *[0-9]" "^layer 1 backward  *1 " "^layer  *forward ms .*exposed ms$" "^1  *[0-9.]* " "^all "; do
+    expect_text sums.txt "$line"
+done
+# Two layers: the exchange of layer 0 is hidden for 1 ms by the GEMM, that of layer 1 not at all.
+cat > known.json << 'JSON'
 {"otherData": {"step": 7, "rank": 2, "events_left_out": 5}, "traceEvents": [
 {"name": "thread_name", "ph": "M", "pid": 2, "tid": 2, "args": {"name": "ops, compute stream"}},
 {"name": "thread_name", "ph": "M", "pid": 2, "tid": 3, "args": {"name": "ops, communication stream"}},
-{"name": "gemm", "ph": "X", "ts": 1000, "dur": 1000, "pid": 2, "tid": 2},
-{"name": "sum", "ph": "X", "ts": 4000, "dur": 1500, "pid": 2, "tid": 2},
+{"name": "gemm", "ph": "X", "ts": 1000, "dur": 1000, "pid": 2, "tid": 2, "args": {"layer": 0, "pass": "forward"}},
+{"name": "sum", "ph": "X", "ts": 4000, "dur": 1500, "pid": 2, "tid": 2, "args": {"layer": 1, "pass": "backward"}},
 {"name": "gemm", "ph": "X", "ts": 2000, "dur": 2000, "pid": 2, "tid": 2},
 {"name": "inner", "ph": "X", "ts": 2500, "dur": 500, "pid": 2, "tid": 2},
-{"name": "plan", "ph": "X", "ts": 5000, "dur": 6000, "pid": 2, "tid": 3}]}
+{"name": "dispatch", "ph": "X", "ts": 4500, "dur": 1500, "pid": 2, "tid": 3, "args": {"layer": 0, "pass": "forward"}},
+{"name": "plan", "ph": "X", "ts": 6000, "dur": 5000, "pid": 2, "tid": 3, "args": {"layer": 1, "pass": "forward"}}]}
 JSON
-    cat > known.txt << 'TEXT'
+cat > known.txt << 'TEXT'
 known.json: step 7, rank 2, 10.000 ms
 5 events had no room: sums are too small
 
@@ -68,25 +71,48 @@ inner                      1        0.500    5.0%        500.0
 (idle)                              5.500   55.0%
 
 ops, communication stream    calls     total ms   share      mean us
-plan                             1        6.000   60.0%       6000.0
+plan                             1        5.000   50.0%       5000.0
+dispatch                         1        1.500   15.0%       1500.0
+
+layer       forward ms  backward ms     comm. ms   exposed ms
+0                1.000        0.000        1.500        0.500   33.3%
+1                0.000        1.500        5.000        5.000  100.0%
+all              1.000        1.500        6.500        5.500   84.6%
 TEXT
-    python3 "$summary" known.json | diff known.txt - || fail "trace_summary: other sums than known.txt"
-    echo '{"traceEvents": [' > cut.json
-    echo '[]' > list.json
-    echo '{"traceEvents": []}' > empty.json
-    echo '{"traceEvents": [{"name": "gemm", "ph": "X", "ts": 1, "tid": 2}]}' > endless.json
-    head -c 100 /dev/urandom > noise.json
-    python3 -c 'print("{\"traceEvents\": [{\"name\": \"gemm\", \"ph\": \"X\", \"ts\": 1%s, \"dur\": 1, \"tid\": 2}]}" % ("0" * 400))' > huge.json
-    echo '{"traceEvents": [{"name": "gemm", "ph": "X", "ts": 1e308, "dur": 1e308, "tid": 2}]}' > infinite.json
-    for bad in cut.json list.json empty.json endless.json huge.json infinite.json noise.json no_such_file.json .; do
-        python3 "$summary" "$bad" > bad.out 2> bad.err && fail "trace_summary takes $bad"
-        [ "$(wc -l < bad.err)" = 1 ] || fail "trace_summary, $bad: $(cat bad.err)"
-        expect_text bad.err "^trace_summary: $bad: "
-    done
-    python3 "$summary" known.json > /dev/full 2> bad.err && fail "trace_summary writes to a full disk"
-    [ "$(cat bad.err)" = "trace_summary: cannot write: No space left on device" ] || fail "a full disk: $(cat bad.err)"
-    python3 "$summary" > bad.out 2>&1 && fail "trace_summary takes no file at all"
+"${summary[@]}" known.json | diff known.txt - || fail "trace summary: other sums than known.txt"
+if command -v python3 > /dev/null; then
+    "${summary[@]}" known.json traced/prof/*.json --json > sums.json || fail "trace summary --json"
+    python3 - sums.json << 'PY' || fail "trace summary --json is wrong"
+import json, sys
+known, *traced = json.load(open(sys.argv[1]))
+assert (known["step"], known["rank"], known["step_ms"], known["events_left_out"]) == (7, 2, 10, 5), known
+compute = known["rows"][0]
+assert compute["name"] == "ops, compute stream" and compute["idle_ms"] == 5.5, compute
+assert compute["ops"][0] == {"name": "gemm", "calls": 2, "total_ms": 3, "share": 0.3, "mean_us": 1500}, compute
+assert [(l["layer"], l["exposed_ms"]) for l in known["layers"]] == [(0, 0.5), (1, 5)], known["layers"]
+assert len(traced) == 4
+for trace in traced:
+    layers = {l["layer"]: l for l in trace["layers"]}
+    assert {0, 1} <= set(layers), layers
+    for l in (0, 1):
+        assert layers[l]["forward_ms"] > 0 and layers[l]["backward_ms"] > 0 and layers[l]["exposed_ms"] > 0, layers
+PY
 fi
+echo '{"traceEvents": [' > cut.json
+echo '[]' > list.json
+echo '{"traceEvents": []}' > empty.json
+echo '{"traceEvents": [{"name": "gemm", "ph": "X", "ts": 1, "tid": 2}]}' > endless.json
+head -c 100 /dev/urandom > noise.json
+printf '{"traceEvents": [{"name": "gemm", "ph": "X", "ts": 1%0400d, "dur": 1, "tid": 2}]}' 0 > huge.json
+echo '{"traceEvents": [{"name": "gemm", "ph": "X", "ts": 1e308, "dur": 1e308, "tid": 2}]}' > infinite.json
+for bad in cut.json list.json empty.json endless.json huge.json infinite.json noise.json no_such_file.json .; do
+    "${summary[@]}" "$bad" > bad.out 2> bad.err && fail "trace summary takes $bad"
+    [ "$(wc -l < bad.err)" = 1 ] || fail "trace summary, $bad: $(cat bad.err)"
+    grep -q '^error: ' bad.err && grep -qF "$bad" bad.err || fail "trace summary, $bad: $(cat bad.err)"
+done
+"${summary[@]}" known.json > /dev/full 2> bad.err && fail "trace summary writes to a full disk"
+[ "$(cat bad.err)" = "error: cannot write to standard output" ] || fail "a full disk: $(cat bad.err)"
+"${summary[@]}" > bad.out 2>&1 && fail "trace summary takes no file at all"
 
 # A folder that cannot be written costs the trace, not the run.
 mkdir blocked && echo > blocked/prof

@@ -37,29 +37,15 @@ static void adopt(xp_mpi_world *world, const xp_failure *failure) {
 /* First in the node's liveness table: one process wins, and all take its record. */
 static void publish(xp_mpi_world *world, const xp_failure *failure) {
     xp_failure first = *failure;
-    if (!xp_liveness_fail(&world->liveness, failure)) {
-        double deadline = xp_time_s() + 0.1; /* a winner that dies while it writes: do not wait */
-        while (!xp_liveness_has_failed(&world->liveness) && xp_time_s() < deadline)
-            nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
-        if (xp_liveness_has_failed(&world->liveness))
-            xp_liveness_get_failure(&world->liveness, &first);
-    }
+    xp_liveness_settle(&world->liveness, &first);
     adopt(world, &first);
-}
-
-static void activity_of(const xp_mpi_world *world, int rank, char text[XP_FAILURE_PHASE]) {
-    const xp_liveness_slot *slot = xp_liveness_find(&world->liveness, rank);
-    text[0] = '\0';
-    if (!slot)
-        slot = world->liveness.mine; /* on another node: what the reporter was in says most */
-    xp_liveness_get_activity(slot, text);
 }
 
 void xp_mpi_fail(xp_mpi_world *world, xp_failure_reason reason, int culprit, const char *text) {
     if (atomic_load(&world->failed))
         return;
     xp_failure failure = xp_failure_make(reason, world->rank, culprit, text);
-    activity_of(world, culprit, failure.phase);
+    xp_liveness_activity_of(&world->liveness, culprit, failure.phase);
     publish(world, &failure);
 }
 
@@ -70,14 +56,9 @@ xp_status xp_mpi_world_status(const xp_mpi_world *world) {
 }
 
 static void report_death(xp_mpi_world *world, const xp_liveness_slot *slot) {
-    char activity[XP_FAILURE_PHASE], text[XP_FAILURE_TEXT];
-    int rank = atomic_load(&slot->rank);
-    xp_liveness_get_activity(slot, activity);
-    snprintf(text, sizeof text,
-             "rank %d is gone, last in %s: its process %d on %s was killed or crashed (dmesg tells "
-             "when the system killed it because memory was short)",
-             rank, activity[0] ? activity : "nothing yet", atomic_load(&slot->pid), world->host);
-    xp_mpi_fail(world, XP_FAILURE_LOST, rank, text);
+    char text[XP_FAILURE_TEXT];
+    xp_liveness_describe_death(slot, world->host, text);
+    xp_mpi_fail(world, XP_FAILURE_LOST, atomic_load(&slot->rank), text);
 }
 
 void xp_mpi_check_peers(xp_mpi_world *world) {

@@ -15,7 +15,7 @@
 
 #include <mpi.h>
 #include <pthread.h>
-#include "comm/mpi/liveness.h"
+#include "comm/liveness.h"
 #include "comm/mpi/forward.h"
 #include "comm/on_failure.h"
 #include "comm/provider.h"

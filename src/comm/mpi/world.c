@@ -3,11 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "comm/process_window.h"
 #include "comm/rendezvous.h"
 #include "comm/mpi/collectives.h"
 #include "comm/mpi/failure.h"
 #include "comm/mpi/progress.h"
-#include "comm/mpi/window.h"
 #include "core/sync.h"
 
 /* Names of nodes by first appearance in this communicator. */
@@ -131,17 +131,9 @@ static void mpi_destroy(xp_comm *base) {
         close_world(world, all);
 }
 
-/* A wait in shared memory has ended. The liveness table may know that the peer waits for another
- * rank in turn. */
 static void fail_waiting(xp_mpi_world *world, int rank, const char *text) {
-    int culprit = xp_liveness_find_culprit(&world->liveness, rank);
-    const xp_liveness_slot *slot = xp_liveness_find(&world->liveness, culprit);
-    char whole[XP_FAILURE_TEXT], end[64] = "", state[64] = "";
-    if (culprit != rank)
-        snprintf(end, sizeof end, "; in the end all wait for rank %d", culprit);
-    if (slot && xp_liveness_is_stopped(slot))
-        snprintf(state, sizeof state, "; its process %d is stopped", atomic_load(&slot->pid));
-    snprintf(whole, sizeof whole, "%s%s%s", text, end, state);
+    char whole[XP_FAILURE_TEXT];
+    const int culprit = xp_liveness_explain_timeout(&world->liveness, rank, text, whole);
     xp_mpi_fail(world, XP_FAILURE_TIMEOUT, culprit, whole);
 }
 
@@ -240,8 +232,8 @@ static const xp_comm_provider mpi_provider = {
     .destroy = mpi_destroy,
     .fail = mpi_fail,
     .failure = mpi_failure,
-    .window_create = xp_mpi_window_create,
-    .window_destroy = xp_mpi_window_destroy,
+    .window_create = xp_process_window_create,
+    .window_destroy = xp_process_window_destroy,
     .final_barrier = mpi_final_barrier,
     .set_phase = mpi_set_phase,
     .mark_waiting = mpi_mark_waiting,

@@ -4,13 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "core/process.h"
 #include "device/cpu/blas_memory.h"
 #include "device/cpu/cpu_stream.h"
 #include "device/cpu/test_protect.h"
 #include "device/device_internal.h"
-
-/* Only when this library is an OpenBLAS: its threads would fight with ours. */
-extern void openblas_set_num_threads(int n_threads);
 
 #define PAGE_BYTES ((size_t)4096)
 
@@ -81,11 +79,19 @@ static void cpu_free(xp_device *device, void *data) {
         free(data);
 }
 
+static xp_status cpu_stream_from_native(xp_device *device, void *native, xp_stream **stream) {
+    if (native != NULL)
+        return xp_error(XP_EINVAL, "xp_stream_from_native: a CPU has no streams of its own; give "
+                                   "NULL for one that works on the calling thread");
+    return xp_cpu_stream_create(device, XP_STREAM_COMPUTE, stream);
+}
+
 static const xp_device_vtable cpu_vtable = {
     .destroy = cpu_destroy,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .stream_create = xp_cpu_stream_create,
+    .stream_from_native = cpu_stream_from_native,
     .stream_destroy = xp_cpu_stream_destroy,
     .stream_sync = xp_cpu_stream_sync,
     .event_create = xp_cpu_event_create,
@@ -99,6 +105,7 @@ static const xp_device_vtable cpu_vtable = {
 };
 
 xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device) {
+    const int n_threads = args->n_threads != 0 ? args->n_threads : xp_process_n_cores();
     xp_cpu_device *cpu = calloc(1, sizeof *cpu);
     if (cpu == NULL)
         return xp_error(XP_ENOMEM, "cpu device: out of memory");
@@ -107,10 +114,10 @@ xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device) {
     snprintf(cpu->base.name, sizeof cpu->base.name, "cpu");
     xp_status status = leave_out(args->caps, cpu);
     if (status == XP_OK)
-        status = xp_blas_memory_take(args->n_threads);
+        status = xp_blas_memory_take(n_threads);
     if (status == XP_OK) {
-        cpu->n_blas_threads = args->n_threads;
-        status = xp_pool_create(args->n_threads, &cpu->pool);
+        cpu->n_blas_threads = n_threads;
+        status = xp_pool_create(n_threads, &cpu->pool);
     }
     if (status == XP_OK)
         status = xp_pool_create(1, &cpu->worker_pool);
@@ -118,7 +125,6 @@ xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device) {
         cpu_destroy(&cpu->base);
         return status;
     }
-    openblas_set_num_threads(1);
     *device = &cpu->base;
     return XP_OK;
 }

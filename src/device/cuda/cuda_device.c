@@ -94,10 +94,23 @@ static xp_status cuda_stream_create(xp_device *device, xp_stream_kind kind, xp_s
     return XP_OK;
 }
 
+/* No call of CUDA: the stream may be capturing a graph. */
+static xp_status cuda_stream_from_native(xp_device *device, void *native, xp_stream **stream) {
+    (void)device;
+    xp_cuda_stream *s = calloc(1, sizeof *s);
+    if (s == NULL)
+        return xp_error(XP_ENOMEM, "stream: out of memory");
+    s->stream = native;
+    s->borrowed = true;
+    *stream = &s->base;
+    return XP_OK;
+}
+
 static void cuda_stream_destroy(xp_stream *stream) {
-    if (select_device(stream->device) == XP_OK)
-        cudaStreamDestroy(((xp_cuda_stream *)stream)->stream);
-    free(stream);
+    xp_cuda_stream *s = (xp_cuda_stream *)stream;
+    if (!s->borrowed && select_device(stream->device) == XP_OK)
+        cudaStreamDestroy(s->stream);
+    free(s);
 }
 
 static xp_status cuda_stream_sync(xp_stream *stream) {
@@ -208,6 +221,7 @@ static const xp_device_vtable cuda_vtable = {
     .host_alloc = cuda_host_alloc,
     .host_free = cuda_host_free,
     .stream_create = cuda_stream_create,
+    .stream_from_native = cuda_stream_from_native,
     .stream_destroy = cuda_stream_destroy,
     .stream_sync = cuda_stream_sync,
     .stream_native = cuda_stream_native,

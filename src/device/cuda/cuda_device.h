@@ -25,6 +25,7 @@ typedef struct xp_cuda_device {
 typedef struct xp_cuda_stream {
     xp_stream base;
     cudaStream_t stream;
+    bool borrowed; /* of xp_stream_from_native(): not ours to destroy */
 } xp_cuda_stream;
 
 typedef struct xp_cuda_event {

@@ -46,6 +46,11 @@ static xp_status null_stream_create(xp_device *device, xp_stream_kind kind, xp_s
     return *stream == NULL ? xp_error(XP_ENOMEM, "stream: out of memory") : XP_OK;
 }
 
+static xp_status null_stream_from_native(xp_device *device, void *native, xp_stream **stream) {
+    (void)native;
+    return null_stream_create(device, XP_STREAM_COMPUTE, stream);
+}
+
 static void null_stream_destroy(xp_stream *stream) {
     free(stream);
 }
@@ -96,6 +101,7 @@ static const xp_device_vtable null_vtable = {
     .host_alloc = null_host_alloc,
     .host_free = null_host_free,
     .stream_create = null_stream_create,
+    .stream_from_native = null_stream_from_native,
     .stream_destroy = null_stream_destroy,
     .stream_sync = null_stream_sync,
     .event_create = null_event_create,

@@ -56,13 +56,14 @@ static void multiply(const xp_cpu_blas_timer *t) {
 }
 
 double xp_cpu_blas_timer_run(xp_cpu_blas_timer *timer, int n_threads, int repeats) {
+    const int before = openblas_get_num_threads();
     openblas_set_num_threads(n_threads);
     multiply(timer);
     const double began = xp_time_s();
     for (int i = 0; i < repeats; i++)
         multiply(timer);
     const double seconds = (xp_time_s() - began) / repeats;
-    openblas_set_num_threads(1);
+    openblas_set_num_threads(before);
     nanosleep(&threads_asleep, NULL);
     return seconds;
 }

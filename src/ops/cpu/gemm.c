@@ -65,7 +65,8 @@ static xp_status gemm(xp_stream *stream, const xp_gemm_args *args) {
         XP_TRY(xp_cpu_reserve_scratch(stream, j.scratch_bytes));
     }
     xp_gemm_split_2d(args->m, args->n, N_TILES, &j.rows, &j.columns);
-    xp_pool_run(xp_cpu_stream_pool(stream), multiply_tile, &j, j.rows.n_parts * j.columns.n_parts);
+    xp_gemm_tiles_run(xp_cpu_stream_pool(stream), multiply_tile, &j,
+                      j.rows.n_parts * j.columns.n_parts);
     return XP_OK;
 }
 

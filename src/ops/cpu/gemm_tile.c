@@ -2,6 +2,7 @@
 
 #include <cblas.h>
 #include <string.h>
+#include "device/cpu/blas_threads.h"
 
 /** Part of the inner dimension copied to scratch at a time: long enough that re-reading c costs little,
  * short enough for L2. */
@@ -152,4 +153,10 @@ void xp_gemm_split_2d(int64_t m, int64_t n, int64_t n_wanted, xp_gemm_split *row
             return;
         *longer /= 2;
     }
+}
+
+void xp_gemm_tiles_run(xp_pool *pool, xp_tile_fn fn, void *context, int64_t n_tiles) {
+    xp_blas_one_thread_begin();
+    xp_pool_run(pool, fn, context, n_tiles);
+    xp_blas_one_thread_end();
 }

@@ -8,6 +8,7 @@
 #ifndef XP_OPS_CPU_GEMM_TILE_H
 #define XP_OPS_CPU_GEMM_TILE_H
 
+#include "core/pool.h"
 #include "ops/ops.h"
 
 /** Most rows and columns of a tile, and its largest area. */
@@ -40,6 +41,8 @@ xp_gemm_view xp_gemm_view_from(const xp_gemm_view *view, int64_t row, int64_t co
 /** @param scratch xp_gemm_scratch_bytes() of the operands' type; may be NULL when a and b are fp32
  * without gather */
 void xp_gemm_tile_multiply(const xp_gemm_tile *tile, float *scratch);
+/** xp_pool_run() of tiles that multiply. */
+void xp_gemm_tiles_run(xp_pool *pool, xp_tile_fn fn, void *context, int64_t n_tiles);
 /** Bytes of scratch for tiles within the limits above. */
 size_t xp_gemm_scratch_bytes(xp_dtype dtype);
 

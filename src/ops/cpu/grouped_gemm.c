@@ -127,7 +127,7 @@ static xp_status run_rows(xp_stream *stream, const xp_grouped_args *args, xp_til
     int64_t n_tiles = 0;
     for (int64_t e = 0; e < args->n_experts; e++)
         n_tiles += n_row_tiles(&j, expert_rows(args, e).n_rows);
-    xp_pool_run(xp_cpu_stream_pool(stream), fn, &j, n_tiles);
+    xp_gemm_tiles_run(xp_cpu_stream_pool(stream), fn, &j, n_tiles);
     return XP_OK;
 }
 
@@ -204,6 +204,6 @@ xp_status xp_cpu_grouped_wgrad(xp_stream *stream, const xp_grouped_args *args) {
         split_weight(args, expert_rows(args, e).n_rows, &rows, &columns);
         n_tiles += rows.n_parts * columns.n_parts;
     }
-    xp_pool_run(xp_cpu_stream_pool(stream), wgrad_tile, &j, n_tiles);
+    xp_gemm_tiles_run(xp_cpu_stream_pool(stream), wgrad_tile, &j, n_tiles);
     return XP_OK;
 }

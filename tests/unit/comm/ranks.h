@@ -12,6 +12,7 @@ typedef struct rank_job {
     xp_thread_world *world;
     xp_comm *comm;
     int rank, n_ranks;
+    const int *nodes; /* simulated; NULL: none */
     void (*body)(struct rank_job *job);
     int n_wrong;      /* checks that failed */
     char first[256];  /* the first of them */

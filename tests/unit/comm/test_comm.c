@@ -1,5 +1,6 @@
 /* Collectives against a computation of what each rank must get: over rank threads, and with another
- * ranks.c (tests/dist) over processes. */
+ * ranks.c over callback communicators (ranks_callbacks.c) and over MPI processes (tests/dist).
+ * Windows only where all ranks are on one node. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -232,6 +233,8 @@ static void barrier_body(rank_job *job) {
     xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
     xp_device *device;
     xp_window *window;
+    if (!xp_comm_is_one_node(job->comm))
+        return;
     RANK_CHECK(job, xp_device_create(&args, &device) == XP_OK);
     RANK_CHECK(job, xp_comm_window_create(job->comm, device, 64, "ep", &window) == XP_OK);
     _Atomic int *marks = xp_window_peer(window, 0);
@@ -299,6 +302,8 @@ static void window_body(rank_job *job) {
     xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
     xp_device *device;
     xp_window *window;
+    if (!xp_comm_is_one_node(job->comm))
+        return;
     RANK_CHECK(job, xp_device_create(&args, &device) == XP_OK);
     RANK_CHECK(job,
                xp_comm_window_create(job->comm, device, 64 * sizeof(int), "ep", &window) == XP_OK);

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -313,8 +314,51 @@ static void test_an_event_is_waited_for_alone(void **state) {
     xp_device_destroy(device);
 }
 
+/* All zeros: a CPU that uses the cores which the process may use. */
+static void test_zeroed_arguments_make_a_cpu(void **state) {
+    (void)state;
+    const xp_device_args args = {0};
+    xp_device *device;
+    xp_stream *stream;
+    cpu_set_t cores;
+    assert_int_equal(xp_device_create(&args, &device), XP_OK);
+    assert_string_equal(xp_device_name(device), "cpu");
+    assert_int_equal(xp_stream_create(device, XP_STREAM_COMPUTE, &stream), XP_OK);
+    assert_int_equal(sched_getaffinity(0, sizeof cores, &cores), 0);
+    assert_int_equal(xp_pool_n_threads(xp_cpu_stream_pool(stream)), CPU_COUNT(&cores));
+    xp_stream_destroy(stream);
+    xp_device_destroy(device);
+    const xp_device_args negative = {.n_threads = -1};
+    assert_int_equal(xp_device_create(&negative, &device), XP_EINVAL);
+}
+
+static void test_native_streams(void **state) {
+    (void)state;
+    xp_device_kind kinds[] = {XP_DEVICE_CPU, XP_DEVICE_NULL};
+    for (int k = 0; k < 2; k++) {
+        xp_device *device = make(kinds[k], 1, NULL);
+        xp_stream *stream = NULL;
+        int out = 0, in = 42;
+        assert_int_equal(xp_stream_from_native(device, NULL, &stream), XP_OK);
+        assert_ptr_equal(xp_stream_device(stream), device);
+        assert_null(xp_stream_native(stream));
+        assert_int_equal(xp_copy(stream, &out, &in, sizeof in), XP_OK);
+        if (kinds[k] == XP_DEVICE_CPU) {
+            assert_int_equal(out, 42); /* inline: no sync is needed */
+            assert_int_equal(xp_stream_from_native(device, &in, &stream), XP_EINVAL);
+        }
+        assert_int_equal(xp_stream_sync(stream), XP_OK);
+        xp_stream_destroy(stream);
+        assert_int_equal(xp_stream_from_native(NULL, NULL, &stream), XP_EINVAL);
+        assert_int_equal(xp_stream_from_native(device, NULL, NULL), XP_EINVAL);
+        xp_device_destroy(device);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_zeroed_arguments_make_a_cpu),
+        cmocka_unit_test(test_native_streams),
         cmocka_unit_test(test_bytes_are_accounted_by_tag_alike_on_every_device),
         cmocka_unit_test(test_capabilities_can_be_left_out),
         cmocka_unit_test(test_copies_and_zeros),

@@ -71,7 +71,7 @@ static void test_ops_with_timed_events(void **state) {
     for (int64_t step = 1; step <= 2; step++) {
         assert_int_equal(xp_trace_begin(trace, step), XP_OK);
         const double began = xp_time_s();
-        xp_trace_layer_begins(trace);
+        xp_trace_layer_begins(trace, 5, true);
         queue(compute, step == 1 ? "not traced" : "gemm", 0.25);
         xp_trace_layer_ends(trace, 5, true);
         queue(comm, "all-gather", 2);
@@ -92,6 +92,11 @@ static void test_ops_with_timed_events(void **state) {
     assert_non_null(find(events, "layer 5 backward"));
     check_span(events, "gemm", 2, 250e3, 250e3); /* behind the step before */
     check_span(events, "all-gather", 3, 2500e3, 2000e3);
+    const json_t *args =
+        json_object_get(find(events, "gemm"), "args"); /* of the layer it was queued in */
+    assert_int_equal(json_integer_value(json_object_get(args, "layer")), 5);
+    assert_string_equal(json_string_value(json_object_get(args, "pass")), "backward");
+    assert_null(json_object_get(find(events, "all-gather"), "args"));
     const json_t *about = json_object_get(root, "otherData");
     assert_int_equal(json_integer_value(json_object_get(about, "events_left_out")), 0);
     json_decref(root);

@@ -1,0 +1,179 @@
+#include "tune_print.h"
+
+#include <stdio.h>
+#include <string.h>
+#include "expar/version.h"
+
+static double ms(double seconds) {
+    return 1e3 * seconds;
+}
+
+static double change(double ratio) {
+    return 100 * (ratio - 1);
+}
+
+/* Half of what the bounds of the median are apart, in per cent. */
+static double noise(const xp_tune_pair *pair) {
+    return 50 * (pair->high - pair->low);
+}
+
+static const char *verdict_word(const xp_tune_candidate *c) {
+    static const char *const words[] = {[XP_TUNE_NOT_MEASURED] = "not measured",
+                                        [XP_TUNE_FASTER] = "faster",
+                                        [XP_TUNE_SLOWER] = "slower",
+                                        [XP_TUNE_SAME] = "the same",
+                                        [XP_TUNE_UNCLEAR] = "too few passes to judge"};
+    return words[c->verdict];
+}
+
+void tune_print_head(const xp_tune_args *args, const xp_tune_report *report) {
+    const xp_tune_facts *f = args->facts;
+    printf("machine: %s; %d rank%s (%s)\n", f->hardware, f->n_ranks, f->n_ranks == 1 ? "" : "s",
+           f->processes ? "processes" : "threads");
+    printf("layer:   D %lld, F %lld, E %d, K %d, EP %d; %s rows, %lld tokens a rank",
+           (long long)f->dim, (long long)f->moe_dim, f->n_experts, f->top_k, f->ep_size,
+           xp_dtype_name(f->dtype), (long long)report->n_tokens);
+    if (report->n_tokens != f->tokens)
+        printf(" (of a microbatch's %lld)", (long long)f->tokens);
+    printf("\nmeasured: forward and backward of one MoE layer, in turns with the defaults; at most "
+           "%.0f s\n\n",
+           args->seconds);
+    if (report->n > 0)
+        printf("%-46s %9s %9s  %s\n", "setting", "ms", "default", "against the default");
+    fflush(stdout);
+}
+
+void tune_print_row(const xp_tune_candidate *c) {
+    const xp_tune_pair *p = &c->pair;
+    printf("%-46s %9.3f %9.3f  %+5.1f %% +- %.1f, %s%s%s%s\n", c->name, ms(p->other_s),
+           ms(p->default_s), change(p->ratio), noise(p), verdict_word(c),
+           c->why_not ? " (told only: " : "", c->why_not ? c->why_not : "", c->why_not ? ")" : "");
+    fflush(stdout);
+}
+
+static void print_told(const xp_tune_report *report) {
+    for (int i = 0; i < report->n; i++) {
+        const xp_tune_candidate *c = &report->candidates[i];
+        if (c->why_not && c->verdict == XP_TUNE_FASTER)
+            printf("to consider: %s is %.1f %% faster; not written, since %s\n", c->name,
+                   -change(c->pair.ratio), c->why_not);
+        if (c->verdict == XP_TUNE_NOT_MEASURED)
+            printf("not measured, no time left: %s (--seconds)\n", c->name);
+    }
+}
+
+/* What the configuration says itself stays, whatever the file says. */
+static void print_explicit(const xp_config *c) {
+    if (strcmp(c->deepep.transport, "auto") != 0 || c->deepep.num_sms > 0)
+        printf("note: the configuration sets [deepep] itself (transport %s, num_sms %lld): `expar "
+               "train` keeps that; remove it to use the tuned values\n",
+               c->deepep.transport, (long long)c->deepep.num_sms);
+}
+
+void tune_print_verdict(const tune_result *r) {
+    const xp_tune_report *report = r->report;
+    const xp_tune_pair *p = &report->pair;
+    printf("\n");
+    if (report->n == 0)
+        printf("kept: the defaults. With parallelism.expert_parallel_degree 1 no row is "
+               "dispatched: there is nothing to choose\n");
+    else if (report->winner != XP_TUNE_DEFAULT)
+        printf("won: %s, %.3f ms against %.3f ms by default: %.1f %% faster (+- %.1f, %d pairs in "
+               "turns)\n",
+               report->candidates[report->winner].name, ms(p->other_s), ms(p->default_s),
+               -change(p->ratio), noise(p), p->n_pairs);
+    else if (report->has_pair)
+        printf("kept: the defaults. %s was ahead, but measured again it is within the noise: %+.1f "
+               "%% +- %.1f (%d pairs in turns)\n",
+               report->candidates[report->best].name, change(p->ratio), noise(p), p->n_pairs);
+    else
+        printf("kept: the defaults. Nothing that may be written is faster by %.0f %% or more\n",
+               100 * XP_TUNE_LEAST_GAIN);
+    print_told(report);
+    print_explicit(r->args->config);
+}
+
+/* ---- JSON -------------------------------------------------------------------------------- */
+
+static void add_pair(xp_text *t, const xp_tune_pair *p) {
+    xp_text_printf(t,
+                   "{\"pairs\": %d, \"default_ms\": %.6g, \"ms\": %.6g, \"ratio\": %.6g, \"low\": "
+                   "%.6g, \"high\": %.6g}",
+                   p->n_pairs, ms(p->default_s), ms(p->other_s), p->ratio, p->low, p->high);
+}
+
+static void add_candidate(xp_text *t, const xp_tune_candidate *c) {
+    xp_text_puts(t, "{\"name\": ");
+    xp_text_add_json(t, c->name, strlen(c->name));
+    xp_text_printf(t, ", \"verdict\": \"%s\", \"same_bits\": %s, \"why_not\": ", verdict_word(c),
+                   c->same_bits ? "true" : "false");
+    if (c->why_not)
+        xp_text_add_json(t, c->why_not, strlen(c->why_not));
+    else
+        xp_text_puts(t, "null");
+    xp_text_puts(t, ", \"pair\": ");
+    add_pair(t, &c->pair);
+    xp_text_puts(t, "}");
+}
+
+static void add_name(xp_text *t, const xp_tune_report *report, int i) {
+    if (i == XP_TUNE_DEFAULT)
+        xp_text_puts(t, "null");
+    else
+        xp_text_add_json(t, report->candidates[i].name, strlen(report->candidates[i].name));
+}
+
+void tune_add_json(xp_text *t, const tune_result *r) {
+    const xp_tune_report *report = r->report;
+    xp_text_puts(t, "{\"tuned_for\": ");
+    xp_text_add_json(t, r->tuned_for, strlen(r->tuned_for));
+    xp_text_printf(t, ", \"tokens\": %lld, \"seconds\": %.1f,\n \"candidates\": [",
+                   (long long)report->n_tokens, report->seconds);
+    for (int i = 0; i < report->n; i++) {
+        xp_text_puts(t, i > 0 ? ",\n  " : "\n  ");
+        add_candidate(t, &report->candidates[i]);
+    }
+    xp_text_puts(t, "],\n \"best\": ");
+    add_name(t, report, report->best);
+    xp_text_puts(t, ", \"pair\": ");
+    if (report->has_pair)
+        add_pair(t, &report->pair);
+    else
+        xp_text_puts(t, "null");
+    xp_text_puts(t, ", \"winner\": ");
+    add_name(t, report, report->winner);
+    xp_text_puts(t, ", \"file\": ");
+    xp_text_add_json(t, r->path, strlen(r->path));
+    xp_text_puts(t, "}\n");
+}
+
+/* ---- the tuned file ---------------------------------------------------------------------- */
+
+void tune_add_toml(xp_text *t, const tune_result *r) {
+    const xp_tune_report *report = r->report;
+    const xp_tune_candidate *won =
+        report->winner == XP_TUNE_DEFAULT ? NULL : &report->candidates[report->winner];
+    xp_text_puts(t,
+                 "# Written by `expar tune`. `expar train` takes these values where tuned_for fits "
+                 "the machine and the model.\n"
+                 "# A MoE layer, forward and backward, each setting in turns with the "
+                 "defaults:\n");
+    for (int i = 0; i < report->n; i++) {
+        const xp_tune_candidate *c = &report->candidates[i];
+        if (c->verdict != XP_TUNE_NOT_MEASURED)
+            xp_text_printf(t, "#   %-46s %9.3f ms, %9.3f by default (%+.1f %% +- %.1f)%s\n",
+                           c->name, ms(c->pair.other_s), ms(c->pair.default_s),
+                           change(c->pair.ratio), noise(&c->pair), c->why_not ? ", told only" : "");
+    }
+    if (report->has_pair)
+        xp_text_printf(t, "# The best again, both ways round: %+.1f %% +- %.1f.\n",
+                       change(report->pair.ratio), noise(&report->pair));
+    xp_text_puts(t, won ? "\n" : "# The defaults are kept.\n\n");
+    xp_text_puts(t, "[deepep]\ntuned_for = ");
+    xp_text_add_json(t, r->tuned_for, strlen(r->tuned_for));
+    xp_text_puts(t, "\n");
+    if (won && won->setting.transport == XP_EP_A2A && r->args->facts->deepep)
+        xp_text_puts(t, "transport = \"a2a\"\n");
+    if (won && won->setting.num_sms > 0)
+        xp_text_printf(t, "num_sms = %d\n", won->setting.num_sms);
+}

@@ -1,0 +1,13 @@
+# Files as C arrays: cmake -DOUT=FILE.c -DHEADER=NAME.h "-DFILES=symbol=path;..." -P embed.cmake
+file(WRITE ${OUT}.tmp "#include \"${HEADER}\"\n")
+foreach(entry ${FILES})
+    string(REGEX MATCH "^([a-z0-9_]+)=(.*)$" _ "${entry}")
+    set(symbol ${CMAKE_MATCH_1})
+    file(READ "${CMAKE_MATCH_2}" hex HEX)
+    string(LENGTH "${hex}" digits)
+    math(EXPR n_bytes "${digits} / 2")
+    string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${hex}")
+    string(REGEX REPLACE "(................................................................................)" "\\1\n" bytes "${bytes}")
+    file(APPEND ${OUT}.tmp "const size_t ${symbol}_bytes = ${n_bytes};\nconst unsigned char ${symbol}[] = {\n${bytes}};\n")
+endforeach()
+file(RENAME ${OUT}.tmp ${OUT})

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The pages of expar report in a headless Chromium. SHOTS=FOLDER keeps pictures of them.
+. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/report_runs.sh"
+
+command -v python3 > /dev/null || { echo "skipped: python3 drives the browser, and is not here"; exit 77; }
+python3 -c "import sys; sys.path.insert(0, '$SOURCE/tests/e2e/browser'); import chromium; sys.exit(chromium.find() is None)" ||
+    { echo "skipped: no chromium here (scripts/setup.sh --tests installs it)"; exit 77; }
+
+make_runs
+make_long long 100000
+python3 "$SOURCE/tests/e2e/browser/report_page.py" "$EXPAR" one restarted lr-1e-3,lr-3e-3,lr-1e-2 long ${SHOTS:+"$SHOTS"} || fail "a page"
+echo "pages: charts, tips, controls, no requests, no complaints"
