@@ -16,6 +16,7 @@
 #include <time.h>
 #include "comm/thread/simulate_nodes.h"
 #include "harness.h"
+#include "pace.h"
 
 bool ep_fail(ep_env *env, const char *format, ...) {
     if (env->failure[0] == '\0') {
@@ -137,7 +138,7 @@ static int node_of(int rank, int n_ranks) {
 
 static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_transport transport,
                         xp_dtype dtype) {
-    double timeout_s = !c->breaks_world ? 20 : o->cuda ? 1 : 0.5;
+    double timeout_s = !c->breaks_world ? 20 : ep_time_limit(n_ranks, o->cuda ? 1 : 0.5);
     xp_thread_world *world = NULL;
     rank_thread *threads = calloc((size_t)n_ranks, sizeof *threads);
     int nodes[64];
