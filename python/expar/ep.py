@@ -278,8 +278,8 @@ class Group:
 
     def _enter(self) -> None:
         """Calls of a group are in one order: a call on another stream than the last one's waits for that."""
-        if self.device.type != "cuda":
-            return
+        if self.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return  # a graph's capture begins with a synchronisation, and takes in no stream from outside
         current = torch.cuda.current_stream(self.device)
         if self._last_stream is not None and self._last_stream != current:
             current.wait_stream(self._last_stream)
@@ -287,7 +287,7 @@ class Group:
 
     def _used_here(self, *tensors: Tensor) -> None:
         """The current stream uses tensors that another may have made."""
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             for tensor in tensors:
                 tensor.record_stream(torch.cuda.current_stream(self.device))
 

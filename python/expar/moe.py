@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from expar._experts import experts
+from expar._handle import eager
 from expar.ep import Group
 
 __all__ = ["MoEArgs", "MoELayer", "Routing", "experts", "update_expert_bias"]
@@ -174,6 +175,7 @@ class MoELayer(nn.Module):
         handle = self.group.plan(routing.topk_idx, routing.topk_weight)
         return experts(tokens, self.experts.w13, self.experts.w2, handle, self.args.recompute).reshape(x.shape)
 
+    @eager  # a number that changes with every call would have torch.compile compile every call
     def _count(self, topk_idx: Tensor) -> None:
         with torch.no_grad():
             ones = torch.ones((), device=topk_idx.device).expand(topk_idx.numel())
