@@ -213,7 +213,7 @@ static int broadcast_huge(xp_comm *comm) {
 
 int main(int argc, char **argv) {
     xp_comm *comm = NULL;
-    if (test_world_create(60, &comm) != XP_OK) {
+    if (test_world_create(60, 60, &comm) != XP_OK) {
         fprintf(stderr, "%s\n", xp_last_error());
         return 1;
     }

@@ -20,6 +20,7 @@
 #include <unistd.h>
 #include "device/gpu_environment.h"
 #include "expar/ep.h"
+#include "world.h"
 
 #define TOKENS  64
 #define DIM     16
@@ -308,7 +309,7 @@ int main(int argc, char **argv) {
         return 2;
     xp_comm *comm = NULL;
     /* GPUs take longer to come up than the timeout of the test. */
-    xp_status status = xp_mpi_world_comm(o.on_gpu ? 60 : timeout_s, timeout_s, &comm);
+    xp_status status = test_world_create(o.on_gpu ? 60 : timeout_s, timeout_s, &comm);
     if (status != XP_OK)
         end(status);
     end(xp_comm_final_error(comm, run_until_fault(comm, &o)));

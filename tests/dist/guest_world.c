@@ -5,8 +5,9 @@
 
 static MPI_Comm backwards;
 
-xp_status test_world_create(double timeout_s, xp_comm **world) {
+xp_status test_world_create(double init_timeout_s, double timeout_s, xp_comm **world) {
     int rank = 0, provided = 0;
+    (void)init_timeout_s;
     (void)timeout_s;
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS)
         return xp_error(XP_ECOMM, "MPI_Init_thread");

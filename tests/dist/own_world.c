@@ -1,7 +1,7 @@
 #include "world.h"
 
-xp_status test_world_create(double timeout_s, xp_comm **world) {
-    return xp_mpi_world_comm(60, timeout_s, world);
+xp_status test_world_create(double init_timeout_s, double timeout_s, xp_comm **world) {
+    return xp_mpi_world_comm(init_timeout_s, timeout_s, world);
 }
 
 void test_world_destroy(xp_comm *world) {

@@ -19,7 +19,7 @@ static void leave(void) {
 static void enter(void) {
     if (world)
         return;
-    if (test_world_create(60, &world) != XP_OK) {
+    if (test_world_create(60, 60, &world) != XP_OK) {
         fprintf(stderr, "%s\n", xp_last_error());
         exit(1);
     }

@@ -5,8 +5,8 @@
 
 #include "expar/comm.h"
 
-/** @param timeout_s  of every wait, as far as the library sets it */
-xp_status test_world_create(double timeout_s, xp_comm **world);
+/** @param init_timeout_s, timeout_s  of the start and of every wait, as far as the library sets them */
+xp_status test_world_create(double init_timeout_s, double timeout_s, xp_comm **world);
 /** And MPI ends with it. NULL is accepted. */
 void test_world_destroy(xp_comm *world);
 

@@ -284,7 +284,7 @@ static bool warm_up(int index) {
 /* This process is one rank of a launcher's. */
 static int run_mpi(const options *o) {
     ep_env env = {.timeout_s = 60};
-    if (test_world_create(60, &env.comm) != XP_OK) {
+    if (test_world_create(60, 60, &env.comm) != XP_OK) {
         fprintf(stderr, "%s\n", xp_last_error());
         return 1;
     }
