@@ -4,13 +4,16 @@
     TORCHTITAN=path/to/torchtitan python3 bench/peer_torchtitan.py --layers 8 --experts 16
     TORCHTITAN=... torchrun --nproc-per-node 2 bench/peer_torchtitan.py --layers 8 --experts 32 --backend standard
     TORCHTITAN=... torchrun --nproc-per-node 2 bench/peer_torchtitan.py --layers 8 --experts 32 --backend deepep --routing natural
+    TORCHTITAN=... PYTHONPATH=python torchrun --nproc-per-node 2 bench/peer_torchtitan.py --layers 8 --experts 32 --backend expar
 
 TORCHTITAN is a checkout of pytorch/torchtitan at commit a25dd8f88 (the last with models/moe and distributed/deepep as
 used here). The model is the rank slice of 30B-A3B that configs/rank_slice_30b_a3b.toml describes: width 2048, 32 query and
 4 key/value heads of 128, experts of width 768, top-8. TorchTitan's own functions apply selective activation checkpointing
 ("op"), torch.compile and FSDP2, as its Qwen3 configuration does. `--experts` counts the experts of the whole EP group.
 `--backend`: "standard" and "deepep" (needs deep_ep; on one node without NVSHMEM let TorchTitan's deepep.py take 0 for
-num_rdma_bytes) with one EP group over all ranks, "ep1" for data parallelism. Gradient clipping and data loading are left out,
+num_rdma_bytes) with one EP group over all ranks, "ep1" for data parallelism, "expar" for TorchTitan's model with expar's
+dispatch, experts and combine (the Python package) over all ranks; its router, everything around the MoE block, compilation,
+checkpointing and FSDP stay TorchTitan's. Gradient clipping and data loading are left out,
 which favours TorchTitan. Packages that TorchTitan imports but this script never uses are replaced by empty modules when they
 are not installed.
 
@@ -70,7 +73,7 @@ def parse():
     p.add_argument("--seq-len", type=int, default=4096)
     p.add_argument("--top-k", type=int, default=8)
     p.add_argument("--steps", type=int, default=10)
-    p.add_argument("--backend", choices=("standard", "deepep", "ep1"), default="ep1")
+    p.add_argument("--backend", choices=("standard", "deepep", "ep1", "expar"), default="ep1")
     p.add_argument("--routing", choices=("forced", "natural"), default="forced")
     a = p.parse_args()
     if "TORCHTITAN" not in os.environ:
@@ -78,6 +81,44 @@ def parse():
     if a.steps < 5:
         p.error("--steps: at least 5, the first three are not counted")
     return a
+
+
+def use_expar(a, moe, model_file, saved, torch, dist):
+    """Put expar between TorchTitan's router and its experts' weights; returns the group."""
+    from expar.ep import Group
+    from expar.moe import experts as run_experts
+
+    local = lambda weight: weight.to_local() if hasattr(weight, "to_local") else weight
+
+    def experts_forward(self, x, topk_idx, topk_weight):
+        w13 = torch.cat([local(self.w1), local(self.w3)], dim=1).to(x.dtype)
+        handle = group.plan(topk_idx, topk_weight.float())
+        return run_experts(x, w13, local(self.w2).to(x.dtype), handle)
+
+    class ExparMoE(moe.MoE):
+        def forward(self, x):
+            tokens = x.view(-1, x.shape[-1])
+            scores, topk_idx, counts = self.router(tokens, self.expert_bias)
+            with torch.no_grad():
+                self.tokens_per_expert.add_(counts)
+            return self.experts(tokens, topk_idx, scores).reshape(x.shape)
+
+    group = Group(dist.group.WORLD, num_experts=a.experts, top_k=a.top_k, dim=2048, max_tokens=a.batch * a.seq_len,
+                  dtype=torch.bfloat16, backend="deepep")
+    moe.GroupedExperts.forward = experts_forward
+    model_file.MoE = ExparMoE
+    saved.add(torch.ops.expar.moe_experts.default)
+    return group
+
+
+def shard_experts(model, mesh):
+    """Each rank's experts, as TorchTitan's expert parallelism shards them, without its token exchange."""
+    titan = importlib.import_module("torchtitan.distributed.expert_parallel")
+    from torch.distributed.tensor import distribute_module
+
+    for block in model.layers.values():
+        if block.moe_enabled:
+            distribute_module(block.moe.experts, mesh, partition_fn=titan.DeepEPExpertParallel._partition_fn)
 
 
 def build(a, world, torch, dist):
@@ -95,6 +136,7 @@ def build(a, world, torch, dist):
         model_file.MoE = titan("models.moe.moe_deepep").DeepEPMoE
         titan("distributed.deepep")
         saved.update({torch.ops.deepep.dispatch.default, torch.ops.deepep.combine.default})
+    group = use_expar(a, moe, model_file, saved, torch, dist) if a.backend == "expar" else None
     moe_args = moe.MoEArgs(num_experts=a.experts, num_shared_experts=0, top_k=a.top_k, score_func="softmax", route_norm=True,
                            route_scale=1.0, score_before_experts=False, _debug_force_load_balance=a.routing == "forced")
     args = model_args.Qwen3ModelArgs(vocab_size=151936, max_seq_len=a.seq_len, head_dim=128, dim=2048, n_layers=a.layers,
@@ -102,7 +144,9 @@ def build(a, world, torch, dist):
                                      moe_enabled=True, moe_inter_dim=768, moe_args=moe_args)
     with torch.device("meta"):
         model = model_file.Qwen3Model(args)
-    if ep > 1:
+    if ep > 1 and a.backend == "expar":
+        shard_experts(model, dims.get_mesh("ep"))
+    elif ep > 1:
         parallelize.apply_moe_ep_tp(model, tp_mesh=None, ep_mesh=dims.get_mesh("ep"), etp_mesh=None, ep_etp_mesh=None,
                                     use_deepep=a.backend == "deepep")
     checkpointing = job.ActivationCheckpoint(mode="selective", selective_ac_option="op")
@@ -115,7 +159,7 @@ def build(a, world, torch, dist):
     model.to_empty(device="cuda")
     with torch.no_grad():
         model.init_weights(buffer_device=torch.device("cuda"))
-    return model.train()
+    return model.train(), group
 
 
 def main():
@@ -131,7 +175,7 @@ def main():
     torch.manual_seed(rank)
     torch.cuda.set_device(local)
     dist.init_process_group("nccl", device_id=torch.device(f"cuda:{local}"))
-    model = build(a, world, torch, dist)
+    model, group = build(a, world, torch, dist)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
     loss_fn = torch.compile(importlib.import_module("torchtitan.components.loss").cross_entropy_loss)
     tokens = torch.randint(0, 151936, (a.batch, a.seq_len + 1), device="cuda")
@@ -154,6 +198,9 @@ def main():
         rate = a.batch * a.seq_len / counted[len(counted) // 2]
         print(f"RESULT torchtitan {a.backend} {a.routing}, {world} GPU, {a.layers} layers, {a.experts} experts, "
               f"{a.batch} x {a.seq_len}: {rate:,.0f} tok/s/GPU, {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB reserved")
+    if group is not None:
+        group.check()
+        group.close()
     dist.barrier()
     dist.destroy_process_group()
 

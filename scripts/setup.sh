@@ -6,8 +6,11 @@ set -euo pipefail
 build=(gcc cmake ninja-build pkg-config libc6-dev libjansson-dev libpcre2-dev libutf8proc-dev zlib1g-dev
     libzstd-dev libxxhash-dev libopenblas-pthread-dev libopenmpi-dev openmpi-bin libcmocka-dev)
 tests=(clang-format g++ python3 zstd xxhash)
-# the pages of expar report (115 MB); Ubuntu has Chromium as a snap only, and there the test says that it is skipped
-if grep -qx 'ID=debian' /etc/os-release 2>/dev/null; then tests+=(chromium); fi
+# the pages of expar report (115 MB); Ubuntu has Chromium as a snap only, and there the test says that it is skipped.
+# the PyTorch package (207 MB to download, 894 MB installed); without it its tests say that they are skipped
+if grep -qx 'ID=debian' /etc/os-release 2>/dev/null; then
+    tests+=(chromium python3-torch python3-setuptools python3-pip python3-wheel)
+fi
 
 wanted=("${build[@]}")
 for arg in "$@"; do

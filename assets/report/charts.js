@@ -44,6 +44,7 @@ function duration(v) {
 
 const xNames = { step: "step", tokens: "tokens", time: "time" };
 const xText = { step: whole, tokens: short, time: duration };
+const wholeSteps = Array.from({ length: 40 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));
 const timeSteps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 432000, 864000, 2592000];
 
 /* ---- colours ---- */
@@ -102,7 +103,7 @@ const widened = ([low, high]) => (low < high ? [low, high] : [low - 1, high + 1]
 function axes(text, xMode) {
   const line = { stroke: () => css("--muted"), grid: { stroke: () => css("--grid"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
   return [
-    { ...line, size: 26, space: 64, values: (u, ticks) => ticks.map(xText[xMode]), ...(xMode === "time" ? { incrs: timeSteps } : {}) },
+    { ...line, size: 26, space: 64, values: (u, ticks) => ticks.map(xText[xMode]), ...(xMode === "tokens" ? {} : { incrs: xMode === "time" ? timeSteps : wholeSteps }) },
     { ...line, values: (u, ticks) => ticks.map((v) => (v === null ? "" : text(v))),
       size: (u, labels) => (labels ? Math.max(34, 14 + 6.4 * Math.max(...labels.map((l) => l.length))) : 40) },
   ];
@@ -116,7 +117,7 @@ function plot(box, page, options, data, tip) {
   const bubble = element("div", { class: "tip", hidden: "" });
   const showTip = (u) => {
     const { left, top } = u.cursor;
-    const own = u.over.matches(":hover") || u.touched;
+    const own = u.over.matches(":hover");
     const children = own && left >= 0 ? tip(u, u.posToVal(left, "x")) : null;
     bubble.hidden = !children;
     if (!children) return;
@@ -160,8 +161,9 @@ function runLines(run, chart, page) {
   const points = run.x[page.xMode];
   const clean = (values) => (page.log && chart.log ? values.map((v) => (v > 0 ? v : null)) : values);
   const mean = clean(run.series[chart.key]);
-  const lines = [{ kind: "main", values: smooth(mean, page.smoothing) }];
-  if (page.smoothing > 0) lines.unshift({ kind: "raw", values: mean });
+  const weight = chart.exact ? 0 : page.smoothing;
+  const lines = [{ kind: "main", values: smooth(mean, weight) }];
+  if (weight > 0) lines.unshift({ kind: "raw", values: mean });
   else if (page.showRange && run.series[chart.key + ".low"])
     lines.unshift({ kind: "high", values: clean(run.series[chart.key + ".high"]) }, { kind: "low", values: clean(run.series[chart.key + ".low"]) });
   return { points, lines };
@@ -229,7 +231,7 @@ function lineTip(u, chart, page, pointer) {
     const row = element("div", {}, element("i", { style: "background:" + runColor(run.index) }),
       run.label + (s.kind === "validation" ? " validation  " : "  "), element("b", {}, chart.text(value)));
     const notes = [];
-    if (s.kind === "main" && page.smoothing > 0 && isNumber(run.series[chart.key][k])) notes.push("unsmoothed " + chart.text(run.series[chart.key][k]));
+    if (s.kind === "main" && page.smoothing > 0 && !chart.exact && isNumber(run.series[chart.key][k])) notes.push("unsmoothed " + chart.text(run.series[chart.key][k]));
     else if (s.kind === "main" && low && isNumber(low[k])) notes.push(chart.text(low[k]) + " to " + chart.text(high[k]));
     if (page.xMode !== "step" && isNumber(run.x.step[k])) notes.push("step " + whole(run.x.step[k]));
     const restart = run.restarts.find((r) => r[0] === run.x.step[k]);

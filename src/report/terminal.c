@@ -73,8 +73,8 @@ static void set_dot(canvas *c, int x, int y, int curve_number) {
 
 static int dot_row(const canvas *c, double value, double low, double high) {
     const int last = c->rows * c->dots_y - 1;
-    const double from_top = (high - value) / (high - low) * last;
-    return from_top < 0 ? 0 : from_top > last ? last : (int)(from_top + 0.5);
+    const double from_top = (high / 2 - value / 2) / (high / 2 - low / 2) * last; /* no overflow */
+    return from_top > 0 ? from_top < last ? (int)(from_top + 0.5) : last : 0;
 }
 
 /* The steps of one column of dots, as a line from the smallest to the largest. Steps share the width evenly. */
@@ -222,11 +222,11 @@ static void put_phases(const xp_report_run *run, xp_text *out) {
         return;
     xp_text_printf(out, "\ntime: %.4g s", all);
     for (size_t i = 0; i < sizeof phases / sizeof phases[0]; i++) {
-        double sum = 0;
-        for (int64_t s = 0; s < run->n_steps; s++)
-            sum +=
-                isfinite(run->columns[phases[i].column][s]) ? run->columns[phases[i].column][s] : 0;
-        xp_text_printf(out, ", %s %.1f%%", phases[i].name, 100 * sum / all);
+        const xp_report_range range =
+            xp_report_range_of(run->columns[phases[i].column], 0, run->n_steps);
+        const double share = 100 * n * range.mean / all; /* phases are in all lines or in none */
+        if (share >= 0.05)
+            xp_text_printf(out, ", %s %.1f%%", phases[i].name, share);
     }
     xp_text_puts(out, "\n");
 }
@@ -237,9 +237,10 @@ static void put_heading(const xp_report_run *run, const xp_report_summary *s,
     format_number(s->tokens, tokens);
     format_number(s->last_loss, loss);
     format_number(s->validation, validation);
-    xp_text_printf(out, "%s%s%s: %lld steps, %s tokens, loss %s (mean of the last %d)",
+    xp_text_printf(out, "%s%s%s: %lld step%s, %s tokens, loss %s (mean of the last %d)",
                    t->color ? "\033[1m" : "", run->name, t->color ? "\033[0m" : "",
-                   (long long)run->n_steps, tokens, loss, XP_REPORT_LAST);
+                   (long long)run->n_steps, run->n_steps == 1 ? "" : "s", tokens, loss,
+                   XP_REPORT_LAST);
     if (isfinite(s->validation)) {
         snprintf(step, sizeof step, "%.0f", s->validation_step);
         xp_text_printf(out, ", best validation %s at step %s", validation, step);
@@ -249,8 +250,8 @@ static void put_heading(const xp_report_run *run, const xp_report_summary *s,
         if (run->columns[XP_COLUMN_RESUMED][i] > 0)
             xp_text_printf(out, "resumed from step %.0f\n", run->columns[XP_COLUMN_RESUMED][i]);
     if (s->n_not_finite > 0)
-        xp_text_printf(out, "the loss of %lld steps is not a finite number\n",
-                       (long long)s->n_not_finite);
+        xp_text_printf(out, "the loss of %lld step%s is not a finite number\n",
+                       (long long)s->n_not_finite, s->n_not_finite == 1 ? "" : "s");
 }
 
 xp_status xp_report_draw(const xp_report_run *run, const xp_report_terminal *terminal,

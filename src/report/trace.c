@@ -7,6 +7,7 @@
 #include "core/file.h"
 
 #define MAX_TRACE_BYTES ((size_t)2 << 30)
+#define MAX_LAYERS      4096
 #define COMPUTE_ROW     "ops, compute stream"
 
 typedef struct span {
@@ -57,7 +58,7 @@ static xp_status read_span(const json_t *event, span *out) {
         return wrong("an event without a name, a row or a length", event);
     out->row = json_integer_value(row);
     out->layer = json_is_integer(layer) && json_integer_value(layer) >= 0 &&
-                         json_integer_value(layer) < 1 << 20
+                         json_integer_value(layer) < MAX_LAYERS
                      ? (int)json_integer_value(layer)
                      : -1;
     out->backward = pass && strcmp(pass, "backward") == 0;

@@ -5,7 +5,6 @@
 #include <string.h>
 #include <unistd.h>
 #include "core/file.h"
-#include "predict/gpus.h"
 #include "train/run_state.h"
 
 #define GIB ((double)(1 << 30))
@@ -25,8 +24,7 @@ static void fill_rates(xp_trainer *t, double time_s, int64_t steps, xp_step_reco
     record->memory_percent = total > 0 ? 100 * (double)memory / total : 0;
     record->tps = time_s > 0 ? (double)tokens / time_s : 0;
     record->tflops = record->tps * xp_arch_flops_per_token(&t->run.arch, t->run.seq_len) / 1e12;
-    const xp_gpu *gpu = xp_gpu_of_model(xp_device_model_name(t->device));
-    record->mfu_percent = gpu ? 100 * record->tflops / gpu->bf16_tflops : -1;
+    record->mfu_percent = t->peak_tflops > 0 ? 100 * record->tflops / t->peak_tflops : -1;
 }
 
 static bool due(int64_t step, int64_t every) {
@@ -46,6 +44,12 @@ double xp_trainer_recent_loss(const xp_trainer *t) {
     return n > 0 ? sum / (double)n : NAN;
 }
 
+/* Of the whole step, with validation and checkpoints. The first step after a start is longer than others. */
+static double step_mean_s(const xp_trainer *t) {
+    const int64_t n = t->step - t->first_step;
+    return n > 1 ? (t->run_s - t->first_step_s) / (double)(n - 1) : t->run_s;
+}
+
 /* Training does not end for want of a line: what could not be written is tried again. */
 static void write_metrics(xp_trainer *t, const xp_step_record *record) {
     xp_status status = xp_metrics_add(t->metrics, record);
@@ -56,35 +60,50 @@ static void write_metrics(xp_trainer *t, const xp_step_record *record) {
     t->metrics_fail = status != XP_OK;
 }
 
-/* A part that follows the step line, where the terminal has room for it. */
-static void add_part(xp_text *line, int *used, int columns, const char *part) {
-    *used += 2 + (int)strlen(part);
-    if (columns == 0 || *used <= columns)
-        xp_text_printf(line, "  %s", part);
-    else
-        *used = columns; /* parts come in their order: none after one that has no room */
+/* What follows the step line where the terminal has room for it. */
+enum { PART_LR, PART_TOTAL, PART_TIME, PART_ETA, N_PARTS };
+
+static void format_parts(const xp_trainer *t, const xp_step_record *record,
+                         char parts[N_PARTS][64]) {
+    char number[32];
+    const int64_t left = t->config->training.steps - t->step;
+    snprintf(parts[PART_LR], 64, "lr: %.2e", record->lr);
+    if (t->n_ranks > 1) {
+        xp_format_thousands(record->tps * t->n_ranks, number);
+        snprintf(parts[PART_TOTAL], 64, "total: %s", number);
+    }
+    snprintf(parts[PART_TIME], 64, "time: %.3gs", t->interval_s / (double)t->interval_steps);
+    if (left > 0) {
+        xp_format_duration(step_mean_s(t) * (double)left, number);
+        snprintf(parts[PART_ETA], 64, "ETA: %s", number);
+    }
+}
+
+/* The ETA has room first. A part without room keeps those after it out. */
+static void add_parts(char parts[N_PARTS][64], int used, int columns, xp_text *line) {
+    static const int by_need[N_PARTS] = {PART_ETA, PART_LR, PART_TOTAL, PART_TIME};
+    bool fits = true;
+    for (int i = 0; i < N_PARTS; i++) {
+        char *part = parts[by_need[i]];
+        if (part[0] == '\0')
+            continue;
+        fits = fits && (columns == 0 || used + 2 + (int)strlen(part) <= columns);
+        used += 2 + (int)strlen(part);
+        if (!fits)
+            part[0] = '\0';
+    }
+    for (int i = 0; i < N_PARTS; i++)
+        if (parts[i][0] != '\0')
+            xp_text_printf(line, "  %s", parts[i]);
 }
 
 static void print_step(xp_trainer *t, const xp_step_record *record) {
     xp_text line = {0}, plain = {0};
-    char part[64], number[32];
-    double step_s = t->interval_s / (double)t->interval_steps;
+    char parts[N_PARTS][64] = {0};
     xp_metrics_line(record, false, &plain);
     xp_metrics_line(record, xp_log_has_color(t->log), &line);
-    int used = (int)plain.length, columns = xp_log_columns(t->log);
-    snprintf(part, sizeof part, "lr: %.2e", record->lr);
-    add_part(&line, &used, columns, part);
-    if (t->n_ranks > 1) {
-        xp_format_thousands(record->tps * t->n_ranks, number);
-        snprintf(part, sizeof part, "total: %s", number);
-        add_part(&line, &used, columns, part);
-    }
-    snprintf(part, sizeof part, "time: %.3gs", step_s);
-    add_part(&line, &used, columns, part);
-    xp_format_duration(step_s * (double)(t->config->training.steps - t->step), number);
-    snprintf(part, sizeof part, "ETA: %s", number);
-    if (t->step < t->config->training.steps)
-        add_part(&line, &used, columns, part);
+    format_parts(t, record, parts);
+    add_parts(parts, (int)plain.length, xp_log_columns(t->log), &line);
     xp_trainer_say(t, "%s", line.failed ? "step line: out of memory" : line.data);
     xp_text_free(&line);
     xp_text_free(&plain);
@@ -99,6 +118,9 @@ void xp_trainer_report(xp_trainer *t, xp_step_record *record) {
     fill_rates(t, training_s, 1, record);
     bool first = t->step == t->first_step + 1;
     record->first_of_start = first;
+    t->run_s += record->time_s;
+    if (first)
+        t->first_step_s = record->time_s;
     record->resumed_step = t->first_step;
     if (t->metrics)
         write_metrics(t, record);

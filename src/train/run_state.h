@@ -41,6 +41,7 @@ struct xp_trainer {
     char *ckpt_folder;
 
     xp_device *device;
+    double peak_tflops;             /* of the GPU, dense bf16; 0: not known, or a CPU */
     xp_memory_prediction predicted; /* on the speaking rank */
     xp_run run;
     xp_event *results; /* behind what the host reads of a step, before the update */
@@ -73,8 +74,9 @@ struct xp_trainer {
     int64_t n_recent;
     int64_t interval_steps; /* since the last step line */
     double interval_s;
-    double publish_s;   /* of the save published after the last step's line */
-    uint64_t data_hash; /* of sampled rows */
+    double run_s, first_step_s; /* all steps of this start, and its first */
+    double publish_s;           /* of the save published after the last step's line */
+    uint64_t data_hash;         /* of sampled rows */
     bool stop;
     bool publish_now;  /* a save is written, and published once this step's line is */
     bool all_failed;   /* every rank has come to the same failure, at the same place */

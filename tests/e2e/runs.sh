@@ -118,6 +118,22 @@ done
 # ---- what follows the step line; a launcher that is not understood; little address space
 train 2 line --training.steps 3 --metrics.log_freq 1
 expect_text line.log "^step:  2  loss: .*mfu: n/a  lr: [0-9.]*e-0[0-9]  total: [0-9,]*  time: [0-9.e-]*s  ETA: [0-9]*s"
+# A terminal shows what fits, the ETA before the rest.
+if command -v script > /dev/null && command -v stty > /dev/null; then
+    for columns in 100 122 200; do
+        NO_COLOR=1 NGPU=2 script -qec "stty cols $columns; '$EXPAR' train --job.config_file tiny.toml --job.dump_folder wide --job.threads_per_rank 1 \
+            --training.steps 3 --metrics.log_freq 1 --checkpoint.no_enable" /dev/null < /dev/null > "pty-$columns.log" 2>&1 || fail "a terminal of $columns columns"
+        # between the clearings of the progress bar
+        tr '\r' '\n' < "pty-$columns.log" | sed 's/\x1b\[K//g' | grep '^step:' > lines.log || fail "no step line on a terminal"
+        case $columns in
+        100) expect_no lines.log "ETA" ;;
+        122) expect_text lines.log "^step:  2 .*mfu: n/a  ETA: [0-9]*s$" ;;
+        200) expect_text lines.log "^step:  2 .*  lr: .*  total: .*  time: .*  ETA: [0-9]*s$" ;;
+        esac
+        [ "$columns" = 100 ] || ! awk -v c=$columns 'length > c { wide = 1 } END { exit !wide }' lines.log || fail "a step line is wider than $columns"
+        rm -rf wide
+    done
+fi
 for value in 'WORLD_SIZE=8 RANK=3' MV2_COMM_WORLD_SIZE=2; do
     NGPU=1 env $value "$EXPAR" train --job.config_file tiny.toml --job.dump_folder foreign --training.steps 2 > foreign.log 2>&1
     rc=$?

@@ -36,6 +36,7 @@ typedef struct fuzz_target {
 const fuzz_target *fuzz_config_target(int i);
 const fuzz_target *fuzz_data_target(int i);
 const fuzz_target *fuzz_checkpoint_target(int i);
+const fuzz_target *fuzz_report_target(int i);
 
 uint64_t fuzz_draw(fuzz_state *state, uint64_t n);
 /** A refusal needs one of the codes that a file can be refused with, and words. */

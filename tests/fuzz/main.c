@@ -24,8 +24,8 @@ typedef struct options {
 
 static const fuzz_target *target_at(int i) {
     const fuzz_target *(*const lists[])(int) = {fuzz_config_target, fuzz_data_target,
-                                                fuzz_checkpoint_target};
-    for (int list = 0; list < 3; list++) {
+                                                fuzz_checkpoint_target, fuzz_report_target};
+    for (int list = 0; list < 4; list++) {
         int n = 0;
         while (lists[list](n) != NULL)
             n++;
