@@ -81,6 +81,7 @@ fi
 if grep -q avx2 /proc/cpuinfo; then
     with OPENBLAS_CORETYPE=Prescott -- 0 "not f('BLAS')['ok'] and 'export OPENBLAS_CORETYPE=' in f('BLAS')['advice']"
     with OPENBLAS_CORETYPE=Haswell -- 0 "f('BLAS')['ok']"
+    (unset OPENBLAS_CORETYPE && check 0 "f('BLAS')['ok']") || exit 1 # the program starts OpenBLAS with what fits
 fi
 
 # ---- the dump folder: not there yet, a file, a place where nobody can write
