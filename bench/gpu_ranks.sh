@@ -1,7 +1,7 @@
 #!/bin/bash
 # Starts and failures of several GPUs: does every start of a run get through its first steps, and is a lost rank heard in time?
 #   bench/gpu_ranks.sh BUILD_FOLDER [OUTPUT_FOLDER]
-# BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
+# BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used, and configs/.
 # PARTS="starts threads faults thread_faults" chooses; a part prints a line a run and a count at its end.
 #   starts         STARTS (40) runs of `expar train` over all GPUs, one process a GPU, 3 steps of 8 layers of the rank slice; routing natural,
 #                  spread and modulo in turn, every other run with expert_parallel_overlap

@@ -1,7 +1,7 @@
 #!/bin/bash
 # All GPUs of a machine, one process a GPU: a whole model, scaling, the expert exchange beside the link, starts, failures, checkpoints.
 #   bench/gpu_scaling.sh BUILD_FOLDER [OUTPUT_FOLDER]
-# BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used. At most TOTAL (540)
+# BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used, and configs/. At most TOTAL (540)
 # seconds; every command has a limit of its own, and every figure is written to OUTPUT_FOLDER/rows.jsonl as soon as it is there. At the
 # end: OUTPUT_FOLDER/table.md and scaling.json. Exit code 0: all that was wanted ran, and was right.
 # PARTS chooses, in this order:

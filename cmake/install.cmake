@@ -14,3 +14,5 @@ endif()
 if(TARGET expar_mpi)
     install(TARGETS expar_mpi LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endif()
+# What `expar plan --gpu NAME` reads: found from bin/ and from lib/.
+install(DIRECTORY configs/hardware/ DESTINATION ${CMAKE_INSTALL_DATADIR}/expar/hardware FILES_MATCHING PATTERN "*.toml")

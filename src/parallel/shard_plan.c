@@ -104,16 +104,22 @@ static int lowest_group(const xp_shard_plan *plan, const xp_shard_bucket *bucket
     return plan->pieces[bucket->first_piece + bucket->n_pieces - 1].group;
 }
 
-static void sort_buckets(xp_shard_plan *plan) {
-    for (int i = 1; i < plan->n_buckets; i++) {
-        xp_shard_bucket bucket = plan->buckets[i];
-        int j = i;
-        while (j > 0 && lowest_group(plan, &plan->buckets[j - 1]) < lowest_group(plan, &bucket)) {
-            plan->buckets[j] = plan->buckets[j - 1];
-            j--;
-        }
-        plan->buckets[j] = bucket;
-    }
+/* Merges the dense buckets, which stand first, with the expert buckets: each kind is in order already.
+ * A dense bucket goes before an expert bucket of the same group. */
+static xp_status merge_kinds(xp_shard_plan *plan, int n_dense) {
+    if (n_dense == 0 || n_dense == plan->n_buckets)
+        return XP_OK;
+    xp_shard_bucket *dense = malloc((size_t)n_dense * sizeof *dense);
+    if (!dense)
+        return xp_error(XP_ENOMEM, "no memory for the plan of %d reductions", plan->n_buckets);
+    memcpy(dense, plan->buckets, (size_t)n_dense * sizeof *dense);
+    int out = 0, expert = n_dense;
+    for (int d = 0; d < n_dense; plan->buckets[out++] = dense[d++])
+        while (expert < plan->n_buckets &&
+               lowest_group(plan, &plan->buckets[expert]) > lowest_group(plan, &dense[d]))
+            plan->buckets[out++] = plan->buckets[expert++];
+    free(dense);
+    return XP_OK;
 }
 
 xp_status xp_shard_plan_create(const xp_param_table *table, int dense_ranks, int dense_rank,
@@ -143,8 +149,13 @@ xp_status xp_shard_plan_create(const xp_param_table *table, int dense_ranks, int
     }
     packer p = {.plan = plan, .bucket_elements = bucket_elements};
     pack_kind(&p, table, false);
+    const int n_dense = plan->n_buckets;
     pack_kind(&p, table, true);
-    sort_buckets(plan);
+    xp_status status = merge_kinds(plan, n_dense);
+    if (status != XP_OK) {
+        xp_shard_plan_destroy(plan);
+        return status;
+    }
     for (int b = 0; b < plan->n_buckets; b++) {
         const xp_shard_bucket *bucket = &plan->buckets[b];
         int64_t elements = bucket->n_each * bucket->n_ranks;

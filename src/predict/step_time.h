@@ -1,11 +1,6 @@
 /**
- * How long a step will take on GPUs that need not be here: work over the GPU's limits and the
- * shares of them that expar's kernels reach.
- *
- * The shares were measured on an H100 (docs/benchmarks.md, "Where a step's time goes"); on a GPU
- * that was not measured they are assumed. Nothing that is beside other work in the run is counted
- * twice: gradient reductions hide behind half of the backward pass, an exchange hides behind
- * nothing (on two GPUs expert_parallel_overlap was measured to cost more than it hid).
+ * How long a step will take on hardware that need not be here: work over its limits and the shares of them that
+ * expar reaches there, and fixed costs of kernels and launches (predict/hardware.h).
  */
 #ifndef XP_PREDICT_STEP_TIME_H
 #define XP_PREDICT_STEP_TIME_H
@@ -13,12 +8,13 @@
 #include "config/config.h"
 #include "expar/ep.h"
 #include "parallel/mesh.h"
-#include "predict/gpus.h"
+#include "predict/hardware.h"
 
 typedef struct xp_cluster {
-    const xp_gpu *gpu;
-    int gpus_per_node;
+    const xp_hardware *hardware;
+    int gpus_per_node;   /* ranks of a node; of a CPU they share its cores */
     double network_gbps; /* between nodes, of each GPU, GB/s one way */
+    double latency_us;   /* between nodes */
 } xp_cluster;
 
 /** Seconds of one rank's step, by what they are spent on; bytes that the rank sends in a step. */
@@ -26,12 +22,15 @@ typedef struct xp_step_prediction {
     double dense_s;     /* projections, dense feed-forward */
     double attention_s; /* forward and backward */
     double experts_s;   /* grouped GEMMs */
-    double memory_s;    /* norms, RoPE, activations, sums: what the GPU's memory bounds */
+    double memory_s;    /* norms, RoPE, activations, sums: what the memory's rate bounds */
     double head_s;      /* logits, loss and their gradients */
-    double exchange_s;  /* dispatch and combine, forward and backward */
-    double gradients_s; /* reduced and gathered, what does not hide */
+    double exchange_s;  /* dispatch and combine, forward and backward: what does not hide */
+    double gradients_s; /* reduced and gathered: what does not hide */
     double optimizer_s;
-    double step_s;                    /* the sum */
+    double launch_s; /* fixed costs of kernels, and waiting for the host where it cannot keep up */
+    double step_s;   /* the sum */
+    double hidden_exchange_s;         /* beside the other half of the microbatch, with overlap */
+    double host_s;                    /* that the host needs to enqueue a step */
     double link_bytes, network_bytes; /* of the exchange: inside a node, between nodes */
     double gradient_bytes;            /* reduced and gathered */
     double tokens;                    /* of one rank's step */
@@ -42,8 +41,8 @@ typedef struct xp_step_prediction {
 
 /**
  * @param layout  from xp_mesh_layout(), ep_nodes set
- * @return XP_OK; XP_ECONFIG as the run itself would give; XP_ENOTSUP for float32, whose kernels
- *         were not measured
+ * @return XP_OK; XP_ECONFIG as the run itself would give; XP_ENOTSUP for float32 on a GPU, whose kernels were not
+ *         measured
  */
 XP_NODISCARD xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout,
                                        const xp_cluster *cluster, xp_step_prediction *prediction);

@@ -6,6 +6,7 @@
 #include "comm/provider.h"
 #include "device/device_internal.h"
 #include "device/gpu_placement.h"
+#include "predict/hardware.h"
 #include "train/run_state.h"
 
 /* Ranks of its node before this one. */
@@ -36,7 +37,12 @@ xp_status xp_trainer_create_device(xp_trainer *t) {
         if (!t->config->debug.deterministic)
             args.caps = faster;
     }
-    return xp_device_create(&args, &t->device);
+    XP_TRY(xp_device_create(&args, &t->device));
+    xp_hardware hardware;
+    if (args.kind == XP_DEVICE_CUDA &&
+        xp_hardware_of_model(xp_device_model_name(t->device), &hardware) == XP_OK)
+        t->peak_tflops = hardware.limits.tflops;
+    return XP_OK;
 }
 
 static xp_status introduce(const xp_trainer *t, xp_rank_gpu *mine) {

@@ -5,7 +5,6 @@
 #include <string.h>
 #include <unistd.h>
 #include "core/file.h"
-#include "predict/gpus.h"
 #include "train/run_state.h"
 
 #define GIB ((double)(1 << 30))
@@ -25,8 +24,7 @@ static void fill_rates(xp_trainer *t, double time_s, int64_t steps, xp_step_reco
     record->memory_percent = total > 0 ? 100 * (double)memory / total : 0;
     record->tps = time_s > 0 ? (double)tokens / time_s : 0;
     record->tflops = record->tps * xp_arch_flops_per_token(&t->run.arch, t->run.seq_len) / 1e12;
-    const xp_gpu *gpu = xp_gpu_of_model(xp_device_model_name(t->device));
-    record->mfu_percent = gpu ? 100 * record->tflops / gpu->bf16_tflops : -1;
+    record->mfu_percent = t->peak_tflops > 0 ? 100 * record->tflops / t->peak_tflops : -1;
 }
 
 static bool due(int64_t step, int64_t every) {

@@ -41,6 +41,7 @@ struct xp_trainer {
     char *ckpt_folder;
 
     xp_device *device;
+    double peak_tflops;             /* of the GPU, dense bf16; 0: not known, or a CPU */
     xp_memory_prediction predicted; /* on the speaking rank */
     xp_run run;
     xp_event *results; /* behind what the host reads of a step, before the update */

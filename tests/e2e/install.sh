@@ -40,6 +40,10 @@ for header in "$SOURCE"/include/expar/*.h; do
         fail "$name does not compile alone as C++17"
 done
 
+# The program finds the hardware descriptions that came with it.
+"$prefix/bin/expar" plan --model.flavor tiny_moe --training.dtype bfloat16 --gpu b200 --json > "$work/plan" ||
+    fail "the installed program does not plan"
+
 # Interface functions have the interface's version, all others the private one.
 nm -D --defined-only "$libdir/libexpar.so" > "$work/symbols"
 for symbol in xp_version xp_ep_dispatch xp_moe_forward xp_comm_all_reduce xp_fused_silu_gate_prob; do

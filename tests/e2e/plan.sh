@@ -86,6 +86,11 @@ PY
 plan fp32.json "${moe[@]}" 8 --training.dtype float32
 holds fp32.json "'step_s' not in d[0] and 'float32' in d[0]['error']"
 
+# Reserving takes time in proportion to the layers: 8000 of them, whose experts are reduced in over a million buckets.
+timeout 10 "$EXPAR" plan "${moe[@]}" 8 --nodes 16 --model.n_layers 8000 --parallelism.bucket_mb 1 > deep.txt
+rc=$?
+expect_rc 1 "8000 layers in less than 10 s"
+
 # Errors: exit code 2 and the word that is wrong.
 wrong() { # WORDS ARGUMENTS
     local words=$1

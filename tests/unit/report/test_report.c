@@ -57,6 +57,42 @@ static void one_line(void **state) {
         assert_false(parse(damaged[i], loads, &row));
 }
 
+/* Lines as they are written are scanned, others go through a JSON library: a string makes a line one of those. */
+static void same_by_both_readers(void **state) {
+    (void)state;
+    static float scanned[XP_N_LOADS][XP_REPORT_MAX_LAYERS], read[XP_N_LOADS][XP_REPORT_MAX_LAYERS];
+    static const char *const bodies[] = {
+        "\"step\": 3, \"loss\": 2.123456789012345, \"lr\": 1e-300, \"tps\": -1, \"mfu\": null",
+        " \"loss\":1E+2 ,\"step\" : 12345678901234 , \"unknown\": [1, null], \"lr\": 0.1 ",
+        "\"step\": 4, \"moe_load_max_over_mean\": [1, null, 2.5e0], "
+        "\"moe_load_busiest_rank_share\": [0.1, 0.2, 0.3]",
+        "\"step\": 4, \"moe_load_max_over_mean\": [], \"moe_load_busiest_rank_share\": [1]",
+        "\"step\": 4, \"loss\": 1, \"loss\": 2",
+        "\"step\": 4.5",
+        "\"step\": 0",
+        "\"step\": 5, \"loss\": 01",
+        "\"step\": 5, \"loss\": 0x10",
+        "\"step\": 5,",
+        "\"step\" 5",
+    };
+    for (size_t i = 0; i < sizeof bodies / sizeof bodies[0]; i++) {
+        char first[512], second[512];
+        xp_report_row a = {0}, b = {0};
+        snprintf(first, sizeof first, "{%s}", bodies[i]);
+        snprintf(second, sizeof second, "{\"text\": \"\", %s}", bodies[i]);
+        const bool is_step = parse(first, scanned, &a);
+        assert_int_equal(is_step, parse(second, read, &b));
+        if (!is_step)
+            continue;
+        assert_memory_equal(a.values, b.values, sizeof a.values);
+        assert_int_equal(a.n_layers, b.n_layers);
+        for (int k = 0; k < XP_N_LOADS; k++)
+            for (int l = 0; l < a.n_layers; l++)
+                assert_true(a.loads[k][l] == b.loads[k][l] ||
+                            (isnan(a.loads[k][l]) && isnan(b.loads[k][l])));
+    }
+}
+
 static void buckets(void **state) {
     (void)state;
     double values[8] = {1, 1, 9, 1, NAN, NAN, 2, NAN};
@@ -344,6 +380,7 @@ static void terminal(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_line),
+        cmocka_unit_test(same_by_both_readers),
         cmocka_unit_test(buckets),
         cmocka_unit_test(configuration),
         cmocka_unit_test_setup_teardown(whole_run, xp_scratch_setup, xp_scratch_teardown),

@@ -18,7 +18,9 @@ typedef struct wanted {
     const char *words[MAX_WORDS]; /* NULL at the end */
 } wanted;
 
-static xp_status predict(const wanted *w, xp_step_prediction *p) {
+typedef void (*adjust_fn)(xp_hardware *hardware);
+
+static xp_status predict(const wanted *w, adjust_fn adjust, xp_step_prediction *p) {
     char *argv[2 * MAX_WORDS] = {"--model.flavor",
                                  "30B-A3B",
                                  "--training.seq_len",
@@ -40,47 +42,127 @@ static xp_status predict(const wanted *w, xp_step_prediction *p) {
         xp_mesh_layout(xp_config_get(set), w->n_ranks, 0, &layout) != XP_OK)
         fail_msg("%s", xp_last_error());
     layout.ep_nodes = xp_mesh_ep_nodes(&layout, w->n_nodes);
+    xp_hardware hardware;
+    if (xp_hardware_read(w->gpu, &hardware) != XP_OK)
+        fail_msg("%s", xp_last_error());
+    if (adjust)
+        adjust(&hardware);
     const xp_cluster cluster = {
-        .gpu = xp_gpu_named(w->gpu), .gpus_per_node = w->n_ranks / w->n_nodes, .network_gbps = 50};
+        .hardware = &hardware, .gpus_per_node = w->n_ranks / w->n_nodes, .network_gbps = 50};
     const xp_status status = xp_predict_step(xp_config_get(set), &layout, &cluster, p);
     xp_config_destroy(set);
     return status;
 }
 
-static xp_step_prediction predicted(const wanted *w) {
+static xp_step_prediction predicted_with(const wanted *w, adjust_fn adjust) {
     xp_step_prediction p;
-    if (predict(w, &p) != XP_OK)
+    if (predict(w, adjust, &p) != XP_OK)
         fail_msg("%s", xp_last_error());
     return p;
 }
 
+static xp_step_prediction predicted(const wanted *w) {
+    return predicted_with(w, NULL);
+}
+
 #define EP(n)         "--parallelism.expert_parallel_degree", n
 #define BACKEND(name) "--parallelism.expert_parallel_comm_backend", name
+#define FORCED(mode)  "--debug.moe_force_load_balance", "--debug.moe_force_load_balance_mode", mode
 
-/* docs/benchmarks.md; 10 % because single runs differ by 4 % and some are of older kernels. */
+/* Kernels before the attention backward and the memory-bound ops of today: rows that were measured with them. */
+static void former_kernels(xp_hardware *h) {
+    h->reached.attention_backward =
+        0.355; /* cuDNN, deterministic: 341 TFLOP/s in a step of an H200 */
+    h->reached.memory *= 0.92;
+}
+
+/* docs/benchmarks.md, "Planned and measured": tok/s a GPU. */
 static void near_runs_on_record(void **state) {
     (void)state;
     const struct {
         wanted w;
-        double tokens_per_s;
+        adjust_fn adjust;
+        double tokens_per_s, within;
     } runs[] = {
-        {{"h100", 1, 1, {NULL}}, 87115},
-        {{"h200", 1, 1, {"--model.n_layers", "48", NULL}}, 18400},
-        {{"h100", 2, 1, {EP("2"), BACKEND("deepep"), "--moe.num_experts", "32", NULL}}, 76528},
-        {{"h100", 2, 1, {EP("2"), BACKEND("standard"), "--moe.num_experts", "32", NULL}}, 64125},
+        {{"h200", 1, 1, {"--model.n_layers", "48", NULL}}, NULL, 21700, 0.05},
+        {{"h200", 2, 1, {NULL}}, NULL, 90170, 0.05},
+        {{"h200", 2, 1, {EP("2"), BACKEND("deepep"), "--moe.num_experts", "32", NULL}},
+         NULL,
+         82252,
+         0.05},
+        {{"h200", 1, 1, {"--model.n_layers", "48", NULL}}, former_kernels, 19800, 0.05},
+        {{"h200", 1, 1, {"--model.n_layers", "48", "--training.local_batch_size", "6", NULL}},
+         former_kernels,
+         20500,
+         0.05},
+        {{"h200",
+          2,
+          1,
+          {EP("2"), BACKEND("deepep"), "--model.flavor", "10B-A1B", "--model.n_layers", "32",
+           "--moe.num_experts", "128", "--training.local_batch_size", "8", NULL}},
+         former_kernels,
+         37000,
+         0.05},
+        {{"h200",
+          1,
+          1,
+          {"--model.flavor", "debugmodel_moe", "--model.n_layers", "8", "--moe.num_experts", "64",
+           "--training.seq_len", "512", "--training.local_batch_size", "8", NULL}},
+         former_kernels,
+         302000,
+         0.15},
+        {{"h200",
+          1,
+          1,
+          {"--model.flavor", "tiny_moe", "--model.n_layers", "4", "--moe.num_experts", "32",
+           "--training.seq_len", "256", "--training.local_batch_size", "16", NULL}},
+         former_kernels,
+         1824000,
+         0.15},
+        {{"h100", 1, 1, {NULL}}, former_kernels, 87115, 0.10},
+        {{"h100",
+          2,
+          1,
+          {EP("2"), BACKEND("deepep"), "--moe.num_experts", "32", FORCED("spread"), NULL}},
+         former_kernels,
+         76528,
+         0.10},
+        {{"h100",
+          2,
+          1,
+          {EP("2"), BACKEND("standard"), "--moe.num_experts", "32", FORCED("spread"), NULL}},
+         former_kernels,
+         64125,
+         0.10},
+        {{"h100",
+          2,
+          1,
+          {EP("2"), BACKEND("deepep"), "--moe.num_experts", "32", FORCED("spread"),
+           "--parallelism.expert_parallel_overlap", NULL}},
+         former_kernels,
+         73346,
+         0.10},
     };
+    int n_far = 0;
     for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
-        const xp_step_prediction p = predicted(&runs[i].w);
+        const xp_step_prediction p = predicted_with(&runs[i].w, runs[i].adjust);
         const double ratio = p.tokens / p.step_s / runs[i].tokens_per_s;
-        if (!(fabs(ratio - 1) < 0.1))
-            fail_msg("run %zu: %.0f tok/s foretold, %.0f measured", i, p.tokens / p.step_s,
-                     runs[i].tokens_per_s);
+        print_message("run %zu: %.0f tok/s measured, %.0f planned, %+.1f %%\n", i,
+                      runs[i].tokens_per_s, p.tokens / p.step_s, 100 * (ratio - 1));
+        if (getenv("DETAILS"))
+            print_message("  step %.1f: experts %.1f dense %.1f attn %.1f mem %.1f head %.1f opt "
+                          "%.1f exch %.1f grad %.1f launch %.1f host %.1f\n",
+                          p.step_s * 1e3, p.experts_s * 1e3, p.dense_s * 1e3, p.attention_s * 1e3,
+                          p.memory_s * 1e3, p.head_s * 1e3, p.optimizer_s * 1e3, p.exchange_s * 1e3,
+                          p.gradients_s * 1e3, p.launch_s * 1e3, p.host_s * 1e3);
+        n_far += !(fabs(ratio - 1) < runs[i].within);
     }
+    assert_int_equal(n_far, 0);
 }
 
 static double sum(const xp_step_prediction *p) {
     return p->dense_s + p->attention_s + p->experts_s + p->memory_s + p->head_s + p->exchange_s +
-           p->gradients_s + p->optimizer_s;
+           p->gradients_s + p->optimizer_s + p->launch_s;
 }
 
 static void parts_make_the_step(void **state) {
@@ -100,8 +182,8 @@ static void parts_make_the_step(void **state) {
     assert_true(fabs(b.head_s / a.head_s - 2) < 1e-12);
     assert_true(b.optimizer_s < 1.5 * a.optimizer_s);
     /* Recomputation: gate and up are two of nine models' worth; all of it a forward pass more. */
-    assert_true(fabs(d.experts_s / a.experts_s - 11.0 / 9) < 1e-12);
-    assert_true(d.dense_s == a.dense_s && fabs(c.dense_s / a.dense_s - 4.0 / 3) < 1e-12);
+    assert_true(d.experts_s > 1.15 * a.experts_s && d.experts_s < 1.3 * a.experts_s);
+    assert_true(d.dense_s == a.dense_s && fabs(c.dense_s / a.dense_s - 4.0 / 3) < 0.01);
     assert_true(c.step_s > d.step_s && d.step_s > a.step_s);
 }
 
@@ -158,31 +240,30 @@ static void what_cannot_be_foretold(void **state) {
     (void)state;
     const wanted w = {"h100", 1, 1, {"--training.dtype", "float32", NULL}};
     xp_step_prediction p;
-    assert_int_equal(predict(&w, &p), XP_ENOTSUP);
+    assert_int_equal(predict(&w, NULL, &p), XP_ENOTSUP);
     assert_non_null(strstr(xp_last_error(), "float32"));
 }
 
-static void gpus_by_name(void **state) {
+static void hardware_of_gpu_models(void **state) {
     (void)state;
     const char *const models[][2] = {
         {"NVIDIA H100 80GB HBM3", "h100"}, {"NVIDIA H100 PCIe", "h100-pcie"},
         {"NVIDIA H200", "h200"},           {"NVIDIA GH200 480GB", "gh200"},
         {"NVIDIA GB200", "gb200"},         {"NVIDIA B200", "b200"},
         {"NVIDIA A100-SXM4-80GB", "a100"}};
-    for (size_t i = 0; i < sizeof models / sizeof models[0]; i++)
-        assert_string_equal(xp_gpu_of_model(models[i][0])->name, models[i][1]);
-    assert_null(xp_gpu_of_model("AMD EPYC"));
-    assert_ptr_equal(xp_gpu_named("H200"), xp_gpu_named("h200"));
-    assert_null(xp_gpu_named("h20"));
-    for (int i = 0; xp_gpu_at(i); i++)
-        assert_ptr_equal(xp_gpu_named(xp_gpu_at(i)->name), xp_gpu_at(i));
+    xp_hardware h;
+    for (size_t i = 0; i < sizeof models / sizeof models[0]; i++) {
+        assert_int_equal(xp_hardware_of_model(models[i][0], &h), XP_OK);
+        assert_string_equal(h.name, models[i][1]);
+    }
+    assert_int_equal(xp_hardware_of_model("AMD EPYC", &h), XP_ENOENT);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(near_runs_on_record),     cmocka_unit_test(parts_make_the_step),
         cmocka_unit_test(bytes_of_an_exchange),    cmocka_unit_test(bytes_of_forced_load),
-        cmocka_unit_test(what_cannot_be_foretold), cmocka_unit_test(gpus_by_name),
+        cmocka_unit_test(what_cannot_be_foretold), cmocka_unit_test(hardware_of_gpu_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,43 @@
+/** Inside src/predict: what a step's time is made of. */
+#ifndef XP_PREDICT_STEP_PARTS_H
+#define XP_PREDICT_STEP_PARTS_H
+
+#include "model/model.h"
+#include "predict/step_time.h"
+
+/** One rank's share of the hardware, per second, at what expar reaches. */
+typedef struct xp_rates {
+    double flops;                     /* limit; GEMMs take their shares of it */
+    double memory;                    /* bytes read and written */
+    double link, all_to_all, network; /* bytes one way */
+} xp_rates;
+
+typedef struct xp_sizes {
+    xp_arch arch;
+    const xp_hardware *hardware;
+    xp_rates rates;
+    double tokens; /* of one pass of a rank */
+    double seq_len;
+    int64_t n_passes;
+    double element;        /* bytes of an activation or parameter */
+    double gradient_bytes; /* an element */
+    xp_recompute recompute;
+    bool is_moe, saves_recv;
+    int n_parts; /* of a microbatch: 2 with overlap */
+    xp_forced_mode forced;
+    xp_ep_transport transport;
+    int ep_size, ep_nodes;
+    double latency_s; /* between nodes */
+} xp_sizes;
+
+/** Forward, backward, recomputation of all layers, and the head; kernels' fixed costs. */
+void xp_predict_compute(const xp_sizes *s, xp_step_prediction *p);
+/** Kernels of a step, whatever their work. */
+double xp_predict_n_kernels(const xp_sizes *s);
+/** Dispatch and combine. */
+void xp_predict_exchange(const xp_sizes *s, xp_step_prediction *p);
+/** The update, gradients between ranks; after the compute. */
+void xp_predict_update(const xp_sizes *s, const xp_mesh *mesh, const xp_cluster *cluster,
+                       xp_step_prediction *p);
+
+#endif
