@@ -161,8 +161,9 @@ function runLines(run, chart, page) {
   const points = run.x[page.xMode];
   const clean = (values) => (page.log && chart.log ? values.map((v) => (v > 0 ? v : null)) : values);
   const mean = clean(run.series[chart.key]);
-  const lines = [{ kind: "main", values: smooth(mean, page.smoothing) }];
-  if (page.smoothing > 0) lines.unshift({ kind: "raw", values: mean });
+  const weight = chart.exact ? 0 : page.smoothing;
+  const lines = [{ kind: "main", values: smooth(mean, weight) }];
+  if (weight > 0) lines.unshift({ kind: "raw", values: mean });
   else if (page.showRange && run.series[chart.key + ".low"])
     lines.unshift({ kind: "high", values: clean(run.series[chart.key + ".high"]) }, { kind: "low", values: clean(run.series[chart.key + ".low"]) });
   return { points, lines };
@@ -230,7 +231,7 @@ function lineTip(u, chart, page, pointer) {
     const row = element("div", {}, element("i", { style: "background:" + runColor(run.index) }),
       run.label + (s.kind === "validation" ? " validation  " : "  "), element("b", {}, chart.text(value)));
     const notes = [];
-    if (s.kind === "main" && page.smoothing > 0 && isNumber(run.series[chart.key][k])) notes.push("unsmoothed " + chart.text(run.series[chart.key][k]));
+    if (s.kind === "main" && page.smoothing > 0 && !chart.exact && isNumber(run.series[chart.key][k])) notes.push("unsmoothed " + chart.text(run.series[chart.key][k]));
     else if (s.kind === "main" && low && isNumber(low[k])) notes.push(chart.text(low[k]) + " to " + chart.text(high[k]));
     if (page.xMode !== "step" && isNumber(run.x.step[k])) notes.push("step " + whole(run.x.step[k]));
     const restart = run.restarts.find((r) => r[0] === run.x.step[k]);

@@ -4,14 +4,15 @@
 const charts = [
   { key: "loss", title: "Loss", note: "dashed: validation", text: short, log: true, validation: true, wide: true },
   { key: "grad_norm", title: "Gradient norm", note: "before clipping", text: short, log: true },
-  { key: "lr", title: "Learning rate", text: short },
+  { key: "lr", title: "Learning rate", text: short, exact: true },
   { key: "tps", title: "Tokens per second", note: "of one rank", text: short, fromZero: true },
   { key: "mfu", title: "MFU", note: "share of the bf16 peak", text: (v) => short(v) + "%", fromZero: true },
   { key: "time_s", title: "Time of a step", text: seconds, log: true, fromZero: true },
-  { key: "memory_gib", title: "Memory", note: "peak so far", text: (v) => short(v) + " GiB", fromZero: true },
+  { key: "memory_gib", title: "Memory", note: "peak so far", text: (v) => short(v) + " GiB", fromZero: true, exact: true },
   { key: "ep_bytes", title: "Expert-parallel bytes", note: "sent to other ranks in a step", text: bytes, fromZero: true, optional: true },
   { key: "ep_wait_s", title: "Waiting for peers", note: "in dispatch and combine, mean of a rank", text: seconds, fromZero: true, optional: true },
   { key: "ep_overflow_rows", title: "Overflow rows", note: "beyond the reserved capacity, sent in further rounds", text: short, fromZero: true, optional: true },
+  { key: "moe_recomputed_rounds", title: "Recomputed rounds", note: "expert GEMMs run again in the backward pass", text: short, fromZero: true, optional: true },
   { key: "aux_loss", title: "Balance loss", text: short, log: true, optional: true },
   { key: "z_loss", title: "Router z-loss", text: short, log: true, optional: true },
 ];
@@ -81,7 +82,7 @@ const runColumns = [
   ["checkpoints", (r) => (r.checkpoints.length ? [whole(r.checkpoints.length), element("small", {}, ", last " + whole(r.checkpoints[r.checkpoints.length - 1]))] : "–")],
 ];
 
-function runRow(run) {
+function runRow(run, columns) {
   const toggle = element("input", { type: "checkbox", onchange: (e) => {
     if (e.target.checked) page.hidden.delete(run.index);
     else page.hidden.add(run.index);
@@ -89,13 +90,16 @@ function runRow(run) {
   } });
   toggle.checked = !page.hidden.has(run.index);
   const name = element("td", {}, element("label", { style: "--own: var(--run-" + (run.index % 8) + ")", title: run.name }, toggle, run.label));
-  return element("tr", {}, name, ...runColumns.map(([label, value]) => element("td", { "data-label": label }, element("span", {}, ...[value(run)].flat()))));
+  return element("tr", {}, name, ...columns.map(([label, value]) => element("td", { "data-label": label }, element("span", {}, ...[value(run)].flat()))));
 }
 
+const isAbsent = (value) => value === "–" || value === "n/a";
+
 function showRuns() {
-  const head = element("tr", {}, element("th", {}, "run"), ...runColumns.map(([label]) => element("th", {}, label)));
+  const columns = runColumns.filter(([, value]) => !report.runs.every((r) => isAbsent(value(r))));
+  const head = element("tr", {}, element("th", {}, "run"), ...columns.map(([label]) => element("th", {}, label)));
   byId("runs").replaceChildren(element("div", { class: "card scroll" }, element("table", {}, element("thead", {}, head),
-    element("tbody", {}, ...report.runs.map(runRow)))));
+    element("tbody", {}, ...report.runs.map((r) => runRow(r, columns))))));
   byId("subtitle").textContent = report.runs.length === 1 ? report.runs[0].name : report.runs.length + " runs";
   document.title = report.runs.map((r) => r.label).join(", ") + " · expar report";
   const notes = [];
@@ -256,7 +260,7 @@ function followTheme() {
   const apply = () => {
     const dark = themes[chosen] === "dark" || (themes[chosen] === "auto" && system.matches);
     document.documentElement.toggleAttribute("data-dark", dark);
-    byId("theme").textContent = themes[chosen];
+    byId("theme").textContent = "theme: " + themes[chosen];
     for (const u of page.drawn) u.redraw(false);
   };
   byId("theme").addEventListener("click", () => { chosen = (chosen + 1) % themes.length; apply(); });

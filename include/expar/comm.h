@@ -140,6 +140,19 @@ typedef struct xp_comm_callbacks {
 XP_API XP_NODISCARD xp_status xp_comm_from_callbacks(const xp_comm_callbacks *callbacks,
                                                      xp_comm **comm);
 
+/**
+ * Collective over the ranks of the caller's MPI communicator. MPI stays the caller's: initialised
+ * before, finalised after xp_comm_destroy(), called here on the calling thread alone, on a
+ * duplicate of the communicator and with time limits (100 s). What xp_comm_callbacks says of nodes
+ * holds; xp_comm_split() makes any groups. With MPI_THREAD_FUNNELED the calling thread is the one
+ * that has initialised MPI.
+ *
+ * @param mpi_comm  points to an MPI_Comm, of the Open MPI that expar was built with
+ * @return XP_OK; XP_EINVAL: MPI is not initialised, MPI_COMM_NULL; XP_ENOTSUP: no MPI, or another
+ * one is loaded; XP_ECOMM
+ */
+XP_API XP_NODISCARD xp_status xp_comm_from_mpi(const void *mpi_comm, xp_comm **comm);
+
 XP_API void xp_comm_destroy(xp_comm *comm);
 XP_API int xp_comm_rank(const xp_comm *comm);
 XP_API int xp_comm_size(const xp_comm *comm);

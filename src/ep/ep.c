@@ -1,4 +1,6 @@
 /* The calls: arguments checked here, then the group's backend. */
+#include "comm/provider.h"
+#include "device/cpu/cpu_device.h"
 #include "device/recorder.h"
 #include "ep/backend.h"
 
@@ -13,6 +15,12 @@ static xp_status check_stream(const char *name, const xp_ep_group *group, const 
     if (xp_stream_device(stream) != group->device)
         return xp_error(XP_EINVAL, "%s: the stream belongs to %s, the group to %s", name,
                         xp_device_name(xp_stream_device(stream)), xp_device_name(group->device));
+    if (group->comm && xp_comm_calls_back(group->comm) &&
+        xp_device_get_kind(group->device) == XP_DEVICE_CPU && !xp_cpu_stream_is_inline(stream))
+        return xp_error(XP_ENOTSUP,
+                        "%s: between nodes the caller's transport is called on the calling thread; "
+                        "use a compute stream",
+                        name);
     return XP_OK;
 }
 

@@ -74,7 +74,7 @@ for seed in 1 2; do
 done
 
 # ---- experts shared by two GPUs
-if [ "$("$bin/expar" doctor 2> /dev/null | grep -cE '^ *yes +GPU ')" -ge 2 ]; then # CUDA_VISIBLE_DEVICES counts
+if [ "$("$bin/expar" doctor --no-mpirun --json 2> /dev/null | sed -n 's/.*"n_gpus": \([0-9]*\).*/\1/p')" -ge 2 ]; then # CUDA_VISIBLE_DEVICES counts
     cpu=$(loss_of cpu float32 tests/parity/hf/fixtures/moe_gqa)
     two=$("$bin/expar" eval --hf tests/parity/hf/fixtures/moe_gqa --tokens "$work/ids.bin" --seq 15 --rows 8 --device cuda --dtype float32 \
         --ranks 2 --json 2>> "$work/err" | sed -n 's/.*"loss": \([0-9.eE+-]*\).*/\1/p')

@@ -7,6 +7,9 @@ void xp_ep_metadata_carve(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_metadata 
         xp_ep_carve(c, (size_t)s->max_recv_assignments * sizeof(xp_ep_assignment));
     metadata->weights_out = xp_ep_carve(c, (size_t)s->assignment_capacity * sizeof(float));
     metadata->weights_in = xp_ep_carve(c, (size_t)s->max_send_assignments * sizeof(float));
+    const size_t at_once = s->metadata_bytes * (size_t)s->n_ranks;
+    metadata->at_once_out = at_once > 0 ? xp_ep_carve(c, at_once) : NULL;
+    metadata->at_once_in = at_once > 0 ? xp_ep_carve(c, at_once) : NULL;
     xp_ep_exchange_carve(c, s->n_ranks, &metadata->exchange);
 }
 

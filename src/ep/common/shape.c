@@ -1,5 +1,6 @@
 #include "ep/common/shape.h"
 
+#include "ep/common/assignment.h"
 #include "ep/internal.h"
 
 static int64_t min_i64(int64_t a, int64_t b) {
@@ -97,8 +98,16 @@ xp_status xp_ep_shape_make(const xp_ep_config *c, int n_ranks, xp_ep_shape *shap
             "xp_ep_config: %lld rounds of %lld assignment rows do not fit 32-bit row numbers; use "
             "smaller microbatches",
             (long long)s.max_rounds, (long long)s.assignment_capacity);
+    const size_t longest = xp_ep_metadata_counts_bytes(&s) +
+                           (size_t)(s.max_tokens * s.row_assignments) * sizeof(xp_ep_assignment);
+    s.metadata_bytes =
+        !c->on_gpu && longest * (size_t)n_ranks <= XP_EP_ONE_EXCHANGE_BYTES ? longest : 0;
     *shape = s;
     return XP_OK;
+}
+
+size_t xp_ep_metadata_counts_bytes(const xp_ep_shape *shape) {
+    return ((size_t)shape->counts_ints * sizeof(int32_t) + 15) / 16 * 16;
 }
 
 int64_t xp_ep_shape_rounds(const xp_ep_shape *shape, int64_t n_assignments) {

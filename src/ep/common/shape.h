@@ -9,6 +9,9 @@
 /** What a group that uses collectives on a GPU asks of its communicators (xp_comm_prepare). Larger
  * exchanges are staged in pieces of this size. */
 #define XP_EP_A2A_PIECE_BYTES ((size_t)16 << 20)
+/** To all ranks together, a plan's counts and assignments at their longest may be so large to be sent
+ * in one exchange: half of it is padding at EP 2, 7/8 at EP 8. */
+#define XP_EP_ONE_EXCHANGE_BYTES ((size_t)256 << 10)
 
 typedef struct xp_ep_shape {
     int n_ranks;            /* R */
@@ -34,6 +37,9 @@ typedef struct xp_ep_shape {
     int counts_ints; /* length of a rank's counts, see XP_EP_COUNTS_* */
     int64_t tile_tokens; /* tokens per tile of the plan kernels; tile borders are fixed */
     int64_t n_tiles;
+    /* CPU, over collectives: a rank's counts and all assignments that it can send to one rank, small
+     * enough to be exchanged at once; 0: counts first, then as many assignments as they say. */
+    size_t metadata_bytes;
 } xp_ep_shape;
 
 /* A rank's counts, which every other rank gets: assignments of each expert [E], rows to each rank
@@ -46,6 +52,9 @@ XP_NODISCARD xp_status xp_ep_shape_make(const xp_ep_config *config, int n_ranks,
                                         xp_ep_shape *shape);
 /** @return XP_OK; XP_ENOTSUP: the GPU kernels do not serve this shape; names the limit */
 XP_NODISCARD xp_status xp_ep_shape_check_gpu(const xp_ep_shape *shape);
+
+/** Bytes of a rank's counts in front of its assignments, see metadata_bytes. */
+size_t xp_ep_metadata_counts_bytes(const xp_ep_shape *shape);
 
 /** Rounds that a rank needs for this many assignments. */
 int64_t xp_ep_shape_rounds(const xp_ep_shape *shape, int64_t n_assignments);

@@ -18,8 +18,8 @@
 
 /** Synchronisation points of a call. */
 typedef enum p2p_point {
-    P2P_COUNTS = 0,  /* the peer's counts are in my window */
-    P2P_ASSIGNMENTS, /* its assignments are */
+    P2P_COUNTS = 0,  /* the peer's counts are in my window; CPU: its assignments as well */
+    P2P_ASSIGNMENTS, /* GPU: its assignments are */
     P2P_STARTS,      /* where its rounds start is */
     P2P_READY,       /* the peer's rows may be written, or its expert rows read, from now on */
     P2P_DATA,        /* the peer has written mine, and has read mine */
@@ -55,8 +55,9 @@ typedef struct p2p_area {
 
 typedef struct p2p_state {
     xp_window *window;
-    p2p_area *areas;  /* [n_slots, R] */
-    uint32_t *epochs; /* [n_slots] */
+    p2p_area *areas;       /* [n_slots, R] */
+    uint32_t *epochs;      /* [n_slots] */
+    uint32_t *plan_epochs; /* [n_slots] CPU: of the last plan */
     /* Peers can use any address of this rank: rows go straight into the caller's recv_x, and sums
      * read the callers' expert rows. */
     bool direct;

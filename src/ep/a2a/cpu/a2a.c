@@ -13,10 +13,19 @@
 #include "ep/common/cpu/queue.h"
 #include "ep/common/defaults.h"
 
+static xp_ep_assignment *target(const xp_ep_call *call, int dest) {
+    return xp_ep_cpu_metadata_target(call, &xp_ep_a2a_slot(call)->metadata, dest);
+}
+
+static xp_status exchange_metadata(const xp_ep_call *call, const int32_t *own_counts,
+                                   const xp_ep_assignment **assignments) {
+    return xp_ep_cpu_metadata_exchange(call, &xp_ep_a2a_slot(call)->metadata, own_counts,
+                                       assignments);
+}
+
 static xp_status run_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    XP_TRY(xp_ep_cpu_metadata_build(call, routing, &xp_ep_a2a_slot(call)->metadata));
-    xp_ep_cpu_plan_finish(call);
-    return XP_OK;
+    static const xp_ep_cpu_plan_exchange exchange = {.target = target, .run = exchange_metadata};
+    return xp_ep_cpu_plan_build(call, routing, &exchange);
 }
 
 /* Bytes of the assignment rows to and from each rank in this round: send rows lie at their indices

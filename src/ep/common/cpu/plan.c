@@ -4,7 +4,8 @@
 #include "device/cpu/cpu_device.h"
 #include "ep/common/cpu/kernels.h"
 
-const int32_t *xp_ep_cpu_plan_count(const xp_ep_call *call, const xp_ep_routing *routing) {
+/* This rank's counts, in the slot's scratch. */
+static const int32_t *count(const xp_ep_call *call, const xp_ep_routing *routing) {
     int32_t *own_counts = xp_ep_call_own_counts(call);
     xp_ep_cpu_route(call->stream, &(xp_ep_route_args){.shape = &call->group->shape,
                                                       .topk_idx = routing->topk_idx,
@@ -14,17 +15,26 @@ const int32_t *xp_ep_cpu_plan_count(const xp_ep_call *call, const xp_ep_routing 
     return own_counts;
 }
 
-void xp_ep_cpu_plan_offsets(xp_ep_plan *plan) {
+/* What follows from this rank's counts alone. */
+static void find_send_bases(xp_ep_plan *plan, const int32_t *own_counts) {
+    const xp_ep_shape *s = &plan->group->shape;
+    plan->send_row_base[0] = plan->send_assignment_base[0] = 0;
+    for (int r = 0; r < s->n_ranks; r++) {
+        plan->send_row_base[r + 1] =
+            plan->send_row_base[r] + xp_ep_counts_rows(s, own_counts, 0, r);
+        plan->send_assignment_base[r + 1] =
+            plan->send_assignment_base[r] + xp_ep_counts_assignments(s, own_counts, 0, r);
+    }
+}
+
+/* Prefix sums, the number of rounds, tokens of each local expert. */
+static void find_offsets(xp_ep_plan *plan) {
     const xp_ep_shape *s = &plan->group->shape;
     const int32_t *c = plan->rank_counts;
     int me = plan->group->rank;
     plan->n_rounds = 1;
-    plan->send_row_base[0] = plan->send_assignment_base[0] = plan->recv_row_base[0] =
-        plan->recv_assignment_base[0] = 0;
+    plan->recv_row_base[0] = plan->recv_assignment_base[0] = 0;
     for (int r = 0; r < s->n_ranks; r++) {
-        plan->send_row_base[r + 1] = plan->send_row_base[r] + xp_ep_counts_rows(s, c, me, r);
-        plan->send_assignment_base[r + 1] =
-            plan->send_assignment_base[r] + xp_ep_counts_assignments(s, c, me, r);
         plan->recv_row_base[r + 1] = plan->recv_row_base[r] + xp_ep_counts_rows(s, c, r, me);
         plan->recv_assignment_base[r + 1] =
             plan->recv_assignment_base[r] + xp_ep_counts_assignments(s, c, r, me);
@@ -81,12 +91,14 @@ static void find_send_rounds(xp_ep_plan *plan) {
     }
 }
 
-xp_ep_assignment **xp_ep_cpu_plan_targets(const xp_ep_call *call) {
-    return call->group->targets + (ptrdiff_t)call->plan->slot * call->group->shape.n_ranks;
-}
-
-void xp_ep_cpu_plan_send(const xp_ep_call *call, const xp_ep_routing *routing) {
+/* Lists of rows and assignments; assignments go to where the exchange takes them from. */
+static void build_send(const xp_ep_call *call, const xp_ep_routing *routing,
+                       const xp_ep_cpu_plan_exchange *exchange) {
     xp_ep_plan *plan = call->plan;
+    const int n_ranks = call->group->shape.n_ranks;
+    xp_ep_assignment **targets = call->group->targets + (ptrdiff_t)plan->slot * n_ranks;
+    for (int d = 0; d < n_ranks; d++)
+        targets[d] = exchange->target(call, d);
     xp_ep_cpu_build_send(call->stream,
                          &(xp_ep_send_args){.shape = &call->group->shape,
                                             .topk_idx = routing->topk_idx,
@@ -95,13 +107,12 @@ void xp_ep_cpu_plan_send(const xp_ep_call *call, const xp_ep_routing *routing) {
                                             .tile_counts = xp_ep_call_tile_counts(call),
                                             .row_base = plan->send_row_base,
                                             .assignment_base = plan->send_assignment_base,
-                                            .assignments = xp_ep_cpu_plan_targets(call),
+                                            .assignments = targets,
                                             .send_token = plan->send_token,
                                             .send_assignment = plan->send_assignment,
                                             .assignment_entry = plan->assignment_entry,
                                             .token_first = plan->token_first,
                                             .token_row = plan->token_row});
-    find_send_rounds(plan);
 }
 
 /* Rounds that this routing does not need read as empty. */
@@ -113,7 +124,7 @@ static void clear_empty_rounds(xp_ep_plan *plan) {
     memset(plan->n_recv + first, 0, (size_t)n * sizeof *plan->n_recv);
 }
 
-void xp_ep_cpu_plan_recv(const xp_ep_call *call, const xp_ep_assignment *assignments) {
+static void build_recv(const xp_ep_call *call, const xp_ep_assignment *assignments) {
     xp_ep_plan *plan = call->plan;
     const xp_ep_shape *s = &call->group->shape;
     /* One rank: its recv rows are its send rows. Those without assignments could not be found by
@@ -139,11 +150,28 @@ void xp_ep_cpu_plan_recv(const xp_ep_call *call, const xp_ep_assignment *assignm
     clear_empty_rounds(plan);
 }
 
-void xp_ep_cpu_plan_finish(const xp_ep_call *call) {
+xp_status xp_ep_cpu_plan_build(const xp_ep_call *call, const xp_ep_routing *routing,
+                               const xp_ep_cpu_plan_exchange *exchange) {
     xp_ep_plan *plan = call->plan;
-    const int64_t first_round = plan->offsets[call->group->shape.n_local];
+    const xp_ep_shape *s = &call->group->shape;
+    const xp_ep_assignment *assignments = NULL;
+    const int32_t *own_counts = count(call, routing);
+    /* A routing that is wrong sends its error only. */
+    if (own_counts[XP_EP_COUNTS_ERROR(s)] == XP_EP_ROUTING_OK) {
+        find_send_bases(plan, own_counts);
+        build_send(call, routing, exchange);
+    }
+    XP_TRY(exchange->run(call, own_counts, &assignments));
+    XP_TRY(xp_ep_counts_check(call->group, plan->rank_counts));
+    find_offsets(plan);
+    find_send_rounds(plan);
+    build_recv(call, assignments);
+    if (exchange->complete)
+        XP_TRY(exchange->complete(call));
     plan->valid = true;
-    xp_ep_add(&call->group->totals.overflow_rows, plan->n_recv_assignments - first_round);
+    xp_ep_add(&call->group->totals.overflow_rows,
+              plan->n_recv_assignments - plan->offsets[s->n_local]);
+    return XP_OK;
 }
 
 xp_status xp_ep_cpu_plan_wait(xp_ep_plan *plan, xp_ep_counts *counts) {

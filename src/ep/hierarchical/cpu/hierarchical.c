@@ -28,11 +28,20 @@ static const xp_ep_row_kernels kernels = {.copy_rows = copy_rows,
                                           .sum_rows = sum_rows,
                                           .weights = xp_ep_cpu_metadata_weights};
 
+static xp_ep_assignment *target(const xp_ep_call *call, int dest) {
+    return xp_ep_cpu_metadata_target(call, &xp_ep_hier_slot(call)->metadata, dest);
+}
+
+static xp_status exchange_metadata(const xp_ep_call *call, const int32_t *own_counts,
+                                   const xp_ep_assignment **assignments) {
+    return xp_ep_cpu_metadata_exchange(call, &xp_ep_hier_slot(call)->metadata, own_counts,
+                                       assignments);
+}
+
 static xp_status run_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    XP_TRY(xp_ep_cpu_metadata_build(call, routing, &xp_ep_hier_slot(call)->metadata));
-    XP_TRY(xp_ep_forwarding_build(call));
-    xp_ep_cpu_plan_finish(call);
-    return XP_OK;
+    static const xp_ep_cpu_plan_exchange exchange = {
+        .target = target, .run = exchange_metadata, .complete = xp_ep_forwarding_build};
+    return xp_ep_cpu_plan_build(call, routing, &exchange);
 }
 
 static xp_status run_dispatch(const xp_ep_call *call, const void *x, void *recv) {

@@ -9,19 +9,22 @@
 #include "ep/common/cpu/queue.h"
 #include "ep/common/defaults.h"
 
-static xp_status run_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    xp_ep_plan *plan = call->plan;
-    xp_ep_assignment *assignments = xp_ep_local_assignments(call);
-    const int32_t *own_counts = xp_ep_cpu_plan_count(call, routing);
-    memcpy(plan->rank_counts, own_counts,
+static xp_ep_assignment *target(const xp_ep_call *call, int dest) {
+    (void)dest; /* this rank */
+    return xp_ep_local_assignments(call);
+}
+
+static xp_status keep(const xp_ep_call *call, const int32_t *own_counts,
+                      const xp_ep_assignment **assignments) {
+    memcpy(call->plan->rank_counts, own_counts,
            (size_t)call->group->shape.counts_ints * sizeof *own_counts);
-    XP_TRY(xp_ep_counts_check(call->group, plan->rank_counts));
-    xp_ep_cpu_plan_offsets(plan);
-    *xp_ep_cpu_plan_targets(call) = assignments;
-    xp_ep_cpu_plan_send(call, routing);
-    xp_ep_cpu_plan_recv(call, assignments);
-    xp_ep_cpu_plan_finish(call);
+    *assignments = xp_ep_local_assignments(call);
     return XP_OK;
+}
+
+static xp_status run_build(const xp_ep_call *call, const xp_ep_routing *routing) {
+    static const xp_ep_cpu_plan_exchange exchange = {.target = target, .run = keep};
+    return xp_ep_cpu_plan_build(call, routing, &exchange);
 }
 
 static xp_status run_dispatch(const xp_ep_call *call, const void *x, void *recv) {

@@ -17,15 +17,43 @@
 
 /* ---- plan ---------------------------------------------------------------------------------- */
 
-static xp_status exchange_counts(const xp_ep_call *call, const int32_t *own_counts) {
+/* Counts and assignments go into the peers' windows with one barrier: what nobody knows before it is how
+ * many assignments the others send, so each source has room for all that it can send. */
+static xp_ep_assignment *slot_of(const xp_ep_call *call, int dest, int source) {
+    const xp_ep_shape *s = &call->group->shape;
+    return xp_ep_p2p_area(call, dest)->assignments +
+           (ptrdiff_t)source * s->max_tokens * s->row_assignments;
+}
+
+static xp_ep_assignment *target(const xp_ep_call *call, int dest) {
+    return slot_of(call, dest, call->group->rank);
+}
+
+/* The sources' assignments one after the other. */
+static void close_gaps(const xp_ep_call *call) {
+    const int n_ranks = call->group->shape.n_ranks, me = call->group->rank;
+    xp_ep_assignment *to = xp_ep_p2p_area(call, me)->assignments;
+    for (int r = 0; r < n_ranks; r++) {
+        const int32_t n =
+            xp_ep_counts_assignments(&call->group->shape, call->plan->rank_counts, r, me);
+        memmove(to, slot_of(call, me, r), (size_t)n * sizeof *to);
+        to += n;
+    }
+}
+
+static xp_status exchange_metadata(const xp_ep_call *call, const int32_t *own_counts,
+                                   const xp_ep_assignment **assignments) {
     const xp_ep_shape *s = &call->group->shape;
     const size_t n_bytes = (size_t)s->counts_ints * sizeof *own_counts;
+    const p2p_area *mine = xp_ep_p2p_area(call, call->group->rank);
     for (int r = 0; r < s->n_ranks; r++)
         memcpy(xp_ep_p2p_area(call, r)->rank_counts + (int64_t)call->group->rank * s->counts_ints,
                own_counts, n_bytes);
     XP_TRY(xp_ep_p2p_barrier(call, P2P_COUNTS));
-    memcpy(call->plan->rank_counts, xp_ep_p2p_area(call, call->group->rank)->rank_counts,
-           n_bytes * (size_t)s->n_ranks);
+    memcpy(call->plan->rank_counts, mine->rank_counts, n_bytes * (size_t)s->n_ranks);
+    XP_TRY(xp_ep_counts_check(call->group, call->plan->rank_counts));
+    close_gaps(call);
+    *assignments = mine->assignments;
     return XP_OK;
 }
 
@@ -53,27 +81,23 @@ static xp_status exchange_starts(const xp_ep_call *call) {
     return XP_OK;
 }
 
-static xp_status run_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    xp_ep_group *group = call->group;
-    xp_ep_plan *plan = call->plan;
-    xp_ep_assignment **targets = xp_ep_cpu_plan_targets(call);
-    const int32_t *own_counts = xp_ep_cpu_plan_count(call, routing);
+/* A peer that is still reading what this rank wrote for the last plan must not be overtaken. Any call
+ * since then has waited for all peers to begin it, and so to end that plan; else they are waited for
+ * here. All ranks make the same calls and decide alike. */
+static xp_status begin_plan(const xp_ep_call *call) {
+    uint32_t *last = &((p2p_state *)call->group->transport_state)->plan_epochs[call->plan->slot];
     xp_ep_p2p_begin(call);
-    XP_TRY(exchange_counts(call, own_counts));
-    if (xp_ep_counts_check(group, plan->rank_counts) != XP_OK) {
-        /* A rank that went on to its next plan would overwrite counts that others still read. */
-        XP_TRY(xp_ep_p2p_barrier(call, P2P_ASSIGNMENTS));
-        return xp_ep_counts_check(group, plan->rank_counts);
-    }
-    xp_ep_cpu_plan_offsets(plan);
-    for (int d = 0; d < group->shape.n_ranks; d++)
-        targets[d] = xp_ep_p2p_area(call, d)->assignments + plan->dest_assignment_base[d];
-    xp_ep_cpu_plan_send(call, routing);
-    XP_TRY(xp_ep_p2p_barrier(call, P2P_ASSIGNMENTS));
-    xp_ep_cpu_plan_recv(call, xp_ep_p2p_area(call, group->rank)->assignments);
-    XP_TRY(exchange_starts(call));
-    xp_ep_cpu_plan_finish(call);
-    return XP_OK;
+    const uint32_t epoch = xp_ep_p2p_epoch(call);
+    const bool follows = *last + 1 == epoch;
+    *last = epoch;
+    return follows ? xp_ep_p2p_barrier(call, P2P_READY) : XP_OK;
+}
+
+static xp_status run_build(const xp_ep_call *call, const xp_ep_routing *routing) {
+    static const xp_ep_cpu_plan_exchange exchange = {
+        .target = target, .run = exchange_metadata, .complete = exchange_starts};
+    XP_TRY(begin_plan(call));
+    return xp_ep_cpu_plan_build(call, routing, &exchange);
 }
 
 /* ---- dispatch ------------------------------------------------------------------------------ */
