@@ -23,11 +23,6 @@ static xp_status exchange_metadata(const xp_ep_call *call, const int32_t *own_co
                                        assignments);
 }
 
-static xp_status run_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    static const xp_ep_cpu_plan_exchange exchange = {.target = target, .run = exchange_metadata};
-    return xp_ep_cpu_plan_build(call, routing, &exchange);
-}
-
 /* Bytes of the assignment rows to and from each rank in this round: send rows lie at their indices
  * among all send assignments, recv rows lie packed. */
 static void set_exchange(const xp_ep_call *call, bool combine, int32_t first_recv) {
@@ -103,20 +98,14 @@ static xp_status run_combine(const xp_ep_call *call, const xp_ep_combine_args *a
     return xp_ep_cpu_metadata_weights(call, &slot->metadata, args);
 }
 
-static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    return xp_ep_cpu_queue_build(call, routing, run_build);
-}
-
-static xp_status dispatch(const xp_ep_call *call, const void *x, void *recv) {
-    return xp_ep_cpu_queue_dispatch(call, x, recv, run_dispatch);
-}
-
-static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args) {
-    return xp_ep_cpu_queue_combine(call, args, run_combine);
-}
+static const xp_ep_cpu_transport transport = {
+    .exchange = {.target = target, .run = exchange_metadata},
+    .dispatch = run_dispatch,
+    .combine = run_combine};
 
 const xp_ep_backend xp_ep_cpu_a2a = {
     .name = "a2a/cpu",
+    .cpu = &transport,
     .group_bytes = xp_ep_a2a_group_bytes,
     .plan_bytes = xp_ep_plan_bytes,
     .comm_bytes = xp_ep_a2a_comm_bytes,
@@ -124,10 +113,10 @@ const xp_ep_backend xp_ep_cpu_a2a = {
     .group_destroy = xp_ep_a2a_state_destroy,
     .plan_create = xp_ep_plan_reserve,
     .plan_destroy = xp_ep_plan_release,
-    .plan_build = plan_build,
+    .plan_build = xp_ep_cpu_queue_build,
     .plan_wait = xp_ep_cpu_plan_wait,
-    .dispatch = dispatch,
-    .combine = combine,
+    .dispatch = xp_ep_cpu_queue_dispatch,
+    .combine = xp_ep_cpu_queue_combine,
     .async_error = xp_ep_no_device_error,
     .abort_flags = xp_ep_no_abort_flags,
     .add_stats = xp_ep_no_device_stats,
