@@ -99,7 +99,7 @@ def check_handle(test, group, topk_idx_of_rank):
 
 
 def make_group(process_group, device, dtype=torch.float32, **changes):
-    args = dict(num_experts=EXPERTS, top_k=TOP_K, dim=DIM, max_tokens=40, dtype=dtype, device=device, timeout=30)
+    args = dict(num_experts=EXPERTS, top_k=TOP_K, dim=DIM, max_tokens=40, dtype=dtype, device=device, timeout=60)
     return Group(process_group, **{**args, **changes})
 
 
