@@ -105,7 +105,11 @@ fi
 old=(LD_LIBRARY_PATH="$PWD/driver" FAKE_CUDA_VERSION=12040)
 with "${old[@]}" -- 1 "'NVIDIA driver' in broken and 'CUDA 12.4, and 13.0 is needed' in f('NVIDIA driver')['text'] and '580' in f('NVIDIA driver')['advice']"
 with "${old[@]}" FAKE_CUDA_GPUS=0 -- 0 "not f('NVIDIA driver')['ok'] and 'no GPU' in f('NVIDIA driver')['text']"
-with LD_LIBRARY_PATH="$PWD/driver" -- 1 "f('NVIDIA driver')['ok'] and 'CUDA backend' in broken and 'cmake --preset cuda' in f('CUDA backend')['advice']"
+if [ -e "$(dirname "$EXPAR")/../lib/libexpar_cuda.so" ]; then
+    with "${old[@]}" -- 1 "broken == ['NVIDIA driver'] and 'built in' in f('CUDA backend')['advice']"
+else
+    with LD_LIBRARY_PATH="$PWD/driver" -- 1 "f('NVIDIA driver')['ok'] and broken == ['CUDA backend'] and 'build again' in f('CUDA backend')['advice']"
+fi
 
 if [ -e "$(dirname "$EXPAR")/../lib/libexpar_cuda.so" ]; then
     echo "ok; without the fake GPUs: the real backend comes first"
