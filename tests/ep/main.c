@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "device/gpu_environment.h"
 #include "comm/thread/simulate_nodes.h"
 #include "../dist/world.h"
 #include "guests.h"
@@ -208,9 +209,9 @@ static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_t
 static bool run_processes(const options *o, const ep_case *c, int n_ranks,
                           xp_ep_transport transport, xp_dtype dtype) {
     ep_env envs[64];
+    const double timeout_s = c->breaks_world ? ep_time_limit(n_ranks, 0.5) : 20;
     for (int r = 0; r < n_ranks; r++)
-        envs[r] = env_of(o, r, n_ranks, transport, dtype,
-                         c->breaks_world ? ep_time_limit(n_ranks, 0.5) : 20);
+        envs[r] = env_of(o, r, n_ranks, transport, dtype, timeout_s);
     bool ok = ep_run_processes(envs, n_ranks, c, run_body);
     if (!ok)
         printf("FAILED %s, %d ranks, %s: a process did not end well\n", c->name, n_ranks,
@@ -319,6 +320,7 @@ static int run_mpi(const options *o) {
 }
 
 int main(int argc, char **argv) {
+    xp_gpu_environment_set();
     options o;
     if (!parse(argc, argv, &o)) {
         fprintf(stderr,
