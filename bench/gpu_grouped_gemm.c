@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "device/gpu_environment.h"
 #include "core/rng.h"
 #include "core/text.h"
 #include "device/plugin.h"
@@ -317,6 +318,7 @@ static xp_status run_all(bench *b, const char *caps) {
 }
 
 int main(int argc, char **argv) {
+    xp_gpu_environment_set();
     bench b = {.n_repeats = 21};
     const char *caps = NULL;
     for (int i = 1; i < argc; i++) {

@@ -9,6 +9,7 @@
 #include "cli.h"
 #include "commands.h"
 #include "core/bus_error.h"
+#include "device/gpu_environment.h"
 #include "expar/version.h"
 #include "ops/cpu/blas.h"
 
@@ -76,6 +77,7 @@ static int run(int argc, char **argv) {
     fill_standard_files();
     signal(SIGXFSZ, SIG_IGN); /* a file past the limit is an error with a message, not the end */
     xp_bus_error_report();
+    xp_gpu_environment_set();
     if (argc < 2) {
         print_help(stderr);
         return XP_EXIT_USAGE;

@@ -140,6 +140,33 @@ typedef struct xp_comm_callbacks {
 XP_API XP_NODISCARD xp_status xp_comm_from_callbacks(const xp_comm_callbacks *callbacks,
                                                      xp_comm **comm);
 
+/**
+ * Collective over the ranks of the caller's MPI communicator. MPI stays the caller's: initialised
+ * before, finalised after xp_comm_destroy(), called here on the calling thread alone, on a
+ * duplicate of the communicator and with time limits (100 s). What xp_comm_callbacks says of nodes
+ * holds; xp_comm_split() makes any groups. With MPI_THREAD_FUNNELED the calling thread is the one
+ * that has initialised MPI.
+ *
+ * @param mpi_comm  points to an MPI_Comm, of the Open MPI that expar was built with
+ * @return XP_OK; XP_EINVAL: MPI is not initialised, MPI_COMM_NULL; XP_ENOTSUP: no MPI, or another
+ * one is loaded; XP_ECOMM
+ */
+XP_API XP_NODISCARD xp_status xp_comm_from_mpi(const void *mpi_comm, xp_comm **comm);
+
+/**
+ * Collective over the ranks of the caller's NCCL communicator, one rank a GPU: rank, size and the
+ * exchange of bytes come from it (all-gathers through a small buffer on the GPU, on a stream of
+ * their own; nothing else of the program may use the communicator meanwhile). The NCCL that the
+ * process has loaded serves (2.28 or newer); no second one is. What xp_comm_callbacks says of nodes
+ * holds.
+ *
+ * @param nccl_comm  an ncclComm_t; borrowed, must outlive the communicator; never aborted here
+ * @param device  the GPU of nccl_comm; outlives the communicator
+ * @return XP_OK; XP_EINVAL: another GPU, or none; XP_ENOTSUP: no NCCL is loaded, or an older one;
+ * XP_ECOMM
+ */
+XP_API XP_NODISCARD xp_status xp_comm_from_nccl(void *nccl_comm, xp_device *device, xp_comm **comm);
+
 XP_API void xp_comm_destroy(xp_comm *comm);
 XP_API int xp_comm_rank(const xp_comm *comm);
 XP_API int xp_comm_size(const xp_comm *comm);

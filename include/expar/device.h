@@ -7,6 +7,9 @@
  * the rank's pool) and worker (a thread of its own takes the work in order; used for communication
  * beside computation). Callers treat both as a queue: outputs are valid after xp_stream_sync() or
  * behind an event.
+ *
+ * The calling thread's current CUDA device is what it was when a call returns, if the program uses
+ * that device. Nothing else of the process is changed: no environment, no signal handlers.
  */
 #ifndef EXPAR_DEVICE_H
 #define EXPAR_DEVICE_H

@@ -8,10 +8,12 @@
 #include "comm/reduce.h"
 #include "device/cpu/cpu_device.h"
 #include "device/device_internal.h"
+#include "device/scope.h"
 #include "device/plugin.h"
 #include "device/recorder.h"
 
 void xp_comm_destroy(xp_comm *comm) {
+    XP_DEVICE_SCOPE(comm && comm->backend ? comm->backend->device : NULL);
     if (!comm)
         return;
     xp_comm_backend_destroy(comm->backend);
@@ -20,6 +22,7 @@ void xp_comm_destroy(xp_comm *comm) {
 }
 
 xp_status xp_comm_prepare(xp_comm *comm, xp_device *device, size_t max_bytes) {
+    XP_DEVICE_SCOPE(device);
     if (!comm || !device)
         return xp_error(XP_EINVAL, "xp_comm_prepare: comm and device must not be NULL");
     if (xp_device_get_kind(device) != XP_DEVICE_CUDA || comm->size == 1)
@@ -98,6 +101,7 @@ static xp_status run_on_gpu(xp_comm *comm, const xp_comm_call *call, xp_stream *
 }
 
 static xp_status start(xp_comm *comm, xp_comm_call call, xp_stream *stream) {
+    XP_DEVICE_SCOPE(stream ? xp_stream_device(stream) : NULL);
     call.phase = atomic_load(&comm->phase);
     if (!stream)
         return comm->provider->run(comm, &call);
@@ -231,6 +235,7 @@ xp_status xp_comm_barrier(xp_comm *comm, xp_stream *stream) {
 
 xp_status xp_comm_window_create(xp_comm *comm, xp_device *device, size_t n_bytes, const char *tag,
                                 xp_window **window) {
+    XP_DEVICE_SCOPE(device);
     if (!comm || !device || !window || n_bytes == 0)
         return xp_error(
             XP_EINVAL,

@@ -37,6 +37,10 @@ bool xp_comm_same_process(const xp_comm *comm) {
     return comm->same_process;
 }
 
+bool xp_comm_calls_back(const xp_comm *comm) {
+    return comm->calls_back;
+}
+
 int xp_comm_node(const xp_comm *comm, int rank) {
     return rank >= 0 && rank < comm->size ? comm->nodes[rank] : -1;
 }

@@ -129,6 +129,8 @@ size_t xp_comm_device_bytes(int n_ranks, size_t max_bytes);
 int xp_comm_world_rank(const xp_comm *comm, int rank);
 double xp_comm_timeout(const xp_comm *comm);
 bool xp_comm_same_process(const xp_comm *comm);
+/** Its collectives call the caller's transport, on the calling thread alone. */
+bool xp_comm_calls_back(const xp_comm *comm);
 /** What this rank does between collectives, for the error of a rank that misses it. Static string.
  */
 void xp_comm_show_phase(xp_comm *comm, const char *phase);
@@ -159,10 +161,13 @@ xp_status xp_comm_fail_mismatch(xp_comm *comm, const char *text);
 bool xp_comm_get_failure(const xp_comm *comm, xp_failure *failure);
 
 /**
- * The one symbol that mpi_load.c looks for in libexpar_mpi.so: make the world communicator of this
+ * The symbol that mpi_load.c looks for in libexpar_mpi.so: make the world communicator of this
  * process. Name of the symbol: XP_MPI_ENTRY.
  */
 #define XP_MPI_ENTRY "xp_mpi_provider"
 typedef xp_status (*xp_mpi_entry_fn)(const xp_mpi_args *args, xp_comm **comm);
+/** And the one for xp_comm_from_mpi(). */
+#define XP_MPI_GUEST_ENTRY "xp_mpi_guest"
+typedef xp_status (*xp_mpi_guest_fn)(const void *mpi_comm, xp_comm **comm);
 
 #endif

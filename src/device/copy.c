@@ -1,8 +1,10 @@
 /* Copies, on streams and beside them. */
 #include "device/device_internal.h"
+#include "device/scope.h"
 #include "device/recorder.h"
 
 xp_status xp_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes) {
+    XP_DEVICE_SCOPE(stream->device);
     if (n_bytes == 0)
         return XP_OK;
     const int64_t op = xp_recorder_begin_op(stream, "copy");
@@ -10,6 +12,7 @@ xp_status xp_copy(xp_stream *stream, void *dst, const void *src, size_t n_bytes)
 }
 
 xp_status xp_zero(xp_stream *stream, void *dst, size_t n_bytes) {
+    XP_DEVICE_SCOPE(stream->device);
     if (n_bytes == 0)
         return XP_OK;
     const int64_t op = xp_recorder_begin_op(stream, "copy");

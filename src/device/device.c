@@ -1,5 +1,6 @@
 /* What all devices have in common: byte accounts, and the calls that a provider answers. */
 #include "device/device_internal.h"
+#include "device/scope.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,18 @@ static void account(xp_memory_account *memory, int tag, int64_t n_bytes) {
     memory->n_bytes += n_bytes;
     if (memory->n_bytes > memory->peak_bytes)
         memory->peak_bytes = memory->n_bytes;
+}
+
+xp_device_scope xp_device_scope_begin(xp_device *device) {
+    if (device == NULL || device->vtable->enter == NULL)
+        return (xp_device_scope){.before = -1};
+    return (xp_device_scope){.leave = device->vtable->leave,
+                             .before = device->vtable->enter(device)};
+}
+
+void xp_device_scope_end(const xp_device_scope *scope) {
+    if (scope->before >= 0)
+        scope->leave(scope->before);
 }
 
 static xp_status provider_alloc(xp_device *device, size_t n_bytes, bool on_host, void **data) {
@@ -134,10 +147,12 @@ static void release(xp_device *device, void *data) {
 }
 
 xp_status xp_device_alloc(xp_device *device, size_t n_bytes, const char *tag, void **data) {
+    XP_DEVICE_SCOPE(device);
     return reserve(device, n_bytes, tag, false, data);
 }
 
 void xp_device_free(xp_device *device, void *data) {
+    XP_DEVICE_SCOPE(device);
     release(device, data);
 }
 
@@ -147,10 +162,12 @@ void xp_device_leak(xp_device *device, void *data) {
 }
 
 xp_status xp_host_alloc(xp_device *device, size_t n_bytes, const char *tag, void **data) {
+    XP_DEVICE_SCOPE(device);
     return reserve(device, n_bytes, tag, true, data);
 }
 
 void xp_host_free(xp_device *device, void *data) {
+    XP_DEVICE_SCOPE(device);
     release(device, data);
 }
 
@@ -198,6 +215,7 @@ int64_t xp_device_n_syncs(const xp_device *device) {
 }
 
 void xp_device_destroy(xp_device *device) {
+    XP_DEVICE_SCOPE(device);
     if (device == NULL)
         return;
     while (device->allocations != NULL)
@@ -235,6 +253,7 @@ const char *xp_device_tag(const xp_device *device, int i) {
 }
 
 xp_status xp_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **stream) {
+    XP_DEVICE_SCOPE(device);
     XP_TRY(device->vtable->stream_create(device, kind, stream));
     (*stream)->device = device;
     (*stream)->kind = kind;
@@ -253,6 +272,7 @@ xp_status xp_stream_from_native(xp_device *device, void *native, xp_stream **str
 }
 
 void xp_stream_destroy(xp_stream *stream) {
+    XP_DEVICE_SCOPE(stream != NULL ? stream->device : NULL);
     if (stream != NULL)
         stream->device->vtable->stream_destroy(stream);
 }
@@ -267,30 +287,36 @@ void *xp_stream_native(const xp_stream *stream) {
 }
 
 xp_status xp_stream_sync(xp_stream *stream) {
+    XP_DEVICE_SCOPE(stream->device);
     __atomic_fetch_add(&stream->device->n_syncs, 1, __ATOMIC_RELAXED);
     return stream->device->vtable->stream_sync(stream);
 }
 
 xp_status xp_event_create(xp_device *device, xp_event **event) {
+    XP_DEVICE_SCOPE(device);
     XP_TRY(device->vtable->event_create(device, event));
     (*event)->device = device;
     return XP_OK;
 }
 
 void xp_event_destroy(xp_event *event) {
+    XP_DEVICE_SCOPE(event != NULL ? event->device : NULL);
     if (event != NULL)
         event->device->vtable->event_destroy(event);
 }
 
 xp_status xp_event_record(xp_event *event, xp_stream *stream) {
+    XP_DEVICE_SCOPE(stream->device);
     return event->device->vtable->event_record(event, stream);
 }
 
 xp_status xp_event_wait(xp_event *event, xp_stream *stream) {
+    XP_DEVICE_SCOPE(stream->device);
     return event->device->vtable->event_wait(event, stream);
 }
 
 xp_status xp_event_sync(xp_event *event, xp_stream *stream) {
+    XP_DEVICE_SCOPE(stream->device);
     __atomic_fetch_add(&stream->device->n_syncs, 1, __ATOMIC_RELAXED);
     return event->device->vtable->event_sync(event, stream);
 }

@@ -14,6 +14,10 @@ typedef struct xp_tag_account {
 } xp_tag_account;
 
 typedef struct xp_device_vtable {
+    /** Makes the device the calling thread's current one. @return what leave() makes current again;
+     * -1: it was this one. Both NULL: threads have no current device. */
+    int (*enter)(xp_device *device);
+    void (*leave)(int before);
     void (*destroy)(xp_device *device);
     xp_status (*alloc)(xp_device *device, size_t n_bytes, void **data);
     void (*free)(xp_device *device, void *data);

@@ -9,7 +9,7 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 12
+#define XP_CUDA_ABI_VERSION 13
 
 #define XP_GPU_ID_BYTES     16
 #define XP_IPC_HANDLE_BYTES 64
@@ -82,6 +82,8 @@ typedef struct xp_cuda_backend {
      * @return xp_nccl_calls of comm, or NULL
      */
     const void *(*nccl)(char *text, size_t n_bytes);
+    /** The same where the program has loaded one already; never loads one. */
+    const void *(*loaded_nccl)(char *text, size_t n_bytes);
 } xp_cuda_backend;
 
 /** Type of the entry symbol. */

@@ -1,6 +1,9 @@
 /* The calls: arguments checked here, then the group's backend. */
+#include "comm/provider.h"
+#include "device/cpu/cpu_device.h"
 #include "device/recorder.h"
 #include "ep/backend.h"
+#include "device/scope.h"
 
 /* The stream must belong to the group's device, or nothing queued on it could touch the group's
  * memory. */
@@ -13,6 +16,12 @@ static xp_status check_stream(const char *name, const xp_ep_group *group, const 
     if (xp_stream_device(stream) != group->device)
         return xp_error(XP_EINVAL, "%s: the stream belongs to %s, the group to %s", name,
                         xp_device_name(xp_stream_device(stream)), xp_device_name(group->device));
+    if (group->comm && xp_comm_calls_back(group->comm) &&
+        xp_device_get_kind(group->device) == XP_DEVICE_CPU && !xp_cpu_stream_is_inline(stream))
+        return xp_error(XP_ENOTSUP,
+                        "%s: between nodes the caller's transport is called on the calling thread; "
+                        "use a compute stream",
+                        name);
     return XP_OK;
 }
 
@@ -59,6 +68,7 @@ static xp_status check_combine(const char *name, const xp_ep_call *call, const x
 
 xp_status xp_ep_plan_build(xp_ep_group *group, const int32_t *topk_idx, const float *topk_weight,
                            int64_t n_tokens, xp_stream *stream, xp_ep_plan *plan) {
+    XP_DEVICE_SCOPE(group ? group->device : NULL);
     XP_TRY(check_stream("xp_ep_plan_build", group, plan, stream));
     plan->stream = stream;
     const xp_ep_call call = {
@@ -81,6 +91,7 @@ static xp_ep_call make_call(xp_ep_group *group, const xp_ep_plan *plan, int64_t 
 
 xp_status xp_ep_dispatch(xp_ep_group *group, const xp_ep_plan *plan, int64_t round,
                          const xp_tensor *x, xp_tensor *recv_x, xp_stream *stream) {
+    XP_DEVICE_SCOPE(group ? group->device : NULL);
     xp_ep_call call = make_call(group, plan, round, "dispatch", stream);
     XP_TRY(check_dispatch("xp_ep_dispatch", &call, x, recv_x));
     call.n_tokens = x->shape[0];
@@ -90,6 +101,7 @@ xp_status xp_ep_dispatch(xp_ep_group *group, const xp_ep_plan *plan, int64_t rou
 
 xp_status xp_ep_combine_backward(xp_ep_group *group, const xp_ep_plan *plan, int64_t round,
                                  const xp_tensor *d_out, xp_tensor *d_recv, xp_stream *stream) {
+    XP_DEVICE_SCOPE(group ? group->device : NULL);
     xp_ep_call call = make_call(group, plan, round, "combine backward", stream);
     XP_TRY(check_dispatch("xp_ep_combine_backward", &call, d_out, d_recv));
     call.n_tokens = d_out->shape[0];
@@ -100,6 +112,7 @@ xp_status xp_ep_combine_backward(xp_ep_group *group, const xp_ep_plan *plan, int
 
 xp_status xp_ep_combine(xp_ep_group *group, const xp_ep_plan *plan, int64_t round,
                         const xp_tensor *y, xp_tensor *out, xp_stream *stream) {
+    XP_DEVICE_SCOPE(group ? group->device : NULL);
     xp_ep_call call = make_call(group, plan, round, "combine", stream);
     XP_TRY(check_combine("xp_ep_combine", &call, y, out));
     call.n_tokens = out->shape[0];
@@ -111,6 +124,7 @@ xp_status xp_ep_combine(xp_ep_group *group, const xp_ep_plan *plan, int64_t roun
 xp_status xp_ep_dispatch_backward(xp_ep_group *group, const xp_ep_plan *plan, int64_t round,
                                   const xp_tensor *d_assignment_x, const float *d_assignment_weight,
                                   xp_tensor *dx, float *d_topk_weight, xp_stream *stream) {
+    XP_DEVICE_SCOPE(group ? group->device : NULL);
     xp_ep_call call = make_call(group, plan, round, "dispatch backward", stream);
     XP_TRY(check_combine("xp_ep_dispatch_backward", &call, d_assignment_x, dx));
     if (d_topk_weight && !d_assignment_weight)

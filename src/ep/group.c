@@ -3,6 +3,7 @@
 #include "comm/provider.h"
 #include "ep/backends.h"
 #include "ep/internal.h"
+#include "device/scope.h"
 
 /* ---- sizes --------------------------------------------------------------------------------- */
 
@@ -96,6 +97,7 @@ static xp_status check_arguments(xp_comm *comm, const xp_device *device, const x
 
 xp_status xp_ep_group_create(xp_comm *comm, xp_device *device, const xp_ep_config *config,
                              xp_ep_group **group) {
+    XP_DEVICE_SCOPE(device);
     XP_TRY(check_arguments(comm, device, config, group));
     const int n_ranks = comm ? xp_comm_size(comm) : config->n_ranks > 0 ? config->n_ranks : 1;
     xp_ep_group *g = calloc(1, sizeof *g);
@@ -122,6 +124,7 @@ fail:
 }
 
 void xp_ep_group_destroy(xp_ep_group *group) {
+    XP_DEVICE_SCOPE(group ? group->device : NULL);
     if (!group)
         return;
     if (group->backend)

@@ -2,8 +2,10 @@
 #include <stdlib.h>
 #include "ep/backend.h"
 #include "ep/internal.h"
+#include "device/scope.h"
 
 xp_status xp_ep_plan_create(xp_ep_group *group, xp_ep_plan **plan) {
+    XP_DEVICE_SCOPE(group ? group->device : NULL);
     if (!group || !plan)
         return xp_error(XP_EINVAL, "xp_ep_plan_create: group and plan must not be NULL");
     xp_ep_plan *p = calloc(1, sizeof *p);
@@ -20,6 +22,7 @@ xp_status xp_ep_plan_create(xp_ep_group *group, xp_ep_plan **plan) {
 }
 
 void xp_ep_plan_destroy(xp_ep_plan *plan) {
+    XP_DEVICE_SCOPE(plan ? plan->group->device : NULL);
     if (!plan)
         return;
     plan->group->backend->plan_destroy(plan);
@@ -36,6 +39,7 @@ xp_status xp_ep_plan_set_slot(xp_ep_plan *plan, int slot) {
 }
 
 xp_status xp_ep_plan_wait(xp_ep_plan *plan, xp_ep_counts *counts) {
+    XP_DEVICE_SCOPE(plan ? plan->group->device : NULL);
     if (!plan || !counts || !plan->stream)
         return xp_error(XP_EINVAL,
                         "xp_ep_plan_wait: no plan, no counts, or the plan was never built");

@@ -8,6 +8,7 @@
 #include "core/rng.h"
 #include "model/balance.h"
 #include "model/moe_core.h"
+#include "device/scope.h"
 
 struct xp_moe {
     xp_moe_args args; /* defaults filled in; strings not kept */
@@ -159,6 +160,7 @@ static xp_status reserve(xp_moe *moe) {
 }
 
 xp_status xp_moe_create(const xp_moe_args *args, xp_comm *comm, xp_device *device, xp_moe **moe) {
+    XP_DEVICE_SCOPE(device);
     int n_ranks = comm ? xp_comm_size(comm) : 1;
     XP_TRY(check_args(args, n_ranks));
     xp_moe *made = calloc(1, sizeof(*made));
@@ -182,6 +184,7 @@ xp_status xp_moe_create(const xp_moe_args *args, xp_comm *comm, xp_device *devic
 }
 
 void xp_moe_destroy(xp_moe *moe) {
+    XP_DEVICE_SCOPE(moe ? moe->device : NULL);
     if (!moe)
         return;
     xp_moe_core_layer_destroy(&moe->saved);
@@ -236,6 +239,7 @@ static xp_status draw(xp_moe *moe, xp_tensor *weight, uint64_t seed, const char 
 }
 
 xp_status xp_moe_init_params(xp_moe *moe, uint64_t seed, float std, float out_std) {
+    XP_DEVICE_SCOPE(moe->device);
     const int64_t n13 = 2 * moe->args.moe_dim * moe->args.dim,
                   n2 = moe->args.moe_dim * moe->args.dim;
     xp_tensor *gate = &moe->weights[XP_MOE_GATE];
@@ -276,6 +280,7 @@ static xp_moe_pass pass_of(xp_moe *moe, const xp_tensor *x) {
 
 xp_status xp_moe_forward(xp_moe *moe, const xp_tensor *x, xp_tensor *out, bool training,
                          xp_stream *stream) {
+    XP_DEVICE_SCOPE(moe->device);
     int64_t n = x->shape[0];
     if (n < 0 || n > moe->args.max_tokens || (moe->args.seq_len > 0 && n % moe->args.seq_len != 0))
         return xp_error(XP_EINVAL,
@@ -297,6 +302,7 @@ xp_status xp_moe_forward(xp_moe *moe, const xp_tensor *x, xp_tensor *out, bool t
 
 xp_status xp_moe_backward(xp_moe *moe, const xp_tensor *x, const xp_tensor *d_out, xp_tensor *dx,
                           bool accumulate, xp_stream *stream) {
+    XP_DEVICE_SCOPE(moe->device);
     if (moe->args.inference || moe->n_tokens < 0)
         return xp_error(XP_EINVAL, moe->args.inference ? "MoE layer: made for inference"
                                                        : "MoE layer: backward without a forward");
@@ -312,6 +318,7 @@ xp_status xp_moe_backward(xp_moe *moe, const xp_tensor *x, const xp_tensor *d_ou
 }
 
 xp_status xp_moe_read_losses(xp_moe *moe, xp_stream *stream, double *aux_loss, double *z_loss) {
+    XP_DEVICE_SCOPE(moe->device);
     double losses[2];
     XP_TRY(xp_copy(stream, losses, moe->losses, sizeof(losses)));
     XP_TRY(xp_stream_sync(stream));
@@ -321,6 +328,7 @@ xp_status xp_moe_read_losses(xp_moe *moe, xp_stream *stream, double *aux_loss, d
 }
 
 xp_status xp_moe_update_bias(xp_moe *moe, double coeff, xp_comm *comm, xp_stream *stream) {
+    XP_DEVICE_SCOPE(moe->device);
     const int n = moe->args.num_experts;
     const size_t n_counts = (size_t)n * sizeof(int64_t), n_bias = (size_t)n * sizeof(float);
     int64_t *counts = malloc(n_counts + n_bias);

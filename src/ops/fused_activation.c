@@ -6,6 +6,7 @@
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/row_kernels.h"
 #include "ops/ops_check.h"
+#include "device/scope.h"
 
 const char *xp_activation_path_name(xp_activation_path path) {
     return path == XP_ACTIVATION_FUSED ? "fused" : "reference";
@@ -67,6 +68,7 @@ static xp_status no_fused_code(const xp_device *device) {
 }
 
 xp_status xp_fused_silu_gate_prob(const xp_silu_gate_prob_call *call, xp_stream *stream) {
+    XP_DEVICE_SCOPE(xp_stream_device(stream));
     const xp_device *device = xp_stream_device(stream);
     if (xp_silu_gate_prob_path(device) != XP_ACTIVATION_FUSED)
         return no_fused_code(device);
@@ -78,6 +80,7 @@ xp_status xp_fused_silu_gate_prob(const xp_silu_gate_prob_call *call, xp_stream 
 
 xp_status xp_fused_silu_gate_prob_backward(const xp_silu_gate_prob_backward_call *call,
                                            xp_stream *stream) {
+    XP_DEVICE_SCOPE(xp_stream_device(stream));
     const xp_device *device = xp_stream_device(stream);
     if (xp_silu_gate_prob_path(device) != XP_ACTIVATION_FUSED)
         return no_fused_code(device);
@@ -117,6 +120,7 @@ static const xp_ops *gpu_reference(const xp_stream *stream) {
 }
 
 xp_status xp_silu_gate_prob_reference(const xp_silu_gate_prob_call *call, xp_stream *stream) {
+    XP_DEVICE_SCOPE(xp_stream_device(stream));
     xp_silu_gate_prob_args args = forward_args(call);
     XP_TRY(xp_check_silu_gate_prob_forward(&args));
     const xp_ops *gpu = gpu_reference(stream);
@@ -127,6 +131,7 @@ xp_status xp_silu_gate_prob_reference(const xp_silu_gate_prob_call *call, xp_str
 
 xp_status xp_silu_gate_prob_reference_backward(const xp_silu_gate_prob_backward_call *call,
                                                xp_stream *stream) {
+    XP_DEVICE_SCOPE(xp_stream_device(stream));
     XP_TRY(check_in_place(call));
     xp_silu_gate_prob_backward_args args = backward_args(call);
     XP_TRY(xp_check_silu_gate_prob_backward(&args));

@@ -2,6 +2,7 @@
 #include "expar/grouped_gemm.h"
 
 #include "ops/ops.h"
+#include "device/scope.h"
 
 static xp_grouped_args arguments(const xp_grouped_gemm_call *call) {
     return (xp_grouped_args){
@@ -30,6 +31,7 @@ static xp_status begin(const char *name, const xp_grouped_gemm_call *call, xp_st
 }
 
 xp_status xp_grouped_gemm_forward(const xp_grouped_gemm_call *call, xp_stream *stream) {
+    XP_DEVICE_SCOPE(stream != NULL ? xp_stream_device(stream) : NULL);
     const xp_ops *ops;
     XP_TRY(begin("xp_grouped_gemm_forward", call, stream, &ops));
     const xp_grouped_args args = arguments(call);
@@ -37,6 +39,7 @@ xp_status xp_grouped_gemm_forward(const xp_grouped_gemm_call *call, xp_stream *s
 }
 
 xp_status xp_grouped_gemm_dgrad(const xp_grouped_gemm_call *call, xp_stream *stream) {
+    XP_DEVICE_SCOPE(stream != NULL ? xp_stream_device(stream) : NULL);
     const xp_ops *ops;
     XP_TRY(begin("xp_grouped_gemm_dgrad", call, stream, &ops));
     const xp_grouped_args args = arguments(call);
@@ -44,6 +47,7 @@ xp_status xp_grouped_gemm_dgrad(const xp_grouped_gemm_call *call, xp_stream *str
 }
 
 xp_status xp_grouped_gemm_wgrad(const xp_grouped_gemm_call *call, xp_stream *stream) {
+    XP_DEVICE_SCOPE(stream != NULL ? xp_stream_device(stream) : NULL);
     const xp_ops *ops;
     XP_TRY(begin("xp_grouped_gemm_wgrad", call, stream, &ops));
     const xp_grouped_args args = arguments(call);

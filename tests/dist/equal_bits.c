@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "expar/comm.h"
+#include "world.h"
 
 #define N_CALLS 60
 
@@ -213,7 +213,7 @@ static int broadcast_huge(xp_comm *comm) {
 
 int main(int argc, char **argv) {
     xp_comm *comm = NULL;
-    if (xp_mpi_world_comm(60, 60, &comm) != XP_OK) {
+    if (test_world_create(60, &comm) != XP_OK) {
         fprintf(stderr, "%s\n", xp_last_error());
         return 1;
     }
@@ -227,6 +227,6 @@ int main(int argc, char **argv) {
     if (rank == 0)
         printf("%d calls through each of 2 communicators on %d ranks: rank 0 has %d wrong\n",
                N_CALLS, n_ranks, n_wrong);
-    xp_comm_destroy(comm);
+    test_world_destroy(comm);
     return n_wrong > 0;
 }

@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "device/gpu_environment.h"
 #include "expar/ep.h"
 
 #define TOKENS  64
@@ -289,6 +290,7 @@ static options read_options(char **argv, int argc) {
 }
 
 int main(int argc, char **argv) {
+    xp_gpu_environment_set();
     if (argc < 4)
         return 2;
     options o = read_options(argv, argc);

@@ -8,17 +8,18 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include "../unit/comm/ranks.h"
+#include "world.h"
 
 static xp_comm *world;
 
 static void leave(void) {
-    xp_comm_destroy(world);
+    test_world_destroy(world);
 }
 
 static void enter(void) {
     if (world)
         return;
-    if (xp_mpi_world_comm(60, 60, &world) != XP_OK) {
+    if (test_world_create(60, &world) != XP_OK) {
         fprintf(stderr, "%s\n", xp_last_error());
         exit(1);
     }

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "device/gpu_environment.h"
 #include "comm/thread/simulate_nodes.h"
 #include "core/file.h"
 #include "device/plugin.h"
@@ -183,6 +184,7 @@ static bool parse(int argc, char **argv, options *o) {
 }
 
 int main(int argc, char **argv) {
+    xp_gpu_environment_set();
     options o = {0};
     const int ranks[] = {1, 2, 3, 4, 8};
     int n_failed = 0;

@@ -1,11 +1,13 @@
 /*
  * test_ep [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype f32|bf16] [--mpi]
- *         [--device cpu|cuda] [--gpus N] [--host-synchronized] [--quick] [--verbose]
+ *         [--guest threads|processes] [--device cpu|cuda] [--gpus N] [--host-synchronized] [--quick]
+ *         [--verbose]
  *
  * Without --mpi the ranks are threads, and everything that is not chosen runs in turn. With --mpi
  * this process is one rank (start it with mpirun) and the number of ranks is the launcher's. On
  * GPUs rank r takes number r % N (1); --host-synchronized: barriers are
  * made by the hosts, no kernel waits.
+ * --guest: communicators from a callback table, between threads or forked processes.
  * --quick: no case of many iterations and none about time, for tools that make everything slow.
  * --verbose: a line and the seconds for each case as it ends.
  */
@@ -14,8 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "device/gpu_environment.h"
 #include "comm/thread/simulate_nodes.h"
-#include "harness.h"
+#include "../dist/world.h"
+#include "guests.h"
 #include "pace.h"
 
 bool ep_fail(ep_env *env, const char *format, ...) {
@@ -36,6 +40,7 @@ typedef struct options {
     int dtype; /* -1: both */
     const char *name;
     bool mpi, cuda, host_synchronized, quick, verbose;
+    bool guest_threads, guest_processes;
     int n_gpus;
 } options;
 
@@ -66,6 +71,11 @@ static bool parse(int argc, char **argv, options *o) {
             o->ranks = atoi(value);
         } else if (strcmp(argv[i - 1], "--gpus") == 0) {
             o->n_gpus = atoi(value);
+        } else if (strcmp(argv[i - 1], "--guest") == 0) {
+            o->guest_threads = strcmp(value, "threads") == 0;
+            o->guest_processes = strcmp(value, "processes") == 0;
+            if (!o->guest_threads && !o->guest_processes)
+                return false;
         } else if (strcmp(argv[i - 1], "--case") == 0) {
             o->name = value;
         } else if (strcmp(argv[i - 1], "--device") == 0) {
@@ -114,6 +124,8 @@ typedef struct rank_thread {
     ep_env env;
     const ep_case *one;
     xp_thread_world *world;
+    bool guest;
+    const int *nodes;
     pthread_t thread;
 } rank_thread;
 
@@ -121,6 +133,11 @@ static void *rank_main(void *context) {
     rank_thread *t = context;
     if (xp_thread_world_comm(t->world, t->env.rank, &t->env.comm) != XP_OK) {
         ep_fail(&t->env, "comm: %s", xp_last_error());
+        return NULL;
+    }
+    if (t->guest &&
+        ep_guest_of_threads(t->env.comm, t->env.timeout_s, t->nodes, &t->env.comm) != XP_OK) {
+        ep_fail(&t->env, "guest: %s", xp_last_error());
         return NULL;
     }
     run_body(&t->env, t->one);
@@ -136,6 +153,27 @@ static int node_of(int rank, int n_ranks) {
     return n_ranks % 2 == 0 ? rank / (n_ranks / 2) : 0;
 }
 
+static ep_env env_of(const options *o, int rank, int n_ranks, xp_ep_transport transport,
+                     xp_dtype dtype, double timeout_s) {
+    return (ep_env){.rank = rank,
+                    .n_ranks = n_ranks,
+                    .cuda = o->cuda,
+                    .host_synchronized = o->host_synchronized,
+                    .n_gpus = o->n_gpus,
+                    .transport = transport,
+                    .dtype = dtype,
+                    .timeout_s = timeout_s};
+}
+
+/* @return false: this rank has failed */
+static bool report(const ep_env *env, const ep_case *c) {
+    if (env->failure[0] == '\0')
+        return true;
+    printf("FAILED %s, %d ranks, %s, %s: rank %d: %s\n", c->name, env->n_ranks,
+           transports[env->transport], xp_dtype_name(env->dtype), env->rank, env->failure);
+    return false;
+}
+
 static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_transport transport,
                         xp_dtype dtype) {
     double timeout_s = !c->breaks_world ? 20 : ep_time_limit(n_ranks, o->cuda ? 1 : 0.5);
@@ -145,44 +183,57 @@ static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_t
     for (int r = 0; r < n_ranks; r++)
         nodes[r] = node_of(r, n_ranks);
     if (!threads || xp_thread_world_create(n_ranks, timeout_s, &world) != XP_OK ||
-        (transport == XP_EP_HIERARCHICAL &&
+        (transport == XP_EP_HIERARCHICAL && !o->guest_threads &&
          xp_thread_world_simulate_nodes(world, nodes) != XP_OK)) {
         printf("no world: %s\n", xp_last_error());
         free(threads);
         return false;
     }
     for (int r = 0; r < n_ranks; r++) {
-        threads[r] = (rank_thread){.world = world, .one = c};
-        threads[r].env = (ep_env){.rank = r,
-                                  .n_ranks = n_ranks,
-                                  .cuda = o->cuda,
-                                  .host_synchronized = o->host_synchronized,
-                                  .n_gpus = o->n_gpus,
-                                  .transport = transport,
-                                  .dtype = dtype,
-                                  .timeout_s = timeout_s};
+        threads[r] = (rank_thread){.world = world, .one = c, .guest = o->guest_threads};
+        threads[r].nodes = transport == XP_EP_HIERARCHICAL ? nodes : NULL;
+        threads[r].env = env_of(o, r, n_ranks, transport, dtype, timeout_s);
         if (pthread_create(&threads[r].thread, NULL, rank_main, &threads[r]) != 0)
             abort();
     }
     bool ok = true;
     for (int r = 0; r < n_ranks; r++)
         pthread_join(threads[r].thread, NULL);
-    for (int r = 0; r < n_ranks; r++) {
-        if (threads[r].env.failure[0] == '\0')
-            continue;
-        printf("FAILED %s, %d ranks, %s, %s: rank %d: %s\n", c->name, n_ranks,
-               transports[transport], xp_dtype_name(dtype), r, threads[r].env.failure);
-        ok = false;
-    }
+    for (int r = 0; r < n_ranks; r++)
+        ok = report(&threads[r].env, c) && ok;
     xp_thread_world_destroy(world);
     free(threads);
     return ok;
 }
 
+static bool run_processes(const options *o, const ep_case *c, int n_ranks,
+                          xp_ep_transport transport, xp_dtype dtype) {
+    ep_env envs[64];
+    const double timeout_s = c->breaks_world ? ep_time_limit(n_ranks, 0.5) : 20;
+    for (int r = 0; r < n_ranks; r++)
+        envs[r] = env_of(o, r, n_ranks, transport, dtype, timeout_s);
+    bool ok = ep_run_processes(envs, n_ranks, c, run_body);
+    if (!ok)
+        printf("FAILED %s, %d ranks, %s: a process did not end well\n", c->name, n_ranks,
+               transports[transport]);
+    for (int r = 0; r < n_ranks; r++)
+        ok = report(&envs[r], c) && ok;
+    return ok;
+}
+
+/* Between nodes a guest's transport is called on the calling thread alone, and finds by itself which
+ * rank is late or gone. */
+static bool is_beyond_guest(const options *o, const ep_case *c, xp_ep_transport transport) {
+    return o->guest_threads && transport == XP_EP_HIERARCHICAL &&
+           (c->breaks_world || strcmp(c->name, "worker-stream") == 0 ||
+            strcmp(c->name, "two-slots") == 0);
+}
+
 static bool wanted(const options *o, const ep_case *c, int n_ranks, xp_ep_transport transport,
                    xp_dtype dtype) {
     return (!o->name || strcmp(o->name, c->name) == 0) && n_ranks >= c->min_ranks &&
-           !(o->cuda && c->host_only) && !(o->host_synchronized && transport != XP_EP_P2P) &&
+           !(o->cuda && c->host_only) && !is_beyond_guest(o, c, transport) &&
+           !(o->host_synchronized && transport != XP_EP_P2P) &&
            !(o->quick && (c->breaks_world || strcmp(c->name, "thousand-iterations") == 0)) &&
            (o->transport == XP_EP_AUTO || o->transport == transport) &&
            (o->dtype < 0 || o->dtype == (int)dtype) &&
@@ -205,7 +256,8 @@ static void run_all(const options *o, int n_ranks, int *n_run, int *n_failed) {
                     continue;
                 ++*n_run;
                 const double began = now_s();
-                const bool ok = run_threads(o, &ep_cases[i], n_ranks, (xp_ep_transport)t, dtype);
+                const bool ok = (o->guest_processes ? run_processes : run_threads)(
+                    o, &ep_cases[i], n_ranks, (xp_ep_transport)t, dtype);
                 *n_failed += !ok;
                 if (o->verbose)
                     printf("%s %s, %d ranks, %s, %s: %.2f s\n", ok ? "ok" : "not ok",
@@ -232,7 +284,7 @@ static bool warm_up(int index) {
 /* This process is one rank of a launcher's. */
 static int run_mpi(const options *o) {
     ep_env env = {.timeout_s = 60};
-    if (xp_mpi_world_comm(60, 60, &env.comm) != XP_OK) {
+    if (test_world_create(60, &env.comm) != XP_OK) {
         fprintf(stderr, "%s\n", xp_last_error());
         return 1;
     }
@@ -256,26 +308,25 @@ static int run_mpi(const options *o) {
                 run_body(&env, &ep_cases[i]);
                 n_run++;
                 n_failed += env.failure[0] != '\0';
-                if (env.failure[0] != '\0')
-                    printf("FAILED %s, %d ranks, %s, %s: rank %d: %s\n", ep_cases[i].name,
-                           env.n_ranks, transports[t], xp_dtype_name(env.dtype), env.rank,
-                           env.failure);
+                report(&env, &ep_cases[i]);
             }
         }
     }
     if (env.rank == 0)
         printf("%d cases on %d ranks under MPI, %d failed on rank 0\n", n_run, env.n_ranks,
                n_failed);
-    xp_comm_destroy(env.comm);
+    test_world_destroy(env.comm);
     return n_failed > 0 || n_run == 0;
 }
 
 int main(int argc, char **argv) {
+    xp_gpu_environment_set();
     options o;
     if (!parse(argc, argv, &o)) {
         fprintf(stderr,
                 "usage: %s [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype "
-                "f32|bf16] [--mpi] [--device cpu|cuda] [--gpus N] [--host_synchronized] [--quick] "
+                "f32|bf16] [--mpi] [--guest threads|processes] [--device cpu|cuda] [--gpus N] "
+                "[--host_synchronized] [--quick] "
                 "[--verbose]\n",
                 argv[0]);
         return 2;

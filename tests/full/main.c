@@ -1,6 +1,7 @@
 /* check_full: see --help. */
 #include <stdio.h>
 #include <string.h>
+#include "device/gpu_environment.h"
 #include "core/text.h"
 #include "full.h"
 
@@ -57,6 +58,7 @@ static xp_status check_all(full_context *ctx, const xp_device_args *args) {
 }
 
 int main(int argc, char **argv) {
+    xp_gpu_environment_set();
     full_context ctx = {.glob = "*", .seed = 1};
     xp_device_args device = {.kind = XP_DEVICE_CUDA, .n_threads = 2};
     setvbuf(stdout, NULL, _IOLBF, 0); /* what hangs is what comes after the last line */

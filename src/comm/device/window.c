@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include "device/device_internal.h"
+#include "device/scope.h"
 
 typedef struct device_window {
     xp_window base;
@@ -37,6 +38,7 @@ static void release(device_window *w) {
 }
 
 static void destroy(xp_window *window) {
+    XP_DEVICE_SCOPE(((device_window *)window)->device);
     release((device_window *)window);
 }
 

@@ -33,6 +33,11 @@ typedef struct xp_nccl_calls {
     xp_nccl_state (*comm_destroy)(void *nccl);
     xp_nccl_state (*comm_abort)(void *nccl);
 
+    /** Of a communicator that the program has made: which rank of how many, and whether it is of
+     * `device`. */
+    xp_nccl_state (*comm_describe)(void *nccl, xp_device *device, int *rank, int *size,
+                                   bool *on_device);
+
     /** Around sends and receives that belong together. */
     xp_nccl_state (*group_start)(void);
     xp_nccl_state (*group_end)(void);
@@ -48,7 +53,8 @@ typedef struct xp_nccl_calls {
                                     xp_dtype dtype, xp_stream *stream);
 } xp_nccl_calls;
 
-/** Of the CUDA backend; see xp_cuda_backend.nccl. */
+/** Of the CUDA backend; see xp_cuda_backend.nccl and loaded_nccl. */
 const void *xp_nccl_open(char *text, size_t n_bytes);
+const void *xp_nccl_open_loaded(char *text, size_t n_bytes);
 
 #endif

@@ -1,5 +1,5 @@
 /* libnccl.so.2, opened at run time: the binary needs no NCCL, and in a process that has NCCL
- * already (PyTorch's) that one serves when it is new enough. */
+ * already (PyTorch's) that one serves when it is new enough: never is a second one loaded. */
 #include <dlfcn.h>
 #include <limits.h>
 #include <nccl.h>
@@ -26,6 +26,9 @@ typedef struct library {
     __typeof__(ncclCommAbort) *comm_abort;
     __typeof__(ncclGetErrorString) *error_string;
     __typeof__(ncclGetLastError) *last_error;
+    __typeof__(ncclCommUserRank) *comm_user_rank;
+    __typeof__(ncclCommCount) *comm_count;
+    __typeof__(ncclCommCuDevice) *comm_device;
     __typeof__(ncclGroupStart) *group_start;
     __typeof__(ncclGroupEnd) *group_end;
     __typeof__(ncclSend) *send;
@@ -120,6 +123,18 @@ static xp_nccl_state comm_abort(void *nccl) {
     return state_of("ncclCommAbort", lib.comm_abort(nccl), NULL);
 }
 
+static xp_nccl_state comm_describe(void *nccl, xp_device *device, int *rank, int *size,
+                                   bool *on_device) {
+    int index = -1;
+    ncclResult_t result = lib.comm_user_rank(nccl, rank);
+    if (result == ncclSuccess)
+        result = lib.comm_count(nccl, size);
+    if (result == ncclSuccess)
+        result = lib.comm_device(nccl, &index);
+    *on_device = index == ((const xp_cuda_device *)device)->index;
+    return state_of("ncclCommUserRank", result, nccl);
+}
+
 /* ---- what is queued ----------------------------------------------------------------------- */
 
 static xp_nccl_state group_start(void) {
@@ -189,6 +204,7 @@ static const xp_nccl_calls calls = {
     .comm_finalize = comm_finalize,
     .comm_destroy = comm_destroy,
     .comm_abort = comm_abort,
+    .comm_describe = comm_describe,
     .group_start = group_start,
     .group_end = group_end,
     .send = send,
@@ -213,6 +229,9 @@ static bool find_all(void *handle) {
         {"ncclCommFinalize", &lib.comm_finalize},
         {"ncclCommDestroy", &lib.comm_destroy},
         {"ncclCommAbort", &lib.comm_abort},
+        {"ncclCommUserRank", &lib.comm_user_rank},
+        {"ncclCommCount", &lib.comm_count},
+        {"ncclCommCuDevice", &lib.comm_device},
         {"ncclGetErrorString", &lib.error_string},
         {"ncclGetLastError", &lib.last_error},
         {"ncclGroupStart", &lib.group_start},
@@ -233,10 +252,20 @@ static bool find_all(void *handle) {
     return true;
 }
 
+/* One that the program has loaded already, or that it is linked with. NULL: none */
+static void *find_loaded(void) {
+    void *handle = dlopen(FILE_NAME, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+    if (handle == NULL && dlsym(RTLD_DEFAULT, "ncclGetVersion") != NULL)
+        handle = dlopen(NULL, RTLD_NOW);
+    return handle;
+}
+
 static void open_library(void) {
     static const char advice[] = "several GPUs need it: install libnccl2 2.28 or newer, or put its "
                                  "folder on LD_LIBRARY_PATH";
-    void *handle = dlopen(FILE_NAME, RTLD_NOW | RTLD_LOCAL);
+    void *handle = find_loaded();
+    if (handle == NULL)
+        handle = dlopen(FILE_NAME, RTLD_NOW | RTLD_LOCAL);
     int version = 0;
     if (handle == NULL) {
         snprintf(about, sizeof about, "%s; %s", dlerror(), advice);
@@ -256,4 +285,14 @@ const void *xp_nccl_open(char *text, size_t n_bytes) {
     pthread_once(&open_once, open_library);
     snprintf(text, n_bytes, "%s", about);
     return usable ? &calls : NULL;
+}
+
+const void *xp_nccl_open_loaded(char *text, size_t n_bytes) {
+    void *handle = find_loaded();
+    if (handle == NULL) {
+        snprintf(text, n_bytes, "this process has loaded no NCCL (%s)", FILE_NAME);
+        return NULL;
+    }
+    dlclose(handle);
+    return xp_nccl_open(text, n_bytes);
 }

@@ -8,3 +8,7 @@ const void *xp_nccl_open(char *text, size_t n_bytes) {
              "(2.28 or newer) and build again");
     return NULL;
 }
+
+const void *xp_nccl_open_loaded(char *text, size_t n_bytes) {
+    return xp_nccl_open(text, n_bytes);
+}

@@ -1,5 +1,6 @@
 #include "device/cuda/cuda_device.h"
 
+#include <cuda.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,11 +23,43 @@ xp_status xp_cuda_enter(xp_stream *stream, cudaStream_t *cuda_stream) {
     return XP_OK;
 }
 
+/* ---- the calling thread's current device --------------------------------------------------- */
+
+static int cuda_enter(xp_device *device) {
+    const int index = ((xp_cuda_device *)device)->index;
+    int before = -1;
+    if (cudaGetDevice(&before) != cudaSuccess) {
+        cudaGetLastError();
+        return -1;
+    }
+    return before != index && cudaSetDevice(index) == cudaSuccess ? before : -1;
+}
+
+/* Whether this process uses the device: it may be current only because no thread has chosen. */
+static bool is_in_use(int index) {
+    __typeof__(cuDevicePrimaryCtxGetState) *get_state = NULL;
+    enum cudaDriverEntryPointQueryResult found;
+    unsigned flags = 0;
+    int active = 1;
+    if (cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", (void **)&get_state, 7000,
+                                         cudaEnableDefault, &found) != cudaSuccess ||
+        found != cudaDriverEntryPointSuccess) {
+        cudaGetLastError();
+        return true;
+    }
+    return get_state(index, &flags, &active) != CUDA_SUCCESS || active != 0;
+}
+
+/* To make a device current takes memory on it; that of GPU 0 is not taken for threads that have never
+ * chosen a device. */
+static void cuda_leave(int before) {
+    if (is_in_use(before))
+        cudaSetDevice(before);
+}
+
+/* ---- devices ------------------------------------------------------------------------------- */
+
 xp_status xp_cuda_device_count(int *n_devices) {
-    /* Both before the first context: ranks that share a GPU need queues of their own, and a module
-     * loaded late can wait for a kernel that waits for a peer. */
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
-    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     cudaError_t result = cudaGetDeviceCount(n_devices);
     if (result == cudaErrorInsufficientDriver)
         return xp_error(XP_ENOTSUP, "no NVIDIA driver, or one too old for this build (CUDA %d.%d)",
@@ -215,6 +248,8 @@ static xp_status cuda_move(xp_device *device, void *dst, const void *src, size_t
 }
 
 static const xp_device_vtable cuda_vtable = {
+    .enter = cuda_enter,
+    .leave = cuda_leave,
     .destroy = cuda_destroy,
     .alloc = cuda_alloc,
     .free = cuda_free,

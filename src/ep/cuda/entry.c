@@ -39,6 +39,7 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .prepare = prepare,
         .peer_access = &xp_cuda_peer_access,
         .nccl = xp_nccl_open,
+        .loaded_nccl = xp_nccl_open_loaded,
     };
     return &backend;
 }

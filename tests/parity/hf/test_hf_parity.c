@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device/gpu_environment.h"
 #include "fixture.h"
 
 parity_options parity_opts = {.device = {.kind = XP_DEVICE_CPU, .n_threads = 2},
@@ -160,6 +161,7 @@ static bool parse(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    xp_gpu_environment_set();
     if (!parse(argc, argv)) {
         fprintf(stderr, "usage: %s [--device cpu|guard|cuda] [--fixtures FOLDER]\n", argv[0]);
         return 2;

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "device/gpu_environment.h"
 #include "core/file.h"
 #include "core/rng.h"
 #include "fixture.h"
@@ -248,6 +249,7 @@ static bool parse(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    xp_gpu_environment_set();
     if (!parse(argc, argv)) {
         fprintf(stderr, "usage: %s [--device guard|cuda] [--fixtures FOLDER]\n", argv[0]);
         return 2;

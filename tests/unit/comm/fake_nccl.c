@@ -25,6 +25,7 @@ static message *mail[MAX_IDS][FAKE_MAX_RANKS][FAKE_MAX_RANKS]; /* from, to; olde
 static fake_call calls[FAKE_MAX_RANKS][FAKE_MAX_CALLS];
 static int n_calls[FAKE_MAX_RANKS], n_ids, failing_rank;
 static _Atomic fake_mode mode;
+static bool describes_device;
 static bool aborted[FAKE_MAX_RANKS]; /* the rank has aborted a communicator */
 
 typedef struct pending {
@@ -67,11 +68,16 @@ void fake_reset(void) {
     memset(aborted, 0, sizeof aborted);
     n_ids = 0;
     failing_rank = -1;
+    describes_device = true;
     mode = FAKE_WORKS;
 }
 
 void fake_set_mode(fake_mode next) {
     mode = next;
+}
+
+void fake_set_on_device(bool on_device) {
+    describes_device = on_device;
 }
 
 void fake_fail_init(int rank) {
@@ -223,6 +229,17 @@ static xp_nccl_state comm_abort(void *nccl) {
     return XP_NCCL_OK;
 }
 
+/* Of any device: all ranks of the fake are on the CPU. */
+static xp_nccl_state comm_describe(void *nccl, xp_device *device, int *rank, int *size,
+                                   bool *on_device) {
+    const fake_comm *comm = nccl;
+    (void)device;
+    *rank = comm->rank;
+    *size = comm->n_ranks;
+    *on_device = describes_device;
+    return XP_NCCL_OK;
+}
+
 static xp_nccl_state group_start(void) {
     record(me, (fake_call){.fn = FAKE_GROUP_START});
     in_group = true;
@@ -351,6 +368,7 @@ const xp_nccl_calls fake_nccl = {
     .comm_finalize = comm_finalize,
     .comm_destroy = comm_destroy,
     .comm_abort = comm_abort,
+    .comm_describe = comm_describe,
     .group_start = group_start,
     .group_end = group_end,
     .send = send,

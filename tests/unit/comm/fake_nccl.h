@@ -48,6 +48,8 @@ extern const xp_nccl_calls fake_nccl;
 /** Forget everything; before each world of ranks. */
 void fake_reset(void);
 void fake_set_mode(fake_mode mode);
+/** Whether communicators are of the device that they are asked about. */
+void fake_set_on_device(bool on_device);
 /** comm_init of this rank fails; -1: of none. */
 void fake_fail_init(int rank);
 /** Which rank the calling thread is; its calls are written down under this number. */
