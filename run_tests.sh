@@ -18,5 +18,6 @@ done
 preset=${PRESET:-release}
 scripts/setup.sh
 scripts/build.sh "$preset"
+. scripts/test_blas.sh
 jobs=$(nproc)
 exec ctest --test-dir "build/$preset" -j "$((jobs < 8 ? jobs : 8))" --output-on-failure --no-tests=error "${args[@]}"

@@ -146,7 +146,6 @@ static xp_status check_memory(const xp_layer_rank *r) {
 }
 
 static xp_status measure(xp_layer_rank *r, xp_bench_layer_result *result) {
-    const double began = xp_time_s();
     int n_passes;
     bool done = false;
     XP_TRY(xp_bench_device_open(r->rank, r->c->cuda, &r->d));
@@ -159,6 +158,7 @@ static xp_status measure(xp_layer_rank *r, xp_bench_layer_result *result) {
         result->transport[i] = xp_ep_group_transport(xp_moe_core_group(r->lanes[i].core));
     XP_TRY(warm_up(r, &n_passes));
     XP_TRY(compare_bits(r, &result->same_bits));
+    const double began = xp_time_s(); /* opening a GPU and filling the layer take seconds */
     for (int pair = 0; !done; pair++) {
         XP_TRY(measure_pair(r, n_passes, pair, result));
         XP_TRY(is_done(r, result, began, &done));

@@ -21,7 +21,7 @@ typedef struct xp_bench_layer_case {
     /* Sizes, routing and what is saved; settings[] decides about the rest. */
     xp_moe_core_args model;
     xp_bench_setting settings[2];
-    double seconds; /* ends after so long, */
+    double seconds; /* pairs are measured for so long, after the warm-up, */
     double precise; /* or when the ratio's median is known this well; at least MIN_PAIRS pairs */
     /* rank 0; NULL: none. @param share  of `seconds` */
     void (*progress)(void *context, double share);

@@ -6,7 +6,6 @@
 #include "core/file.h"
 #include "model/arch.h"
 #include "parallel/run.h"
-#include "tune/hardware.h"
 
 #define SCREENING                                                                                  \
     0.5 /* share of the time for all candidates; the rest is for the last comparison */
@@ -53,7 +52,7 @@ static xp_tune_candidate *add(xp_tune_report *report, const xp_bench_setting *se
 /* Blocks of dispatch and combine, an SM each; by default half of the GPU's. */
 static void add_num_sms(const xp_tune_args *args, xp_tune_report *report) {
     static const int shares[] = {16, 8, 6, 4, 3}; /* of the GPU: a sixteenth to a third */
-    const int n_sms = args->facts->on_gpu ? xp_hardware_n_sms() : 0;
+    const int n_sms = args->facts->n_sms;
     char name[64];
     xp_bench_setting setting = default_setting(args);
     for (size_t i = 0; n_sms >= 32 && i < sizeof shares / sizeof shares[0] + 2; i++) {
@@ -168,7 +167,7 @@ static xp_status measure(search *s, const xp_bench_setting *a, const xp_bench_se
     s->what = what;
     s->until = s->began + seconds;
     show(s, 0);
-    XP_TRY(xp_bench_layer(s->args->host, &s->c, s->result));
+    XP_TRY((s->args->layer ? s->args->layer : xp_bench_layer)(s->args->host, &s->c, s->result));
     s->began = s->until;
     return XP_OK;
 }
@@ -235,7 +234,7 @@ static xp_status run(search *s) {
     for (int i = 0; i < report->n; i++) {
         double spent = xp_time_s() - began;
         XP_TRY(agree(s, &spent, sizeof spent));
-        if (spent > seconds * 2 * SCREENING)
+        if (spent > seconds) /* opening the devices has taken the rest */
             break;
         XP_TRY(screen(s, i, seconds * SCREENING / report->n));
     }

@@ -43,6 +43,9 @@ typedef struct xp_tune_args {
     const xp_bench_host *host;
     int n_ranks, n_cores;
     double seconds;
+    /* Measures two settings; NULL: xp_bench_layer() */
+    xp_status (*layer)(const xp_bench_host *host, const xp_bench_layer_case *c,
+                       xp_bench_layer_result *result);
     /* rank 0: before and while something is measured; `done` of `total` seconds are over at most */
     void (*progress)(void *context, const char *what, double done, double total);
     void (*measured)(void *context, const xp_tune_candidate *candidate);

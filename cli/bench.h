@@ -9,4 +9,7 @@ int bench_ep(int argc, char **argv);
 int bench_decode(int argc, char **argv);
 int bench_scaling(int argc, char **argv);
 
+/** `expar bench --write-profile FILE`; argv[0] is "bench". */
+int bench_profile(int argc, char **argv);
+
 #endif

@@ -31,15 +31,18 @@ static void print_help(FILE *file) {
           file);
     for (int i = 0; i < N_KINDS; i++)
         fprintf(file, "  %-10s %s\n", kinds[i].name, kinds[i].help);
-    fputs("\nexamples:\n"
-          "  expar bench step\n"
-          "  expar bench step --ep --json\n"
-          "  expar bench ops --op 'grouped_*'\n"
-          "  expar bench ep --ranks 2\n"
-          "  expar bench decode --flavor 10B-A1B\n"
-          "  expar bench scaling --ranks 1,2 --batch 1,2,4\n"
-          "  expar bench KIND --help\n",
-          file);
+    fputs(
+        "\n`expar bench --write-profile FILE` measures this machine for `expar plan --gpu FILE`.\n"
+        "\nexamples:\n"
+        "  expar bench step\n"
+        "  expar bench step --ep --json\n"
+        "  expar bench ops --op 'grouped_*'\n"
+        "  expar bench ep --ranks 2\n"
+        "  expar bench decode --flavor 10B-A1B\n"
+        "  expar bench scaling --ranks 1,2 --batch 1,2,4\n"
+        "  expar bench --write-profile machine.toml\n"
+        "  expar bench KIND --help; expar bench --write-profile --help\n",
+        file);
 }
 
 static int run_kind(int kind, int argc, char **argv) {
@@ -60,6 +63,8 @@ int cmd_bench(int argc, char **argv) {
         print_help(stderr);
         return XP_EXIT_USAGE;
     }
+    if (strncmp(argv[1], "--write-profile", strlen("--write-profile")) == 0)
+        return bench_profile(argc, argv);
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
         print_help(stdout);
         return XP_EXIT_OK;

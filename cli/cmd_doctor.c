@@ -4,7 +4,6 @@
 #include <string.h>
 #include "cli.h"
 #include "data/libraries.h"
-#include "device/cpu/cpu_device.h"
 #include "device/plugin.h"
 #include "doctor.h"
 #include "expar/comm.h"
@@ -20,20 +19,14 @@ static int config_length(const char *config) {
     return (int)(config[name] ? name + 1 + strcspn(config + name + 1, " ") : name);
 }
 
-/* OpenBLAS takes its plainest kernels, several times slower, on a CPU that is newer than it. */
-static void report_blas(doctor *d, unsigned caps) {
-    static const char *const plain[] = {"Prescott", "Core2", "Nehalem", "Penryn", "Dunnington"};
-    const char *kernel = xp_cpu_blas_kernel(), *config = xp_cpu_blas_config();
-    bool is_plain = false;
-    for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++)
-        is_plain = is_plain || strcmp(kernel, plain[i]) == 0;
-    const bool slow = is_plain && (caps & (XP_CPU_AVX2 | XP_CPU_AVX512)) != 0;
-    doctor_report(d, slow ? MISSING : FOUND, "BLAS",
-                  caps & XP_CPU_AVX512 ? "export OPENBLAS_CORETYPE=SkylakeX"
-                                       : "export OPENBLAS_CORETYPE=Haswell",
-                  "%.*s, kernel %s%s", config_length(config), config, kernel,
-                  slow ? ": it does not know this CPU, and its GEMMs are several times too slow"
-                       : "");
+static void report_blas(doctor *d) {
+    const char *better = xp_cpu_blas_better_kernel(), *config = xp_cpu_blas_config();
+    char advice[64];
+    snprintf(advice, sizeof advice, "export OPENBLAS_CORETYPE=%s", better ? better : "");
+    doctor_report(d, better ? MISSING : FOUND, "BLAS", advice, "%.*s, kernel %s%s",
+                  config_length(config), config, xp_cpu_blas_kernel(),
+                  better ? ": it does not know this CPU, and its GEMMs are several times too slow"
+                         : "");
 }
 
 static void report_cpu(doctor *d) {
@@ -48,7 +41,7 @@ static void report_cpu(doctor *d) {
                       xp_last_error());
     else
         doctor_report(d, FOUND, "CPU ops", NULL, "%s", ops->name);
-    report_blas(d, status == XP_OK ? xp_cpu_device_caps(device) : 0);
+    report_blas(d);
     xp_device_destroy(device);
 }
 

@@ -14,7 +14,7 @@
 #include "train/trainer.h"
 #include "tune_print.h"
 
-#define SECONDS_MAX 115.0
+#define SECONDS_MAX 75.0 /* with opening the GPUs for each setting within two minutes */
 
 typedef struct tune_options {
     const char *out;
@@ -93,7 +93,7 @@ static xp_status finish(const tune_options *o, const xp_config_set *set, const t
 static void show_progress(void *context, const char *what, double done, double total) {
     (void)context;
     if (isatty(STDERR_FILENO) == 1)
-        fprintf(stderr, "\r\033[K%s: at most %.0f s left", what, total - done);
+        fprintf(stderr, "\r\033[K%s: at most about %.0f s left", what, total - done);
 }
 
 static void show_row(void *context, const xp_tune_candidate *candidate) {
@@ -197,8 +197,8 @@ static int parse_and_run(int argc, char **argv, char **rest) {
     const cli_option options[] = {
         {"--out", CLI_STRING, &o.out, "FILE",
          "the tuned file (NAME.tuned.toml beside CONFIG = NAME.toml)", 0, 0},
-        {"--seconds", CLI_FLOAT, &o.seconds, "S", "how long to measure at most (60)", 0.1,
-         SECONDS_MAX},
+        {"--seconds", CLI_FLOAT, &o.seconds, "S",
+         "how long to measure, opening the devices apart (60)", 0.1, SECONDS_MAX},
         {"--json", CLI_FLAG, &o.json, NULL, "one JSON object", 0, 0},
     };
     const cli_syntax command = {

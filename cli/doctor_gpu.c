@@ -140,6 +140,29 @@ static void report_nccl(doctor *d, const xp_cuda_backend *cuda) {
                   serves ? "%s, between ranks that have a GPU each (needed: 2.28)" : "%s", text);
 }
 
+/* The last error says why the backend does not serve. */
+static void report_no_backend(doctor *d) {
+    static const char prefix[] = "no CUDA backend: ";
+    char text[512], ignored[512];
+    const char *why = text;
+    snprintf(text, sizeof text, "%s", xp_last_error());
+    if (strncmp(text, prefix, sizeof prefix - 1) == 0)
+        why += sizeof prefix - 1;
+    const bool has_driver = report_no_driver(d);
+    if (xp_plugin_open("libexpar_cuda.so", ignored, sizeof ignored))
+        doctor_report(d, MISSING, "CUDA backend",
+                      "it is built in: see the line about the driver above", "%s", why);
+    else
+        doctor_report(d, has_driver ? BROKEN : MISSING, "CUDA backend",
+                      has_driver
+                          ? "install the CUDA toolkit 13, remove the build folder, and build "
+                            "again (scripts/build.sh release)"
+                          : "nothing to do for the CPU; for GPUs install the driver and the "
+                            "CUDA toolkit 13, and build again",
+                      "%s", why);
+    xp_error_clear();
+}
+
 void doctor_gpu_libraries(doctor *d) {
     const xp_cuda_backend *cuda = NULL;
     int n = 0;
@@ -150,16 +173,7 @@ void doctor_gpu_libraries(doctor *d) {
         report_nccl(d, cuda);
         return;
     }
-    char why[512];
-    snprintf(why, sizeof why, "%s", xp_last_error());
-    xp_error_clear();
-    const bool loses = report_no_driver(d);
-    doctor_report(d, loses ? BROKEN : MISSING, "CUDA backend",
-                  loses ? "with a driver that serves CUDA 13 install the CUDA toolkit and build "
-                          "with cmake --preset cuda"
-                        : "for GPUs install the driver and the CUDA toolkit, and build with cmake "
-                          "--preset cuda",
-                  "%s", why);
+    report_no_backend(d);
 }
 
 /* ---- between GPUs ------------------------------------------------------------------------ */

@@ -23,9 +23,10 @@ static void report_test(doctor *d, xp_status status, const char *name, const cha
 
 /* ---- processes --------------------------------------------------------------------------- */
 
-/* Runs this program as so many ranks, which make a sum. The last line that they print. */
+/* Runs this program as so many ranks, which make a sum. The error that they print, else their last line. */
 static bool launch(int n_ranks, const char *exe, char *last, size_t n_last) {
     char command[4096], line[512];
+    bool is_error = false;
     snprintf(command, sizeof command,
              "timeout -k 2 %d mpirun %s --oversubscribe -n %d '%s' doctor 2>&1 < /dev/null",
              LAUNCH_S, geteuid() == 0 ? "--allow-run-as-root" : "", n_ranks, exe);
@@ -34,8 +35,9 @@ static bool launch(int n_ranks, const char *exe, char *last, size_t n_last) {
     FILE *pipe = popen(command, "r");
     while (pipe && fgets(line, sizeof line, pipe)) {
         line[strcspn(line, "\n")] = '\0';
-        if (line[strspn(line, " -")])
+        if (!is_error && line[strspn(line, " -")])
             snprintf(last, n_last, "%s", line);
+        is_error = is_error || strncmp(line, "error:", 6) == 0;
     }
     const int how = pipe ? pclose(pipe) : -1;
     return how != -1 && WIFEXITED(how) && WEXITSTATUS(how) == 0;

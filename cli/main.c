@@ -1,6 +1,8 @@
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -9,6 +11,7 @@
 #include "core/bus_error.h"
 #include "device/gpu_environment.h"
 #include "expar/version.h"
+#include "ops/cpu/blas.h"
 
 static void print_help(FILE *file) {
     fputs("expar " XP_VERSION ": pre-training of mixture-of-experts language models\n\n"
@@ -56,6 +59,20 @@ static int leave(int code) {
     _exit(code);
 }
 
+/* OpenBLAS chooses its kernels when the process starts, so the choice is mended by starting again. A choice that was
+ * made by hand stays; where this fails the program goes on with what it has. */
+static void start_with_fitting_blas(char **argv) {
+    const char *better = xp_cpu_blas_better_kernel();
+    char path[PATH_MAX];
+    if (!better || getenv("OPENBLAS_CORETYPE"))
+        return;
+    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n <= 0 || setenv("OPENBLAS_CORETYPE", better, 0) != 0)
+        return;
+    path[n] = '\0';
+    execv(path, argv);
+}
+
 static int run(int argc, char **argv) {
     fill_standard_files();
     signal(SIGXFSZ, SIG_IGN); /* a file past the limit is an error with a message, not the end */
@@ -74,6 +91,7 @@ static int run(int argc, char **argv) {
         printf("expar %s\n", xp_version());
         return XP_EXIT_OK;
     }
+    start_with_fitting_blas(argv);
     for (int i = 0; cli_command_at(i); i++)
         if (strcmp(name, cli_command_at(i)->name) == 0)
             return check_output(cli_command_at(i)->run(argc - 1, argv + 1));

@@ -68,7 +68,7 @@ static void add_speed(const plan *p, const plan_row *r, line *l) {
     add(l, col_all, "%.0f", speed * (double)r->ranks);
     if (p->o->scaling)
         add(l, col_scale, "%.1f%%", p->base_speed > 0 ? 100 * speed / p->base_speed : 0);
-    add(l, col_tflops, "%.0f", s->flops / s->step_s * 1e-12);
+    add(l, col_tflops, "%.3g", s->flops / s->step_s * 1e-12);
     add(l, col_mfu, "%.1f%%", plan_mfu_percent(p, r));
     add(l, col_link, "%.1fGB", s->link_bytes * 1e-9);
     add(l, col_network, "%.1fGB", s->network_bytes * 1e-9);

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mapfile -t files < <(if [ $# -gt 0 ]; then printf '%s\n' "$@"; else
-    git ls-files src include cli docs bench tests examples README.md CONTRIBUTING.md |
+    git ls-files src include cli docs bench tests examples python README.md CONTRIBUTING.md |
         grep -E '\.(c|h|cu|cuh|cpp|sh|py|md|txt|toml)$' | grep -vE 'docs/performance-log|fixtures/'
 fi)
 wrong=0

@@ -12,6 +12,7 @@ const charts = [
   { key: "ep_bytes", title: "Expert-parallel bytes", note: "sent to other ranks in a step", text: bytes, fromZero: true, optional: true },
   { key: "ep_wait_s", title: "Waiting for peers", note: "in dispatch and combine, mean of a rank", text: seconds, fromZero: true, optional: true },
   { key: "ep_overflow_rows", title: "Overflow rows", note: "beyond the reserved capacity, sent in further rounds", text: short, fromZero: true, optional: true },
+  { key: "moe_recomputed_rounds", title: "Recomputed rounds", note: "expert GEMMs run again in the backward pass", text: short, fromZero: true, optional: true },
   { key: "aux_loss", title: "Balance loss", text: short, log: true, optional: true },
   { key: "z_loss", title: "Router z-loss", text: short, log: true, optional: true },
 ];

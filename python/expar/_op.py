@@ -24,7 +24,7 @@ def define(name: str, schema: str, run: Callable, fake: Callable, setup_context:
         op.register_fake(fake)
         if backward is not None:
             op.register_autograd(_only_once(backward, name), setup_context=setup_context)
-        return op
+        return getattr(torch.ops.expar, name).default
     if backward is None:
         return run
     return _function(name, run, setup_context, backward)
@@ -32,7 +32,7 @@ def define(name: str, schema: str, run: Callable, fake: Callable, setup_context:
 
 def _only_once(backward: Callable, name: str) -> Callable:
     def checked(ctx: Any, *gradients: Any) -> Any:
-        if any(g is not None and g.requires_grad for g in gradients):
+        if any(type(g) is torch.Tensor and g.requires_grad for g in gradients):  # not those of a compiler's tracing
             raise RuntimeError(f"expar::{name} has no second derivative: leave create_graph=True out")
         return backward(ctx, *gradients)
 

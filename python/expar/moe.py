@@ -22,7 +22,7 @@ from expar._experts import experts
 from expar._handle import eager
 from expar.ep import Group
 
-__all__ = ["MoEArgs", "MoELayer", "Routing", "experts", "update_expert_bias"]
+__all__ = ["MoEArgs", "MoELayer", "Routing", "experts", "prepare_for_ddp", "update_expert_bias"]
 
 SCORES = {"softmax": lambda logits: torch.softmax(logits, -1), "sigmoid": torch.sigmoid}
 FORCED = (None, "modulo", "spread")
@@ -271,3 +271,24 @@ def update_expert_bias(model: nn.Module, process_group: Any = None) -> None:
     for module in model.modules():
         if isinstance(module, MoELayer):
             module.update_expert_bias(process_group)
+
+
+def prepare_for_ddp(model: nn.Module) -> nn.Module:
+    """Make a model with MoELayers ready for torch.nn.parallel.DistributedDataParallel(model) over the layers' ranks.
+
+    DDP then leaves this rank's experts and the counts alone (each rank has its own) and averages everything else; the experts'
+    gradients, which hold all ranks' tokens, are divided by the number of ranks as they come, so that they are averages, too.
+
+    Returns:
+        model, changed in place. Call it once, before DDP.
+    """
+    ignored = list(getattr(model, "_ddp_params_and_buffers_to_ignore", []))
+    for prefix, module in model.named_modules():
+        if not isinstance(module, MoELayer):
+            continue
+        for name in ("experts.w13", "experts.w2", "expert_bias", "tokens_per_expert"):
+            ignored.append(f"{prefix}.{name}" if prefix else name)
+        for parameter in module.expert_parameters():
+            parameter.register_hook(lambda gradient, size=module.group.size: gradient / size)
+    model._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]  # what DDP reads
+    return model

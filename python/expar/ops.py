@@ -1,4 +1,4 @@
-"""Grouped GEMM with gather lists: the matrix products of a mixture of experts."""
+"""Grouped GEMM with gather lists: the GEMMs of a mixture of experts."""
 import ctypes
 from typing import Any, Optional, Tuple
 

@@ -35,6 +35,7 @@ typedef struct xp_config {
         int64_t log_rank;         /* -1 = rank 0 only; from LOG_RANK */
         int64_t ngpu;             /* ranks of a machine; 0 = unset; from NGPU */
         const char *ranks;        /* "auto", "threads", "processes" */
+        bool check_memory;
     } job;
     struct {
         const char *name, *flavor, *hf_assets_path;

@@ -49,6 +49,10 @@ static const xp_field fields[] = {
     {CHOICE(job, ranks, "auto", "auto|threads|processes"),
      .help = "what ranks are; auto: processes where each of several ranks has a GPU of its own, "
              "else threads of one process"},
+    {BOOL(job, check_memory, "true"),
+     .help =
+         "on the CPU, refuse a run that needs more memory than this machine has, or its control "
+         "group allows"},
     {INT(job, log_rank, "-1", 0, 1e9), .unset = "rank 0",
      .help = "the rank whose lines are shown; the environment's LOG_RANK"},
 

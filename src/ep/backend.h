@@ -1,15 +1,18 @@
 /**
  * The one interface of expert parallelism: a backend is a transport on a device. ep.c, plan.c and
  * group.c check arguments and call the group's backend; backends.c lists all of them; nothing else
- * knows which transport or device a group has. Tables are complete: no entry is NULL.
+ * knows which transport or device a group has. Tables are complete: no entry but `cpu` is NULL.
  */
 #ifndef XP_EP_BACKEND_H
 #define XP_EP_BACKEND_H
 
 #include "ep/common/call.h"
 
+typedef struct xp_ep_cpu_transport xp_ep_cpu_transport;
+
 struct xp_ep_backend {
-    const char *name; /* "p2p/cuda" */
+    const char *name;               /* "p2p/cuda" */
+    const xp_ep_cpu_transport *cpu; /* CPU: what common/cpu/queue.c runs on the stream; else NULL */
     /** Nothing is computed and tensors need no memory: the null device. */
     bool counts_only;
 

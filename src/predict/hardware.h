@@ -65,4 +65,7 @@ XP_NODISCARD xp_status xp_hardware_of_model(const char *model, xp_hardware *hard
 /** Names of the installed descriptions, sorted, ", " between them; XP_ENOENT: no folder of them was found. */
 XP_NODISCARD xp_status xp_hardware_names(xp_text *names);
 
+/** All of it as TOML that xp_hardware_read() accepts. */
+void xp_hardware_add_toml(const xp_hardware *hardware, xp_text *text);
+
 #endif

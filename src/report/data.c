@@ -71,6 +71,7 @@ static const struct {
     {XP_COLUMN_OPTIMIZER, false},  {XP_COLUMN_CHECKPOINT, false},
     {XP_COLUMN_VALIDATION, false}, {XP_COLUMN_EP_BYTES, false},
     {XP_COLUMN_EP_OVERFLOW, true}, {XP_COLUMN_EP_WAIT, true},
+    {XP_COLUMN_RECOMPUTED, true},
 };
 
 static void put_series(xp_text *out, const xp_report_run *run, int64_t bucket) {

@@ -30,6 +30,7 @@ static const char *const column_keys[XP_N_COLUMNS] = {
     [XP_COLUMN_EP_BYTES] = "ep_bytes",
     [XP_COLUMN_EP_OVERFLOW] = "ep_overflow_rows",
     [XP_COLUMN_EP_WAIT] = "ep_wait_s",
+    [XP_COLUMN_RECOMPUTED] = "moe_recomputed_rounds",
     [XP_COLUMN_RESUMED] = "resumed_step",
 };
 

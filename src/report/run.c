@@ -184,7 +184,7 @@ static xp_status list_checkpoints(xp_report_run *run) {
     return status;
 }
 
-static xp_status find_in_folder(xp_report_run *run) {
+static xp_status find_in_folder(xp_report_run *run, bool follow) {
     bool found = false;
     XP_TRY(read_config(run));
     XP_TRY(list_checkpoints(run));
@@ -194,7 +194,7 @@ static xp_status find_in_folder(xp_report_run *run) {
     if (!run->metrics_path)
         return xp_error(XP_ENOMEM, "no memory for a path");
     XP_TRY(xp_path_exists(run->metrics_path, &found));
-    if (found)
+    if (found || follow)
         return XP_OK;
     return xp_error(XP_ENOENT,
                     "%s has no %s: either it is no dump folder (job.dump_folder), or the run has "
@@ -218,8 +218,11 @@ static xp_status open_run(const char *path, bool follow, xp_report_run *run) {
     if (!run->name || !*to)
         return xp_error(XP_ENOMEM, "no memory for a path");
     if (is_folder)
-        XP_TRY(find_in_folder(run));
-    XP_TRY(read_metrics(run, follow, &changed));
+        XP_TRY(find_in_folder(run, follow));
+    const xp_status status = read_metrics(run, follow, &changed);
+    if (follow && is_folder && status == XP_ENOENT)
+        return XP_OK;
+    XP_TRY(status);
     if (run->n_steps > 0 || (follow && run->n_damaged == 0))
         return XP_OK;
     if (run->n_lines == 0)

@@ -34,6 +34,7 @@ typedef enum xp_report_column {
     XP_COLUMN_EP_BYTES,
     XP_COLUMN_EP_OVERFLOW,
     XP_COLUMN_EP_WAIT,
+    XP_COLUMN_RECOMPUTED,
     XP_COLUMN_RESUMED, /* the step a process resumed from, at its first step; NaN at all others */
     XP_COLUMN_ELAPSED, /* sum of the steps' times up to here; not in the file */
     XP_N_COLUMNS
@@ -88,7 +89,7 @@ typedef struct xp_report_run {
  * @param follow  a last line without its newline is left for later; otherwise it counts as a line
  * @param[out] run  set only on success; xp_report_run_close() it
  * @return XP_OK; XP_ENOENT: no such path, or no metrics in it; XP_EFORMAT: not one line is a step;
- *         XP_EIO, XP_ENOMEM. With follow a run without a step is XP_OK
+ *         XP_EIO, XP_ENOMEM. With follow a folder without metrics, or a file without a step, is XP_OK
  */
 XP_NODISCARD xp_status xp_report_run_open(const char *path, bool follow, xp_report_run **run);
 /**

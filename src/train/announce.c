@@ -6,6 +6,7 @@
 #include "comm/provider.h"
 #include "config/tuned.h"
 #include "core/file.h"
+#include "core/memory_limit.h"
 #include "expar/version.h"
 #include "train/hf_io.h"
 #include "train/run_state.h"
@@ -118,6 +119,25 @@ static xp_status check_memory(const xp_trainer *t, const xp_memory_prediction *p
                     wants / GIB, xp_device_name(t->device), sharers, has / GIB);
 }
 
+/* Of all ranks of this machine together. Without this the kernel would kill the process later, without a word. */
+static xp_status check_host_memory(const xp_trainer *t, int64_t needs, int n_ranks) {
+    const xp_memory_limit limit = xp_memory_limit_get();
+    char sharers[48] = "";
+    if (!t->config->job.check_memory || limit.n_bytes == 0 || needs <= limit.n_bytes)
+        return XP_OK;
+    if (n_ranks > 1)
+        snprintf(sharers, sizeof sharers, " for %d ranks", n_ranks);
+    return xp_error(
+        XP_ENOMEM,
+        "this run needs %.2f GiB of memory on the CPU%s, and %s %.2f GiB. A smaller model, "
+        "training.local_batch_size or training.seq_len, activation_checkpoint.mode = "
+        "\"full\", or fewer ranks (NGPU) need less; job.check_memory = false starts it all the "
+        "same",
+        (double)needs / GIB, sharers,
+        limit.is_of_group ? "its control group allows" : "this machine has",
+        (double)limit.n_bytes / GIB);
+}
+
 xp_status xp_trainer_announce_memory(xp_trainer *t) {
     xp_mesh layout;
     xp_memory_prediction p;
@@ -141,6 +161,8 @@ xp_status xp_trainer_announce_memory(xp_trainer *t) {
     xp_trainer_say(t, "memory: predicted %.2f GiB per rank; %.2f GiB for this process",
                    (double)(p.device_bytes + p.host_bytes) / GIB, (double)process / GIB);
     describe_tags(t, &p);
+    if (on_host)
+        return check_host_memory(t, process / in_process * local, local);
     return check_memory(t, &p);
 }
 

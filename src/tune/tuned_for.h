@@ -10,6 +10,7 @@ typedef struct xp_tune_facts {
     int n_ranks; /* on this machine */
     bool processes;
     bool on_gpu, has_experts;
+    int n_sms;                    /* of the GPU; 0: on the CPU, or not known */
     bool deepep;                  /* parallelism.expert_parallel_comm_backend */
     int64_t dim, moe_dim, tokens; /* tokens: of a microbatch on a rank */
     int n_experts, top_k, ep_size;

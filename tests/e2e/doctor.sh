@@ -52,7 +52,8 @@ TEXT=1 check "$("$EXPAR" doctor --no-mpirun > /dev/null 2>&1; echo $?)" "f('disk
 [ $((SECONDS - began)) -lt 60 ] || fail "the doctor takes $((SECONDS - began)) s"
 expect_text doctor.log "MB/s written and synced"
 if command -v mpirun > /dev/null && [ -n "${MPIRUN:-}" ]; then
-    timeout 60 "$EXPAR" doctor --job.dump_folder out --ranks 3 > doctor.log 2>&1
+    # Open MPI itself leaves memory behind
+    ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0 timeout 60 "$EXPAR" doctor --job.dump_folder out --ranks 3 > doctor.log 2>&1
     rc=$?
     expect_rc 0 "doctor --ranks 3"
     expect_text doctor.log "yes  processes (mpirun)   3 processes on 1 node agree on a sum"
@@ -81,6 +82,7 @@ fi
 if grep -q avx2 /proc/cpuinfo; then
     with OPENBLAS_CORETYPE=Prescott -- 0 "not f('BLAS')['ok'] and 'export OPENBLAS_CORETYPE=' in f('BLAS')['advice']"
     with OPENBLAS_CORETYPE=Haswell -- 0 "f('BLAS')['ok']"
+    (unset OPENBLAS_CORETYPE && check 0 "f('BLAS')['ok']") || exit 1 # the program starts OpenBLAS with what fits
 fi
 
 # ---- the dump folder: not there yet, a file, a place where nobody can write
@@ -105,13 +107,18 @@ fi
 old=(LD_LIBRARY_PATH="$PWD/driver" FAKE_CUDA_VERSION=12040)
 with "${old[@]}" -- 1 "'NVIDIA driver' in broken and 'CUDA 12.4, and 13.0 is needed' in f('NVIDIA driver')['text'] and '580' in f('NVIDIA driver')['advice']"
 with "${old[@]}" FAKE_CUDA_GPUS=0 -- 0 "not f('NVIDIA driver')['ok'] and 'no GPU' in f('NVIDIA driver')['text']"
-with LD_LIBRARY_PATH="$PWD/driver" -- 1 "f('NVIDIA driver')['ok'] and 'CUDA backend' in broken and 'cmake --preset cuda' in f('CUDA backend')['advice']"
+if [ -e "$(dirname "$EXPAR")/../lib/libexpar_cuda.so" ]; then
+    with "${old[@]}" -- 1 "broken == ['NVIDIA driver'] and 'built in' in f('CUDA backend')['advice']"
+else
+    with LD_LIBRARY_PATH="$PWD/driver" -- 1 "f('NVIDIA driver')['ok'] and broken == ['CUDA backend'] and 'build again' in f('CUDA backend')['advice']"
+fi
 
 if [ -e "$(dirname "$EXPAR")/../lib/libexpar_cuda.so" ]; then
     echo "ok; without the fake GPUs: the real backend comes first"
     exit 0
 fi
 # ---- GPUs that work, and what can be missing beside them
+[ -n "${MPIRUN:-}" ] || { echo "ok; without the fake GPUs: this build has no MPI, and ranks with a GPU each are processes"; exit 0; }
 gpus=(LD_LIBRARY_PATH="$PWD/driver:$FAKE_HEALTHY_FOLDER" FAKE_NVLINKS=18)
 two=("${gpus[@]}" FAKE_GPUS=2)
 with "${two[@]}" TEXT=1 -- 0 "d['n_gpus'] == 2 and f('GPUs')['text'].startswith('0 to 1: Fake GPU') and f('NVLink')['text'].startswith('18 links') and f('peer access')['ok']"
@@ -130,7 +137,7 @@ with "${two[@]}" FAKE_APART=1 -- 0 "not f('peer access')['ok'] and 'standard' in
 with "${two[@]}" FAKE_FULL=1 -- 0 "not f('copies')['ok'] and 'no memory left' in f('copies')['text']"
 with "${two[@]}" FAKE_NVLINKS=0 -- 0 "not f('NVLink')['ok'] and 'topo' in f('NVLink')['advice']"
 with "${two[@]}" LD_PRELOAD="$FAKE_DRIVER" FAKE_SHM_MIB=64 -- 1 "broken == ['/dev/shm'] and '192' in f('/dev/shm')['text']"
-if [ -n "${MPIRUN:-}" ]; then
+if command -v mpirun > /dev/null; then
     env "${two[@]}" PATH=/nowhere "$EXPAR" doctor --job.dump_folder out > doctor.log 2>&1
     rc=$?
     expect_rc 1 "two GPUs without mpirun"

@@ -28,6 +28,10 @@ wrong decay 1 2 "decay_type" --lr_scheduler.decay_type line
 wrong key 1 2 "training.stepz" --training.stepz 3
 wrong validation 1 2 "validation.dataset_path" --validation.enable
 wrong load 1 1 "step-7" --checkpoint.load_step 7
+# Petabytes, refused before anything is reserved.
+wrong memory 2 1 "this run needs [0-9.]* GiB of memory on the CPU for 2 ranks, and .* GiB\\. .*job.check_memory" \
+    --model.dim 16384 --model.n_layers 400 --moe.num_experts 128 --moe.moe_dim 8192
+! grep -q 'cannot reserve' memory.log || fail "something was reserved first"
 wrong initial 1 1 "nowhere" --checkpoint.initial_load_path nowhere
 mkdir -p other && cp -r before other/checkpoint
 wrong other 1 2 "model.dim = 32, now it is 64" --model.dim 64

@@ -58,6 +58,20 @@ for config, gpu, nodes in cases:
     print(f"{config} {gpu} {nodes} nodes: {speed(rows):.0f} tok/s a GPU, loop {best:.0f}, {seconds:.2f} s")
 PY
 
+# The shipped files stand as the search finds them for the GPUs that they name.
+python3 - "$EXPAR" "$configs" <<'PY' || fail "a shipped configuration is not what --suggest finds"
+import json, subprocess, sys
+
+expar, configs = sys.argv[1:3]
+for config, words, ep in (("qwen3_30b_a3b_deepep", "--gpu h200", 8), ("qwen3_30b_a3b", "--gpu h200", 8),
+                          ("qwen3_235b_a22b_deepep", "--gpu b200 --nodes 16", None)):
+    base = [expar, "plan", f"{configs}/{config}.toml", *words.split(), "--json"]
+    limits = ["--ep", str(ep)] if ep else []
+    own = json.loads(subprocess.check_output(base))[0]
+    best = json.loads(subprocess.check_output([*base, "--suggest", *limits]))[0]
+    assert own["fits"] and own["tokens_per_s_gpu"] == best["tokens_per_s_gpu"], (config, own, best)
+PY
+
 plan() { # FILE ARGUMENTS: the JSON to FILE, exit code in $rc
     local file=$1
     shift

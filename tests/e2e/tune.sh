@@ -64,6 +64,10 @@ for file in plain/checkpoint/step-6/*; do
     [ "$(basename "$file")" = manifest.json ] || { cmp "$file" "tuned/checkpoint/step-6/$(basename "$file")" || fail "$file differs"; n=$((n + 1)); }
 done
 [ $n -gt 0 ] || fail "no checkpoint was compared"
+hold 'num_sms = 24'
+ep 2 sms
+expect_text sms.log "deepep.transport auto, deepep.num_sms 24"
+expect_text sms/config.toml '^num_sms = 24'
 hold
 ep 2 kept
 expect_text kept.log "tuned: tiny.tuned.toml fits this machine and model: the defaults are the fastest"

@@ -112,7 +112,7 @@ def _rank(rank, size, folder, function, arguments):
     os._exit(0)
 
 
-def run_ranks(test, size, function, *arguments, timeout=120):
+def run_ranks(test, size, function, *arguments, timeout=240):
     """Call function(rank, size, *arguments) in `size` processes; a rank that fails fails the test."""
     import torch.multiprocessing as mp
 

@@ -21,7 +21,7 @@ def run(*arguments, ranks=1):
     processes = [subprocess.Popen([sys.executable, *arguments], cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                   env={**os.environ, **world, "OMP_NUM_THREADS": "1", "RANK": str(r), "LOCAL_RANK": str(r)})
                  for r in range(ranks)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
     if any(process.returncode != 0 for process in processes):
         raise AssertionError(f"{arguments}: " + "\n".join(outputs))
     return outputs[0]

@@ -1,5 +1,6 @@
 """Dispatch and combine: what the experts compute comes back, with all gradients, whatever the routing and the number of ranks."""
 import gc
+import os
 import unittest
 import warnings
 
@@ -98,7 +99,7 @@ def check_handle(test, group, topk_idx_of_rank):
 
 
 def make_group(process_group, device, dtype=torch.float32, **changes):
-    args = dict(num_experts=EXPERTS, top_k=TOP_K, dim=DIM, max_tokens=40, dtype=dtype, device=device, timeout=30)
+    args = dict(num_experts=EXPERTS, top_k=TOP_K, dim=DIM, max_tokens=40, dtype=dtype, device=device, timeout=60)
     return Group(process_group, **{**args, **changes})
 
 
@@ -148,6 +149,8 @@ def on_rank(rank, size):
         with make_group(halves[rank // 2], "cpu") as group, make_group(halves[rank // 2], "cpu", dim=DIM) as other:
             check_layer(test, group, "natural", [9, 14], 1)
             check_layer(test, other, "skewed", [3, 0], 2)
+    if size == 2:
+        lost_rank(test, rank)
 
 
 def failing_exchange(test):
@@ -169,6 +172,23 @@ def failing_exchange(test):
     with test.assertRaises(ExparError) as caught:
         make_group(Broken(dist.group.WORLD), "cpu", timeout=5)
     test.assertIn("the network is gone", str(caught.exception))
+
+
+def lost_rank(test, rank):
+    """The last rank ends without a word: the other's call fails and names it."""
+    import torch.distributed as dist
+
+    from expar import ExparError
+
+    group = make_group(dist.group.WORLD, "cpu")
+    dist.barrier()
+    if rank == 1:
+        os._exit(0)
+    with test.assertRaises(ExparError) as caught:
+        group.plan(torch.tensor([[0, 1, 2]]))
+    test.assertEqual(caught.exception.code_name, "XP_ECOMM")
+    test.assertIn("rank 1", str(caught.exception))
+    os._exit(0)
 
 
 class OneRank(TestCase):

@@ -1,4 +1,5 @@
 """expar.moe.MoELayer against a dense mixture of experts: values, gradients, state dict, checkpointing, training."""
+import copy
 import unittest
 import warnings
 
@@ -9,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from expar.ep import Group
-from expar.moe import MoEArgs, MoELayer, update_expert_bias
+from expar.moe import MoEArgs, MoELayer, prepare_for_ddp, update_expert_bias
 
 EXPERTS, TOP_K, DIM, WIDTH = 8, 3, 32, 24
 
@@ -112,6 +113,29 @@ def train_both(test, layer, recompute=False):
         test.assertLess(abs(a - b), 1e-5 if step < 10 else 1e-3 if step < 50 else 1e-2, f"step {step}: {a} and {b}")
 
 
+def check_ddp(test, layer):
+    """A model under DDP takes the same step as a dense one on all tokens."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    rank, size = layer.group.rank, layer.group.size
+    dense = make_dense(seed=6)
+    layer.load_state_dict(dense.state_dict())
+    torch.manual_seed(3)
+    plain = Block(nn.Identity())
+    model = copy.deepcopy(plain)
+    plain.mlp, model.mlp = dense, layer
+    ids = torch.randint(0, 64, (24,), generator=torch.Generator().manual_seed(1))
+    F.cross_entropy(plain(ids), ids).backward()
+    model.zero_grad()
+    parallel = DistributedDataParallel(prepare_for_ddp(model))
+    mine = ids.chunk(size)[rank]
+    F.cross_entropy(parallel(mine), mine).backward()
+    test.assert_close(layer.gate.weight.grad, dense.gate.weight.grad, 1e-5, "gate under DDP")
+    test.assert_close(model.head.weight.grad, plain.head.weight.grad, 1e-5, "head under DDP")
+    w13 = dense.stacked_gradients()[0][layer.experts.first:][:layer.group.num_local_experts]
+    test.assert_close(layer.experts.w13.grad, w13, 1e-5, "experts under DDP")
+
+
 def on_rank(rank, size):
     import torch.distributed as dist
 
@@ -127,6 +151,8 @@ def on_rank(rank, size):
                     train_both(test, layer)
                 check_state_dicts(test, layer)
                 check_bias(test, layer, dist.group.WORLD)
+                layer.expert_bias.zero_()
+                check_ddp(test, layer)
             layer.group.close()
 
 

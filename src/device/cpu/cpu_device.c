@@ -12,7 +12,7 @@
 
 #define PAGE_BYTES ((size_t)4096)
 
-static unsigned machine_caps(void) {
+unsigned xp_cpu_machine_caps(void) {
     unsigned caps = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -110,7 +110,7 @@ xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device) {
     if (cpu == NULL)
         return xp_error(XP_ENOMEM, "cpu device: out of memory");
     cpu->base.vtable = &cpu_vtable;
-    cpu->caps = machine_caps();
+    cpu->caps = xp_cpu_machine_caps();
     snprintf(cpu->base.name, sizeof cpu->base.name, "cpu");
     xp_status status = leave_out(args->caps, cpu);
     if (status == XP_OK)

@@ -16,6 +16,8 @@
 #define XP_CPU_AVX2   1U /* AVX2 and FMA */
 #define XP_CPU_AVX512 2U /* AVX-512 F, BW, DQ, VL */
 
+/** What this machine has. */
+unsigned xp_cpu_machine_caps(void);
 /** What this machine has, less what xp_device_args.caps leaves out. */
 unsigned xp_cpu_device_caps(const xp_device *device);
 

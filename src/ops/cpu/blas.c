@@ -2,9 +2,11 @@
 
 #include <cblas.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include "core/file.h"
 #include "core/rng.h"
+#include "device/cpu/cpu_device.h"
 
 /* OpenBLAS's threads look for work this long before they sleep (2^26 cycles, its default). */
 static const struct timespec threads_asleep = {.tv_nsec = 40 * 1000 * 1000};
@@ -20,6 +22,15 @@ const char *xp_cpu_blas_config(void) {
 
 const char *xp_cpu_blas_kernel(void) {
     return openblas_get_corename();
+}
+
+const char *xp_cpu_blas_better_kernel(void) {
+    static const char *const plain[] = {"Prescott", "Core2", "Nehalem", "Penryn", "Dunnington"};
+    const unsigned caps = xp_cpu_machine_caps();
+    for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++)
+        if (strcmp(xp_cpu_blas_kernel(), plain[i]) == 0)
+            return caps & XP_CPU_AVX512 ? "SkylakeX" : caps & XP_CPU_AVX2 ? "Haswell" : NULL;
+    return NULL;
 }
 
 xp_status xp_cpu_blas_timer_create(int n, xp_cpu_blas_timer **timer) {

@@ -8,6 +8,12 @@
 /** "OpenBLAS 0.3.21 ..., kernel SkylakeX". Static storage of the library. */
 const char *xp_cpu_blas_config(void);
 const char *xp_cpu_blas_kernel(void);
+/**
+ * OpenBLAS takes its plainest kernels, four times slower, on a CPU that it does not know because it is newer.
+ * @return the value for the environment variable OPENBLAS_CORETYPE with which it starts with kernels that fit this
+ * CPU; NULL: those that it has are right, or none fit better
+ */
+const char *xp_cpu_blas_better_kernel(void);
 
 /** Square fp32 matrices, multiplied by cblas_sgemm with BLAS's own threads. */
 typedef struct xp_cpu_blas_timer xp_cpu_blas_timer;

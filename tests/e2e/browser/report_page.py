@@ -164,12 +164,13 @@ def test_following(browser):
     """The page of --serve takes up what the run writes."""
     os.makedirs("live", exist_ok=True)
     lines = open(os.path.join(ONE, "metrics.jsonl"), encoding="utf-8").readlines()
-    with open("live/metrics.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(lines[:5])
     server = subprocess.Popen([EXPAR, "report", "live", "--serve", "0"], stdout=subprocess.PIPE, text=True)
     try:
         url = server.stdout.readline().split()[0]
         browser.open(url)
+        check("a run without a step", "no step yet" in browser.js("document.getElementById('notes').textContent"))
+        with open("live/metrics.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(lines[:5])
         browser.wait("document.getElementById('live').textContent.includes('step 5')")
         with open("live/metrics.jsonl", "a", encoding="utf-8") as file:
             file.writelines(lines[5:9])

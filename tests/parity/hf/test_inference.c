@@ -29,9 +29,10 @@
 /* fp32: relative for the loss, absolute for a logit. */
 #define LOSS_TOLERANCE  1e-5
 #define LOGIT_TOLERANCE 1e-3
-/* bf16, root mean squares over the batches: this many times PyTorch's own error, see bf16.c for the reasons. */
-#define MOST      3.0
-#define MOST_LOSS 4.0
+/* bf16, root mean squares over the batches. All models together (geometric mean) are no farther from fp32 than PyTorch's; one
+ * alone at most this many times as far: few tokens decide its figure, see bf16.c. */
+#define MOST      1.5
+#define MOST_LOSS 2.0
 
 parity_options parity_opts = {.device = {.kind = XP_DEVICE_CPU, .n_threads = 2},
                               .fixtures = XP_SOURCE_DIR "/tests/parity/hf/fixtures"};
@@ -151,6 +152,7 @@ static double distance(const float *a, const float *b, int64_t n) {
 
 static void test_bf16_is_as_close_as_pytorch(void **state) {
     (void)state;
+    double all_losses = 0, all_logits = 0; /* logarithms of our error over PyTorch's */
     for (size_t i = 0; i < N_NAMES; i++) {
         parity p;
         double their_loss = 0, their_logits = 0, loss_squares = 0, logit_squares = 0;
@@ -171,8 +173,14 @@ static void test_bf16_is_as_close_as_pytorch(void **state) {
                       names[i], loss, their_loss, logits, their_logits);
         if (!(loss <= MOST_LOSS * their_loss && logits <= MOST * their_logits))
             fail_msg("%s: bf16 is farther from fp32 than PyTorch's", names[i]);
+        all_losses += log(loss / their_loss) / N_NAMES;
+        all_logits += log(logits / their_logits) / N_NAMES;
         close_parity(&p);
     }
+    print_message("together: %.2f of PyTorch's loss error, %.2f of its logits' error\n",
+                  exp(all_losses), exp(all_logits));
+    if (!(all_losses <= 0 && all_logits <= 0))
+        fail_msg("bf16 is farther from fp32 than PyTorch's");
 }
 
 static int32_t greedy(const float *logits, int64_t vocab) {

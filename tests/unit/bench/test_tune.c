@@ -3,6 +3,7 @@
 #include <stddef.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include "tune.h"
@@ -119,11 +120,88 @@ static void test_tuned_for(void **state) {
     assert_string_equal(was, "more");
 }
 
+/* ---- the search, with times made up ------------------------------------------------------ */
+
+typedef struct script {
+    double a2a, sms_22; /* time over the default's */
+    double again;       /* what they are when measured again; 0: the same */
+    bool other_bits;
+    int n_calls;
+} script;
+static script play; /* the tests of a process come one after the other */
+
+static double ratio_of(const xp_bench_setting *s) {
+    const double r = s->num_sms == 22 ? play.sms_22 : s->transport == XP_EP_A2A ? play.a2a : 1;
+    return r < 1 && play.again > 0 && play.n_calls > 9 ? play.again : r;
+}
+
+static xp_status made_up(const xp_bench_host *host, const xp_bench_layer_case *c,
+                         xp_bench_layer_result *result) {
+    (void)host;
+    memset(result, 0, sizeof *result);
+    play.n_calls++;
+    result->same_bits = !(play.other_bits && c->settings[1].num_sms > 0);
+    for (int i = 0; i < 32; i++) {
+        const double noise = 1 + 0.002 * (i % 5 - 2);
+        const double s[] = {ratio_of(&c->settings[0]), ratio_of(&c->settings[1]) * noise};
+        for (int k = 0; k < 2; k++)
+            xp_bench_samples_add(&result->s[k], s[k]);
+        xp_bench_samples_add(&result->ratio, s[1] / s[0]);
+    }
+    return XP_OK;
+}
+
+static const char *search(script times, xp_tune_report *report) {
+    static const xp_bench_host threads;
+    static xp_config_set *set;
+    xp_tune_facts facts;
+    play = times;
+    xp_config_destroy(set);
+    set = NULL;
+    assert_int_equal(xp_config_load(0, NULL, false, &set), XP_OK);
+    assert_int_equal(xp_config_override(set, "model.flavor", "tiny_moe-deepep"), XP_OK);
+    assert_int_equal(xp_config_override(set, "training.backend", "cpu"), XP_OK);
+    assert_int_equal(xp_config_override(set, "parallelism.expert_parallel_degree", "2"), XP_OK);
+    assert_int_equal(xp_tune_facts_of(xp_config_get(set), 2, true, 4, &facts), XP_OK);
+    facts.n_sms = 132;
+    const xp_tune_args args = {.config = xp_config_get(set),
+                               .facts = &facts,
+                               .host = &threads,
+                               .n_ranks = 2,
+                               .n_cores = 4,
+                               .seconds = 1,
+                               .layer = made_up};
+    assert_int_equal(xp_tune_run(&args, report), XP_OK);
+    return report->winner == XP_TUNE_DEFAULT ? "default" : report->candidates[report->winner].name;
+}
+
+static void test_search(void **state) {
+    static xp_tune_report report;
+    (void)state;
+    assert_string_equal(search((script){.a2a = 1.1, .sms_22 = 0.9}, &report), "deepep.num_sms 22");
+    assert_true(report.has_pair && fabs(report.pair.ratio - 0.9) < 0.01 &&
+                report.pair.n_pairs == 64);
+    assert_int_equal(report.n, 9); /* a2a, seven numbers of SMs, overlap */
+    assert_string_equal(search((script){.a2a = 0.8, .sms_22 = 0.9}, &report),
+                        "deepep.transport a2a");
+    /* nothing is faster; faster by too little; ahead only the first time; with other bits */
+    assert_string_equal(search((script){.a2a = 1.1, .sms_22 = 1.2}, &report), "default");
+    assert_false(report.has_pair);
+    assert_string_equal(search((script){.a2a = 0.995, .sms_22 = 1}, &report), "default");
+    assert_false(report.has_pair);
+    assert_string_equal(search((script){.a2a = 0.9, .sms_22 = 1, .again = 1}, &report), "default");
+    assert_true(report.has_pair && report.best == 0);
+    assert_string_equal(search((script){.a2a = 1, .sms_22 = 0.5, .other_bits = true}, &report),
+                        "default");
+    assert_string_equal(report.candidates[report.n - 1].why_not, "it changes the order of sums");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_verdicts),
         cmocka_unit_test(test_layer),
         cmocka_unit_test(test_tuned_for),
+        cmocka_unit_test(test_search),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

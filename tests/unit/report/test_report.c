@@ -175,15 +175,13 @@ static void whole_run(void **state) {
     xp_scratch_write(config.text, "[training]\nsteps = 60\n", 22);
     assert_int_equal(xp_report_run_open(folder, false, &run), XP_OK);
     assert_int_equal(run->n_steps, 60);
-    assert_int_equal(run->n_damaged, 2);
-    assert_int_equal(run->first_damaged, 61);
+    assert_true(run->n_damaged == 2 && run->first_damaged == 61);
     assert_int_equal(run->n_layers, 2);
     assert_int_equal(run->n_settings, 1);
     assert_true(run->loads[XP_LOAD_SHARE][59 * 2 + 1] == 0.75F);
     assert_true(run->columns[XP_COLUMN_ELAPSED][59] == 30);
     assert_int_equal(xp_report_summarise(run, &s), XP_OK);
-    assert_int_equal(s.n_restarts, 1);
-    assert_int_equal(s.n_not_finite, 0);
+    assert_true(s.n_restarts == 1 && s.n_not_finite == 0);
     assert_true(s.validation == 3.5 && s.validation_step == 21);
     assert_true(s.tps == 1031 && isnan(s.mfu) && s.tokens == 3840 && s.seconds == 30);
     xp_report_run_close(run);
@@ -242,6 +240,7 @@ static void following(void **state) {
 
 static void refused(void **state) {
     const char *folder = *state;
+    bool changed = false;
     xp_report_run *run = NULL;
     const xp_scratch_path path = xp_scratch_join(folder, "metrics.jsonl");
     const xp_scratch_path pipe_path = xp_scratch_join(folder, "pipe");
@@ -260,6 +259,14 @@ static void refused(void **state) {
     assert_null(run);
     xp_scratch_write(path.text, "", 0); /* one that follows waits for the first step */
     assert_int_equal(xp_report_run_open(folder, true, &run), XP_OK);
+    xp_report_run_close(run);
+    assert_int_equal(unlink(path.text), 0);
+    assert_int_equal(xp_report_run_open(folder, true, &run), XP_OK);
+    assert_int_equal(run->n_steps, 0);
+    write_run(folder, 1, 2);
+    assert_int_equal(xp_report_run_refresh(run, &changed), XP_OK);
+    assert_true(changed);
+    assert_int_equal(run->n_steps, 2);
     xp_report_run_close(run);
 }
 
@@ -300,9 +307,7 @@ static void page_data(void **state) {
     assert_int_equal(xp_report_page(&data, false, &page), XP_OK);
     assert_non_null(strstr(page.data, "connect-src 'none'"));
     assert_non_null(strstr(page.data, data.data));
-    assert_non_null(strstr(page.data, "var uPlot="));
-    assert_null(strstr(page.data, "@DATA@"));
-    assert_null(strstr(page.data, "@SCRIPT@"));
+    assert_true(strstr(page.data, "var uPlot=") && !strstr(page.data, "@DATA@"));
     xp_text_clear(&page);
     assert_int_equal(xp_report_page(&data, true, &page), XP_OK);
     assert_non_null(strstr(page.data, "connect-src 'self'"));

@@ -76,6 +76,11 @@ static void former_kernels(xp_hardware *h) {
     h->reached.memory *= 0.92;
 }
 
+static double cpu_tflops; /* of the run that is looked at */
+static void set_cpu_tflops(xp_hardware *h) {
+    h->limits.tflops = cpu_tflops;
+}
+
 /* docs/benchmarks.md, "Planned and measured": tok/s a GPU. */
 static void near_runs_on_record(void **state) {
     (void)state;
@@ -156,6 +161,41 @@ static void near_runs_on_record(void **state) {
                           p.memory_s * 1e3, p.head_s * 1e3, p.optimizer_s * 1e3, p.exchange_s * 1e3,
                           p.gradients_s * 1e3, p.launch_s * 1e3, p.host_s * 1e3);
         n_far += !(fabs(ratio - 1) < runs[i].within);
+    }
+    assert_int_equal(n_far, 0);
+}
+
+#define MID_SIZE                                                                                   \
+    "--model.flavor", "custom", "--model.dim", "512", "--model.n_layers", "4", "--model.n_heads",  \
+        "8", "--model.n_kv_heads", "4", "--model.head_dim", "64", "--model.vocab_size", "8192",    \
+        "--moe.num_experts", "32", "--moe.top_k", "4", "--moe.moe_dim", "384",                     \
+        "--training.seq_len", "512", "--training.local_batch_size", "8", "--training.dtype",       \
+        "float32"
+#define DEBUG_MOE                                                                                  \
+    "--model.flavor", "tiny_moe", "--model.n_layers", "4", "--moe.num_experts", "32",              \
+        "--training.seq_len", "256", "--training.local_batch_size", "8", "--training.dtype",       \
+        "float32"
+
+/* Steps on a CPU by one and two ranks that share its cores; the GEMM rate is that of the same run. */
+static void near_runs_on_a_cpu(void **state) {
+    (void)state;
+    const char *const busy = XP_SOURCE_DIR "/tests/unit/train/busy_xeon.toml";
+    const struct {
+        wanted w;
+        double gflops, step_s;
+    } runs[] = {
+        {{"cpu", 1, 1, {MID_SIZE, NULL}}, 186, 2.81},
+        {{busy, 1, 1, {DEBUG_MOE, NULL}}, 8.0, 2.604},
+        {{busy, 1, 1, {DEBUG_MOE, NULL}}, 8.54, 2.501},
+        {{busy, 2, 1, {DEBUG_MOE, NULL}}, 7.75, 5.216},
+    };
+    int n_far = 0;
+    for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
+        cpu_tflops = runs[i].gflops * 1e-3;
+        const xp_step_prediction p = predicted_with(&runs[i].w, set_cpu_tflops);
+        print_message("CPU run %zu: %.3f s measured, %.3f s planned, %+.1f %%\n", i, runs[i].step_s,
+                      p.step_s, 100 * (p.step_s / runs[i].step_s - 1));
+        n_far += !(fabs(p.step_s / runs[i].step_s - 1) < 0.10);
     }
     assert_int_equal(n_far, 0);
 }
@@ -261,9 +301,10 @@ static void hardware_of_gpu_models(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(near_runs_on_record),     cmocka_unit_test(parts_make_the_step),
-        cmocka_unit_test(bytes_of_an_exchange),    cmocka_unit_test(bytes_of_forced_load),
-        cmocka_unit_test(what_cannot_be_foretold), cmocka_unit_test(hardware_of_gpu_models),
+        cmocka_unit_test(near_runs_on_record),    cmocka_unit_test(near_runs_on_a_cpu),
+        cmocka_unit_test(parts_make_the_step),    cmocka_unit_test(bytes_of_an_exchange),
+        cmocka_unit_test(bytes_of_forced_load),   cmocka_unit_test(what_cannot_be_foretold),
+        cmocka_unit_test(hardware_of_gpu_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

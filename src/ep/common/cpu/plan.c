@@ -155,6 +155,8 @@ xp_status xp_ep_cpu_plan_build(const xp_ep_call *call, const xp_ep_routing *rout
     xp_ep_plan *plan = call->plan;
     const xp_ep_shape *s = &call->group->shape;
     const xp_ep_assignment *assignments = NULL;
+    if (exchange->begin)
+        XP_TRY(exchange->begin(call));
     const int32_t *own_counts = count(call, routing);
     /* A routing that is wrong sends its error only. */
     if (own_counts[XP_EP_COUNTS_ERROR(s)] == XP_EP_ROUTING_OK) {

@@ -8,6 +8,8 @@
 #include "ep/common/call.h"
 
 typedef struct xp_ep_cpu_plan_exchange {
+    /** Before anything is written to targets; may be NULL. */
+    xp_status (*begin)(const xp_ep_call *call);
     /** Where this rank's assignments for `dest` are written, before the exchange.
      * plan->send_assignment_base is known. */
     xp_ep_assignment *(*target)(const xp_ep_call *call, int dest);

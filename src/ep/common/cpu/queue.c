@@ -3,10 +3,13 @@
 #include <string.h>
 #include "device/cpu/cpu_device.h"
 
+static const xp_ep_cpu_transport *cpu_of(const xp_ep_call *call) {
+    return call->group->backend->cpu;
+}
+
 typedef struct build_job {
     xp_ep_call call;
     xp_ep_routing routing;
-    xp_ep_cpu_build_fn run;
 } build_job;
 
 static xp_status run_build(xp_stream *stream, void *args) {
@@ -14,12 +17,11 @@ static xp_status run_build(xp_stream *stream, void *args) {
     job->call.stream = stream;
     job->call.plan->valid = false;
     job->call.plan->n_tokens = job->routing.n_tokens;
-    return job->run(&job->call, &job->routing);
+    return xp_ep_cpu_plan_build(&job->call, &job->routing, &cpu_of(&job->call)->exchange);
 }
 
-xp_status xp_ep_cpu_queue_build(const xp_ep_call *call, const xp_ep_routing *routing,
-                                xp_ep_cpu_build_fn run) {
-    const build_job job = {.call = *call, .routing = *routing, .run = run};
+xp_status xp_ep_cpu_queue_build(const xp_ep_call *call, const xp_ep_routing *routing) {
+    const build_job job = {.call = *call, .routing = *routing};
     return xp_cpu_submit_named(call->stream, call->phase, run_build, &job, sizeof job);
 }
 
@@ -27,7 +29,6 @@ typedef struct dispatch_job {
     xp_ep_call call;
     const void *x;
     void *recv;
-    xp_ep_cpu_dispatch_fn run;
 } dispatch_job;
 
 static xp_status run_dispatch(xp_stream *stream, void *args) {
@@ -37,19 +38,17 @@ static xp_status run_dispatch(xp_stream *stream, void *args) {
     if (xp_ep_call_is_empty(&job->call))
         return XP_OK;
     xp_ep_add(&job->call.group->totals.n_dispatches, 1);
-    return job->run(&job->call, job->x, job->recv);
+    return cpu_of(&job->call)->dispatch(&job->call, job->x, job->recv);
 }
 
-xp_status xp_ep_cpu_queue_dispatch(const xp_ep_call *call, const void *x, void *recv,
-                                   xp_ep_cpu_dispatch_fn run) {
-    const dispatch_job job = {.call = *call, .x = x, .recv = recv, .run = run};
+xp_status xp_ep_cpu_queue_dispatch(const xp_ep_call *call, const void *x, void *recv) {
+    const dispatch_job job = {.call = *call, .x = x, .recv = recv};
     return xp_cpu_submit_named(call->stream, call->phase, run_dispatch, &job, sizeof job);
 }
 
 typedef struct combine_job {
     xp_ep_call call;
     xp_ep_combine_args args;
-    xp_ep_cpu_combine_fn run;
 } combine_job;
 
 static xp_status run_combine(xp_stream *stream, void *args) {
@@ -65,11 +64,10 @@ static xp_status run_combine(xp_stream *stream, void *args) {
     if (job->args.d_topk_weight && call->round == 0 && n_entries > 0)
         memset(job->args.d_topk_weight, 0, (size_t)n_entries * sizeof(float));
     xp_ep_add(&call->group->totals.n_combines, 1);
-    return job->run(call, &job->args);
+    return cpu_of(call)->combine(call, &job->args);
 }
 
-xp_status xp_ep_cpu_queue_combine(const xp_ep_call *call, const xp_ep_combine_args *args,
-                                  xp_ep_cpu_combine_fn run) {
-    const combine_job job = {.call = *call, .args = *args, .run = run};
+xp_status xp_ep_cpu_queue_combine(const xp_ep_call *call, const xp_ep_combine_args *args) {
+    const combine_job job = {.call = *call, .args = *args};
     return xp_cpu_submit_named(call->stream, call->phase, run_combine, &job, sizeof job);
 }

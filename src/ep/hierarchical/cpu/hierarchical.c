@@ -38,12 +38,6 @@ static xp_status exchange_metadata(const xp_ep_call *call, const int32_t *own_co
                                        assignments);
 }
 
-static xp_status run_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    static const xp_ep_cpu_plan_exchange exchange = {
-        .target = target, .run = exchange_metadata, .complete = xp_ep_forwarding_build};
-    return xp_ep_cpu_plan_build(call, routing, &exchange);
-}
-
 static xp_status run_dispatch(const xp_ep_call *call, const void *x, void *recv) {
     return xp_ep_hier_dispatch(call, &kernels, call->stream, x, recv);
 }
@@ -62,20 +56,14 @@ static void plan_destroy(xp_ep_plan *plan) {
     xp_ep_plan_release(plan);
 }
 
-static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    return xp_ep_cpu_queue_build(call, routing, run_build);
-}
-
-static xp_status dispatch(const xp_ep_call *call, const void *x, void *recv) {
-    return xp_ep_cpu_queue_dispatch(call, x, recv, run_dispatch);
-}
-
-static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args) {
-    return xp_ep_cpu_queue_combine(call, args, run_combine);
-}
+static const xp_ep_cpu_transport transport = {
+    .exchange = {.target = target, .run = exchange_metadata, .complete = xp_ep_forwarding_build},
+    .dispatch = run_dispatch,
+    .combine = run_combine};
 
 const xp_ep_backend xp_ep_cpu_hierarchical = {
     .name = "hierarchical/cpu",
+    .cpu = &transport,
     .group_bytes = xp_ep_hier_group_bytes,
     .plan_bytes = xp_ep_hier_plan_bytes,
     .comm_bytes = xp_ep_hier_comm_bytes,
@@ -83,10 +71,10 @@ const xp_ep_backend xp_ep_cpu_hierarchical = {
     .group_destroy = xp_ep_hier_state_destroy,
     .plan_create = plan_create,
     .plan_destroy = plan_destroy,
-    .plan_build = plan_build,
+    .plan_build = xp_ep_cpu_queue_build,
     .plan_wait = xp_ep_cpu_plan_wait,
-    .dispatch = dispatch,
-    .combine = combine,
+    .dispatch = xp_ep_cpu_queue_dispatch,
+    .combine = xp_ep_cpu_queue_combine,
     .async_error = xp_ep_no_device_error,
     .abort_flags = xp_ep_no_abort_flags,
     .add_stats = xp_ep_no_device_stats,

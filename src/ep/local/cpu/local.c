@@ -22,11 +22,6 @@ static xp_status keep(const xp_ep_call *call, const int32_t *own_counts,
     return XP_OK;
 }
 
-static xp_status run_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    static const xp_ep_cpu_plan_exchange exchange = {.target = target, .run = keep};
-    return xp_ep_cpu_plan_build(call, routing, &exchange);
-}
-
 static xp_status run_dispatch(const xp_ep_call *call, const void *x, void *recv) {
     xp_ep_group *group = call->group;
     const xp_ep_plan *plan = call->plan;
@@ -66,20 +61,12 @@ static xp_status run_combine(const xp_ep_call *call, const xp_ep_combine_args *a
     return XP_OK;
 }
 
-static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    return xp_ep_cpu_queue_build(call, routing, run_build);
-}
-
-static xp_status dispatch(const xp_ep_call *call, const void *x, void *recv) {
-    return xp_ep_cpu_queue_dispatch(call, x, recv, run_dispatch);
-}
-
-static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args) {
-    return xp_ep_cpu_queue_combine(call, args, run_combine);
-}
+static const xp_ep_cpu_transport transport = {
+    .exchange = {.target = target, .run = keep}, .dispatch = run_dispatch, .combine = run_combine};
 
 const xp_ep_backend xp_ep_cpu_local = {
     .name = "local/cpu",
+    .cpu = &transport,
     .group_bytes = xp_ep_local_group_bytes,
     .plan_bytes = xp_ep_plan_bytes,
     .comm_bytes = xp_ep_no_comm_bytes,
@@ -87,10 +74,10 @@ const xp_ep_backend xp_ep_cpu_local = {
     .group_destroy = xp_ep_local_state_destroy,
     .plan_create = xp_ep_plan_reserve,
     .plan_destroy = xp_ep_plan_release,
-    .plan_build = plan_build,
+    .plan_build = xp_ep_cpu_queue_build,
     .plan_wait = xp_ep_cpu_plan_wait,
-    .dispatch = dispatch,
-    .combine = combine,
+    .dispatch = xp_ep_cpu_queue_dispatch,
+    .combine = xp_ep_cpu_queue_combine,
     .async_error = xp_ep_no_device_error,
     .abort_flags = xp_ep_no_abort_flags,
     .add_stats = xp_ep_no_device_stats,

@@ -93,13 +93,6 @@ static xp_status begin_plan(const xp_ep_call *call) {
     return follows ? xp_ep_p2p_barrier(call, P2P_READY) : XP_OK;
 }
 
-static xp_status run_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    static const xp_ep_cpu_plan_exchange exchange = {
-        .target = target, .run = exchange_metadata, .complete = exchange_starts};
-    XP_TRY(begin_plan(call));
-    return xp_ep_cpu_plan_build(call, routing, &exchange);
-}
-
 /* ---- dispatch ------------------------------------------------------------------------------ */
 
 /* Write this round's rows for `dest` into its recv rows. */
@@ -277,20 +270,16 @@ static xp_status run_combine(const xp_ep_call *call, const xp_ep_combine_args *a
 
 /* ---- backend ------------------------------------------------------------------------------- */
 
-static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing) {
-    return xp_ep_cpu_queue_build(call, routing, run_build);
-}
-
-static xp_status dispatch(const xp_ep_call *call, const void *x, void *recv) {
-    return xp_ep_cpu_queue_dispatch(call, x, recv, run_dispatch);
-}
-
-static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args) {
-    return xp_ep_cpu_queue_combine(call, args, run_combine);
-}
+static const xp_ep_cpu_transport transport = {.exchange = {.begin = begin_plan,
+                                                           .target = target,
+                                                           .run = exchange_metadata,
+                                                           .complete = exchange_starts},
+                                              .dispatch = run_dispatch,
+                                              .combine = run_combine};
 
 const xp_ep_backend xp_ep_cpu_p2p = {
     .name = "p2p/cpu",
+    .cpu = &transport,
     .group_bytes = xp_ep_p2p_group_bytes,
     .plan_bytes = xp_ep_plan_bytes,
     .comm_bytes = xp_ep_no_comm_bytes,
@@ -298,10 +287,10 @@ const xp_ep_backend xp_ep_cpu_p2p = {
     .group_destroy = xp_ep_p2p_windows_destroy,
     .plan_create = xp_ep_plan_reserve,
     .plan_destroy = xp_ep_plan_release,
-    .plan_build = plan_build,
+    .plan_build = xp_ep_cpu_queue_build,
     .plan_wait = xp_ep_cpu_plan_wait,
-    .dispatch = dispatch,
-    .combine = combine,
+    .dispatch = xp_ep_cpu_queue_dispatch,
+    .combine = xp_ep_cpu_queue_combine,
     .async_error = xp_ep_no_device_error,
     .abort_flags = xp_ep_no_abort_flags,
     .add_stats = xp_ep_no_device_stats,
