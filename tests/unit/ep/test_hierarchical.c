@@ -236,8 +236,8 @@ static void check_problem(rank_job *job, problem *p, record *r) {
                                      p->own.plan) == XP_OK);
     RANK_CHECK(job, xp_ep_plan_build(p->gpu.group, p->ids, p->weights, p->n_tokens, p->stream,
                                      plan) == XP_OK);
-    RANK_CHECK(job, saw(r, "world all-gather, world all-to-allv, inter-node all-to-all, "
-                           "inter-node all-to-allv"));
+    /* Counts and assignments of so few tokens travel together. */
+    RANK_CHECK(job, saw(r, "world all-to-allv, inter-node all-to-all, inter-node all-to-allv"));
     RANK_CHECK(job, rebuild(p) == XP_OK);
     RANK_CHECK(job, saw(r, "inter-node all-to-all, inter-node all-to-allv"));
     RANK_CHECK(job, (plan->n_rounds > 1) == p->several_rounds);
