@@ -70,6 +70,13 @@ static bool uneven_tokens(ep_env *env) {
 }
 
 /* More tokens than one tile of the plan kernels holds. */
+/* Room for so many tokens that a CPU's plan gathers counts first and then exchanges as many assignments as they say. */
+static bool few_of_many_tokens(ep_env *env) {
+    ep_problem p = ep_problem_for(env, ROUTE_RANDOM);
+    p.max_tokens = 12000;
+    return ep_check_all(env, &p, 1);
+}
+
 static bool many_tokens(ep_env *env) {
     ep_problem p = ep_problem_for(env, ROUTE_HOLES);
     p.max_tokens = 700;
@@ -312,6 +319,7 @@ const ep_case ep_cases[] = {
     {"no-tokens-at-all", no_tokens_at_all, false, false, 1, false},
     {"uneven-tokens", uneven_tokens, false, false, 1, false},
     {"many-tokens", many_tokens, false, false, 1, false},
+    {"few-of-many-tokens", few_of_many_tokens, false, false, 1, false},
     {"odd-dims", odd_dims, false, false, 1, false},
     {"capacity-exactly-full", capacity_exactly_full, false, false, 1, false},
     {"over-capacity-by-one", over_capacity_by_one, false, false, 1, false},
