@@ -69,7 +69,7 @@ class Comm:
     """One xp_comm. Calls of it are collective; close() it after all groups over it."""
 
     def __init__(self, exchange: Exchange, timeout_s: float):
-        self.library = _library.load()
+        self.lib = _library.load()
         self.exchange = exchange
         self.rank, self.size = exchange.rank, exchange.size
         self.failure: Optional[BaseException] = None
@@ -78,7 +78,7 @@ class Comm:
             rank=self.rank, size=self.size, context=None, all_gather=_capi.ALL_GATHER(self._caught(self._all_gather)),
             barrier=_capi.BARRIER(), all_to_allv=_capi.ALL_TO_ALLV(), timeout_s=timeout_s)
         created = ctypes.c_void_p()
-        self.check(self.library.cdll.xp_comm_from_callbacks(ctypes.byref(self._callbacks), ctypes.byref(created)))
+        self.check(self.lib.cdll.xp_comm_from_callbacks(ctypes.byref(self._callbacks), ctypes.byref(created)))
         self.pointer = created.value
 
     def _caught(self, call: Callable[..., None]) -> Callable[..., int]:
@@ -108,14 +108,14 @@ class Comm:
         if failure is not None and status not in (XP_EINVAL, XP_ENOMEM, XP_ENOTSUP):
             if isinstance(failure, KeyboardInterrupt):
                 raise failure
-            message = self.library.last_error() or "a collective of the process group failed"
+            message = self.lib.last_error() or "a collective of the process group failed"
             from expar._errors import ExparError
             raise ExparError(f"{message}: {traceback.format_exception_only(type(failure), failure)[-1].strip()}",
                              status) from failure
-        self.library.check(status)
+        self.lib.check(status)
 
     def close(self) -> None:
         """Collective where the communicator is healthy."""
         if self.pointer is not None and not sys.is_finalizing():
-            self.library.cdll.xp_comm_destroy(self.pointer)
+            self.lib.cdll.xp_comm_destroy(self.pointer)
         self.pointer = None

@@ -19,7 +19,7 @@ class Device:
     """
 
     def __init__(self, device: torch.device):
-        self.library = _library.load()
+        self.lib = _library.load()
         self.torch_device = device
         self.is_cuda = device.type == "cuda"
         self._lock = threading.RLock()  # a CPU device runs one call at a time
@@ -27,7 +27,7 @@ class Device:
         args = _capi.DeviceArgs(kind=_capi.DEVICE_CUDA if self.is_cuda else _capi.DEVICE_CPU,
                                 index=device.index or 0, n_threads=max(1, torch.get_num_threads()))
         created = ctypes.c_void_p()
-        self.library.call("xp_device_create", ctypes.byref(args), ctypes.byref(created))
+        self.lib.call("xp_device_create", ctypes.byref(args), ctypes.byref(created))
         self.pointer = created.value
 
     def stream(self) -> int:
@@ -36,25 +36,25 @@ class Device:
         found = self._streams.get(native)
         if found is None:
             created = ctypes.c_void_p()
-            self.library.call("xp_stream_from_native", self.pointer, native or None, ctypes.byref(created))
+            self.lib.call("xp_stream_from_native", self.pointer, native or None, ctypes.byref(created))
             found = self._streams[native] = created.value
         return found
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the library that returns a status; raises with the library's message."""
         if self.is_cuda:
-            self.library.call(name, *arguments)
+            self.lib.call(name, *arguments)
             return
         with self._lock:
-            self.library.call(name, *arguments)
+            self.lib.call(name, *arguments)
 
     def close(self) -> None:
         """Frees streams and device; nothing of them may be in use."""
         for stream in self._streams.values():
-            self.library.cdll.xp_stream_destroy(stream)
+            self.lib.cdll.xp_stream_destroy(stream)
         self._streams.clear()
         if self.pointer is not None:
-            self.library.cdll.xp_device_destroy(self.pointer)
+            self.lib.cdll.xp_device_destroy(self.pointer)
             self.pointer = None
 
 

@@ -114,7 +114,7 @@ class Group:
             self.close()
             raise
         self._group = created.value
-        cdll = self._device.library.cdll
+        cdll = self._device.lib.cdll
         sizes = cdll.xp_ep_group_sizes(self._group)
         self.num_local_experts = num_experts // self.size
         self.assignment_capacity: int = sizes.assignment_capacity
@@ -128,7 +128,7 @@ class Group:
 
     def close(self) -> None:
         """Free everything. Collective; after a failure, too, every rank may call it. No handle may be used afterwards."""
-        cdll = self._device.library.cdll if hasattr(self, "_device") else None
+        cdll = self._device.lib.cdll if hasattr(self, "_device") else None
         if cdll is None:
             return
         if self._group is not None:
@@ -255,11 +255,11 @@ class Group:
     def stats(self) -> Stats:
         """Totals since creation or reset_stats()."""
         stats = _capi.EpStats()
-        self._device.library.cdll.xp_ep_get_stats(self._group, ctypes.byref(stats))
+        self._device.lib.cdll.xp_ep_get_stats(self._group, ctypes.byref(stats))
         return Stats(*(getattr(stats, name) for name in Stats._fields))
 
     def reset_stats(self) -> None:
-        self._device.library.cdll.xp_ep_reset_stats(self._group)
+        self._device.lib.cdll.xp_ep_reset_stats(self._group)
 
     # ---- used by this package
 
