@@ -3,6 +3,7 @@
 #include <string.h>
 #include "device/device_internal.h"
 #include "device/plugin.h"
+#include "ops/gemm_choice.h"
 #include "ops/ops.h"
 
 /* What driver and libraries take of a GPU beside a run: 1.03 GiB on an H200. */
@@ -244,6 +245,18 @@ static xp_status reserve_libraries(xp_run *run) {
     return xp_device_alloc(run->device, bytes, "workspace", &run->library_bytes);
 }
 
+/* The configuration's GEMM algorithms; a shape that is not among them keeps the library's own. */
+static xp_status choose_gemms(const xp_config *config, xp_device *device) {
+    const xp_string_list *list = &config->gemm.algorithms;
+    xp_gemm_choice choices[XP_GEMM_CHOICES_MAX];
+    if (list->n > XP_GEMM_CHOICES_MAX)
+        return xp_error(XP_ECONFIG, "gemm.algorithms has %d entries; at most %d are kept", list->n,
+                        XP_GEMM_CHOICES_MAX);
+    for (int i = 0; i < list->n; i++)
+        XP_TRY(xp_gemm_choice_parse(list->items[i], &choices[i]));
+    return list->n > 0 ? xp_ops_gemm_choose(device, choices, list->n) : XP_OK;
+}
+
 /* memory: NULL to choose. */
 static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp_mesh *layout,
                                const xp_run_memory *memory, xp_run *run) {
@@ -255,6 +268,7 @@ static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp
     run->mesh.shares_gpus |= xp_device_is_gpu_shared(run->device);
     XP_TRY(check_experts(&run->arch, run->mesh.ep_size));
     XP_TRY(reserve_libraries(run));
+    XP_TRY(choose_gemms(config, run->device));
     run->n_data_ranks = run->mesh.n_ranks;
     run->local_batch = config->training.local_batch_size;
     run->seq_len = config->training.seq_len;
