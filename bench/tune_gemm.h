@@ -9,7 +9,8 @@
 /** Of rank 0's GPU. */
 typedef struct xp_tune_gemms {
     int n;
-    xp_gemm_choice shapes[XP_GEMM_CHOICES_MAX]; /* of one step; index 0: the library's own choice stays */
+    xp_gemm_choice
+        shapes[XP_GEMM_CHOICES_MAX]; /* of one step; index 0: the library's own choice stays */
     double seconds;
 } xp_tune_gemms;
 

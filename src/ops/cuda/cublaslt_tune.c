@@ -4,8 +4,8 @@
 #include <string.h>
 #include "ops/cuda/cublaslt.h"
 
-#define N_ROUNDS   3     /* of all candidates in turns; the best round counts */
-#define ROUND_MS   2.0F  /* of a candidate, about */
+#define N_ROUNDS   3    /* of all candidates in turns; the best round counts */
+#define ROUND_MS   2.0F /* of a candidate, about */
 #define MOST_RUNS  50
 #define LEAST_GAIN 0.02F /* less is noise: the library's first choice stays */
 
