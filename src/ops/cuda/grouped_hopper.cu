@@ -2,7 +2,8 @@
  * bf16 grouped GEMM for Hopper (sm_90a): persistent, warp-specialised, wgmma. Tiles of c are
  * 128 x 256, k tiles 64, the pipeline has four stages.
  *
- * One CTA per SM loops over the tiles of all experts (tile_scheduler). Warpgroup 0 is the producer:
+ * One CTA per SM loops over the tiles of all experts (tile_scheduler), whose numbers it takes from a
+ * counter: a CTA that starts late owes nothing. Warpgroup 0 is the producer:
  * gathered rows by cp.async, contiguous operands by TMA. Warpgroups 1 and 2 are consumers: each
  * computes 64 x 256 of the tile with its accumulators in registers. Each stage has a full barrier
  * (TMA bytes and the producer's arrivals) and an empty barrier (one arrival of each consumer
@@ -29,15 +30,26 @@
 template <gemm_kind P, int N_CTAS>
 static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const tma_maps &maps,
                                                    const int32_t *offsets, uint32_t base) {
+    const bool schedules = threadIdx.x == 0 && (N_CTAS == 1 || cta_rank() == 0);
     pipeline_state at = {base, 0, 0};
+    tile_ring ring = {base, 0};
     tile_scheduler tile = {};
-    for (tile.index = blockIdx.x / N_CTAS; find_tile<P, N_CTAS>(tile, p, offsets);
-         tile.index += gridDim.x / N_CTAS) {
+    uint32_t next = schedules ? claim_tile(p, blockIdx.x / N_CTAS) : 0;
+    for (;;) {
+        if (schedules)
+            publish_tile<N_CTAS>(ring, next);
+        tile.index = take_tile<N_CTAS>(ring);
+        if (!find_tile<P, N_CTAS>(tile, p, offsets))
+            break;
+        if (schedules)
+            next = claim_tile(p, next + gridDim.x / N_CTAS);
         if (P == WGRAD)
             produce_wgrad<N_CTAS>(p, maps, tile, at);
         else
             produce_rows<P, N_CTAS>(p, maps, tile, at);
     }
+    if (schedules)
+        reset_counter<N_CTAS>(p, tile.index, tile.start);
 }
 
 /* Signal a stage empty to every CTA that writes to it. */
@@ -78,9 +90,12 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
     /* 64 rows of 128 bytes or one slab: the same offset. */
     const uint32_t own_a = (uint32_t)group * XP_HOPPER_SLAB_BYTES;
     pipeline_state at = {base, 0, 0};
+    tile_ring ring = {base, 0};
     tile_scheduler tile = {};
-    for (tile.index = blockIdx.x / N_CTAS; find_tile<P, N_CTAS>(tile, p, offsets);
-         tile.index += gridDim.x / N_CTAS) {
+    for (;;) {
+        tile.index = take_tile<N_CTAS>(ring);
+        if (!find_tile<P, N_CTAS>(tile, p, offsets))
+            break;
         if (N_CTAS > 1 && !tile.has_rows) {
             skip_k_tiles<N_CTAS>(tile, group, elected, at);
             continue;
@@ -112,7 +127,8 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
             release_stage<N_CTAS>(before);
         const int64_t row = tile.m0 + 64 * group + 16 * warp + lane / 4;
         const int64_t n_rows = P == WGRAD ? p.m : tile.n_rows;
-        const int64_t c0 = P == WGRAD ? (int64_t)tile.expert * p.c_expert : tile.first_row * p.ldc;
+        const int64_t c0 =
+            P == WGRAD ? (int64_t)tile.expert * p.c_expert : (int64_t)tile.first_row * p.ldc;
         if (P == WGRAD && p.trans_c)
             store_transposed(p, d, c0, row - lane / 4, n_rows, tile.n0);
         else if (P == WGRAD && (p.c_f32 || p.acc))
@@ -143,6 +159,7 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
             /* one thread of each consumer warpgroup of the cluster */
             mbarrier_init(full + N_STAGES * 8, 2 * N_CTAS);
         }
+        init_tile_ring<N_CTAS>(base);
         mbarrier_init_fence();
     }
     __syncthreads();
@@ -172,7 +189,7 @@ static xp_status launch(xp_cuda_device *device, cudaStream_t stream, const xp_ti
     cluster.val.clusterDim.x = N_CTAS;
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(device->n_sms / N_CTAS * N_CTAS));
+    config.gridDim = dim3((unsigned)xp_cuda_hopper_ctas(device, p, N_CTAS));
     config.blockDim = dim3(N_THREADS);
     config.dynamicSmemBytes = SHARED_BYTES;
     config.stream = stream;

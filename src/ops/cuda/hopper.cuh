@@ -50,6 +50,20 @@ static __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t pari
                  : "memory");
 }
 
+/** The same where another CTA of the cluster completes the phase. */
+static __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t bar, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                 "@done bra out;\n"
+                 "bra again;\n"
+                 "out:\n"
+                 "}" ::"r"(bar),
+                 "r"(parity)
+                 : "memory");
+}
+
 /** Named barrier 1 to 15 among n_threads, in whole warps. */
 static __device__ __forceinline__ void named_barrier_sync(int barrier, int n_threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(n_threads) : "memory");
@@ -113,6 +127,20 @@ static __device__ __forceinline__ uint32_t cta_shared_address(uint32_t at, int b
     uint32_t remote;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(at), "r"(block));
     return remote;
+}
+
+/** Store 4 bytes to any CTA of the cluster; they count towards `bar`, a barrier of that CTA. */
+static __device__ __forceinline__ void st_async(uint32_t to, uint32_t value, uint32_t bar) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+        "r"(value), "r"(bar)
+        : "memory");
+}
+
+static __device__ __forceinline__ uint32_t load_shared(uint32_t from) {
+    uint32_t value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+    return value;
 }
 
 /** Arrive at a barrier of any CTA of the cluster. CTA-scope release on purpose: at cluster scope the

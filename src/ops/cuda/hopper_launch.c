@@ -10,6 +10,11 @@ bool xp_cuda_hopper_fits(const xp_cuda_device *device, const xp_tile_args *p) {
            xp_is_aligned(p->b) && xp_is_aligned(p->c);
 }
 
+int xp_cuda_hopper_ctas(const xp_cuda_device *device, const xp_tile_args *p, int cluster_ctas) {
+    const int n_clusters = (device->n_sms - p->spare_sms) / cluster_ctas;
+    return (n_clusters > 1 ? n_clusters : 1) * cluster_ctas;
+}
+
 xp_status xp_cuda_hopper_map(const xp_hopper_boxes *b, CUtensorMap *map) {
     /* A driver function, found through the runtime: nothing links to the driver's library. */
     __typeof__(cuTensorMapEncodeTiled) *encode = NULL;

@@ -14,6 +14,10 @@ extern "C" {
 /** Whether this build has code for sm_90a. */
 bool xp_cuda_hopper_is_built(void);
 
+/** CTAs of a persistent launch: one per SM but for the spare ones, whole clusters, at least one. */
+int xp_cuda_hopper_ctas(const xp_cuda_device *device, const xp_tile_args *problem,
+                        int cluster_ctas);
+
 /** bf16 data [planes, rows, columns], rows `ld` elements apart, planes without a gap, in boxes of
  * box_rows x 64. No size may be 0. */
 typedef struct xp_hopper_boxes {
