@@ -79,7 +79,9 @@ static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_
     for (; tile.expert < p.n_experts; tile.expert++) {
         const int n_rows = offsets[tile.expert + 1] - offsets[tile.expert];
         const int rows = P == WGRAD ? (int)p.m : n_rows;
-        const uint32_t n_tiles = n_parts((uint32_t)rows, HEIGHT) * columns;
+        /* adding nothing: c is neither read nor written */
+        const bool adds_nothing = P == WGRAD && p.acc && n_rows == 0;
+        const uint32_t n_tiles = adds_nothing ? 0 : n_parts((uint32_t)rows, HEIGHT) * columns;
         if (tile.index < tile.start + n_tiles) {
             const uint32_t own = tile.index - tile.start;
             tile.first_row = offsets[tile.expert];
