@@ -196,7 +196,9 @@ static void grouped_cases(ck_context *ctx, const routing *r, int64_t n, int64_t 
                  {", in fp32", true, false, false, true},
                  {", dy instead of x, acc", false, true, true, false},
                  {", dy instead of x, acc in fp32", false, true, true, true},
-                 {", both", true, true, false, false}};
+                 {", dy instead of x, in fp32", false, true, false, true},
+                 {", both", true, true, false, false},
+                 {", both, acc in fp32", true, true, true, true}};
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
         routing plain = *r;
         plain.gathered = false;
@@ -242,6 +244,13 @@ static void check_grouped(ck_context *ctx) {
     /* As few blocks as can be: each takes many tiles. */
     skewed.spare_sms = 100000;
     grouped_cases(ctx, &skewed, 528, 328, XP_BF16);
+    /* Many experts, the first and the last and every fifth without rows, the others with 1 to 127. */
+    enum { N_MANY = 61 };
+    int32_t starts[N_MANY + 1] = {0};
+    for (int e = 0; e < N_MANY; e++)
+        starts[e + 1] = starts[e] + (e % 5 == 0 ? 0 : 1 + 37 * e % 127);
+    const routing small = {"many experts", N_MANY, starts[N_MANY], 300, starts, true, 0};
+    grouped_cases(ctx, &small, 136, 72, XP_BF16);
     /* Enough rows an expert for 2-CTA clusters; an expert that fills no tile, ends inside tiles. */
     static const int32_t pairs[] = {0, 300, 310, 1640};
     for (int gathered = 0; gathered < 2; gathered++) {

@@ -23,6 +23,7 @@
 #include "ops/cuda/launch.h"
 #include "ops/cuda/hopper_producer.cuh"
 #include "ops/cuda/hopper_epilogue.cuh"
+#include "ops/cuda/hopper_store.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -76,19 +77,43 @@ static __device__ __forceinline__ void skip_k_tiles(const tile_scheduler &tile, 
     named_barrier_sync(1 + group, WARPGROUP);
 }
 
+/* Store a consumer warpgroup's 64 x 256 of the tile. */
+template <gemm_kind P>
+static __device__ __forceinline__ void store_tile(const xp_tile_args &p, const tma_maps &maps,
+                                                  const tile_scheduler &tile, const float (&d)[128],
+                                                  chunk_buffers &chunks) {
+    const int m = tile.m0 + 64 * chunks.group;
+    const int64_t row = m + (int)threadIdx.x % WARPGROUP / 32 * 16,
+                  n_rows = P == WGRAD ? p.m : tile.n_rows;
+    const int64_t c0 =
+        P == WGRAD ? (int64_t)tile.expert * p.c_expert : (int64_t)tile.first_row * p.ldc;
+    if (P == WGRAD && m >= p.m)
+        return;
+    if (P == WGRAD && p.c_f32 && p.trans_c)
+        store_f32<true>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
+    else if (P == WGRAD && p.c_f32)
+        store_f32<false>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
+    else if (P == WGRAD && p.trans_c)
+        store_transposed_bf16(p, d, c0, row, n_rows, tile.n0);
+    else if (P == WGRAD && p.acc)
+        add_bf16(p, d, c0, row + (int)threadIdx.x % 32 / 4, n_rows, tile.n0);
+    else
+        store_bf16(p, d, (bf16 *)p.c + c0, row + (int)threadIdx.x % 32 / 4, n_rows, tile.n0);
+}
+
 /* A consumer warpgroup: wait for each k tile, issue its wgmmas, release the stage once the wgmmas
  * that read it are complete; after the last k tile store the accumulators. */
 template <gemm_kind P, int N_CTAS>
-static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const int32_t *offsets,
-                                                   uint32_t base) {
+static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const tma_maps &maps,
+                                                   const int32_t *offsets, uint32_t base) {
     constexpr int MN_A = P == WGRAD, MN_B = P != FORWARD;
-    const int group = ((int)threadIdx.x - PRODUCER_THREADS) / WARPGROUP,
-              warp = (int)threadIdx.x % WARPGROUP / 32, lane = (int)threadIdx.x % 32;
+    const int group = ((int)threadIdx.x - PRODUCER_THREADS) / WARPGROUP;
     const bool elected = threadIdx.x % WARPGROUP == 0;
     /* cp.async writes through the generic proxy, wgmma reads through the async proxy */
     const bool by_cp_async = P == WGRAD || p.gather_a != nullptr;
     /* 64 rows of 128 bytes or one slab: the same offset. */
     const uint32_t own_a = (uint32_t)group * XP_HOPPER_SLAB_BYTES;
+    chunk_buffers chunks = make_chunk_buffers(base, group, elected);
     pipeline_state at = {base, 0, 0};
     tile_ring ring = {base, 0};
     tile_scheduler tile = {};
@@ -125,17 +150,10 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
         wgmma_wait<0>();
         if (tile.n_k_tiles > 0 && elected)
             release_stage<N_CTAS>(before);
-        const int64_t row = tile.m0 + 64 * group + 16 * warp + lane / 4;
-        const int64_t n_rows = P == WGRAD ? p.m : tile.n_rows;
-        const int64_t c0 =
-            P == WGRAD ? (int64_t)tile.expert * p.c_expert : (int64_t)tile.first_row * p.ldc;
-        if (P == WGRAD && p.trans_c)
-            store_transposed(p, d, c0, row - lane / 4, n_rows, tile.n0);
-        else if (P == WGRAD && (p.c_f32 || p.acc))
-            store_pairs(p, d, c0, row, n_rows, tile.n0);
-        else
-            store_bf16(p, d, (bf16 *)p.c + c0, row, n_rows, tile.n0);
+        store_tile<P>(p, maps, tile, d, chunks);
     }
+    if (elected)
+        bulk_wait(); /* shared memory is read, and c is written */
 }
 
 #endif
@@ -144,12 +162,9 @@ template <gemm_kind P, int N_CTAS>
 static __global__ void __launch_bounds__(N_THREADS, 1)
     hopper_kernel(const xp_tile_args p, const __grid_constant__ tma_maps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    extern __shared__ uint8_t shared[];
-    uint8_t *start =
-        shared + (XP_HOPPER_ATOM_BYTES - hopper_shared(shared) % XP_HOPPER_ATOM_BYTES) %
-                     XP_HOPPER_ATOM_BYTES;
-    const uint32_t base = hopper_shared(start);
-    int32_t *offsets = (int32_t *)(start + OFFSETS_AT);
+    extern __shared__ __align__(XP_HOPPER_ATOM_BYTES) uint8_t shared[];
+    const uint32_t base = hopper_shared(shared);
+    int32_t *offsets = (int32_t *)(shared + OFFSETS_AT);
     for (int i = (int)threadIdx.x; i <= p.n_experts; i += N_THREADS)
         offsets[i] = p.offsets[i];
     if (threadIdx.x == 0) {
@@ -170,7 +185,7 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
         produce_all<P, N_CTAS>(p, maps, offsets, base);
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
-        consume_all<P, N_CTAS>(p, offsets, base);
+        consume_all<P, N_CTAS>(p, maps, offsets, base);
     }
     if (N_CTAS > 1)
         cluster_sync(); /* no CTA exits while the other may write to its shared memory */
@@ -208,13 +223,17 @@ static xp_status run(xp_cuda_device *device, cudaStream_t stream, const xp_tile_
     tma_maps maps = {};
     if (!p->rows_are_m) {
         if (p->gather_b == nullptr && p->k > 0) /* TMA refuses an empty tensor */
-            XP_TRY(map_of({p->b, p->n, p->ldb, p->k, 1, 64}, &maps.b));
+            XP_TRY(map_of({p->b, p->n, p->ldb, p->k, 1, 64, false}, &maps.b));
+        const int64_t rows = p->trans_c ? p->n : p->m, columns = p->trans_c ? p->m : p->n;
+        if (p->c_f32)
+            XP_TRY(map_of({p->c, columns, p->ldc, rows, p->n_experts, 32, true}, &maps.c));
         return launch<WGRAD, N_CTAS>(device, stream, p, &maps);
     }
     const int box_rows = p->trans_b ? TILE_N / N_CTAS : TILE_K;
-    XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, box_rows}, &maps.b));
+    XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, box_rows, false},
+                  &maps.b));
     if (p->gather_a == nullptr)
-        XP_TRY(map_of({p->a, p->k, p->lda, p->m, 1, TILE_M}, &maps.a));
+        XP_TRY(map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, &maps.a));
     return p->trans_b ? launch<FORWARD, N_CTAS>(device, stream, p, &maps)
                       : launch<DGRAD, N_CTAS>(device, stream, p, &maps);
 }

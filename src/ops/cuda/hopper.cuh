@@ -109,6 +109,37 @@ static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *
             : "memory");
 }
 
+/** TMA store of one box of a three-dimensional tensor; what lies outside the tensor is left out. */
+static __device__ __forceinline__ void tma_store(const CUtensorMap *map, uint32_t from, int x,
+                                                 int y, int z) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group "
+                 "[%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(from), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+/** The same, adding: one rounding per element, to nearest; numbers below fp32's normal range count as
+ * 0. */
+static __device__ __forceinline__ void tma_add(const CUtensorMap *map, uint32_t from, int x, int y,
+                                               int z) {
+    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group "
+                 "[%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(from), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void bulk_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/** All but the last N committed copies of this thread have read shared memory. */
+template <int N = 0> static __device__ __forceinline__ void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+/** The committed copies are complete. */
+static __device__ __forceinline__ void bulk_wait() {
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 /* ---- clusters: CTAs that can address each other's shared memory ---- */
 
 static __device__ __forceinline__ int cta_rank() {
@@ -141,6 +172,10 @@ static __device__ __forceinline__ uint32_t load_shared(uint32_t from) {
     uint32_t value;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
     return value;
+}
+
+static __device__ __forceinline__ void store_shared(uint32_t to, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
 }
 
 /** Arrive at a barrier of any CTA of the cluster. CTA-scope release on purpose: at cluster scope the

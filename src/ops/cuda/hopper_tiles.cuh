@@ -25,12 +25,14 @@ enum {
     A_BYTES = TILE_M * TILE_K * 2,
     B_BYTES = TILE_N * TILE_K * 2,
     STAGE_BYTES = A_BYTES + B_BYTES,
-    BARRIERS_AT = N_STAGES * STAGE_BYTES,
+    CHUNK_BYTES = 8192, /* of results on their way from registers to a TMA store: two a warpgroup */
+    CHUNKS_AT = N_STAGES * STAGE_BYTES,
+    BARRIERS_AT = CHUNKS_AT + 2 * 2 * CHUNK_BYTES,
     N_TILE_SLOTS = 4, /* of the ring through which a cluster hands on the tiles it takes */
     TILE_BARRIERS_AT = BARRIERS_AT + 2 * N_STAGES * 8,
     TILES_AT = TILE_BARRIERS_AT + 2 * N_TILE_SLOTS * 8,
     OFFSETS_AT = TILES_AT + N_TILE_SLOTS * 4,
-    SHARED_BYTES = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4 + XP_HOPPER_ATOM_BYTES,
+    SHARED_BYTES = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4,
     PRODUCER_REGISTERS = 72,
     CONSUMER_REGISTERS = 216,
     CLUSTER_CTAS = 2,
@@ -39,6 +41,7 @@ enum {
     CLUSTER_MIN_ROWS = 512
 };
 
+static_assert(SHARED_BYTES <= 227 * 1024, "what a block may use");
 static_assert(LIST_K_TILES * K_LINES * LINES / 4 == 32, "a list fills a warp");
 
 /* setmaxnreg redistributes the registers that the block was launched with: 64 K over its threads,
@@ -63,6 +66,7 @@ struct tile_scheduler {
 
 struct tma_maps {
     CUtensorMap a, b; /* a: forward and dgrad without a gather list */
+    CUtensorMap c;    /* fp32 results */
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -149,8 +153,7 @@ static __device__ __forceinline__ void publish_tile(const tile_ring &ring, uint3
 template <int N_CTAS> static __device__ __forceinline__ uint32_t take_tile(tile_ring &ring) {
     mbarrier_wait_cluster(ring.full(), ring.parity());
     const bool elected = threadIdx.x % 32 == 0;
-    const uint32_t number =
-        __shfl_sync(0xffffffffu, elected ? load_shared(ring.number()) : 0, 0);
+    const uint32_t number = __shfl_sync(0xffffffffu, elected ? load_shared(ring.number()) : 0, 0);
     if (threadIdx.x == 0)
         mbarrier_expect_tx(ring.full(), 4); /* of the slot's next number */
     if (elected) {
