@@ -83,22 +83,31 @@ static __device__ __forceinline__ void store_tile(const xp_tile_args &p, const t
                                                   const tile_scheduler &tile, const float (&d)[128],
                                                   chunk_buffers &chunks) {
     const int m = tile.m0 + 64 * chunks.group;
-    const int64_t row = m + (int)threadIdx.x % WARPGROUP / 32 * 16,
-                  n_rows = P == WGRAD ? p.m : tile.n_rows;
-    const int64_t c0 =
-        P == WGRAD ? (int64_t)tile.expert * p.c_expert : (int64_t)tile.first_row * p.ldc;
-    if (P == WGRAD && m >= p.m)
+    const int64_t n_rows = P == WGRAD ? p.m : tile.n_rows;
+    const int64_t row = m + (int)threadIdx.x % WARPGROUP / 32 * 16; /* this warp's first */
+    if (m >= n_rows)
         return;
-    if (P == WGRAD && p.c_f32 && p.trans_c)
+    if (P != WGRAD) {
+        if (m + 64 <= n_rows)
+            store_bf16_chunks<false>(p, d, &maps.c, chunks, tile.first_row + m, tile.n0, 0);
+        else
+            store_bf16(p, d, (bf16 *)p.c + (int64_t)tile.first_row * p.ldc,
+                       row + (int)threadIdx.x % 32 / 4, n_rows, tile.n0);
+        return;
+    }
+    const int64_t c0 = (int64_t)tile.expert * p.c_expert;
+    if (p.c_f32 && p.trans_c)
         store_f32<true>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
-    else if (P == WGRAD && p.c_f32)
+    else if (p.c_f32)
         store_f32<false>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
-    else if (P == WGRAD && p.trans_c)
-        store_transposed_bf16(p, d, c0, row, n_rows, tile.n0);
-    else if (P == WGRAD && p.acc)
+    else if (p.acc && p.trans_c)
+        add_transposed_bf16(p, d, c0, row, n_rows, tile.n0);
+    else if (p.acc)
         add_bf16(p, d, c0, row + (int)threadIdx.x % 32 / 4, n_rows, tile.n0);
+    else if (p.trans_c)
+        store_bf16_chunks<true>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
     else
-        store_bf16(p, d, (bf16 *)p.c + c0, row + (int)threadIdx.x % 32 / 4, n_rows, tile.n0);
+        store_bf16_chunks<false>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
 }
 
 /* A consumer warpgroup: wait for each k tile, issue its wgmmas, release the stage once the wgmmas
@@ -225,13 +234,14 @@ static xp_status run(xp_cuda_device *device, cudaStream_t stream, const xp_tile_
         if (p->gather_b == nullptr && p->k > 0) /* TMA refuses an empty tensor */
             XP_TRY(map_of({p->b, p->n, p->ldb, p->k, 1, 64, false}, &maps.b));
         const int64_t rows = p->trans_c ? p->n : p->m, columns = p->trans_c ? p->m : p->n;
-        if (p->c_f32)
-            XP_TRY(map_of({p->c, columns, p->ldc, rows, p->n_experts, 32, true}, &maps.c));
+        XP_TRY(map_of({p->c, columns, p->ldc, rows, p->n_experts, p->c_f32 ? 32 : 64, p->c_f32},
+                      &maps.c));
         return launch<WGRAD, N_CTAS>(device, stream, p, &maps);
     }
     const int box_rows = p->trans_b ? TILE_N / N_CTAS : TILE_K;
     XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, box_rows, false},
                   &maps.b));
+    XP_TRY(map_of({p->c, p->n, p->ldc, p->m, 1, 64, false}, &maps.c));
     if (p->gather_a == nullptr)
         XP_TRY(map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, &maps.a));
     return p->trans_b ? launch<FORWARD, N_CTAS>(device, stream, p, &maps)

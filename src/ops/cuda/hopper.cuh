@@ -178,6 +178,21 @@ static __device__ __forceinline__ void store_shared(uint32_t to, float value) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
 }
 
+/** Four 8 x 8 matrices of bf16, held as mma holds its results, to rows of 16 bytes: lane 8 i + r gives
+ * the address of row r of matrix i. TRANSPOSED: of column r. */
+template <bool TRANSPOSED>
+static __device__ __forceinline__ void store_matrices(uint32_t to, const uint32_t (&w)[4]) {
+    if (TRANSPOSED)
+        asm volatile(
+            "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+            "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+            : "memory");
+    else
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+                     "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                     : "memory");
+}
+
 /** Arrive at a barrier of any CTA of the cluster. CTA-scope release on purpose: at cluster scope the
  * arrival would wait for all earlier stores of the thread, those to c included. */
 static __device__ __forceinline__ void mbarrier_arrive_remote(uint32_t bar) {

@@ -9,6 +9,7 @@
 #ifndef XP_OPS_CUDA_HOPPER_STORE_CUH
 #define XP_OPS_CUDA_HOPPER_STORE_CUH
 
+#include "ops/cuda/hopper_epilogue.cuh"
 #include "ops/cuda/hopper_tiles.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -38,6 +39,43 @@ struct chunk_buffers {
 static __device__ __forceinline__ chunk_buffers make_chunk_buffers(uint32_t base, int group,
                                                                    bool elected) {
     return {base + CHUNKS_AT + (uint32_t)group * 2 * CHUNK_BYTES, 0, group, elected};
+}
+
+/*
+ * bf16. A chunk is 64 columns of the tile and one box of 64 x 64. TRANSPOSED: c's rows are the tile's
+ * columns.
+ * @param m, n  first row and column of the warpgroup's 64 x 256; m counted in plane `plane` of c
+ */
+template <bool TRANSPOSED>
+static __device__ __forceinline__ void
+store_bf16_chunks(const xp_tile_args &p, const float (&d)[128], const CUtensorMap *map,
+                  chunk_buffers &chunks, int m, int n, int plane) {
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x % WARPGROUP / 32;
+    const uint32_t matrix = lane / 8, line = lane % 8;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        if (n + 64 * j >= p.n)
+            break;
+        const uint32_t to = chunks.acquire();
+#pragma unroll
+        for (int i = 0; i < 4;
+             i++) { /* 16 columns: rows 0-7 and 8-15 of the first 8, of the others */
+            const int at = 4 * (8 * j + 2 * i);
+            uint32_t w[4];
+#pragma unroll
+            for (int x = 0; x < 4; x++)
+                w[x] = pack(d[at + 2 * x], d[at + 2 * x + 1]);
+            const uint32_t row = TRANSPOSED ? 16 * i + 8 * (matrix / 2) + line
+                                            : 16 * warp + 8 * (matrix % 2) + line,
+                           column = TRANSPOSED ? 2 * warp + matrix % 2 : 2 * i + matrix / 2;
+            store_matrices<TRANSPOSED>(to + xp_hopper_chunk(row, column), w);
+        }
+        chunks.written();
+        if (!chunks.elected)
+            continue;
+        tma_store(map, to, TRANSPOSED ? m : n + 64 * j, TRANSPOSED ? n + 64 * j : m, plane);
+        bulk_commit();
+    }
 }
 
 /*
@@ -76,8 +114,7 @@ static __device__ __forceinline__ void store_f32(const xp_tile_args &p, const fl
                     const bool odd = row % 2 != 0;
                     const uint32_t r = low + (uint32_t)(8 * half + row),
                                    column = (uint32_t)(8 * t + 2 * quad);
-                    const uint32_t at =
-                        to + box + xp_hopper_chunk(r, column / 4) + column % 4 * 4;
+                    const uint32_t at = to + box + xp_hopper_chunk(r, column / 4) + column % 4 * 4;
                     store_shared(at + (odd ? 4 : 0), odd ? d[i + 1] : d[i]);
                     store_shared(at + (odd ? 0 : 4), odd ? d[i] : d[i + 1]);
                 }

@@ -66,7 +66,7 @@ struct tile_scheduler {
 
 struct tma_maps {
     CUtensorMap a, b; /* a: forward and dgrad without a gather list */
-    CUtensorMap c;    /* fp32 results */
+    CUtensorMap c;    /* of boxes that hold a chunk of results (bf16), or half of one (fp32) */
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
