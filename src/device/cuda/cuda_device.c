@@ -86,6 +86,8 @@ static void cuda_destroy(xp_device *device) {
     xp_cuda_device *cuda = (xp_cuda_device *)device;
     if (cuda->libraries != NULL)
         cuda->libraries_destroy(cuda->libraries);
+    if (cuda->tile_counters != NULL && select_device(device) == XP_OK)
+        cudaFree(cuda->tile_counters);
     free(cuda);
 }
 
