@@ -85,6 +85,10 @@ typedef struct xp_config {
         double overlap_split;
     } deepep;
     struct {
+        const char *tuned_for;
+        xp_string_list algorithms; /* xp_gemm_choice_parse() */
+    } gemm;
+    struct {
         const char *mode;
     } activation_checkpoint;
     struct {

@@ -185,6 +185,13 @@ static const xp_field fields[] = {
      .unset = "NAME.tuned.toml beside the configuration NAME.toml",
      .help = "what `expar tune` has written, picked up where it fits; `none`: do not look for it"},
 
+    {STRING(gemm, tuned_for, NULL),
+     .help = "the GPU and library that these algorithms were measured for; elsewhere the library's "
+             "own are used, with a word"},
+    {LIST(gemm, algorithms), .unset = "the library's own",
+     .help = "dense GEMMs on a GPU: cuBLASLt's algorithm by shape, as `expar tune` writes them; "
+             "all are deterministic, but another one rounds differently"},
+
     {CHOICE(activation_checkpoint, mode, "none", "none|selective|full"), TT,
      .help = "compute activations again in the backward pass: less memory, more time"},
 
@@ -263,11 +270,11 @@ static const xp_field fields[] = {
              "avx2, wgmma"},
 };
 
-static const char *const sections[] = {"job",        "model",        "training",
-                                       "optimizer",  "lr_scheduler", "parallelism",
-                                       "moe",        "deepep",       "activation_checkpoint",
-                                       "checkpoint", "metrics",      "profiling",
-                                       "validation", "comm",         "debug"};
+static const char *const sections[] = {
+    "job",         "model",   "training",  "optimizer",  "lr_scheduler",
+    "parallelism", "moe",     "deepep",    "gemm",       "activation_checkpoint",
+    "checkpoint",  "metrics", "profiling", "validation", "comm",
+    "debug"};
 
 int xp_field_count(void) {
     return (int)(sizeof fields / sizeof fields[0]);

@@ -6,6 +6,10 @@ static const xp_weight *head_weight(const xp_model *model) {
     return model->arch.tie_embeddings ? &model->embed : &model->lm_head;
 }
 
+static bool sums_in_f32(const xp_model *model) {
+    return model->work.head_grad && model->n_tokens > model->chunk_rows;
+}
+
 xp_status xp_head_norm(xp_model *model, xp_stream *stream) {
     int last = (int)model->arch.n_layers - 1;
     return xp_norm_forward(model, xp_acts_get(&model->acts, last, XP_ACT_MID), model->work.branch,
@@ -32,6 +36,44 @@ xp_status xp_head_logits(xp_model *model, int64_t first, int64_t n, float *logit
     return model->ops->gemm(stream, &gemm);
 }
 
+/* The chunk's part of the head's gradient. A bf16 gradient of several chunks is summed in fp32 where
+ * there is memory for it. */
+static xp_status head_wgrad(xp_model *model, int64_t first, int64_t n, const void *x,
+                            xp_stream *stream) {
+    const xp_model_work *work = &model->work;
+    const int64_t dim = model->arch.dim, vocab = model->arch.vocab_size;
+    if (!sums_in_f32(model))
+        return xp_linear_wgrad(model, vocab, dim, n, work->logits, x, head_weight(model)->grad,
+                               model->accumulate || first > 0, stream);
+    const xp_gemm_args gemm = {.m = vocab,
+                               .n = dim,
+                               .k = n,
+                               .trans_a = true,
+                               .a = work->logits,
+                               .b = x,
+                               .c = work->head_grad,
+                               .lda = vocab,
+                               .ldb = dim,
+                               .ldc = dim,
+                               .ab_dtype = model->args.dtype,
+                               .c_dtype = XP_F32,
+                               .alpha = 1.0F,
+                               .acc = first > 0};
+    return model->ops->gemm(stream, &gemm);
+}
+
+/* The fp32 sum of all chunks -> the head's gradient. */
+static xp_status round_head_grad(xp_model *model, xp_stream *stream) {
+    const xp_axpy_args axpy = {.n = model->arch.vocab_size * model->arch.dim,
+                               .alpha = 1.0F,
+                               .x = model->work.head_grad,
+                               .y = head_weight(model)->grad,
+                               .x_dtype = XP_F32,
+                               .y_dtype = model->args.grad_dtype,
+                               .acc = model->accumulate};
+    return model->ops->axpy(stream, &axpy);
+}
+
 /* Loss of rows [first, first + n), and when training their gradients: normed's and the head's. */
 static xp_status chunk(xp_model *model, int64_t first, int64_t n, xp_stream *stream) {
     xp_model_work *work = &model->work;
@@ -52,8 +94,7 @@ static xp_status chunk(xp_model *model, int64_t first, int64_t n, xp_stream *str
         return XP_OK;
     XP_TRY(xp_linear_dgrad(model, n, dim, vocab, work->logits, head->data,
                            xp_offset(work->d_normed, first * dim, model->args.dtype), stream));
-    return xp_linear_wgrad(model, vocab, dim, n, work->logits, x, head->grad,
-                           model->accumulate || first > 0, stream);
+    return head_wgrad(model, first, n, x, stream);
 }
 
 xp_status xp_head_pass(xp_model *model, xp_stream *stream) {
@@ -67,6 +108,8 @@ xp_status xp_head_pass(xp_model *model, xp_stream *stream) {
     XP_TRY(model->ops->sum(stream, &sum));
     if (!model->training)
         return XP_OK;
+    if (sums_in_f32(model))
+        XP_TRY(round_head_grad(model, stream));
     return xp_norm_backward(model, work->final_input, work->final_rstd, &model->final_norm,
                             work->d_normed, NULL, work->d_residual, stream);
 }

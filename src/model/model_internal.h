@@ -40,6 +40,7 @@ typedef struct xp_model_work {
     void *h;              /* [T, F] dense FFN */
     void *logits;         /* [chunk, V] */
     float *all_logits;    /* [T, V] with keep_logits */
+    float *head_grad;     /* [V, D] sum over chunks of a bf16 gradient; NULL without large_head */
     float *norm_scratch;  /* of the two norms' backward */
     int32_t *embed_scratch;
     void *attention_scratch;

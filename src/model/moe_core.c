@@ -89,7 +89,7 @@ static void carve_workspace(xp_moe_core *core, xp_slab *slab) {
     const xp_moe_core_args *args = &core->args;
     size_t element = xp_dtype_bytes(args->dtype), f32 = sizeof(float);
     size_t assignments = (size_t)core->sizes.assignment_capacity, tokens = (size_t)args->max_tokens;
-    size_t dim = (size_t)args->dim, experts = (size_t)args->n_experts;
+    size_t experts = (size_t)args->n_experts;
     for (int i = 0; i < core->n_slots; i++)
         carve_slot(core, &core->slots[i], slab);
     if (!always_saved(core))
@@ -101,11 +101,9 @@ static void carve_workspace(xp_moe_core *core, xp_slab *slab) {
         return;
     core->d_topk_weight = xp_slab_take(slab, tokens * (size_t)args->top_k * f32);
     core->d_logits = xp_slab_take(slab, tokens * experts * f32);
-    if (args->dtype != XP_F32) {
-        core->x32 = xp_slab_take(slab, tokens * dim * f32);
-        core->gate32 = xp_slab_take(slab, experts * dim * f32);
-        core->d_gate32 = xp_slab_take(slab, experts * dim * f32);
-    }
+    if (args->dtype != XP_F32)
+        core->router_scratch = xp_slab_take(
+            slab, xp_router_linear_scratch(args->max_tokens, args->n_experts, args->dim));
 }
 
 /* Count, reserve, hand out. */

@@ -41,10 +41,10 @@ struct xp_moe_core {
     void *
         gate_up; /* [assignment_capacity, 2F] of a layer that has not saved them; NULL when all have */
     void *h;     /* [assignment_capacity, F] */
-    float *d_topk_weight;           /* [T, K] */
-    float *d_logits;                /* [T, E] */
-    float *x32, *gate32, *d_gate32; /* [T, D], [E, D], [E, D]: fp32 copies of bf16 operands */
-    int32_t *forced;                /* [T, K] */
+    float *d_topk_weight; /* [T, K] */
+    float *d_logits;      /* [T, E] */
+    void *router_scratch; /* bf16 rows: of router_linear_backward */
+    int32_t *forced;      /* [T, K] */
 };
 
 xp_status xp_moe_route(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream);

@@ -292,6 +292,21 @@ xp_status xp_check_router_backward(const xp_router_backward_args *args) {
     return need_pointer(args->dlogits, any, op, "dlogits");
 }
 
+xp_status xp_check_router_linear_backward(const xp_router_linear_args *args) {
+    const char *op = "router_linear_backward";
+    XP_TRY(need_size(args->n_tokens, 0, op, "n_tokens"));
+    XP_TRY(need_size(args->n_experts, 1, op, "n_experts"));
+    XP_TRY(need_size(args->dim, 0, op, "dim"));
+    XP_TRY(need_rows(args->grad_dtype, op, "grad_dtype"));
+    const bool any = args->dim > 0, rows = any && args->n_tokens > 0;
+    XP_TRY(need_pointer(args->dlogits, rows, op, "dlogits"));
+    XP_TRY(need_pointer(args->x, rows, op, "x"));
+    XP_TRY(need_pointer(args->gate, any, op, "gate"));
+    XP_TRY(need_pointer(args->dx, rows, op, "dx"));
+    XP_TRY(need_pointer(args->d_gate, any, op, "d_gate"));
+    return need_pointer(args->scratch, any, op, "scratch");
+}
+
 xp_status xp_check_router_losses(const xp_router_losses_args *args) {
     const char *op = "router_losses";
     XP_TRY(check_routing(args->n_tokens, args->n_experts, args->top_k, op));
