@@ -67,9 +67,12 @@ typedef struct xp_ep_cuda_peers {
 xp_status xp_ep_cuda_dispatch_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                    const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
                                    const void *x);
-/** recv[i] = arrived[i] for the recv rows of this round. */
+/** recv[i] = arrived[i] for the recv rows of this round that other ranks have sent. */
 xp_status xp_ep_cuda_copy_recv(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                const xp_ep_cuda_rows *rows, const void *arrived, void *recv);
+/** to[i] = from[i] for i below plan->n_recv[round], in the SMs of an exchange. */
+xp_status xp_ep_cuda_send_copy(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                               const xp_ep_cuda_rows *rows, const void *from, void *to);
 /** First-level sums of this round's recv rows, pushed to their sources. Rows of this rank itself only
  * when the plan has several rounds. */
 xp_status xp_ep_cuda_push_sums(cudaStream_t stream, const xp_ep_cuda_plan *plan,

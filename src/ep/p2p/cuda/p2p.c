@@ -159,7 +159,8 @@ static xp_ep_cuda_peers peers_of(const xp_ep_call *call, void *recv) {
         .recv_at = state->direct ? xp_ep_p2p_area(call, call->group->rank)->recv_at : NULL};
     for (int r = 0; r < call->group->shape.n_ranks; r++) {
         const p2p_area *area = xp_ep_p2p_area(call, r);
-        peers.recv[r] = state->direct ? recv : area->recv;
+        /* Between processes only this rank's own rows go where they are wanted at once. */
+        peers.recv[r] = state->direct || r == call->group->rank ? recv : area->recv;
         peers.combine_rows[r] = area->combine_rows;
         peers.weights[r] = area->weights;
     }
@@ -180,7 +181,7 @@ static xp_status send_copies(const xp_ep_call *call, cudaStream_t stream, const 
             to_peer.n_recv = v->rank_counts + (ptrdiff_t)source * v->counts_ints +
                              XP_EP_COUNTS_ROWS(&call->group->shape) + dest;
             if (peer != me)
-                XP_TRY(xp_ep_cuda_copy_recv(stream, &to_peer, &rows, from,
+                XP_TRY(xp_ep_cuda_send_copy(stream, &to_peer, &rows, from,
                                             xp_ep_p2p_copies(call, peer)));
         }
     }

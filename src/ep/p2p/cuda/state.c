@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "comm/provider.h"
+#include "ep/p2p/cuda/rows_bulk.h"
 
 _Static_assert(sizeof(xp_ep_abort_flags) <= sizeof(p2p_wait_words),
                "the abort flags lie at the head of the window, where the CPU has its futex event");
@@ -80,16 +81,20 @@ static xp_status create_sync(xp_ep_group *group) {
     return state->sync == XP_EP_SYNC_EVENTS ? create_events(group) : XP_OK;
 }
 
-static xp_status load_kernels(void) {
+static xp_status load_kernels(xp_ep_group *group) {
+    xp_ep_cuda_state *state = xp_ep_cuda_state_of(group);
+    state->bulk = xp_ep_cuda_device(group)->bulk;
     XP_TRY(xp_ep_cuda_load_barrier());
-    return xp_ep_cuda_load_p2p_rows();
+    XP_TRY(xp_ep_cuda_load_p2p_rows());
+    XP_TRY(xp_ep_cuda_load_dispatch_bulk(&state->bulk));
+    return xp_ep_cuda_load_sums_bulk(&state->bulk);
 }
 
 xp_status xp_ep_p2p_cuda_create(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_state_create(group, sizeof(xp_ep_p2p_cuda)));
     xp_status status = create_sync(group);
     if (status == XP_OK)
-        status = load_kernels();
+        status = load_kernels(group);
     if (status != XP_OK) { /* the others may not have met it */
         xp_comm_abort(group->comm, NULL);
         return status;
