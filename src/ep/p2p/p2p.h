@@ -50,7 +50,8 @@ typedef struct p2p_area {
     float *weights;                 /* [max_send_assignments] gradients of weights */
     char *combine_rows;             /* [max_send_rows, D] first-level sums for this rank's tokens */
     char *recv;                     /* [recv_capacity, D]; processes only */
-    char *copies; /* [R - 1, max_tokens, D] copies from each peer; with send_copies > 1 */
+    uint32_t *arrived; /* [R, max chunks] GPU processes: epochs of the rows in recv, by rank d */
+    char *copies;      /* [R - 1, max_tokens, D] copies from each peer; with send_copies > 1 */
 } p2p_area;
 
 typedef struct p2p_state {
@@ -62,6 +63,12 @@ typedef struct p2p_state {
      * read the callers' expert rows. */
     bool direct;
 } p2p_state;
+
+/** Rows in recv are told of by chunks of so many. */
+#define XP_EP_P2P_CHUNK_ROWS 16
+static inline int64_t xp_ep_p2p_max_chunks(const xp_ep_shape *shape) {
+    return (shape->max_tokens + XP_EP_P2P_CHUNK_ROWS - 1) / XP_EP_P2P_CHUNK_ROWS;
+}
 
 size_t xp_ep_p2p_group_bytes(const xp_ep_shape *shape, const xp_ep_config *config);
 /** Collective: the windows of all ranks. group->transport_state. */

@@ -36,10 +36,9 @@ template <int N> static __device__ __forceinline__ void bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
 }
 
-/** All groups of this thread are complete, and a release of system scope from now on covers them. */
-static __device__ __forceinline__ void bulk_wait_all() {
-    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-    __threadfence_system();
+/** All but the last N groups are complete. */
+template <int N> static __device__ __forceinline__ void bulk_wait() {
+    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
 }
 
 #endif

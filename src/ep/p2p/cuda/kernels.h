@@ -25,6 +25,9 @@ typedef struct xp_ep_abort_flags {
     uint32_t failed; /* 0, or who missed whom where: see barrier.cu */
     uint32_t pad[15];
     uint32_t aborted;
+    /* Set by this rank's row kernels, encoded like `failed`: rows have not arrived, and the kernel has
+     * left without them. The next barrier fails. */
+    uint32_t gave_up;
 } xp_ep_abort_flags;
 
 /** A barrier of all ranks on their streams. Arrays are indexed by rank. */
@@ -63,10 +66,36 @@ typedef struct xp_ep_cuda_peers {
     float *weights[XP_EP_CUDA_MAX_RANKS];
 } xp_ep_cuda_peers;
 
-/** This round's rows to where every destination wants them; a token's row is read once. */
+/** Rows in a window are told of in chunks (XP_EP_P2P_CHUNK_ROWS). */
+#define XP_EP_CUDA_CHUNK_ROWS 16
+/** Dispatch that also receives: its senders tell when rows have arrived in a peer's window, its
+ * receivers wait for that and take them out. Only where no two ranks share a GPU: senders never wait, so
+ * every wait ends; it also ends like a barrier's (p2p/barrier_wait.h). */
+typedef struct xp_ep_cuda_arrivals {
+    uint32_t
+        *told[XP_EP_CUDA_MAX_RANKS]; /* [max_chunks] by rank: this rank's, in that one's window */
+    const uint32_t *arrived;         /* [R, max_chunks] in this rank's window */
+    int64_t max_chunks;
+    uint32_t epoch; /* of the call: a chunk has arrived when its word has this value */
+    int point;      /* for reports */
+    uint64_t timeout_ns;
+    xp_ep_abort_flags *abort; /* this rank's */
+    const char *from;         /* this rank's window [recv_capacity, D] */
+    char *to;                 /* recv_x */
+} xp_ep_cuda_arrivals;
+
+/** Whether rows of so many bytes go by bulk copies where the GPU has them and addresses are aligned. */
+bool xp_ep_cuda_suits_bulk(size_t row_bytes);
+/** Whether dispatch_rows can receive rows into recv. */
+bool xp_ep_cuda_can_receive(const xp_ep_cuda_rows *rows, const void *x, const void *recv);
+/** Behind a dispatch_rows without arrivals, whose destinations wait for chunks: all have arrived. */
+xp_status xp_ep_cuda_tell_all(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
+                              const xp_ep_cuda_arrivals *arrivals);
+/** This round's rows to where every destination wants them.
+ * @param arrivals  NULL, or with can_receive(): rows from others are taken out of the window as well */
 xp_status xp_ep_cuda_dispatch_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                    const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
-                                   const void *x);
+                                   const xp_ep_cuda_arrivals *arrivals, const void *x);
 /** recv[i] = arrived[i] for the recv rows of this round that other ranks have sent. */
 xp_status xp_ep_cuda_copy_recv(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                const xp_ep_cuda_rows *rows, const void *arrived, void *recv);

@@ -167,6 +167,25 @@ static xp_ep_cuda_peers peers_of(const xp_ep_call *call, void *recv) {
     return peers;
 }
 
+_Static_assert(XP_EP_CUDA_CHUNK_ROWS == XP_EP_P2P_CHUNK_ROWS, "the window has a word a chunk");
+
+static xp_ep_cuda_arrivals arrivals_of(const xp_ep_call *call, void *recv) {
+    const xp_ep_group *group = call->group;
+    const int me = group->rank;
+    const p2p_area *mine = xp_ep_p2p_area(call, me);
+    xp_ep_cuda_arrivals a = {.arrived = mine->arrived,
+                             .max_chunks = xp_ep_p2p_max_chunks(&group->shape),
+                             .epoch = xp_ep_p2p_epoch(call),
+                             .point = P2P_DATA,
+                             .timeout_ns = (uint64_t)(group->timeout_s * 1e9),
+                             .abort = xp_ep_p2p_abort_flags(call, me),
+                             .from = mine->recv,
+                             .to = recv};
+    for (int r = 0; r < group->shape.n_ranks; r++)
+        a.told[r] = xp_ep_p2p_area(call, r)->arrived + me * a.max_chunks;
+    return a;
+}
+
 /* For measurements: as many rows as each peer gets (combine: gave) again, from the first of `from` on,
  * for each further copy. How many is the device's to read in the counts: those of all rounds, so
  * round 0 copies for all. */
@@ -205,12 +224,21 @@ static xp_status dispatch(const xp_ep_call *call, const void *x, void *recv) {
                                  .locks = direct,
                                  .payload_address = direct ? recv : NULL};
     const xp_ep_barrier data = {.point = P2P_DATA, .min_rounds = call->round};
+    const bool tells = xp_ep_p2p_cuda_of(call->group)->tells;
+    const bool takes = tells && xp_ep_cuda_can_receive(&rows, x, recv);
     xp_ep_p2p_begin(call);
+    xp_ep_cuda_arrivals arrivals = {0};
+    if (tells)
+        arrivals = arrivals_of(call, recv);
     XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &ready), out);
-    XP_TRY_GOTO(status, xp_ep_cuda_dispatch_rows(stream, &v, &rows, &peers, x), out);
+    XP_TRY_GOTO(status,
+                xp_ep_cuda_dispatch_rows(stream, &v, &rows, &peers, takes ? &arrivals : NULL, x),
+                out);
+    if (tells && !takes)
+        XP_TRY_GOTO(status, xp_ep_cuda_tell_all(stream, &v, call->round, &arrivals), out);
     XP_TRY_GOTO(status, send_copies(call, stream, &v, false, x), out);
     XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &data), out);
-    if (!direct)
+    if (!direct && !takes)
         status = xp_ep_cuda_copy_recv(stream, &v, &rows,
                                       xp_ep_p2p_area(call, call->group->rank)->recv, recv);
 out:

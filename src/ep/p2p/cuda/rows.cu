@@ -119,9 +119,13 @@ static __global__ void __launch_bounds__(ROW_THREADS)
     }
 }
 
-/* Whether rows go by bulk copies. (A longer row could leave the last of its equal pieces empty.) */
+/* (A longer row could leave the last of its equal pieces empty.) */
+bool xp_ep_cuda_suits_bulk(size_t row_bytes) {
+    return row_bytes % 16 == 0 && row_bytes <= (size_t)128 * 1024;
+}
+
 static bool use_bulk(const xp_ep_cuda_rows *rows, const void *a) {
-    return rows->bulk && rows->row_bytes <= (size_t)128 * 1024 && rows_vectorize(rows, a, NULL);
+    return rows->bulk && xp_ep_cuda_suits_bulk(rows->row_bytes) && (uintptr_t)a % 16 == 0;
 }
 
 /* Kernels that use this rank's memory alone may take every SM: they do not run while others send. */
@@ -131,15 +135,19 @@ static xp_ep_cuda_rows local_rows(const xp_ep_cuda_rows *rows) {
     return local;
 }
 
+bool xp_ep_cuda_can_receive(const xp_ep_cuda_rows *rows, const void *x, const void *recv) {
+    return use_bulk(rows, x) && (uintptr_t)recv % 16 == 0;
+}
+
 xp_status xp_ep_cuda_dispatch_rows(cudaStream_t stream, const xp_ep_cuda_plan *p,
                                    const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
-                                   const void *x) {
+                                   const xp_ep_cuda_arrivals *arrivals, const void *x) {
     const int64_t n_bytes = (int64_t)rows->row_bytes;
+    if (arrivals != NULL || (use_bulk(rows, x) && p->n_tokens > 0))
+        return xp_ep_cuda_dispatch_rows_bulk(stream, p, rows, peers, arrivals, x);
     if (p->n_tokens == 0)
         return XP_OK;
     const unsigned n_blocks = row_blocks(rows, p->n_tokens);
-    if (use_bulk(rows, x))
-        return xp_ep_cuda_dispatch_rows_bulk(stream, p, rows, peers, x);
     if (rows_vectorize(rows, x, NULL))
         dispatch_kernel<<<n_blocks, ROW_THREADS, 0, stream>>>(*p, *peers, rows->round, n_bytes / 16,
                                                               (const int4 *)x);

@@ -41,7 +41,7 @@ extern "C" {
 /** As xp_ep_cuda_dispatch_rows() and xp_ep_cuda_push_sums(), with the same bits. */
 xp_status xp_ep_cuda_dispatch_rows_bulk(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                         const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
-                                        const void *x);
+                                        const xp_ep_cuda_arrivals *arrivals, const void *x);
 xp_status xp_ep_cuda_push_sums_bulk(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                     const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
                                     const void *y);

@@ -90,6 +90,20 @@ static xp_status load_kernels(xp_ep_group *group) {
     return xp_ep_cuda_load_sums_bulk(&state->bulk);
 }
 
+/* Collective. */
+static xp_status agree_on_telling(xp_ep_group *group) {
+    xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
+    const int64_t mine = state->common.bulk && xp_ep_cuda_suits_bulk(group->shape.row_bytes);
+    int64_t *all = state->common.bytes;
+    if (xp_comm_same_process(group->comm) || state->sync != XP_EP_SYNC_KERNEL)
+        return XP_OK;
+    XP_TRY(xp_comm_all_gather(group->comm, &mine, all, sizeof mine, XP_U8, NULL));
+    state->tells = true;
+    for (int r = 0; r < group->shape.n_ranks; r++)
+        state->tells = state->tells && all[r] != 0;
+    return XP_OK;
+}
+
 xp_status xp_ep_p2p_cuda_create(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_state_create(group, sizeof(xp_ep_p2p_cuda)));
     xp_status status = create_sync(group);
@@ -99,6 +113,7 @@ xp_status xp_ep_p2p_cuda_create(xp_ep_group *group) {
         xp_comm_abort(group->comm, NULL);
         return status;
     }
+    XP_TRY(agree_on_telling(group));
     XP_TRY(xp_ep_p2p_windows_create(group));
     xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
     if (state->sync == XP_EP_SYNC_KERNEL)
@@ -165,7 +180,7 @@ xp_status xp_ep_p2p_cuda_failure(const xp_ep_group *group) {
     }
     if (f->n_missing > 1)
         snprintf(more, sizeof more, " and %d more", f->n_missing - 1);
-    if (f->reporter == group->rank)
+    if (f->kind == XP_EP_BARRIER_TIMED_OUT)
         snprintf(calls, sizeof calls, " (at call %u, expected %u)", f->seen, f->expected);
     snprintf(text, sizeof text, "rank %d waited %g s in %s (%s, round %lld) for rank %d%s%s",
              xp_comm_world_rank(group->comm, f->reporter), group->timeout_s, phases[f->phase],

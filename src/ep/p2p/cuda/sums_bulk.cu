@@ -253,8 +253,10 @@ static __device__ __forceinline__ void sum_all(const xp_ep_cuda_plan &p, const s
         stage = stage + 1 < LOAD_STAGES ? stage + 1 : 0;
         parity ^= stage == 0;
     }
-    if (lane_id() == 0)
-        bulk_wait_all();
+    if (lane_id() == 0) {
+        bulk_wait<0>();
+        __threadfence_system();
+    }
 }
 
 #endif
