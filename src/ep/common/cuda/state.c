@@ -144,6 +144,7 @@ xp_ep_cuda_rows xp_ep_cuda_rows_of(const xp_ep_call *call) {
                              .round = call->round,
                              .n_blocks = state->n_row_blocks,
                              .n_local_blocks = state->n_local_blocks,
+                             .n_waiting_blocks = state->n_waiting_blocks,
                              .bulk = state->bulk};
 }
 

@@ -119,10 +119,14 @@ static __device__ bool is_needed(const xp_ep_barrier_args &b) {
 static __global__ void barrier_kernel(const xp_ep_barrier_args b) {
     __shared__ outcome o;
     const int peer = (int)threadIdx.x / 32;
-    if (b.abort[b.rank]->aborted != 0 || !is_needed(b))
+    if (b.abort[b.rank]->aborted != 0)
         return;
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
         o = {0, 0};
+        b.abort[b.rank]->n_started = b.abort[b.rank]->n_taken = 0;
+    }
+    if (!is_needed(b))
+        return;
     write_payload(b, peer);
     __threadfence_system();
     __syncthreads();

@@ -6,8 +6,8 @@
  *
  * Between processes on GPUs of their own that other half then also takes arrived rows out of the window,
  * chunk by chunk, while later ones are on their way: a sender tells the destination of each chunk once
- * its stores are complete. Senders wait for nobody, so no two ranks can wait for each other, whatever
- * blocks are resident. Elsewhere nothing here waits for another rank; barriers stand before and after.
+ * its stores are complete. Senders wait for nobody, and they share chunks among those that run: one
+ * resident block of a rank sends all that its peers wait for. Elsewhere nothing here waits for another rank; barriers stand before and after.
  *
  * Order. A chunk's stores are complete and visible to the lane that issued them (wait_group, bulk.cuh); it
  * then sets the chunk's word with a release of system scope, which covers them. The receiver's lane
@@ -95,7 +95,7 @@ static __device__ void find_arriving(const xp_ep_cuda_plan &p, const xp_ep_cuda_
         n_rows = min(max(end, low), high) - first;
         all->first[i] = first - begin;
         all->n_rows[i] = n_rows;
-        all->arrived[i] = arrivals.arrived + s * arrivals.max_chunks;
+        all->arrived[i] = arrivals.arrived + s * arrivals.n_words;
     }
     count_chunks(n_rows, n - 1, all->before);
 }
@@ -173,6 +173,22 @@ static __device__ __forceinline__ void end_chunk(copy_ring &r, uint32_t *told) {
     r.told_end = r.n;
 }
 
+/* Which chunks a warp takes: in turns, or the next one that nobody has taken. */
+struct chunk_turns {
+    int at, step;
+    uint32_t *taken; /* NULL: in turns */
+};
+
+static __device__ __forceinline__ int next_chunk(chunk_turns &turns, int begin) {
+    int c = turns.at;
+    turns.at += turns.step;
+    if (turns.taken == nullptr)
+        return begin + c;
+    if (lane_id() == 0)
+        c = (int)atomicAdd(turns.taken, 1u);
+    return begin + __shfl_sync(ALL_LANES, c, 0);
+}
+
 /* The token of this lane's row of chunk c. */
 static __device__ __forceinline__ int chunk_token(const xp_ep_cuda_plan &p, const destinations &all,
                                                   int c, int end) {
@@ -182,17 +198,18 @@ static __device__ __forceinline__ int chunk_token(const xp_ep_cuda_plan &p, cons
     return lane_id() < CHUNK_ROWS && row < all.n_rows[at] ? p.send_token[all.first[at] + row] : 0;
 }
 
-/* Chunks begin to end - 1 by n_workers warps in turns. All lanes; the tokens of a warp's next chunk are
- * loaded while it copies one. */
+/* Chunks begin to end - 1. All lanes; the tokens of a warp's next chunk are loaded while it copies one. */
 static __device__ void send_chunks(const xp_ep_cuda_plan &p, const destinations &all,
                                    copy_ring &ring, const char *x, int64_t row_bytes, int begin,
-                                   int end, int worker, int n_workers) {
-    int next = chunk_token(p, all, begin + worker, end);
-    for (int c = begin + worker; c < end; c += n_workers) {
+                                   int end, chunk_turns turns) {
+    int next_c = next_chunk(turns, begin);
+    int next = chunk_token(p, all, next_c, end);
+    for (int c = next_c; c < end; c = next_c) {
         const int token = next, at = owner_of(all.before, c), k = c - all.before[at];
         const int n = min((int)CHUNK_ROWS, all.n_rows[at] - k * CHUNK_ROWS);
         char *to = all.to[at] + k * CHUNK_ROWS * row_bytes;
-        next = chunk_token(p, all, c + n_workers, end);
+        next_c = next_chunk(turns, begin);
+        next = chunk_token(p, all, next_c, end);
         for (int i = 0; i < n; i++) {
             const char *from = x + __shfl_sync(ALL_LANES, token, i) * row_bytes;
             if (lane_id() == 0)
@@ -205,24 +222,6 @@ static __device__ void send_chunks(const xp_ep_cuda_plan &p, const destinations 
     }
 }
 
-/* Wait for a chunk of source s. False: in vain; the next barrier fails (barrier.cu). */
-static __device__ bool wait_for_chunk(const xp_ep_cuda_plan &p, const xp_ep_cuda_arrivals &arrivals,
-                                      const uint32_t *arrived, int s) {
-    const xp_ep_wait_args args = {arrived, arrivals.epoch, &arrivals.abort->failed,
-                                  &p.status->host_abort, arrivals.timeout_ns};
-    uint32_t report = 0;
-    const xp_ep_wait_result result = xp_ep_wait_for_flag(&args, &report);
-    if (result == XP_EP_WAIT_REACHED) {
-        asm volatile("fence.proxy.async.global;" ::: "memory");
-        return true;
-    }
-    if (result != XP_EP_WAIT_REPORTED)
-        report = encode(arrivals.point, p.rank, s) |
-                 (result == XP_EP_WAIT_HOST_ABORT ? (uint32_t)BY_HOST : 0u);
-    arrivals.abort->gave_up = report;
-    return false;
-}
-
 /* Rows of other ranks from the window to where they are wanted. One lane. */
 static __device__ void receive_chunks(const xp_ep_cuda_plan &p, const xp_ep_cuda_arrivals &arrivals,
                                       const arriving &all, copy_ring &ring, int64_t row_bytes,
@@ -231,8 +230,8 @@ static __device__ void receive_chunks(const xp_ep_cuda_plan &p, const xp_ep_cuda
         const int at = owner_of(all.before, c), k = c - all.before[at];
         const int row = k * CHUNK_ROWS, n = min((int)CHUNK_ROWS, all.n_rows[at] - row);
         const int64_t offset = (all.first[at] + row) * row_bytes;
-        if (!wait_for_chunk(p, arrivals, all.arrived[at] + k,
-                            (p.rank + 2 * p.n_ranks - 1 - at) % p.n_ranks))
+        const int source = (p.rank + 2 * p.n_ranks - 1 - at) % p.n_ranks;
+        if (!wait_for_arrival(p, arrivals, all.arrived[at] + k, source))
             return;
         add_copies(ring, arrivals.from + offset, arrivals.to + offset, n * row_bytes);
     }
@@ -279,8 +278,9 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
         const int n_each = sends ? SENDERS : WARPS - SENDERS;
         const int worker = (int)blockIdx.x * n_each + warp % SENDERS;
         const int n_workers = (int)gridDim.x * n_each;
+        uint32_t *taken = sends && arrivals.abort != nullptr ? &arrivals.abort->n_taken : nullptr;
         send_chunks(p, all, ring, x, row_bytes, sends ? 0 : n_remote, sends ? n_remote : n_all,
-                    worker, n_workers);
+                    {worker, n_workers, taken});
         if (lane_id() == 0) {
             if (!sends && arrivals.arrived != nullptr)
                 receive_chunks(p, arrivals, in, ring, row_bytes, worker, n_workers);
@@ -305,24 +305,29 @@ xp_status xp_ep_cuda_dispatch_rows_bulk(cudaStream_t stream, const xp_ep_cuda_pl
     return xp_cuda_check(cudaGetLastError(), "expert parallel dispatch");
 }
 
-/* One block. */
+/* n_each words a chunk. One block. */
 static __global__ void tell_all_kernel(const xp_ep_cuda_plan p, const xp_ep_cuda_arrivals arrivals,
-                                       int64_t round) {
+                                       int64_t round, bool combine, int n_each) {
     const int n = p.n_ranks;
     if (is_aborted(p) || round >= p.totals[TOTAL_ROUNDS])
         return;
     __threadfence_system();
-    for (int d = 0; d < n; d++) {
-        const int n_rows = p.send_round[(round + 1) * n + d] - p.send_round[round * n + d];
-        for (int i = (int)threadIdx.x * CHUNK_ROWS; i < n_rows && d != p.rank;
-             i += (int)blockDim.x * CHUNK_ROWS)
-            store_release(arrivals.told[d] + i / CHUNK_ROWS, arrivals.epoch);
+    for (int r = 0; r < n; r++) {
+        const int n_rows = combine
+                               ? p.recv_row_base[r + 1] - p.recv_row_base[r]
+                               : p.send_round[(round + 1) * n + r] - p.send_round[round * n + r];
+        const int n_words = (n_rows + CHUNK_ROWS - 1) / CHUNK_ROWS * n_each;
+        for (int i = (int)threadIdx.x; i < n_words && r != p.rank; i += (int)blockDim.x)
+            store_release(arrivals.told[r] + i, arrivals.epoch);
     }
 }
 
-xp_status xp_ep_cuda_tell_all(cudaStream_t stream, const xp_ep_cuda_plan *p, int64_t round,
+xp_status xp_ep_cuda_tell_all(cudaStream_t stream, const xp_ep_cuda_plan *p,
+                              const xp_ep_cuda_rows *rows, bool combine,
                               const xp_ep_cuda_arrivals *arrivals) {
-    tell_all_kernel<<<1, 256, 0, stream>>>(*p, *arrivals, round);
+    const int n_pieces = (int)((rows->row_bytes + STAGE_BYTES - 1) / STAGE_BYTES);
+    tell_all_kernel<<<1, 256, 0, stream>>>(*p, *arrivals, rows->round, combine,
+                                           combine ? n_pieces : 1);
     return xp_cuda_check(cudaGetLastError(), "expert parallel dispatch");
 }
 

@@ -40,9 +40,8 @@ static __device__ __forceinline__ void dispatch_tokens(const xp_ep_cuda_plan &p,
 }
 
 /** Add to the statistics: rows of this round in all, and those that stay on this rank. */
-static __device__ __forceinline__ void count_rows_sent(const xp_ep_cuda_plan &p,
-                                                       unsigned long long all,
-                                                       unsigned long long own) {
+static __device__ __forceinline__ void
+count_rows_sent(const xp_ep_cuda_plan &p, unsigned long long all, unsigned long long own) {
     if (own > 0)
         atomicAdd(&p.status->rows_kept, own);
     if (all > own)

@@ -36,4 +36,31 @@ static __device__ __forceinline__ uint32_t encode(int point, int reporter, int m
     return (uint32_t)FAILED | (uint32_t)point << 16 | (uint32_t)reporter << 8 | (uint32_t)missing;
 }
 
+/** What was written before an arrival that this thread has acquired comes before its bulk loads. */
+static __device__ __forceinline__ void arrival_fence() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}
+
+/** Wait until rank `source` has told that rows have arrived. False: in vain; the next barrier fails
+ * (barrier.cu). */
+static __device__ __forceinline__ bool wait_for_arrival(const xp_ep_cuda_plan &p,
+                                                        const xp_ep_cuda_arrivals &arrivals,
+                                                        const uint32_t *arrived, int source) {
+    const xp_ep_wait_args args = {arrived, arrivals.epoch, &arrivals.abort->failed,
+                                  &p.status->host_abort, arrivals.timeout_ns};
+    uint32_t report = 0;
+    const xp_ep_wait_result result = xp_ep_wait_for_flag(&args, &report);
+    if (result == XP_EP_WAIT_REACHED) {
+        arrival_fence();
+        return true;
+    }
+    if (result != XP_EP_WAIT_REPORTED)
+        report = encode(arrivals.point, p.rank, source) |
+                 (result == XP_EP_WAIT_HOST_ABORT ? (uint32_t)BY_HOST : 0u);
+    arrivals.abort->gave_up = report;
+    return false;
+}
+
 #endif

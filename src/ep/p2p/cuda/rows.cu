@@ -83,10 +83,12 @@ static __global__ void push_weights_kernel(const xp_ep_cuda_plan p, const xp_ep_
 template <typename T, int N>
 static __global__ void __launch_bounds__(ROW_THREADS)
     combine_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t dim, const T *combine_rows,
-                   const T *y, T *out) {
+                   const T *y, bool one_round_done, T *out) {
     if (is_aborted(p) || (round > 0 && round >= p.totals[TOTAL_ROUNDS]))
         return;
     const bool from_y = p.totals[TOTAL_ROUNDS] == 1;
+    if (from_y && one_round_done)
+        return;
     const int low = p.send_row_base[p.rank], high = p.send_row_base[p.rank + 1];
     for (int64_t t = warp_id(); t < p.n_tokens; t += warp_count()) {
         const token_rows list = list_rows(lists_of(p, round), t);
@@ -133,6 +135,14 @@ static xp_ep_cuda_rows local_rows(const xp_ep_cuda_rows *rows) {
     xp_ep_cuda_rows local = *rows;
     local.n_blocks = rows->n_local_blocks;
     return local;
+}
+
+bool xp_ep_cuda_can_tell_sums(const xp_ep_cuda_rows *rows, const void *y) {
+    return use_bulk(rows, y);
+}
+
+bool xp_ep_cuda_can_combine(const xp_ep_cuda_rows *rows, const void *y, const void *out) {
+    return use_bulk(rows, y) && (uintptr_t)out % 16 == 0 && rows->n_waiting_blocks > 0;
 }
 
 bool xp_ep_cuda_can_receive(const xp_ep_cuda_rows *rows, const void *x, const void *recv) {
@@ -191,10 +201,10 @@ static void launch_push(cudaStream_t stream, const xp_ep_cuda_plan *p, const xp_
 
 xp_status xp_ep_cuda_push_sums(cudaStream_t stream, const xp_ep_cuda_plan *p,
                                const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
-                               const void *y) {
+                               const xp_ep_cuda_arrivals *arrivals, const void *y, void *out) {
     const bool wide = rows_vectorize(rows, y, NULL); /* windows are aligned */
     if (use_bulk(rows, y))
-        return xp_ep_cuda_push_sums_bulk(stream, p, rows, peers, y);
+        return xp_ep_cuda_push_sums_bulk(stream, p, rows, peers, arrivals, y, out);
     if (rows->bf16 && wide)
         launch_push<bf16, 8>(stream, p, rows, peers, y);
     else if (rows->bf16)
@@ -216,26 +226,27 @@ xp_status xp_ep_cuda_push_weights(cudaStream_t stream, const xp_ep_cuda_plan *p,
 template <typename T, int N>
 static void launch_combine(cudaStream_t stream, const xp_ep_cuda_plan *p,
                            const xp_ep_cuda_rows *rows, const void *combine_rows, const void *y,
-                           void *out) {
-    combine_kernel<T, N><<<row_blocks(rows, p->n_tokens), ROW_THREADS, 0, stream>>>(
-        *p, rows->round, rows->dim, (const T *)combine_rows, (const T *)y, (T *)out);
+                           void *out, bool one_round_done) {
+    const xp_ep_cuda_rows local = local_rows(rows);
+    combine_kernel<T, N><<<row_blocks(&local, p->n_tokens), ROW_THREADS, 0, stream>>>(
+        *p, rows->round, rows->dim, (const T *)combine_rows, (const T *)y, one_round_done,
+        (T *)out);
 }
 
 xp_status xp_ep_cuda_combine_rows(cudaStream_t stream, const xp_ep_cuda_plan *p,
                                   const xp_ep_cuda_rows *rows, const void *combine_rows,
-                                  const void *y, void *out) {
-    if (p->n_tokens == 0)
+                                  const void *y, void *out, bool one_round_done) {
+    if (p->n_tokens == 0 || (one_round_done && p->max_rounds == 1))
         return XP_OK;
     const bool wide = rows_vectorize(rows, y, out) && (uintptr_t)combine_rows % 16 == 0;
-    const xp_ep_cuda_rows local = local_rows(rows);
     if (rows->bf16 && wide)
-        launch_combine<bf16, 8>(stream, p, &local, combine_rows, y, out);
+        launch_combine<bf16, 8>(stream, p, rows, combine_rows, y, out, one_round_done);
     else if (rows->bf16)
-        launch_combine<bf16, 1>(stream, p, &local, combine_rows, y, out);
+        launch_combine<bf16, 1>(stream, p, rows, combine_rows, y, out, one_round_done);
     else if (wide)
-        launch_combine<float, 4>(stream, p, &local, combine_rows, y, out);
+        launch_combine<float, 4>(stream, p, rows, combine_rows, y, out, one_round_done);
     else
-        launch_combine<float, 1>(stream, p, &local, combine_rows, y, out);
+        launch_combine<float, 1>(stream, p, rows, combine_rows, y, out, one_round_done);
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine");
 }
 

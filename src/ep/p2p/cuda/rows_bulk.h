@@ -27,10 +27,10 @@ static inline xp_status load_bulk_kernel(const void *kernel, bool *usable) {
     if (attributes.ptxVersion < 90)
         *usable = false;
     else
-        XP_TRY(xp_cuda_check(cudaFuncSetAttribute(kernel,
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                  XP_EP_BULK_SHARED_BYTES),
-                             "loading the kernels of expert parallelism"));
+        XP_TRY(
+            xp_cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               XP_EP_BULK_SHARED_BYTES),
+                          "loading the kernels of expert parallelism"));
     return XP_OK;
 }
 
@@ -44,7 +44,7 @@ xp_status xp_ep_cuda_dispatch_rows_bulk(cudaStream_t stream, const xp_ep_cuda_pl
                                         const xp_ep_cuda_arrivals *arrivals, const void *x);
 xp_status xp_ep_cuda_push_sums_bulk(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                     const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
-                                    const void *y);
+                                    const xp_ep_cuda_arrivals *arrivals, const void *y, void *out);
 xp_status xp_ep_cuda_load_dispatch_bulk(bool *usable);
 xp_status xp_ep_cuda_load_sums_bulk(bool *usable);
 

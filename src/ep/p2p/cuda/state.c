@@ -93,7 +93,12 @@ static xp_status load_kernels(xp_ep_group *group) {
 /* Collective. */
 static xp_status agree_on_telling(xp_ep_group *group) {
     xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
-    const int64_t mine = state->common.bulk && xp_ep_cuda_suits_bulk(group->shape.row_bytes);
+    const int n_sms = xp_ep_cuda_device(group)->n_sms, n_slots = group->shape.n_slots;
+    const int n_senders = state->common.n_row_blocks;
+    /* Blocks of all slots that may wait for peers together leave SMs to those that send. */
+    const int64_t mine = state->common.bulk && n_senders * n_slots <= n_sms &&
+                         xp_ep_cuda_suits_bulk(group->shape.row_bytes);
+    state->common.n_waiting_blocks = n_sms / n_slots - n_senders;
     int64_t *all = state->common.bytes;
     if (xp_comm_same_process(group->comm) || state->sync != XP_EP_SYNC_KERNEL)
         return XP_OK;

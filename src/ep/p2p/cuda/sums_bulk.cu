@@ -1,76 +1,71 @@
 /*
- * Combine's first level by bulk copies: the expert rows of a token come into shared memory, are added in
- * fp32, ascending expert, and the sum goes from shared memory into the window of the token's source.
- * A unit is one column piece of UNIT_ROWS consecutive recv rows; warps take units in turns. Each warp
- * has LOAD_STAGES stages for expert rows and one for the sum, and fills the stages ahead of the
- * additions, past the ends of rows and units. Nothing synchronises warps, and no kernel waits for
- * another rank; the stores are complete when the kernel ends (bulk.cuh).
+ * Combine by bulk copies. Senders: the expert rows of a token come into shared memory, are added in fp32,
+ * ascending expert, and the sum goes from shared memory into the window of the token's source. A unit is
+ * one column piece of UNIT_ROWS consecutive recv rows of a source; warps take units in turns, of all
+ * sources alike. Each warp has LOAD_STAGES stages for expert rows and one for the sum, and fills the
+ * stages ahead of the additions, past the ends of rows and units. Nothing synchronises warps.
+ *
+ * Between processes on GPUs of their own, with one round, further blocks combine this rank's tokens on the
+ * SMs that do not send, as the other ranks' sums arrive (tokens_bulk.cuh): a sender tells the source of
+ * each unit once its stores are complete. Senders wait for nobody. Roles go by the order in which
+ * blocks start, so blocks that wait never keep a sender of the same launch from its SM; with several
+ * slots the host leaves SMs for the senders of the others. The order of stores, words and loads is
+ * that of dispatch_bulk.cu.
  */
-#include "ep/common/cuda/rows.cuh"
-#include "ep/p2p/cuda/bulk.cuh"
-#include "ep/p2p/cuda/dispatch_tokens.cuh"
-#include "ep/p2p/cuda/rows_bulk.h"
+#include "ep/p2p/cuda/tokens_bulk.cuh"
 
-enum {
-    WARPS = XP_EP_BULK_WARPS,
-    LOAD_STAGES = XP_EP_BULK_STAGES - 1,
-    STAGE_BYTES = XP_EP_BULK_STAGE_BYTES,
-    UNIT_ROWS = 4,
-    VECTORS = STAGE_BYTES / 16 / 32, /* 16-byte vectors a lane of a full stage */
-};
+enum { TELL_LAG = 3 }; /* a unit is told of when so many later sums have been stored */
 
 #if __CUDA_ARCH__ >= 900
 
 /* What the low bits of a target address say about a load. */
-enum { FIRST_OF_ROW = 1, LAST_OF_ROW = 2, LAST_PIECE = 4, TARGET_BITS = 7 };
+enum { FIRST_OF_ROW = 1, LAST_OF_ROW = 2, LAST_PIECE = 4, LAST_OF_UNIT = 8, TARGET_BITS = 15 };
 
-/* Where the sums of recv row r go: to[s] + r * row_bytes, s being its source. */
-struct sum_targets {
-    int first[XP_EP_CUDA_MAX_RANKS + 1]; /* recv_row_base */
+/* Whose tokens are summed here: recv row r goes to to[i] + r * row_bytes. */
+struct sum_sources {
+    int n, max_chunks; /* of a source */
+    int begin[XP_EP_CUDA_MAX_RANKS], n_rows[XP_EP_CUDA_MAX_RANKS];
     char *to[XP_EP_CUDA_MAX_RANKS];
+    uint32_t *told[XP_EP_CUDA_MAX_RANKS]; /* NULL: nobody waits for the units */
 };
 
-/* Recv rows of this round: two runs, around those that this rank does not send. */
-struct row_runs {
-    int begin[2], end[2];
-};
+/* One warp. The ranks behind this one first, this one last and only with several rounds: with one its
+ * own rows are summed where they are wanted. */
+static __device__ void find_sources(const xp_ep_cuda_plan &p, const xp_ep_cuda_peers &peers,
+                                    const xp_ep_cuda_arrivals &arrivals, int64_t round,
+                                    int64_t row_bytes, sum_sources *all) {
+    const bool one_round = p.totals[TOTAL_ROUNDS] == 1;
+    const int n = p.n_ranks - one_round, i = lane_id(), s = (p.rank + 1 + i) % p.n_ranks;
+    int n_chunks = 0;
+    if (i < n) {
+        const int low = p.recv_row_base[s], high = p.recv_row_base[s + 1];
+        const int begin = min(max(p.round_row[round], low), high);
+        all->begin[i] = begin;
+        all->n_rows[i] = min(max(p.round_row[round + 1], low), high) - begin;
+        all->to[i] = peers.combine_rows[s] + (p.source_row_base[s] - low) * row_bytes;
+        all->told[i] = one_round ? arrivals.told[s] : nullptr;
+        n_chunks = (all->n_rows[i] + UNIT_ROWS - 1) / UNIT_ROWS;
+    }
+    n_chunks = __reduce_max_sync(ALL_LANES, n_chunks);
+    if (i == 0)
+        all->n = n, all->max_chunks = n_chunks;
+}
 
 struct sum_units {
-    row_runs runs;
-    int64_t n, n_first; /* of both runs, of the first */
-    int n_pieces;
-    uint32_t piece_bytes, last_bytes;
+    const sum_sources *sources;
+    row_pieces pieces;
+    int n, n_workers; /* units, some of them empty */
 };
 
 struct unit {
-    int row, n_rows, piece;
+    int source, row, n_rows, piece, chunk;
 };
 
-static __device__ __forceinline__ int64_t chunks_of(int begin, int end) {
-    return (end - begin + UNIT_ROWS - 1) / UNIT_ROWS;
-}
-
-static __device__ __forceinline__ sum_units find_units(const xp_ep_cuda_plan &p, int64_t round,
-                                                       int64_t row_bytes) {
-    const int begin = p.round_row[round], end = p.round_row[round + 1];
-    sum_units u = {{{begin, end}, {end, end}}, 0, 0, 0, 0, 0};
-    if (p.totals[TOTAL_ROUNDS] == 1) { /* this rank's own rows are summed where they are wanted */
-        u.runs.end[0] = min(max(p.recv_row_base[p.rank], begin), end);
-        u.runs.begin[1] = min(max(p.recv_row_base[p.rank + 1], begin), end);
-    }
-    u.n_pieces = (int)((row_bytes + STAGE_BYTES - 1) / STAGE_BYTES);
-    u.piece_bytes = (uint32_t)((row_bytes / 16 + u.n_pieces - 1) / u.n_pieces * 16);
-    u.last_bytes = (uint32_t)(row_bytes - (int64_t)(u.n_pieces - 1) * u.piece_bytes);
-    u.n_first = chunks_of(u.runs.begin[0], u.runs.end[0]) * u.n_pieces;
-    u.n = u.n_first + chunks_of(u.runs.begin[1], u.runs.end[1]) * u.n_pieces;
-    return u;
-}
-
-static __device__ __forceinline__ unit unit_of(const sum_units &u, int64_t i) {
-    const int run = i >= u.n_first;
-    const int64_t at = run ? i - u.n_first : i;
-    const int row = u.runs.begin[run] + (int)(at / u.n_pieces) * UNIT_ROWS;
-    return {row, min(UNIT_ROWS, u.runs.end[run] - row), (int)(at % u.n_pieces)};
+static __device__ __forceinline__ unit unit_of(const sum_units &u, int i) {
+    const int source = i % u.sources->n, at = i / u.sources->n;
+    const int chunk = at / u.pieces.n, first = chunk * UNIT_ROWS;
+    return {source, u.sources->begin[source] + first,
+            min((int)UNIT_ROWS, u.sources->n_rows[source] - first), at % u.pieces.n, chunk};
 }
 
 /* The loads of a warp in order: a batch of up to 32, one a lane, is being issued while the numbers of
@@ -78,6 +73,7 @@ static __device__ __forceinline__ unit unit_of(const sum_units &u, int64_t i) {
 struct load_list {
     const char *from; /* this lane's load of the batch */
     uint64_t target;  /* where the sum of its row goes, and the bits above */
+    uint32_t *told;   /* of the batch's unit */
     int n, next;      /* of the batch */
     /* The batch behind it: */
     unit of;
@@ -86,30 +82,35 @@ struct load_list {
     int rest_end;      /* end of the unit's assignments */
     int position;      /* expert row of assignment first + lane */
     /* The unit behind that: */
-    int64_t unit_index;
+    int unit_index;
+    unit next_unit;
     int next_starts;
 };
 
-static __device__ __forceinline__ int load_starts(const xp_ep_cuda_plan &p, const sum_units &u,
-                                                  int64_t index) {
-    if (index >= u.n)
-        return 0;
-    const unit at = unit_of(u, index);
-    return p.recv_assignment[at.row + min(lane_id(), at.n_rows)];
+/* Find the next unit that is not empty, and begin to look it up. */
+static __device__ __forceinline__ void load_unit(const xp_ep_cuda_plan &p, const sum_units &u,
+                                                 load_list &l) {
+    for (; l.unit_index < u.n; l.unit_index += u.n_workers) {
+        l.next_unit = unit_of(u, l.unit_index);
+        if (l.next_unit.n_rows <= 0)
+            continue;
+        l.next_starts = p.recv_assignment[l.next_unit.row + min(lane_id(), l.next_unit.n_rows)];
+        return;
+    }
 }
 
 /* Look the next batch up; n_more = 0: there is none. */
 static __device__ __forceinline__ void look_ahead(const xp_ep_cuda_plan &p, const sum_units &u,
-                                                  int64_t n_workers, load_list &l) {
+                                                  load_list &l) {
     l.first += l.n_more;
     if (l.first >= l.rest_end) {
         l.n_more = 0;
         if (l.unit_index >= u.n)
             return;
-        l.of = unit_of(u, l.unit_index);
+        l.of = l.next_unit;
         l.starts = l.next_starts;
-        l.unit_index += n_workers;
-        l.next_starts = load_starts(p, u, l.unit_index);
+        l.unit_index += u.n_workers;
+        load_unit(p, u, l);
         l.first = __shfl_sync(ALL_LANES, l.starts, 0);
         l.rest_end = __shfl_sync(ALL_LANES, l.starts, l.of.n_rows);
     }
@@ -120,30 +121,33 @@ static __device__ __forceinline__ void look_ahead(const xp_ep_cuda_plan &p, cons
 
 /* The batch that was looked up becomes the one to issue. */
 static __device__ __forceinline__ void next_batch(const xp_ep_cuda_plan &p, const sum_units &u,
-                                                  const sum_targets &targets, const char *y,
-                                                  int64_t row_bytes, int64_t n_workers,
-                                                  load_list &l) {
+                                                  const char *y, load_list &l) {
     const int assignment = l.first + lane_id();
     int row = l.of.row - 1;
-    uint64_t bits = l.of.piece == u.n_pieces - 1 ? LAST_PIECE : 0;
-    for (int i = 0; i <= UNIT_ROWS; i++) {
+    uint64_t bits = l.of.piece == u.pieces.n - 1 ? LAST_PIECE : 0;
+    l.n = l.n_more;
+    l.next = 0;
+    if (l.n == 0)
+        return;
+    for (int i = 0; i <= l.of.n_rows; i++) {
         const int start = __shfl_sync(ALL_LANES, l.starts, i);
         if (i < l.of.n_rows && start <= assignment) {
             row++;
             bits |= start == assignment ? FIRST_OF_ROW : 0;
         }
-        if (i > 0 && i <= l.of.n_rows && start == assignment + 1)
+        if (start == assignment + 1)
             bits |= LAST_OF_ROW;
     }
-    const int64_t column = (int64_t)l.of.piece * u.piece_bytes;
-    l.n = l.n_more;
-    l.next = 0;
+    bits |= assignment + 1 == l.rest_end ? LAST_OF_UNIT : 0;
+    const int64_t column = (int64_t)l.of.piece * u.pieces.piece_bytes;
+    uint32_t *told = u.sources->told[l.of.source];
+    l.told = told == nullptr ? nullptr : told + l.of.chunk * u.pieces.n + l.of.piece;
     if (lane_id() < l.n) {
-        l.from = y + l.position * row_bytes + column;
+        l.from = y + l.position * u.pieces.row_bytes + column;
         l.target =
-            (uint64_t)(targets.to[owner_of(targets.first, row)] + row * row_bytes + column) | bits;
+            (uint64_t)(u.sources->to[l.of.source] + row * u.pieces.row_bytes + column) | bits;
     }
-    look_ahead(p, u, n_workers, l);
+    look_ahead(p, u, l);
 }
 
 /* A warp's stages. Lane i holds the target of the load in stage i. */
@@ -151,162 +155,179 @@ struct sum_ring {
     char *stages; /* LOAD_STAGES, then one for the sum */
     uint32_t bars;
     uint64_t target;
+    uint32_t *target_told;
+    /* Sums stored, a bulk group each; the unit whose stores may be incomplete, and its last one. */
+    uint32_t n_sums, told_end, epoch;
+    uint32_t *told;
 };
 
 static __device__ __forceinline__ uint32_t bytes_of(const sum_units &u, uint64_t target) {
-    return (target & LAST_PIECE) != 0 ? u.last_bytes : u.piece_bytes;
+    return (target & LAST_PIECE) != 0 ? u.pieces.last_bytes : u.pieces.piece_bytes;
 }
 
 /* The list's next load into a stage that all lanes have read. */
-static __device__ __forceinline__ void issue_load(const sum_units &u, load_list &l, int stage,
+static __device__ __forceinline__ void issue_load(const xp_ep_cuda_plan &p, const sum_units &u,
+                                                  const char *y, load_list &l, int stage,
                                                   sum_ring &ring) {
     const uint64_t from = __shfl_sync(ALL_LANES, (unsigned long long)l.from, l.next),
                    target = __shfl_sync(ALL_LANES, (unsigned long long)l.target, l.next);
-    l.next++;
     if (lane_id() == stage)
-        ring.target = target;
+        ring.target = target, ring.target_told = l.told;
     if (lane_id() == 0)
         bulk_load(hopper_shared(ring.stages + stage * STAGE_BYTES), (const void *)from,
                   bytes_of(u, target), ring.bars + (uint32_t)stage * 8);
+    if (++l.next == l.n)
+        next_batch(p, u, y, l);
 }
 
-template <typename T>
-static __device__ __forceinline__ void add_stage(float (&sum)[VECTORS][xp_wide<T>()],
-                                                 const char *stage, int n_vectors, bool first) {
-    constexpr int N = xp_wide<T>();
-    vec<T, N> piece[VECTORS];
-#pragma unroll
-    for (int k = 0; k < VECTORS; k++)
-        if (k * 32 + lane_id() < n_vectors)
-            piece[k] = load_vec<T, N>((const T *)(stage + (k * 32 + lane_id()) * 16));
-#pragma unroll
-    for (int k = 0; k < VECTORS; k++) {
-        if (k * 32 + lane_id() >= n_vectors)
-            continue;
-        float value[N];
-        unpack(piece[k], value);
-        if (first) {
-#pragma unroll
-            for (int i = 0; i < N; i++)
-                sum[k][i] = value[i];
-        } else {
-#pragma unroll
-            for (int i = 0; i < N; i++)
-                sum[k][i] += value[i];
-        }
+/* All but the last N sums are complete, the unit among them: tell. All lanes; lane 0 stores. */
+template <int N> static __device__ __forceinline__ void tell(sum_ring &ring) {
+    if (lane_id() == 0) {
+        bulk_wait<N>();
+        __threadfence_system();
+        store_release(ring.told, ring.epoch);
     }
+    ring.told = nullptr;
 }
 
-/* The sum of a row's piece, rounded, to its source. */
+/* A sum has been stored; `told` is not NULL when its unit ends with it and somebody waits for that. */
+static __device__ __forceinline__ void count_sum(sum_ring &ring, uint32_t *told) {
+    ring.n_sums++;
+    if (ring.told != nullptr && ring.n_sums >= ring.told_end + TELL_LAG)
+        tell<TELL_LAG>(ring);
+    if (told == nullptr)
+        return;
+    if (ring.told != nullptr) /* a short unit: the one before ended before this sum */
+        tell<1>(ring);
+    ring.told = told;
+    ring.told_end = ring.n_sums;
+}
+
 template <typename T>
-static __device__ __forceinline__ void send_sum(const float (&sum)[VECTORS][xp_wide<T>()],
-                                                char *stage, uint64_t target, uint32_t n_bytes) {
+static __device__ __forceinline__ void send_sums(const xp_ep_cuda_plan &p, const sum_units &u,
+                                                 const char *y, int worker, sum_ring &ring) {
     constexpr int N = xp_wide<T>();
-    if (lane_id() == 0)
-        bulk_wait_read<0>(); /* the sum before this one has left the stage */
-    __syncwarp();
-#pragma unroll
-    for (int k = 0; k < VECTORS; k++)
-        if (k * 32 + lane_id() < (int)n_bytes / 16)
-            store_vec<T, N>((T *)(stage + (k * 32 + lane_id()) * 16), sum[k]);
-    /* Each lane's writes become visible to the async proxy, then one lane, ordered behind all by the
-     * warp's barrier, issues the store that reads them. */
-    async_proxy_fence();
-    __syncwarp();
-    if (lane_id() == 0)
-        bulk_store((void *)(target & ~(uint64_t)TARGET_BITS), hopper_shared(stage), n_bytes);
-}
-
-template <typename T>
-static __device__ __forceinline__ void sum_all(const xp_ep_cuda_plan &p, const sum_units &u,
-                                               const sum_targets &targets, const char *y,
-                                               int64_t row_bytes, sum_ring &ring) {
-    const int64_t n_workers = warp_count();
     load_list l = {};
-    l.unit_index = warp_id();
-    l.next_starts = load_starts(p, u, l.unit_index);
-    look_ahead(p, u, n_workers, l);
-    next_batch(p, u, targets, y, row_bytes, n_workers, l);
+    l.unit_index = worker;
+    load_unit(p, u, l);
+    look_ahead(p, u, l);
+    next_batch(p, u, y, l);
     int n_full = 0;
-    for (; n_full < LOAD_STAGES && l.next < l.n; n_full++) {
-        issue_load(u, l, n_full, ring);
-        if (l.next == l.n)
-            next_batch(p, u, targets, y, row_bytes, n_workers, l);
-    }
-    float sum[VECTORS][xp_wide<T>()];
+    for (; n_full < LOAD_STAGES && l.next < l.n; n_full++)
+        issue_load(p, u, y, l, n_full, ring);
+    float sum[VECTORS][N];
     for (uint32_t stage = 0, parity = 0; n_full > 0; n_full--) {
-        const char *at = ring.stages + stage * STAGE_BYTES;
-        const uint64_t target =
-            __shfl_sync(ALL_LANES, (unsigned long long)ring.target, (int)stage);
+        const uint64_t target = __shfl_sync(ALL_LANES, (unsigned long long)ring.target, (int)stage);
         const uint32_t n_bytes = bytes_of(u, target);
         mbarrier_wait(ring.bars + stage * 8, parity);
-        add_stage<T>(sum, at, (int)n_bytes / 16, (target & FIRST_OF_ROW) != 0);
+        add_stage<T, N>(sum, ring.stages + stage * STAGE_BYTES, n_bytes,
+                        (target & FIRST_OF_ROW) != 0);
+        uint32_t *told = nullptr;
+        if ((target & LAST_OF_UNIT) != 0)
+            told = (uint32_t *)__shfl_sync(ALL_LANES, (unsigned long long)ring.target_told,
+                                           (int)stage);
         __syncwarp(); /* all lanes have read the stage */
         if (l.next < l.n) {
-            issue_load(u, l, (int)stage, ring);
+            issue_load(p, u, y, l, (int)stage, ring);
             n_full++;
-            if (l.next == l.n)
-                next_batch(p, u, targets, y, row_bytes, n_workers, l);
         }
-        if ((target & LAST_OF_ROW) != 0)
-            send_sum<T>(sum, ring.stages + LOAD_STAGES * STAGE_BYTES, target, n_bytes);
+        if ((target & LAST_OF_ROW) != 0) {
+            store_stage<T, N>(sum, ring.stages + LOAD_STAGES * STAGE_BYTES,
+                              (char *)(target & ~(uint64_t)TARGET_BITS), n_bytes);
+            count_sum(ring, told);
+        }
         stage = stage + 1 < LOAD_STAGES ? stage + 1 : 0;
         parity ^= stage == 0;
     }
+    if (ring.told != nullptr)
+        tell<0>(ring);
     if (lane_id() == 0) {
         bulk_wait<0>();
         __threadfence_system();
     }
 }
 
+/* The block's number in the order in which blocks start; barriers set the counter to 0. */
+static __device__ int start_order(const xp_ep_cuda_arrivals &arrivals) {
+    __shared__ int order;
+    if (threadIdx.x == 0)
+        order = arrivals.abort == nullptr ? (int)blockIdx.x
+                                          : (int)atomicAdd(&arrivals.abort->n_started, 1u);
+    __syncthreads();
+    return order;
+}
+
 #endif
 
 template <typename T>
 static __global__ void __launch_bounds__(WARPS * 32, 1)
-    push_sums_bulk_kernel(const xp_ep_cuda_plan p, const xp_ep_cuda_peers peers, int64_t round,
-                          int64_t row_bytes, const char *y) {
+    sums_bulk_kernel(const xp_ep_cuda_plan p, const xp_ep_cuda_peers peers,
+                     const xp_ep_cuda_arrivals arrivals, int64_t round, int64_t row_bytes,
+                     const char *y, int n_senders, char *out) {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(128) char shared[];
-    __shared__ sum_targets targets;
+    __shared__ sum_sources sources;
     __shared__ uint64_t bars[WARPS][LOAD_STAGES];
-    const int warp = (int)threadIdx.x / 32, n = p.n_ranks;
-    if (is_aborted(p))
+    const int warp = (int)threadIdx.x / 32;
+    if (is_aborted(p) || round >= p.totals[TOTAL_ROUNDS])
         return;
-    if ((int)threadIdx.x <= n)
-        targets.first[threadIdx.x] = p.recv_row_base[threadIdx.x];
-    if ((int)threadIdx.x < n)
-        targets.to[threadIdx.x] =
-            peers.combine_rows[threadIdx.x] +
-            (p.source_row_base[threadIdx.x] - p.recv_row_base[threadIdx.x]) * row_bytes;
+    const int block = start_order(arrivals);
+    const bool sends = block < n_senders;
+    if (!sends && p.totals[TOTAL_ROUNDS] > 1)
+        return;
+    if (warp == 0 && sends)
+        find_sources(p, peers, arrivals, round, row_bytes, &sources);
     if (lane_id() == 0) {
         for (int i = 0; i < LOAD_STAGES; i++)
             mbarrier_init(hopper_shared(&bars[warp][i]), 1);
         mbarrier_init_fence();
     }
     __syncthreads();
-    const sum_units units = find_units(p, round, row_bytes);
-    sum_ring ring = {shared + warp * XP_EP_BULK_STAGES * STAGE_BYTES, hopper_shared(bars[warp]), 0};
-    if (warp_id() < units.n)
-        sum_all<T>(p, units, targets, y, row_bytes, ring);
-    if (blockIdx.x == 0 && threadIdx.x == 0)
+    const row_pieces pieces = pieces_of(row_bytes);
+    char *stages = shared + warp * XP_EP_BULK_STAGES * STAGE_BYTES;
+    const int worker = (sends ? block : block - n_senders) * WARPS + warp;
+    if (sends) {
+        const sum_units units = {&sources, pieces, sources.n * sources.max_chunks * pieces.n,
+                                 n_senders * WARPS};
+        sum_ring ring = {stages, hopper_shared(bars[warp]), 0, nullptr, 0, 0, arrivals.epoch,
+                         nullptr};
+        send_sums<T>(p, units, y, worker, ring);
+    } else {
+        const token_work work = {y, peers.combine_rows[p.rank], out, pieces,
+                                 p.top_k <= 8    ? 8
+                                 : p.top_k <= 16 ? 16
+                                                 : 32};
+        token_ring ring = {stages, hopper_shared(bars[warp]), 0, 0};
+        combine_tokens<T>(p, arrivals, work, worker, ((int)gridDim.x - n_senders) * WARPS, ring);
+    }
+    if (block == 0 && threadIdx.x == 0)
         count_combined(p, p.round_row[round], p.round_row[round + 1]);
 #endif
 }
 
+template <typename T>
+static void launch(cudaStream_t stream, const xp_ep_cuda_plan *p, const xp_ep_cuda_rows *rows,
+                   const xp_ep_cuda_peers *peers, const xp_ep_cuda_arrivals *arrivals,
+                   const void *y, void *out) {
+    const xp_ep_cuda_arrivals none = {};
+    const unsigned n_senders = bulk_blocks(rows, p->recv_capacity);
+    const unsigned n_others = out != NULL ? (unsigned)rows->n_waiting_blocks : 0;
+    sums_bulk_kernel<T><<<n_senders + n_others, WARPS * 32, XP_EP_BULK_SHARED_BYTES, stream>>>(
+        *p, *peers, arrivals != NULL ? *arrivals : none, rows->round, (int64_t)rows->row_bytes,
+        (const char *)y, (int)n_senders, (char *)out);
+}
+
 xp_status xp_ep_cuda_push_sums_bulk(cudaStream_t stream, const xp_ep_cuda_plan *p,
                                     const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
-                                    const void *y) {
-    const unsigned n_blocks = bulk_blocks(rows, p->recv_capacity);
+                                    const xp_ep_cuda_arrivals *arrivals, const void *y, void *out) {
     if (rows->bf16)
-        push_sums_bulk_kernel<bf16><<<n_blocks, WARPS * 32, XP_EP_BULK_SHARED_BYTES, stream>>>(
-            *p, *peers, rows->round, (int64_t)rows->row_bytes, (const char *)y);
+        launch<bf16>(stream, p, rows, peers, arrivals, y, out);
     else
-        push_sums_bulk_kernel<float><<<n_blocks, WARPS * 32, XP_EP_BULK_SHARED_BYTES, stream>>>(
-            *p, *peers, rows->round, (int64_t)rows->row_bytes, (const char *)y);
+        launch<float>(stream, p, rows, peers, arrivals, y, out);
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine");
 }
 
 xp_status xp_ep_cuda_load_sums_bulk(bool *usable) {
-    XP_TRY(load_bulk_kernel((const void *)push_sums_bulk_kernel<bf16>, usable));
-    return load_bulk_kernel((const void *)push_sums_bulk_kernel<float>, usable);
+    XP_TRY(load_bulk_kernel((const void *)sums_bulk_kernel<bf16>, usable));
+    return load_bulk_kernel((const void *)sums_bulk_kernel<float>, usable);
 }
