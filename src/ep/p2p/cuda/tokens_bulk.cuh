@@ -70,8 +70,7 @@ static __device__ token_load find_load(const xp_ep_cuda_plan &p,
     if (l.valid && own) {
         l.from = work.y + p.assignment_pos[first + slot - before] * work.pieces.row_bytes + column;
         l.bits = LOAD_OWN | (slot == before ? LOAD_OWN_FIRST : 0) |
-                 (slot == before + n_own - 1 ? LOAD_OWN_LAST : 0) |
-                 (before == 0 ? LOAD_STARTS : 0);
+                 (slot == before + n_own - 1 ? LOAD_OWN_LAST : 0) | (before == 0 ? LOAD_STARTS : 0);
     } else if (l.valid) {
         l.from = work.combine_rows + other_row * work.pieces.row_bytes + column;
         l.source = owner_of(p.send_row_base, other_row);
@@ -118,8 +117,8 @@ template <typename T>
 static __device__ __forceinline__ void add_tokens(const token_work &work, const token_load &l,
                                                   int64_t first, int piece, token_ring &ring) {
     constexpr int N = xp_wide<T>();
-    const uint32_t n_bytes = piece == work.pieces.n - 1 ? work.pieces.last_bytes
-                                                        : work.pieces.piece_bytes;
+    const uint32_t n_bytes =
+        piece == work.pieces.n - 1 ? work.pieces.last_bytes : work.pieces.piece_bytes;
     const int64_t column = (int64_t)piece * work.pieces.piece_bytes;
     float sum[VECTORS][N], part[VECTORS][N];
 #pragma unroll
@@ -144,10 +143,9 @@ static __device__ __forceinline__ void add_tokens(const token_work &work, const 
         if ((bits & LOAD_OWN_LAST) != 0)
             add_rounded<T, N>(sum, part, (bits & LOAD_STARTS) != 0);
         if ((bits & LOAD_ENDS) != 0)
-            store_stage<T, N>(sum, ring.stages + LOAD_STAGES * STAGE_BYTES,
-                              work.out + (first + lane / work.width) * work.pieces.row_bytes +
-                                  column,
-                              n_bytes);
+            store_stage<T, N>(
+                sum, ring.stages + LOAD_STAGES * STAGE_BYTES,
+                work.out + (first + lane / work.width) * work.pieces.row_bytes + column, n_bytes);
     }
     const unsigned empty = __ballot_sync(ALL_LANES, l.empty);
     for (int i = 0; i < 32; i += work.width) /* tokens without rows become zeros */
@@ -167,8 +165,7 @@ static __device__ void combine_tokens(const xp_ep_cuda_plan &p, const xp_ep_cuda
     for (int64_t u = worker; u < n_units; u += n_workers) {
         const int64_t first = u / work.pieces.n * n_each;
         const int piece = (int)(u % work.pieces.n);
-        const token_load l =
-            find_load(p, arrivals, work, first + lane_id() / work.width, piece);
+        const token_load l = find_load(p, arrivals, work, first + lane_id() / work.width, piece);
         bool here = true;
         if (l.arrived != nullptr)
             here = wait_for_arrival(p, arrivals, l.arrived, l.source);
