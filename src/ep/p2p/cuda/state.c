@@ -109,6 +109,10 @@ static xp_status agree_on_telling(xp_ep_group *group) {
     return XP_OK;
 }
 
+static xp_status kernel_error(const void *group) {
+    return xp_ep_p2p_cuda_failure(group);
+}
+
 xp_status xp_ep_p2p_cuda_create(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_state_create(group, sizeof(xp_ep_p2p_cuda)));
     xp_status status = create_sync(group);
@@ -121,9 +125,12 @@ xp_status xp_ep_p2p_cuda_create(xp_ep_group *group) {
     XP_TRY(agree_on_telling(group));
     XP_TRY(xp_ep_p2p_windows_create(group));
     xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
+    const xp_ep_abort_watch_args watch = {.comm = group->comm,
+                                          .flag = &state->common.status->host_abort,
+                                          .kernel_error = kernel_error,
+                                          .context = group};
     if (state->sync == XP_EP_SYNC_KERNEL)
-        XP_TRY(
-            xp_ep_abort_watch_start(group->comm, &state->common.status->host_abort, &state->watch));
+        XP_TRY(xp_ep_abort_watch_start(&watch, &state->watch));
     return xp_ep_cuda_ready(group);
 }
 
