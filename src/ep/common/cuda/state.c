@@ -88,7 +88,7 @@ xp_status xp_ep_cuda_state_create(xp_ep_group *group, size_t n_bytes) {
     XP_TRY(create_status(state));
     XP_TRY(load_kernels(group));
     /* num_sms bounds what runs beside the experts of other ranks; one rank has no others. */
-    state->n_row_blocks = device->n_sms * 8;
+    state->n_row_blocks = state->n_local_blocks = device->n_sms * 8;
     if (group->shape.n_ranks == 1)
         return XP_OK;
     const xp_status status = place_ranks(group);
@@ -137,11 +137,15 @@ xp_status xp_ep_cuda_enter(const xp_ep_call *call, cudaStream_t *stream) {
 
 xp_ep_cuda_rows xp_ep_cuda_rows_of(const xp_ep_call *call) {
     const xp_ep_shape *s = &call->group->shape;
+    const xp_ep_cuda_state *state = xp_ep_cuda_state_of(call->group);
     return (xp_ep_cuda_rows){.dim = s->dim,
                              .row_bytes = s->row_bytes,
                              .bf16 = s->dtype == XP_BF16,
                              .round = call->round,
-                             .n_blocks = xp_ep_cuda_state_of(call->group)->n_row_blocks};
+                             .n_blocks = state->n_row_blocks,
+                             .n_local_blocks = state->n_local_blocks,
+                             .n_waiting_blocks = state->n_waiting_blocks,
+                             .bulk = state->bulk};
 }
 
 xp_status xp_ep_cuda_clear_weights(const xp_ep_call *call, cudaStream_t stream,
