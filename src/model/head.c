@@ -50,23 +50,35 @@ static xp_status chunk(xp_model *model, int64_t first, int64_t n, xp_stream *str
     XP_TRY(model->ops->cross_entropy(stream, &loss));
     if (!model->training)
         return XP_OK;
-    XP_TRY(xp_linear_dgrad(model, n, dim, vocab, work->logits, head->data,
-                           xp_offset(work->d_normed, first * dim, model->args.dtype), stream));
-    return xp_linear_wgrad(model, vocab, dim, n, work->logits, x, head->grad,
-                           model->accumulate || first > 0, stream);
+    return xp_linear_dgrad(model, n, dim, vocab, work->logits, head->data,
+                           xp_offset(work->d_normed, first * dim, model->args.dtype), stream);
+}
+
+/* The head's gradient from the same rows, while work.logits still holds the loss's. */
+static xp_status chunk_wgrad(xp_model *model, int64_t first, int64_t n, xp_stream *stream) {
+    const int64_t dim = model->arch.dim;
+    return xp_linear_wgrad(model, model->arch.vocab_size, dim, n, model->work.logits,
+                           xp_offset(model->work.normed, first * dim, model->args.dtype),
+                           head_weight(model)->grad, model->accumulate || first > 0, stream);
 }
 
 xp_status xp_head_pass(xp_model *model, xp_stream *stream) {
     xp_model_work *work = &model->work;
+    int64_t first = 0, n = model->chunk_rows;
     XP_TRY(xp_head_norm(model, stream));
-    for (int64_t first = 0; first < model->n_tokens; first += model->chunk_rows) {
-        int64_t rest = model->n_tokens - first;
-        XP_TRY(chunk(model, first, rest < model->chunk_rows ? rest : model->chunk_rows, stream));
+    for (; first + n < model->n_tokens; first += n) {
+        XP_TRY(chunk(model, first, n, stream));
+        if (model->training)
+            XP_TRY(chunk_wgrad(model, first, n, stream));
     }
+    XP_TRY(chunk(model, first, model->n_tokens - first, stream));
     const xp_sum_args sum = {.n = model->n_tokens, .x = work->token_loss, .out = work->losses};
     XP_TRY(model->ops->sum(stream, &sum));
     if (!model->training)
         return XP_OK;
-    return xp_norm_backward(model, work->final_input, work->final_rstd, &model->final_norm,
-                            work->d_normed, NULL, work->d_residual, stream);
+    XP_TRY(xp_norm_backward(model, work->final_input, work->final_rstd, &model->final_norm,
+                            work->d_normed, NULL, work->d_residual, stream));
+    /* The top layer starts its exchange before the last weight gradient, which hides it. */
+    XP_TRY(xp_ffn_backward_begin(model, (int)model->arch.n_layers - 1, stream));
+    return chunk_wgrad(model, first, model->n_tokens - first, stream);
 }

@@ -137,11 +137,13 @@ xp_status xp_ep_cuda_enter(const xp_ep_call *call, cudaStream_t *stream) {
 
 xp_ep_cuda_rows xp_ep_cuda_rows_of(const xp_ep_call *call) {
     const xp_ep_shape *s = &call->group->shape;
-    return (xp_ep_cuda_rows){.dim = s->dim,
-                             .row_bytes = s->row_bytes,
-                             .bf16 = s->dtype == XP_BF16,
-                             .round = call->round,
-                             .n_blocks = xp_ep_cuda_state_of(call->group)->n_row_blocks};
+    const int call_sms = call->group->call_sms;
+    return (xp_ep_cuda_rows){
+        .dim = s->dim,
+        .row_bytes = s->row_bytes,
+        .bf16 = s->dtype == XP_BF16,
+        .round = call->round,
+        .n_blocks = call_sms > 0 ? call_sms : xp_ep_cuda_state_of(call->group)->n_row_blocks};
 }
 
 xp_status xp_ep_cuda_clear_weights(const xp_ep_call *call, cudaStream_t stream,
