@@ -44,8 +44,8 @@ static xp_config_set *adopt(const char *config, const char *backend, const char 
     xp_config_set *set = NULL;
     write_file("run.toml", config);
     snprintf(path, sizeof path, "%s/run.toml", folder);
-    char *argv[] = {"--job.config_file",  path,           "--training.backend",
-                    (char *)backend,      (char *)option, (char *)value};
+    char *argv[] = {"--job.config_file", path,           "--training.backend",
+                    (char *)backend,     (char *)option, (char *)value};
     if (xp_config_load(option ? 6 : 4, argv, false, &set) != XP_OK)
         fail_msg("%s", xp_last_error());
     const xp_status status = xp_tune_adopt(set, &(xp_adopt_args){.n_ranks = 1, .n_cores = 1});
@@ -93,15 +93,16 @@ static void test_own(void **state) {
     expect(adopt("[gemm]\ntuned_for = \"" HERE "\"\nalgorithms = " LIST "\n", "cuda", NULL, NULL,
                  XP_OK),
            2, "run.toml:2 fits this GPU and library: algorithms of 2 GEMM shapes", NULL);
-    expect(adopt("[gemm]\ntuned_for = \"x; y\"\nalgorithms = " LIST "\n", "cuda", NULL, NULL,
-                 XP_OK),
-           0, NULL, "was measured for \"x\", this run has \"Fake GPU\"");
+    expect(
+        adopt("[gemm]\ntuned_for = \"x; y\"\nalgorithms = " LIST "\n", "cuda", NULL, NULL, XP_OK),
+        0, NULL, "was measured for \"x\", this run has \"Fake GPU\"");
 }
 
 static void test_damaged(void **state) {
-    static const char *const damaged[] = {
-        "algorithms = [1]\n", "algorithms = 3\n", "tuned_for = 3\n", "tuned_for = \"\"\n",
-        "algorithms = [\"a,b\"]\n", "speed = 1\n", "algorithms = [\"a\"]\n"};
+    static const char *const damaged[] = {"algorithms = [1]\n",       "algorithms = 3\n",
+                                          "tuned_for = 3\n",          "tuned_for = \"\"\n",
+                                          "algorithms = [\"a,b\"]\n", "speed = 1\n",
+                                          "algorithms = [\"a\"]\n"};
     char path[256];
     (void)state;
     snprintf(path, sizeof path, "%s/run.tuned.toml", folder);
