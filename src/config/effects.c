@@ -69,7 +69,8 @@ static bool spreads_experts(const situation *s) {
 }
 
 static bool overlaps(const situation *s) {
-    return !spreads_experts(s) || !s->has_experts || s->config->parallelism.expert_parallel_overlap;
+    return !spreads_experts(s) || !s->has_experts ||
+           s->config->parallelism.expert_parallel_overlap > 0;
 }
 
 static bool names_tokens(const char *dataset) {
@@ -177,7 +178,7 @@ static const dependence dependences[] = {
       "debug.moe_send_copies"}},
     {"parallelism.expert_parallel_overlap",
      overlaps,
-     "parallelism.expert_parallel_overlap is off",
+     "parallelism.expert_parallel_overlap is not true",
      false,
      {"deepep.overlap_split"}},
 };

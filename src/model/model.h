@@ -38,8 +38,9 @@ typedef struct xp_model_args {
     bool document_attention;
     xp_recompute recompute;
     xp_forced_mode forced_balance;
-    bool overlap; /* two half microbatches, one's dispatch beside the other's experts */
+    xp_overlap overlap; /* this and the next two: see xp_moe_core_args */
     double overlap_split;
+    int overlap_sms;
     double aux_loss_coeff, z_loss_coeff;
     bool inference;   /* forward only: no gradients, no saved activations */
     bool keep_logits; /* with inference: reserve [T, V] fp32, so that a batch may ask for logits */

@@ -57,7 +57,8 @@ typedef struct xp_grouped_args {
     const int32_t *gather_dy; /* [max_rows] rows of dy (dgrad, wgrad), or NULL */
     void *y; /* forward: [max_rows, n]; dgrad: [max_rows, k]; wgrad: dw [L, n, k] of dw_dtype */
     xp_dtype dtype, dw_dtype;
-    bool acc; /* wgrad only: dw += */
+    bool acc;      /* wgrad only: dw += */
+    int spare_sms; /* SMs of a GPU that a persistent kernel leaves to other kernels; 0: none */
 } xp_grouped_args;
 
 /** Which of the three, for code that serves them all. */

@@ -53,6 +53,7 @@ static xp_status check_grouped(const xp_grouped_args *args, const char *op, xp_g
     XP_TRY(need_size(args->max_rows, 0, op, "max_rows"));
     XP_TRY(need_size(args->n, 0, op, "n"));
     XP_TRY(need_size(args->k, 0, op, "k"));
+    XP_TRY(need_size(args->spare_sms, 0, op, "spare_sms"));
     XP_TRY(need_rows(args->dtype, op, "dtype"));
     const bool any = args->n_experts > 0 && args->n > 0 && args->k > 0,
                any_rows = any && args->max_rows > 0;

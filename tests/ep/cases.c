@@ -101,6 +101,30 @@ static bool odd_dims(ep_env *env) {
     return true;
 }
 
+/* Rows that GPUs cut into pieces, the last one shorter. */
+static bool long_rows(ep_env *env) {
+    const int64_t dims[] = {2056, 6152};
+    for (size_t i = 0; i < sizeof dims / sizeof dims[0]; i++) {
+        ep_problem p = ep_problem_for(env, ROUTE_HOLES);
+        p.dim = dims[i];
+        if (!ep_check_all(env, &p, 1))
+            return false;
+    }
+    return true;
+}
+
+/* More chunks of rows than a GPU has warps that send, and the last one of a destination not full. */
+static bool many_chunks(ep_env *env) {
+    ep_problem p = ep_problem_for(env, ROUTE_HOLES);
+    if (env->transport == XP_EP_HIERARCHICAL)
+        return true; /* the slow reference of its sums is quadratic */
+    p.max_tokens = 5000;
+    p.dim = 16;
+    for (int r = 0; r < env->n_ranks; r++)
+        p.tokens[r] = 5000 - 37 * r;
+    return ep_check_all(env, &p, 2);
+}
+
 /* One assignment a row, so that capacity is exact: every token of every rank goes to the last rank. */
 static bool over_capacity_by(ep_env *env, int64_t capacity, int64_t over) {
     ep_problem p = ep_problem_for(env, ROUTE_ONE_EXPERT);
@@ -321,6 +345,8 @@ const ep_case ep_cases[] = {
     {"many-tokens", many_tokens, false, false, 1, false},
     {"few-of-many-tokens", few_of_many_tokens, false, false, 1, false},
     {"odd-dims", odd_dims, false, false, 1, false},
+    {"long-rows", long_rows, false, false, 1, false},
+    {"many-chunks", many_chunks, false, false, 1, false},
     {"capacity-exactly-full", capacity_exactly_full, false, false, 1, false},
     {"over-capacity-by-one", over_capacity_by_one, false, false, 1, false},
     {"over-capacity-eightfold", over_capacity_eightfold, false, false, 1, false},

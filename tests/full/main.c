@@ -12,7 +12,7 @@ static const char usage[] =
     "  check_full [--device cuda|cpu] [--caps LIST] [--op GLOB] [--seed N] [--small]\n"
     "\n"
     "  --device NAME  cuda (the default), or cpu, which is for --small\n"
-    "  --caps LIST    without these capabilities of the device: wgmma, cudnn, deterministic\n"
+    "  --caps LIST    without these capabilities of the device: wgmma, bulk, cudnn, deterministic\n"
     "  --op GLOB      grouped_forward, grouped_dgrad, grouped_wgrad, attention, head_product\n"
     "  --small        small sizes, on the CPU unless --device says otherwise\n"
     "\n"

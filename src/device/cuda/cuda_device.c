@@ -86,6 +86,8 @@ static void cuda_destroy(xp_device *device) {
     xp_cuda_device *cuda = (xp_cuda_device *)device;
     if (cuda->libraries != NULL)
         cuda->libraries_destroy(cuda->libraries);
+    if (cuda->tile_counters != NULL && select_device(device) == XP_OK)
+        cudaFree(cuda->tile_counters);
     free(cuda);
 }
 
@@ -112,13 +114,19 @@ static void cuda_host_free(xp_device *device, void *data) {
 }
 
 static xp_status cuda_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **stream) {
-    (void)kind;
+    int lowest = 0, highest = 0;
     XP_TRY(select_device(device));
+    XP_TRY(xp_cuda_check(cudaDeviceGetStreamPriorityRange(&lowest, &highest),
+                         "cudaDeviceGetStreamPriorityRange"));
     xp_cuda_stream *s = calloc(1, sizeof *s);
     if (s == NULL)
         return xp_error(XP_ENOMEM, "stream: out of memory");
-    xp_status status = xp_cuda_check(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking),
-                                     "cudaStreamCreate");
+    /* Communication needs few blocks, and another rank may wait for them: as SMs become free, they go
+     * before the blocks of what is computed beside it. */
+    xp_status status =
+        xp_cuda_check(cudaStreamCreateWithPriority(&s->stream, cudaStreamNonBlocking,
+                                                   kind == XP_STREAM_WORKER ? highest : lowest),
+                      "cudaStreamCreate");
     if (status != XP_OK) {
         free(s);
         return status;
@@ -279,13 +287,16 @@ static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
         size_t n = strcspn(at, ",");
         if (n == 5 && memcmp(at, "wgmma", n) == 0)
             cuda->wgmma = false;
+        else if (n == 4 && memcmp(at, "bulk", n) == 0)
+            cuda->bulk = false;
         else if (n == 5 && memcmp(at, "cudnn", n) == 0)
             cuda->without_cudnn = true;
         else if (n == 13 && memcmp(at, "deterministic", n) == 0)
             cuda->without_determinism = true;
         else if (n != 0)
             return xp_error(XP_EINVAL,
-                            "%s: no capability \"%.*s\"; there are wgmma, cudnn and deterministic",
+                            "%s: no capability \"%.*s\"; there are wgmma, bulk, cudnn and "
+                            "deterministic",
                             cuda->base.name, (int)n, at);
         at += n;
         if (*at == ',')
@@ -318,6 +329,7 @@ xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) 
     cuda->l2_bytes = (size_t)p.l2CacheSize;
     cuda->shared_bytes = p.sharedMemPerBlockOptin;
     cuda->wgmma = cuda->compute_capability == 90;
+    cuda->bulk = cuda->compute_capability >= 90;
     xp_status status = leave_out(args->caps, cuda);
     if (status != XP_OK) {
         free(cuda);

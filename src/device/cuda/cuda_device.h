@@ -9,6 +9,8 @@
 extern "C" {
 #endif
 
+#define XP_CUDA_COUNTER_STREAMS 16
+
 typedef struct xp_cuda_device {
     xp_device base;
     int index;
@@ -18,8 +20,13 @@ typedef struct xp_cuda_device {
      * are taken whose sums have no fixed order: cuDNN's attention backward) */
     bool without_cudnn, without_determinism;
     bool wgmma;      /* sm_90's matrix instructions, unless left out through xp_device_args.caps */
+    bool bulk;       /* bulk asynchronous copies (sm_90 and newer), likewise */
     void *libraries; /* ops/cuda: cuBLASLt and cuDNN handles, made on first use before step 1 */
     void (*libraries_destroy)(void *libraries);
+    /* ops/cuda: tile counters of this device's streams, in device memory, made on first use */
+    void *tile_counters;
+    cudaStream_t counter_streams[XP_CUDA_COUNTER_STREAMS];
+    int n_counter_streams;
 } xp_cuda_device;
 
 typedef struct xp_cuda_stream {

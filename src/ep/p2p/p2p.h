@@ -50,6 +50,8 @@ typedef struct p2p_area {
     float *weights;                 /* [max_send_assignments] gradients of weights */
     char *combine_rows;             /* [max_send_rows, D] first-level sums for this rank's tokens */
     char *recv;                     /* [recv_capacity, D]; processes only */
+    uint32_t
+        *arrived; /* [R, arrival words] processes: epochs of the rows here, written by rank d */
     char *copies; /* [R - 1, max_tokens, D] copies from each peer; with send_copies > 1 */
 } p2p_area;
 
@@ -62,6 +64,16 @@ typedef struct p2p_state {
      * read the callers' expert rows. */
     bool direct;
 } p2p_state;
+
+/** GPU processes tell of rows that they have written into a window by chunks of so many, of sums for
+ * combine also by pieces of a row. */
+#define XP_EP_P2P_CHUNK_ROWS  16
+#define XP_EP_P2P_PIECE_BYTES 4096
+static inline int64_t xp_ep_p2p_arrival_words(const xp_ep_shape *shape) {
+    const int64_t piece = XP_EP_P2P_PIECE_BYTES;
+    return (shape->max_tokens + XP_EP_P2P_CHUNK_ROWS - 1) / XP_EP_P2P_CHUNK_ROWS *
+           (((int64_t)shape->row_bytes + piece - 1) / piece);
+}
 
 size_t xp_ep_p2p_group_bytes(const xp_ep_shape *shape, const xp_ep_config *config);
 /** Collective: the windows of all ranks. group->transport_state. */

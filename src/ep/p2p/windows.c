@@ -28,6 +28,8 @@ static size_t carve(const xp_ep_shape *s, bool direct, char *base, p2p_area *a) 
     a->assignments = xp_ep_carve(&c, (size_t)s->max_recv_assignments * sizeof *a->assignments);
     a->weights = xp_ep_carve(&c, (size_t)s->max_send_assignments * sizeof *a->weights);
     a->combine_rows = xp_ep_carve(&c, (size_t)s->max_send_rows * s->row_bytes);
+    const size_t n_words = n_ranks * (size_t)xp_ep_p2p_arrival_words(s);
+    a->arrived = direct ? NULL : xp_ep_carve(&c, n_words * sizeof *a->arrived);
     a->recv = direct ? NULL : xp_ep_carve(&c, (size_t)s->recv_capacity * s->row_bytes);
     const size_t copies = s->send_copies > 1 ? (n_ranks - 1) * (size_t)s->max_tokens : 0;
     a->copies = copies > 0 ? xp_ep_carve(&c, copies * s->row_bytes) : NULL;

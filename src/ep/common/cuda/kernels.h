@@ -95,7 +95,10 @@ typedef struct xp_ep_cuda_rows {
     size_t row_bytes;
     bool bf16;
     int64_t round;
-    int n_blocks;
+    int n_blocks;         /* of kernels that exchange rows */
+    int n_local_blocks;   /* of kernels that only use this rank's memory */
+    int n_waiting_blocks; /* p2p: of those that may wait for peers, beside n_blocks in one launch */
+    bool bulk; /* the GPU has bulk asynchronous copies, and the code for them is loaded */
 } xp_ep_cuda_rows;
 
 /** out[i] = d_weight of recv assignment i of the round. */

@@ -88,7 +88,7 @@ xp_status xp_ep_cuda_state_create(xp_ep_group *group, size_t n_bytes) {
     XP_TRY(create_status(state));
     XP_TRY(load_kernels(group));
     /* num_sms bounds what runs beside the experts of other ranks; one rank has no others. */
-    state->n_row_blocks = device->n_sms * 8;
+    state->n_row_blocks = state->n_local_blocks = device->n_sms * 8;
     if (group->shape.n_ranks == 1)
         return XP_OK;
     const xp_status status = place_ranks(group);
@@ -137,11 +137,23 @@ xp_status xp_ep_cuda_enter(const xp_ep_call *call, cudaStream_t *stream) {
 
 xp_ep_cuda_rows xp_ep_cuda_rows_of(const xp_ep_call *call) {
     const xp_ep_shape *s = &call->group->shape;
-    return (xp_ep_cuda_rows){.dim = s->dim,
-                             .row_bytes = s->row_bytes,
-                             .bf16 = s->dtype == XP_BF16,
-                             .round = call->round,
-                             .n_blocks = xp_ep_cuda_state_of(call->group)->n_row_blocks};
+    const xp_ep_cuda_state *state = xp_ep_cuda_state_of(call->group);
+    xp_ep_cuda_rows rows = {.dim = s->dim,
+                            .row_bytes = s->row_bytes,
+                            .bf16 = s->dtype == XP_BF16,
+                            .round = call->round,
+                            .n_blocks = state->n_row_blocks,
+                            .n_local_blocks = state->n_local_blocks,
+                            .n_waiting_blocks = state->n_waiting_blocks,
+                            .bulk = state->bulk};
+    /* Of what runs beside other work, as many blocks wait for peers as send to them. */
+    const int at_most = xp_ep_cuda_device(call->group)->n_sms / 2 / s->n_slots;
+    if (call->group->call_sms > 0) {
+        rows.n_blocks = call->group->call_sms < at_most ? call->group->call_sms : at_most;
+        if (rows.n_waiting_blocks > rows.n_blocks)
+            rows.n_waiting_blocks = rows.n_blocks;
+    }
+    return rows;
 }
 
 xp_status xp_ep_cuda_clear_weights(const xp_ep_call *call, cudaStream_t stream,

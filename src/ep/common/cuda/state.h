@@ -11,8 +11,10 @@ typedef struct xp_ep_cuda_state {
     xp_ep_cuda_status *status,
         *device_status; /* one block, as the host and as kernels address it */
     xp_ep_cuda_status at_reset;
-    int n_row_blocks; /* of the row kernels */
-    bool ready;       /* group_create succeeded */
+    int n_row_blocks, n_local_blocks; /* of the row kernels: see xp_ep_cuda_rows */
+    bool bulk;                        /* likewise */
+    int n_waiting_blocks;
+    bool ready; /* group_create succeeded */
     /* Several ranks: */
     int *gpus;               /* [R] each rank's GPU as its process numbers it */
     bool gpus_shared;        /* some ranks are on the same GPU, or other groups use these GPUs */

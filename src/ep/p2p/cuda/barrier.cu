@@ -9,6 +9,7 @@
  * this rank's host has set the host abort flag, and when its time is up. Then the rank aborts: it tells
  * its host why, and its later kernels return at once. A rank whose time is up reports to every peer; one
  * that its host has stopped does not, because the hosts tell each other.
+ * A row kernel that has waited in vain leaves word in `gave_up`; the barrier behind it fails for it.
  *
  * Locks. Dispatch between threads writes into memory that the peer's caller may free once its own
  * stream has ended. A rank that is about to write sets `busy` in the peer's window and then checks
@@ -18,38 +19,7 @@
  */
 #include "ep/p2p/cuda/kernels.h"
 
-#include "ep/common/cuda/plan_common.cuh"
-
-enum { POLL_NS = 100 };
-
-static __device__ __forceinline__ void store_release(uint32_t *word, uint32_t value) {
-    asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
-}
-
-static __device__ __forceinline__ uint32_t load_acquire(const uint32_t *word) {
-    uint32_t value;
-    asm volatile("ld.acquire.sys.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
-    return value;
-}
-
-static __device__ __forceinline__ uint64_t now_ns() {
-    uint64_t value;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(value));
-    return value;
-}
-
-static __device__ __forceinline__ void pause_poll() {
-    __nanosleep(POLL_NS);
-}
-
-#define XP_EP_WAIT_FN static __device__ __forceinline__
-#include "ep/p2p/barrier_wait.h"
-
-/* What a failed rank reports: who missed whom where. */
-enum { FAILED = (int)0x80000000u, BY_HOST = 0x40000000 };
-static __device__ __forceinline__ uint32_t encode(int point, int reporter, int missing) {
-    return (uint32_t)FAILED | (uint32_t)point << 16 | (uint32_t)reporter << 8 | (uint32_t)missing;
-}
+#include "ep/p2p/cuda/flag_wait.cuh"
 
 struct outcome {
     unsigned missing;  /* bits of ranks that did not come in time */
@@ -149,19 +119,27 @@ static __device__ bool is_needed(const xp_ep_barrier_args &b) {
 static __global__ void barrier_kernel(const xp_ep_barrier_args b) {
     __shared__ outcome o;
     const int peer = (int)threadIdx.x / 32;
-    if (b.abort[b.rank]->aborted != 0 || !is_needed(b))
+    if (b.abort[b.rank]->aborted != 0)
         return;
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
         o = {0, 0};
+        b.abort[b.rank]->n_started = b.abort[b.rank]->n_taken = 0;
+    }
+    if (!is_needed(b))
+        return;
     write_payload(b, peer);
     __threadfence_system();
     __syncthreads();
     if (!b.waits)
         return;
     const uint64_t began = now_ns();
+    const uint32_t gave_up = b.abort[b.rank]->gave_up;
     if (lane_id() == 0) {
         store_release(b.flags[peer] + b.rank * XP_EP_CUDA_FLAG_WORDS, b.epoch);
-        wait_for(b, peer, &o);
+        if (gave_up == 0)
+            wait_for(b, peer, &o);
+        else if (peer == b.rank)
+            o.reported = gave_up;
     }
     __syncthreads();
     bool failed = o.missing != 0 || o.reported != 0;

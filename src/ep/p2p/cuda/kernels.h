@@ -25,6 +25,12 @@ typedef struct xp_ep_abort_flags {
     uint32_t failed; /* 0, or who missed whom where: see barrier.cu */
     uint32_t pad[15];
     uint32_t aborted;
+    /* Set by this rank's row kernels, encoded like `failed`: rows have not arrived, and the kernel has
+     * left without them. The next barrier fails. */
+    uint32_t gave_up;
+    /* Counters of the row kernel that runs; barriers, which lie between any two, set them to 0. */
+    uint32_t n_started; /* combine: blocks */
+    uint32_t n_taken;   /* dispatch: chunks */
 } xp_ep_abort_flags;
 
 /** A barrier of all ranks on their streams. Arrays are indexed by rank. */
@@ -63,25 +69,60 @@ typedef struct xp_ep_cuda_peers {
     float *weights[XP_EP_CUDA_MAX_RANKS];
 } xp_ep_cuda_peers;
 
-/** This round's rows to where every destination wants them; a token's row is read once. */
+/** Rows in a window are told of in chunks (XP_EP_P2P_CHUNK_ROWS). */
+#define XP_EP_CUDA_CHUNK_ROWS 16
+/** Row kernels that also receive: senders tell when rows have arrived in a peer's window, others wait
+ * for that. Only where no two ranks share a GPU. Senders never wait, so every wait ends; it also ends
+ * like a barrier's (p2p/barrier_wait.h). */
+typedef struct xp_ep_cuda_arrivals {
+    uint32_t *told[XP_EP_CUDA_MAX_RANKS]; /* [n_words] by rank: this rank's, in that one's window */
+    const uint32_t *arrived;              /* [R, n_words] in this rank's window */
+    int64_t n_words; /* dispatch: a word a chunk; combine: one for each column piece of a chunk */
+    uint32_t epoch;  /* of the call: rows have arrived when their word has this value */
+    int point;       /* for reports */
+    uint64_t timeout_ns;
+    xp_ep_abort_flags *abort; /* this rank's */
+    const char *from;         /* this rank's window [recv_capacity, D] */
+    char *to;                 /* recv_x */
+} xp_ep_cuda_arrivals;
+
+/** Whether rows of so many bytes go by bulk copies where the GPU has them and addresses are aligned. */
+bool xp_ep_cuda_suits_bulk(size_t row_bytes);
+/** Whether dispatch_rows can receive rows into recv. */
+bool xp_ep_cuda_can_receive(const xp_ep_cuda_rows *rows, const void *x, const void *recv);
+/** Behind a dispatch_rows or push_sums without arrivals, where the others may wait for rows. */
+xp_status xp_ep_cuda_tell_all(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                              const xp_ep_cuda_rows *rows, bool combine,
+                              const xp_ep_cuda_arrivals *arrivals);
+/** This round's rows to where every destination wants them.
+ * @param arrivals  NULL, or with can_receive(): rows from others are taken out of the window as well */
 xp_status xp_ep_cuda_dispatch_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                    const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
-                                   const void *x);
-/** recv[i] = arrived[i] for the recv rows of this round. */
+                                   const xp_ep_cuda_arrivals *arrivals, const void *x);
+/** recv[i] = arrived[i] for the recv rows of this round that other ranks have sent. */
 xp_status xp_ep_cuda_copy_recv(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                const xp_ep_cuda_rows *rows, const void *arrived, void *recv);
+/** to[i] = from[i] for i below plan->n_recv[round], in the SMs of an exchange. */
+xp_status xp_ep_cuda_send_copy(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                               const xp_ep_cuda_rows *rows, const void *from, void *to);
+/** Whether push_sums can tell of sums in y, and whether it can combine them in out. */
+bool xp_ep_cuda_can_tell_sums(const xp_ep_cuda_rows *rows, const void *y);
+bool xp_ep_cuda_can_combine(const xp_ep_cuda_rows *rows, const void *y, const void *out);
 /** First-level sums of this round's recv rows, pushed to their sources. Rows of this rank itself only
- * when the plan has several rounds. */
+ * when the plan has several rounds.
+ * @param arrivals  NULL, or with can_tell_sums()
+ * @param out       NULL, or with can_combine(): when there is one round, all of combine_rows as well */
 xp_status xp_ep_cuda_push_sums(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
-                               const void *y);
+                               const xp_ep_cuda_arrivals *arrivals, const void *y, void *out);
 xp_status xp_ep_cuda_push_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
                                   const xp_ep_cuda_peers *peers, const float *d_weight);
 /** The second level of the sum: combine_rows has one row a send row, of all rounds so far; with one
- * round this rank's own rows are summed from y. */
+ * round this rank's own rows are summed from y.
+ * @param one_round_done  push_sums has done it when there is one round */
 xp_status xp_ep_cuda_combine_rows(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                   const xp_ep_cuda_rows *rows, const void *combine_rows,
-                                  const void *y, void *out);
+                                  const void *y, void *out, bool one_round_done);
 
 #ifdef __cplusplus
 }

@@ -9,6 +9,7 @@
 #include "ep/common/defaults.h"
 #include "ep/cuda/backends.h"
 #include "ep/p2p/cuda/barrier.h"
+#include "ep/p2p/cuda/rows_bulk.h"
 
 /* ---- around a call ------------------------------------------------------------------------- */
 
@@ -159,11 +160,33 @@ static xp_ep_cuda_peers peers_of(const xp_ep_call *call, void *recv) {
         .recv_at = state->direct ? xp_ep_p2p_area(call, call->group->rank)->recv_at : NULL};
     for (int r = 0; r < call->group->shape.n_ranks; r++) {
         const p2p_area *area = xp_ep_p2p_area(call, r);
-        peers.recv[r] = state->direct ? recv : area->recv;
+        /* Between processes only this rank's own rows go where they are wanted at once. */
+        peers.recv[r] = state->direct || r == call->group->rank ? recv : area->recv;
         peers.combine_rows[r] = area->combine_rows;
         peers.weights[r] = area->weights;
     }
     return peers;
+}
+
+_Static_assert(XP_EP_CUDA_CHUNK_ROWS == XP_EP_P2P_CHUNK_ROWS &&
+                   (int)XP_EP_BULK_STAGE_BYTES == XP_EP_P2P_PIECE_BYTES,
+               "the window has a word for each piece of a chunk");
+
+static xp_ep_cuda_arrivals arrivals_of(const xp_ep_call *call, void *recv) {
+    const xp_ep_group *group = call->group;
+    const int me = group->rank;
+    const p2p_area *mine = xp_ep_p2p_area(call, me);
+    xp_ep_cuda_arrivals a = {.arrived = mine->arrived,
+                             .n_words = xp_ep_p2p_arrival_words(&group->shape),
+                             .epoch = xp_ep_p2p_epoch(call),
+                             .point = P2P_DATA,
+                             .timeout_ns = (uint64_t)(group->timeout_s * 1e9),
+                             .abort = xp_ep_p2p_abort_flags(call, me),
+                             .from = mine->recv,
+                             .to = recv};
+    for (int r = 0; r < group->shape.n_ranks; r++)
+        a.told[r] = xp_ep_p2p_area(call, r)->arrived + me * a.n_words;
+    return a;
 }
 
 /* For measurements: as many rows as each peer gets (combine: gave) again, from the first of `from` on,
@@ -180,7 +203,7 @@ static xp_status send_copies(const xp_ep_call *call, cudaStream_t stream, const 
             to_peer.n_recv = v->rank_counts + (ptrdiff_t)source * v->counts_ints +
                              XP_EP_COUNTS_ROWS(&call->group->shape) + dest;
             if (peer != me)
-                XP_TRY(xp_ep_cuda_copy_recv(stream, &to_peer, &rows, from,
+                XP_TRY(xp_ep_cuda_send_copy(stream, &to_peer, &rows, from,
                                             xp_ep_p2p_copies(call, peer)));
         }
     }
@@ -204,12 +227,21 @@ static xp_status dispatch(const xp_ep_call *call, const void *x, void *recv) {
                                  .locks = direct,
                                  .payload_address = direct ? recv : NULL};
     const xp_ep_barrier data = {.point = P2P_DATA, .min_rounds = call->round};
+    const bool tells = xp_ep_p2p_cuda_of(call->group)->tells;
+    const bool takes = tells && xp_ep_cuda_can_receive(&rows, x, recv);
     xp_ep_p2p_begin(call);
+    xp_ep_cuda_arrivals arrivals = {0};
+    if (tells)
+        arrivals = arrivals_of(call, recv);
     XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &ready), out);
-    XP_TRY_GOTO(status, xp_ep_cuda_dispatch_rows(stream, &v, &rows, &peers, x), out);
+    XP_TRY_GOTO(status,
+                xp_ep_cuda_dispatch_rows(stream, &v, &rows, &peers, takes ? &arrivals : NULL, x),
+                out);
+    if (tells && !takes)
+        XP_TRY_GOTO(status, xp_ep_cuda_tell_all(stream, &v, &rows, false, &arrivals), out);
     XP_TRY_GOTO(status, send_copies(call, stream, &v, false, x), out);
     XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &data), out);
-    if (!direct)
+    if (!direct && !takes)
         status = xp_ep_cuda_copy_recv(stream, &v, &rows,
                                       xp_ep_p2p_area(call, call->group->rank)->recv, recv);
 out:
@@ -232,18 +264,30 @@ static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args)
     const xp_ep_cuda_peers peers = peers_of(call, NULL);
     const xp_ep_barrier ready = {.point = P2P_READY, .min_rounds = call->round};
     const xp_ep_barrier data = {.point = P2P_DATA, .min_rounds = call->round};
+    const bool group_tells = xp_ep_p2p_cuda_of(call->group)->tells;
+    const bool tells = group_tells && xp_ep_cuda_can_tell_sums(&rows, args->y);
+    const bool whole = group_tells && xp_ep_cuda_can_combine(&rows, args->y, args->out);
     XP_TRY_GOTO(status, xp_ep_cuda_clear_weights(call, stream, args), out);
     xp_ep_p2p_begin(call);
+    xp_ep_cuda_arrivals arrivals = {0};
+    if (group_tells)
+        arrivals = arrivals_of(call, NULL);
     XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &ready), out);
-    XP_TRY_GOTO(status, xp_ep_cuda_push_sums(stream, &v, &rows, &peers, args->y), out);
+    XP_TRY_GOTO(status,
+                xp_ep_cuda_push_sums(stream, &v, &rows, &peers, tells ? &arrivals : NULL, args->y,
+                                     whole ? args->out : NULL),
+                out);
+    if (group_tells && !tells)
+        XP_TRY_GOTO(status, xp_ep_cuda_tell_all(stream, &v, &rows, true, &arrivals), out);
     XP_TRY_GOTO(status, send_copies(call, stream, &v, true, args->y), out);
     if (args->d_weight != NULL)
         XP_TRY_GOTO(status,
                     xp_ep_cuda_push_weights(stream, &v, call->round, &peers, args->d_weight), out);
     XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &data), out);
-    XP_TRY_GOTO(status,
-                xp_ep_cuda_combine_rows(stream, &v, &rows, mine->combine_rows, args->y, args->out),
-                out);
+    XP_TRY_GOTO(
+        status,
+        xp_ep_cuda_combine_rows(stream, &v, &rows, mine->combine_rows, args->y, args->out, whole),
+        out);
     if (args->d_weight != NULL && args->d_topk_weight != NULL)
         status =
             xp_ep_cuda_scatter_weights(stream, &v, call->round, mine->weights, args->d_topk_weight);

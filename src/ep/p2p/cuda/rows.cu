@@ -4,68 +4,33 @@
  * reads each expert row once, writes and reads each sum once, writes each token once. No kernel here
  * waits: barriers stand before and after.
  */
-#include "ep/p2p/cuda/kernels.h"
+#include "ep/p2p/cuda/dispatch_tokens.cuh"
+#include "ep/p2p/cuda/rows_bulk.h"
 
-#include "ep/common/cuda/rows.cuh"
-
-/* Where a send row of this round is written; NULL: it is not of this round. */
-static __device__ char *row_destination(const xp_ep_cuda_plan &p, const xp_ep_cuda_peers &peers,
-                                        int64_t round, int row, int64_t row_bytes) {
-    const int n = p.n_ranks, d = owner_of(p.send_row_base, row);
-    const int first = p.send_round[round * n + d];
-    if (row < first || row >= p.send_round[(round + 1) * n + d])
-        return nullptr;
-    char *recv = peers.recv_at != nullptr && d != p.rank ? (char *)peers.recv_at[d] : peers.recv[d];
-    return recv + (p.dest_slot[round * n + d] + row - first) * row_bytes;
-}
-
-/* Add to the statistics: rows of this round in all, and those that stay on this rank. */
-static __device__ void count_rows_sent(const xp_ep_cuda_plan &p, unsigned long long all,
-                                       unsigned long long own) {
-    if (own > 0)
-        atomicAdd(&p.status->rows_kept, own);
-    if (all > own)
-        atomicAdd(&p.status->rows_sent, all - own);
-}
-
-/* Every token row of this round to all its destinations, one warp per token: lane i holds the address
- * of the token's i-th row. */
 template <typename V>
 static __global__ void __launch_bounds__(ROW_THREADS)
     dispatch_kernel(const xp_ep_cuda_plan p, const xp_ep_cuda_peers peers, int64_t round,
                     int64_t n_each, const V *x) {
     if (is_aborted(p) || round >= p.totals[TOTAL_ROUNDS])
         return;
-    for (int64_t t = warp_id(); t < p.n_tokens; t += warp_count()) {
-        const int begin = p.token_first[t], n = p.token_first[t + 1] - begin;
-        char *to = nullptr;
-        if (lane_id() < n)
-            to = row_destination(p, peers, round, p.token_row[begin + lane_id()],
-                                 n_each * (int64_t)sizeof(V));
-        if (__ballot_sync(ALL_LANES, to != nullptr) != 0)
-            copy_row(to, n, x + t * n_each, n_each);
-    }
-    if (warp_id() == 0) {
-        const int n = p.n_ranks;
-        unsigned rows = 0;
-        if (lane_id() < n)
-            rows = (unsigned)(p.send_round[(round + 1) * n + lane_id()] -
-                              p.send_round[round * n + lane_id()]);
-        const unsigned all = __reduce_add_sync(ALL_LANES, rows);
-        if (lane_id() == p.rank)
-            count_rows_sent(p, all, rows);
-    }
+    dispatch_tokens(p, peers, round, n_each, x);
+    if (warp_id() == 0)
+        count_dispatched(p, round);
 }
 
-/* Between processes: from the window to the caller's recv rows, one warp per row. */
+/* Recv rows of the round from one place to another, one warp per row; with `others` not this rank's own. */
 template <typename V>
 static __global__ void __launch_bounds__(ROW_THREADS)
-    copy_recv_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t n_each, const V *arrived,
-                     V *recv) {
+    copy_recv_kernel(const xp_ep_cuda_plan p, int64_t round, bool others, int64_t n_each,
+                     const V *arrived, V *recv) {
     if (is_aborted(p))
         return;
+    const int first = p.round_row[round];
+    const int low = others ? p.recv_row_base[p.rank] - first : 0,
+              high = others ? p.recv_row_base[p.rank + 1] - first : 0;
     for (int64_t i = warp_id(); i < p.n_recv[round]; i += warp_count())
-        copy_row((char *)(recv + i * n_each), 1, arrived + i * n_each, n_each);
+        if (i < low || i >= high)
+            copy_row((char *)(recv + i * n_each), 1, arrived + i * n_each, n_each);
 }
 
 /* First-level sums of the rows of this round, one warp per row, into the windows of their sources. */
@@ -94,11 +59,8 @@ static __global__ void __launch_bounds__(ROW_THREADS)
             store_sum<T, N, C>(to, dim, column, sum);
         }
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-        const int low = p.recv_row_base[p.rank], high = p.recv_row_base[p.rank + 1];
-        const int own = min(max(end, low), high) - min(max(begin, low), high);
-        count_rows_sent(p, (unsigned long long)(end - begin), (unsigned long long)own);
-    }
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        count_combined(p, begin, end);
 }
 
 /* Gradients of the weights of the assignments of this round, one thread each, likewise. */
@@ -121,10 +83,12 @@ static __global__ void push_weights_kernel(const xp_ep_cuda_plan p, const xp_ep_
 template <typename T, int N>
 static __global__ void __launch_bounds__(ROW_THREADS)
     combine_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t dim, const T *combine_rows,
-                   const T *y, T *out) {
+                   const T *y, bool one_round_done, T *out) {
     if (is_aborted(p) || (round > 0 && round >= p.totals[TOTAL_ROUNDS]))
         return;
     const bool from_y = p.totals[TOTAL_ROUNDS] == 1;
+    if (from_y && one_round_done)
+        return;
     const int low = p.send_row_base[p.rank], high = p.send_row_base[p.rank + 1];
     for (int64_t t = warp_id(); t < p.n_tokens; t += warp_count()) {
         const token_rows list = list_rows(lists_of(p, round), t);
@@ -157,10 +121,40 @@ static __global__ void __launch_bounds__(ROW_THREADS)
     }
 }
 
+/* (A longer row could leave the last of its equal pieces empty.) */
+bool xp_ep_cuda_suits_bulk(size_t row_bytes) {
+    return row_bytes % 16 == 0 && row_bytes <= (size_t)128 * 1024;
+}
+
+static bool use_bulk(const xp_ep_cuda_rows *rows, const void *a) {
+    return rows->bulk && xp_ep_cuda_suits_bulk(rows->row_bytes) && (uintptr_t)a % 16 == 0;
+}
+
+/* Kernels that use this rank's memory alone may take every SM: they do not run while others send. */
+static xp_ep_cuda_rows local_rows(const xp_ep_cuda_rows *rows) {
+    xp_ep_cuda_rows local = *rows;
+    local.n_blocks = rows->n_local_blocks;
+    return local;
+}
+
+bool xp_ep_cuda_can_tell_sums(const xp_ep_cuda_rows *rows, const void *y) {
+    return use_bulk(rows, y);
+}
+
+bool xp_ep_cuda_can_combine(const xp_ep_cuda_rows *rows, const void *y, const void *out) {
+    return use_bulk(rows, y) && (uintptr_t)out % 16 == 0 && rows->n_waiting_blocks > 0;
+}
+
+bool xp_ep_cuda_can_receive(const xp_ep_cuda_rows *rows, const void *x, const void *recv) {
+    return use_bulk(rows, x) && (uintptr_t)recv % 16 == 0;
+}
+
 xp_status xp_ep_cuda_dispatch_rows(cudaStream_t stream, const xp_ep_cuda_plan *p,
                                    const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
-                                   const void *x) {
+                                   const xp_ep_cuda_arrivals *arrivals, const void *x) {
     const int64_t n_bytes = (int64_t)rows->row_bytes;
+    if (arrivals != NULL || (use_bulk(rows, x) && p->n_tokens > 0))
+        return xp_ep_cuda_dispatch_rows_bulk(stream, p, rows, peers, arrivals, x);
     if (p->n_tokens == 0)
         return XP_OK;
     const unsigned n_blocks = row_blocks(rows, p->n_tokens);
@@ -173,17 +167,29 @@ xp_status xp_ep_cuda_dispatch_rows(cudaStream_t stream, const xp_ep_cuda_plan *p
     return xp_cuda_check(cudaGetLastError(), "expert parallel dispatch");
 }
 
-xp_status xp_ep_cuda_copy_recv(cudaStream_t stream, const xp_ep_cuda_plan *p,
-                               const xp_ep_cuda_rows *rows, const void *arrived, void *recv) {
+static xp_status copy_recv(cudaStream_t stream, const xp_ep_cuda_plan *p,
+                           const xp_ep_cuda_rows *rows, bool others, const void *from, void *to) {
     const int64_t n_bytes = (int64_t)rows->row_bytes;
     const unsigned n_blocks = row_blocks(rows, p->recv_capacity);
-    if (rows_vectorize(rows, arrived, recv))
-        copy_recv_kernel<<<n_blocks, ROW_THREADS, 0, stream>>>(*p, rows->round, n_bytes / 16,
-                                                               (const int4 *)arrived, (int4 *)recv);
-    else
+    if (rows_vectorize(rows, from, to))
         copy_recv_kernel<<<n_blocks, ROW_THREADS, 0, stream>>>(
-            *p, rows->round, n_bytes / 2, (const unsigned short *)arrived, (unsigned short *)recv);
+            *p, rows->round, others, n_bytes / 16, (const int4 *)from, (int4 *)to);
+    else
+        copy_recv_kernel<<<n_blocks, ROW_THREADS, 0, stream>>>(*p, rows->round, others, n_bytes / 2,
+                                                               (const unsigned short *)from,
+                                                               (unsigned short *)to);
     return xp_cuda_check(cudaGetLastError(), "expert parallel dispatch");
+}
+
+xp_status xp_ep_cuda_copy_recv(cudaStream_t stream, const xp_ep_cuda_plan *p,
+                               const xp_ep_cuda_rows *rows, const void *arrived, void *recv) {
+    const xp_ep_cuda_rows local = local_rows(rows);
+    return copy_recv(stream, p, &local, true, arrived, recv);
+}
+
+xp_status xp_ep_cuda_send_copy(cudaStream_t stream, const xp_ep_cuda_plan *p,
+                               const xp_ep_cuda_rows *rows, const void *from, void *to) {
+    return copy_recv(stream, p, rows, false, from, to);
 }
 
 template <typename T, int N>
@@ -195,8 +201,10 @@ static void launch_push(cudaStream_t stream, const xp_ep_cuda_plan *p, const xp_
 
 xp_status xp_ep_cuda_push_sums(cudaStream_t stream, const xp_ep_cuda_plan *p,
                                const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
-                               const void *y) {
+                               const xp_ep_cuda_arrivals *arrivals, const void *y, void *out) {
     const bool wide = rows_vectorize(rows, y, NULL); /* windows are aligned */
+    if (use_bulk(rows, y))
+        return xp_ep_cuda_push_sums_bulk(stream, p, rows, peers, arrivals, y, out);
     if (rows->bf16 && wide)
         launch_push<bf16, 8>(stream, p, rows, peers, y);
     else if (rows->bf16)
@@ -218,25 +226,27 @@ xp_status xp_ep_cuda_push_weights(cudaStream_t stream, const xp_ep_cuda_plan *p,
 template <typename T, int N>
 static void launch_combine(cudaStream_t stream, const xp_ep_cuda_plan *p,
                            const xp_ep_cuda_rows *rows, const void *combine_rows, const void *y,
-                           void *out) {
-    combine_kernel<T, N><<<row_blocks(rows, p->n_tokens), ROW_THREADS, 0, stream>>>(
-        *p, rows->round, rows->dim, (const T *)combine_rows, (const T *)y, (T *)out);
+                           void *out, bool one_round_done) {
+    const xp_ep_cuda_rows local = local_rows(rows);
+    combine_kernel<T, N><<<row_blocks(&local, p->n_tokens), ROW_THREADS, 0, stream>>>(
+        *p, rows->round, rows->dim, (const T *)combine_rows, (const T *)y, one_round_done,
+        (T *)out);
 }
 
 xp_status xp_ep_cuda_combine_rows(cudaStream_t stream, const xp_ep_cuda_plan *p,
                                   const xp_ep_cuda_rows *rows, const void *combine_rows,
-                                  const void *y, void *out) {
-    if (p->n_tokens == 0)
+                                  const void *y, void *out, bool one_round_done) {
+    if (p->n_tokens == 0 || (one_round_done && p->max_rounds == 1))
         return XP_OK;
     const bool wide = rows_vectorize(rows, y, out) && (uintptr_t)combine_rows % 16 == 0;
     if (rows->bf16 && wide)
-        launch_combine<bf16, 8>(stream, p, rows, combine_rows, y, out);
+        launch_combine<bf16, 8>(stream, p, rows, combine_rows, y, out, one_round_done);
     else if (rows->bf16)
-        launch_combine<bf16, 1>(stream, p, rows, combine_rows, y, out);
+        launch_combine<bf16, 1>(stream, p, rows, combine_rows, y, out, one_round_done);
     else if (wide)
-        launch_combine<float, 4>(stream, p, rows, combine_rows, y, out);
+        launch_combine<float, 4>(stream, p, rows, combine_rows, y, out, one_round_done);
     else
-        launch_combine<float, 1>(stream, p, rows, combine_rows, y, out);
+        launch_combine<float, 1>(stream, p, rows, combine_rows, y, out, one_round_done);
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine");
 }
 

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "comm/provider.h"
+#include "ep/p2p/cuda/rows_bulk.h"
 
 _Static_assert(sizeof(xp_ep_abort_flags) <= sizeof(p2p_wait_words),
                "the abort flags lie at the head of the window, where the CPU has its futex event");
@@ -80,9 +81,32 @@ static xp_status create_sync(xp_ep_group *group) {
     return state->sync == XP_EP_SYNC_EVENTS ? create_events(group) : XP_OK;
 }
 
-static xp_status load_kernels(void) {
+static xp_status load_kernels(xp_ep_group *group) {
+    xp_ep_cuda_state *state = xp_ep_cuda_state_of(group);
+    state->bulk = xp_ep_cuda_device(group)->bulk;
     XP_TRY(xp_ep_cuda_load_barrier());
-    return xp_ep_cuda_load_p2p_rows();
+    XP_TRY(xp_ep_cuda_load_p2p_rows());
+    XP_TRY(xp_ep_cuda_load_dispatch_bulk(&state->bulk));
+    return xp_ep_cuda_load_sums_bulk(&state->bulk);
+}
+
+/* Collective. */
+static xp_status agree_on_telling(xp_ep_group *group) {
+    xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
+    const int n_sms = xp_ep_cuda_device(group)->n_sms, n_slots = group->shape.n_slots;
+    const int n_senders = state->common.n_row_blocks;
+    /* Blocks of all slots that may wait for peers together leave SMs to those that send. */
+    const int64_t mine = state->common.bulk && n_senders * n_slots <= n_sms &&
+                         xp_ep_cuda_suits_bulk(group->shape.row_bytes);
+    state->common.n_waiting_blocks = n_sms / n_slots - n_senders;
+    int64_t *all = state->common.bytes;
+    if (xp_comm_same_process(group->comm) || state->sync != XP_EP_SYNC_KERNEL)
+        return XP_OK;
+    XP_TRY(xp_comm_all_gather(group->comm, &mine, all, sizeof mine, XP_U8, NULL));
+    state->tells = true;
+    for (int r = 0; r < group->shape.n_ranks; r++)
+        state->tells = state->tells && all[r] != 0;
+    return XP_OK;
 }
 
 static xp_status kernel_error(const void *group) {
@@ -93,11 +117,12 @@ xp_status xp_ep_p2p_cuda_create(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_state_create(group, sizeof(xp_ep_p2p_cuda)));
     xp_status status = create_sync(group);
     if (status == XP_OK)
-        status = load_kernels();
+        status = load_kernels(group);
     if (status != XP_OK) { /* the others may not have met it */
         xp_comm_abort(group->comm, NULL);
         return status;
     }
+    XP_TRY(agree_on_telling(group));
     XP_TRY(xp_ep_p2p_windows_create(group));
     xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
     const xp_ep_abort_watch_args watch = {.comm = group->comm,
@@ -167,7 +192,7 @@ xp_status xp_ep_p2p_cuda_failure(const xp_ep_group *group) {
     }
     if (f->n_missing > 1)
         snprintf(more, sizeof more, " and %d more", f->n_missing - 1);
-    if (f->reporter == group->rank)
+    if (f->kind == XP_EP_BARRIER_TIMED_OUT)
         snprintf(calls, sizeof calls, " (at call %u, expected %u)", f->seen, f->expected);
     snprintf(text, sizeof text, "rank %d waited %g s in %s (%s, round %lld) for rank %d%s%s",
              xp_comm_world_rank(group->comm, f->reporter), group->timeout_s, phases[f->phase],

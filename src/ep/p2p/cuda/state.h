@@ -31,8 +31,11 @@ typedef struct xp_ep_barrier_id {
 } xp_ep_barrier_id;
 
 typedef struct xp_ep_p2p_cuda {
-    xp_ep_cuda_state common;   /* first */
-    xp_ep_sync_mode sync;      /* see xp_ep_p2p_sync_mode() */
+    xp_ep_cuda_state common; /* first */
+    xp_ep_sync_mode sync;    /* see xp_ep_p2p_sync_mode() */
+    /* Dispatch tells the peers of rows in their windows, chunk by chunk, on every rank or on none:
+     * processes on GPUs of their own that have bulk copies. See xp_ep_cuda_arrivals. */
+    bool tells;
     xp_ep_launch_locks *locks; /* threads; NULL: none */
     xp_ep_abort_watch *watch;  /* XP_EP_SYNC_KERNEL: sets the host abort flag */
     /* Threads, and not for XP_EP_SYNC_KERNEL: a communicator of the hosts that nobody else uses. */
