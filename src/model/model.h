@@ -59,6 +59,9 @@ typedef struct xp_model_hooks {
     void *context;
     xp_status (*before_layer)(void *context, int layer, bool backward);
     xp_status (*after_layer)(void *context, int layer, bool backward);
+    /** This group's parameters are read by what is queued from here on. Forward order; a tied head's
+     * are the embedding's. */
+    xp_status (*group_needed)(void *context, int group);
     /** This group's gradient is complete for this microbatch (queued on the compute stream).
      * Backward order. */
     xp_status (*group_ready)(void *context, int group);

@@ -91,15 +91,23 @@ static xp_status layer_hook(xp_status (*hook)(void *, int, bool), const xp_model
     return hook ? hook(hooks->context, layer, backward) : XP_OK;
 }
 
+static xp_status group_needed(const xp_model_hooks *hooks, int group) {
+    return hooks->group_needed && group >= 0 ? hooks->group_needed(hooks->context, group) : XP_OK;
+}
+
+/* Up to what the head reads. */
 static xp_status layers_forward(xp_model *model, const xp_model_hooks *hooks, xp_stream *stream) {
     const xp_embed_args embed = embed_args(model);
+    XP_TRY(group_needed(hooks, model->embed_group));
     XP_TRY(model->ops->embed_forward(stream, &embed));
     for (int i = 0; i < model->arch.n_layers; i++) {
         XP_TRY(layer_hook(hooks->before_layer, hooks, i, false));
+        XP_TRY(group_needed(hooks, model->layers[i].dense_group));
+        XP_TRY(group_needed(hooks, model->layers[i].expert_group));
         XP_TRY(xp_layer_forward(model, i, NULL, stream));
         XP_TRY(layer_hook(hooks->after_layer, hooks, i, false));
     }
-    return XP_OK;
+    return group_needed(hooks, model->head_group);
 }
 
 static xp_status embed_backward(xp_model *model, xp_stream *stream) {
