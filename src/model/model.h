@@ -63,7 +63,7 @@ typedef struct xp_model_hooks {
      * are the embedding's. */
     xp_status (*group_needed)(void *context, int group);
     /** This group's gradient is complete for this microbatch (queued on the compute stream).
-     * Backward order. */
+     * Backward order, but the embedding's stands before the lowest layer's dense one. */
     xp_status (*group_ready)(void *context, int group);
 } xp_model_hooks;
 

@@ -124,6 +124,16 @@ static xp_status group_ready(const xp_model_hooks *hooks, int group) {
     return hooks->group_ready ? hooks->group_ready(hooks->context, group) : XP_OK;
 }
 
+/* Before a layer's last weight gradients, what they hide: the exchange of the layer below; behind the
+ * lowest layer, the embedding's gradient, whose reduction is the longest of the dense ones. */
+static xp_status begin_below(xp_model *model, int layer, const xp_model_hooks *hooks,
+                             xp_stream *stream) {
+    if (layer > 0)
+        return xp_ffn_backward_begin(model, layer - 1, stream);
+    XP_TRY(embed_backward(model, stream));
+    return group_ready(hooks, model->embed_group);
+}
+
 xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch,
                                     const xp_model_hooks *hooks, xp_stream *stream) {
     static const xp_model_hooks none = {0};
@@ -138,10 +148,11 @@ xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch
     for (int i = (int)model->arch.n_layers - 1; i >= 0; i--) {
         XP_TRY(layer_hook(hooks->before_layer, hooks, i, true));
         XP_TRY(xp_layer_backward(model, i, hooks, stream));
+        XP_TRY(begin_below(model, i, hooks, stream));
+        XP_TRY(xp_layer_backward_end(model, i, hooks, stream));
         XP_TRY(layer_hook(hooks->after_layer, hooks, i, true));
     }
-    XP_TRY(embed_backward(model, stream));
-    return group_ready(hooks, model->embed_group);
+    return XP_OK;
 }
 
 xp_status xp_model_forward(xp_model *model, const xp_model_batch *batch, xp_stream *stream) {

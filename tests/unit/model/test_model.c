@@ -266,8 +266,8 @@ static void test_hooks(void **state) {
                             .group_needed = group_needed,
                             .group_ready = group_ready};
     xp_test_must(xp_model_forward_backward(t.model, &t.batch, &hooks, t.stream));
-    static const char *const order[] = {
-        "head", "layers.1.experts", "layers.1", "layers.0.experts", "layers.0", "embed"};
+    static const char *const order[] = {"head",  "layers.1.experts", "layers.1", "layers.0.experts",
+                                        "embed", "layers.0"};
     assert_int_equal(c.n_groups, 6);
     assert_int_equal(c.n_groups, xp_param_table_n_groups(xp_model_params(t.model)));
     for (int i = 0; i < 6; i++)
