@@ -174,6 +174,10 @@ static __device__ __forceinline__ uint32_t load_shared(uint32_t from) {
     return value;
 }
 
+static __device__ __forceinline__ void store_shared(uint32_t to, uint32_t value) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+}
+
 static __device__ __forceinline__ void store_shared(uint32_t to, float value) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
 }

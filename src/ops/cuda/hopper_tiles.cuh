@@ -106,8 +106,9 @@ static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_
  * first CTA, takes a number while it produces the tile before and stores it to the same slot of each
  * CTA (publish_tile). Every warp of the cluster reads every number (take_tile).
  *
- *   full()   one arrival, by thread 0 of this CTA: at the start, and as soon as the slot's number
- *            before has been read; and the bytes of the number
+ *   full()   clusters: one arrival, by thread 0 of this CTA, at the start and as soon as the slot's
+ *            number before has been read; and the bytes of the number. Single CTAs, which are not
+ *            launched as clusters (st.async is illegal there): the scheduler thread arrives
  *   empty()  in the first CTA alone: one arrival of each warp of the cluster once it has read the slot
  */
 struct tile_ring {
@@ -131,7 +132,8 @@ template <int N_CTAS> static __device__ __forceinline__ void init_tile_ring(uint
     for (tile_ring ring = {base, 0}; ring.position < N_TILE_SLOTS; ring.position++) {
         mbarrier_init(ring.full(), 1);
         mbarrier_init(ring.empty(), N_CTAS * (N_THREADS / 32));
-        mbarrier_expect_tx(ring.full(), 4);
+        if (N_CTAS > 1)
+            mbarrier_expect_tx(ring.full(), 4);
     }
 }
 
@@ -144,17 +146,26 @@ static __device__ __forceinline__ uint32_t claim_tile(const xp_tile_args &p, uin
 template <int N_CTAS>
 static __device__ __forceinline__ void publish_tile(const tile_ring &ring, uint32_t number) {
     mbarrier_wait(ring.empty(), ring.parity() ^ 1);
+    if (N_CTAS == 1) {
+        store_shared(ring.number(), number);
+        mbarrier_arrive(ring.full());
+    } else {
 #pragma unroll
-    for (int i = 0; i < N_CTAS; i++)
-        st_async(cta_shared_address(ring.number(), i), number, cta_shared_address(ring.full(), i));
+        for (int i = 0; i < N_CTAS; i++)
+            st_async(cta_shared_address(ring.number(), i), number,
+                     cta_shared_address(ring.full(), i));
+    }
 }
 
 /* Every warp, all lanes: the next tile number. Lane 0 alone reads the slot and then gives it back. */
 template <int N_CTAS> static __device__ __forceinline__ uint32_t take_tile(tile_ring &ring) {
-    mbarrier_wait_cluster(ring.full(), ring.parity());
+    if (N_CTAS > 1)
+        mbarrier_wait_cluster(ring.full(), ring.parity());
+    else
+        mbarrier_wait(ring.full(), ring.parity());
     const bool elected = threadIdx.x % 32 == 0;
     const uint32_t number = __shfl_sync(0xffffffffu, elected ? load_shared(ring.number()) : 0, 0);
-    if (threadIdx.x == 0)
+    if (N_CTAS > 1 && threadIdx.x == 0)
         mbarrier_expect_tx(ring.full(), 4); /* of the slot's next number */
     if (elected) {
         if (N_CTAS > 1)
