@@ -103,8 +103,9 @@ static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_
 
 /*
  * Ring of tile numbers in each CTA's shared memory. The scheduler thread, thread 0 of the cluster's
- * first CTA, takes a number while it produces the tile before and stores it to the same slot of each
- * CTA (publish_tile). Every warp of the cluster reads every number (take_tile).
+ * first CTA, stores a tile's number to the same slot of each CTA when it starts to produce the tile
+ * before (publish_tile), and asks the counter for the one after, so that neither is waited for. Every
+ * warp of the cluster reads every number (take_tile).
  *
  *   full()   clusters: one arrival, by thread 0 of this CTA, at the start and as soon as the slot's
  *            number before has been read; and the bytes of the number. Single CTAs, which are not
@@ -177,12 +178,12 @@ template <int N_CTAS> static __device__ __forceinline__ uint32_t take_tile(tile_
     return number;
 }
 
-/* Scheduler thread, once per cluster, with the first number past the last of n_tiles: the cluster
- * that got the last number of all sets the counter back for the stream's next launch. */
+/* Scheduler thread, at the end, with its last number. Every cluster has got two past the n_tiles by
+ * then; the cluster with the last one of all sets the counter back for the stream's next launch. */
 template <int N_CTAS>
-static __device__ __forceinline__ void reset_counter(const xp_tile_args &p, uint32_t number,
+static __device__ __forceinline__ void reset_counter(const xp_tile_args &p, uint32_t last,
                                                      uint32_t n_tiles) {
-    if (p.counter != nullptr && number == n_tiles + gridDim.x / N_CTAS - 1)
+    if (p.counter != nullptr && last == n_tiles + 2 * (gridDim.x / N_CTAS) - 1)
         *p.counter = 0;
 }
 
