@@ -20,6 +20,7 @@ enum {
     LINES = PRODUCER_THREADS / 8, /* rows that the producer copies at a time: 8 threads a row */
     A_LINES = TILE_M / LINES,     /* rows of an a tile of which a thread copies 16 bytes */
     K_LINES = TILE_K / LINES,
+    PREFETCH_K_TILES = N_STAGES + 2, /* how far ahead operands are brought to L2 */
     LIST_K_TILES = 2, /* k tiles whose row numbers (16 a warp) fill a register a lane */
     LISTS = 3,        /* such registers: one in use, the others prefetched */
     A_BYTES = TILE_M * TILE_K * 2,
@@ -33,8 +34,8 @@ enum {
     TILES_AT = TILE_BARRIERS_AT + 2 * N_TILE_SLOTS * 8,
     OFFSETS_AT = TILES_AT + N_TILE_SLOTS * 4,
     SHARED_BYTES = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4,
-    PRODUCER_REGISTERS = 72,
-    CONSUMER_REGISTERS = 216,
+    PRODUCER_REGISTERS = 88,
+    CONSUMER_REGISTERS = 208,
     CLUSTER_CTAS = 2,
     /* 2-CTA clusters from this many rows an expert (max_rows / experts) on: where an expert ends,
      * half of a cluster's tile can be empty. */
