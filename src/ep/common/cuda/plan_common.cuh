@@ -70,9 +70,10 @@ static inline int64_t tiles_of(int64_t n, int64_t tile) {
     return (n + tile - 1) / tile;
 }
 
-/** Warps of a block that each keep `width` counters in shared memory. */
+/** Warps of a block that each keep `width` counters in shared memory. A warp takes its tokens one after
+ * the other, so many warps with few tokens each. */
 static inline int warps_for(int64_t width) {
-    int n_warps = 8;
+    int n_warps = 32;
     while (n_warps > 1 && n_warps * width * 4 > SHARED_MOST)
         n_warps /= 2;
     return n_warps;
