@@ -1,7 +1,7 @@
 /*
- * bench_grouped_gemm [--caps LIST] [--repeats N]: grouped GEMMs of real layer sizes on the first
- * GPU, beside the dense GEMM of cuBLASLt in the same run, each checked against the portable
- * kernel.
+ * bench_grouped_gemm [--caps LIST] [--repeats N] [--spare-sms N]: grouped GEMMs of real layer sizes
+ * on the first GPU, beside the dense GEMM of cuBLASLt in the same run (which takes all SMs), each
+ * checked against the portable kernel.
  *
  * The table: time (median), rate, share of the dense rate, and how far the sampled results lie from
  * the portable kernel's (relative, in norm). Exit code 1 when one is further than rounding
@@ -46,7 +46,7 @@ typedef struct side { /* one way to compute: a device object on the same GPU */
 typedef struct bench {
     const xp_cuda_backend *backend;
     side fast, plain;
-    int n_repeats;
+    int n_repeats, spare_sms;
     double dense_rate; /* FLOP/s */
     bool far;
     char *rows, *weights, *wide, *out, *want; /* [rows, 2048], [L, n, k], [rows, 2048], results */
@@ -193,8 +193,8 @@ static xp_status compare(const bench *b, int64_t n, bool f32, double *distance) 
     return status;
 }
 
-/* Rows are gathered but where they lie in order; wgrad: those of x, of dy, of x with fp32 sums
- * added to. */
+/* Rows are gathered but where they lie in order; wgrad: those of x, of dy, and both with
+ * fp32 sums added to. */
 typedef enum kind {
     FORWARD,
     FORWARD_IN_ORDER,
@@ -203,10 +203,16 @@ typedef enum kind {
     WGRAD,
     WGRAD_OF_DY,
     WGRAD_F32_ACC,
+    WGRAD_OF_DY_F32_ACC,
     N_KINDS
 } kind;
-static const char *const kind_names[N_KINDS] = {
-    "forward", "forward, order", "dgrad", "dgrad, order", "wgrad", "wgrad, dy", "wgrad f32 +="};
+static const char *const kind_names[N_KINDS] = {"forward",      "forward, order", "dgrad",
+                                                "dgrad, order", "wgrad",          "wgrad, dy",
+                                                "wgrad f32 +=", "wgrad dy f32+="};
+
+static bool adds_f32(kind which) {
+    return which == WGRAD_F32_ACC || which == WGRAD_OF_DY_F32_ACC;
+}
 
 static xp_grouped_args args_of(const bench *b, const shape *s, kind which) {
     xp_grouped_args a = {.n_experts = s->n_experts,
@@ -215,8 +221,9 @@ static xp_grouped_args args_of(const bench *b, const shape *s, kind which) {
                          .k = s->k,
                          .offsets = b->offsets,
                          .dtype = XP_BF16,
-                         .dw_dtype = which == WGRAD_F32_ACC ? XP_F32 : XP_BF16,
-                         .acc = which == WGRAD_F32_ACC};
+                         .dw_dtype = adds_f32(which) ? XP_F32 : XP_BF16,
+                         .acc = adds_f32(which),
+                         .spare_sms = b->spare_sms};
     switch (which) {
     case FORWARD:
     case FORWARD_IN_ORDER:
@@ -227,6 +234,7 @@ static xp_grouped_args args_of(const bench *b, const shape *s, kind which) {
         a.dy = b->rows, a.gather_dy = which == DGRAD ? b->gather : NULL, a.w = b->weights;
         break;
     case WGRAD_OF_DY:
+    case WGRAD_OF_DY_F32_ACC:
         a.x = b->wide, a.dy = b->rows, a.gather_dy = b->gather;
         break;
     default:
@@ -248,7 +256,7 @@ static xp_status call_of(const side *who, kind which, xp_grouped_args *args, tim
 
 static xp_status run_case(bench *b, const shape *s, kind which) {
     const int64_t n_rows = s->n_experts * s->rows_each;
-    const bool f32 = which == WGRAD_F32_ACC;
+    const bool f32 = adds_f32(which);
     const int64_t n_out = which <= FORWARD_IN_ORDER ? n_rows * s->n
                           : which <= DGRAD_IN_ORDER ? n_rows * s->k
                                                     : s->n_experts * s->n * s->k;
@@ -328,8 +336,12 @@ int main(int argc, char **argv) {
         } else if (strcmp(argv[i], "--repeats") == 0 && i + 1 < argc &&
                    xp_parse_i64(argv[++i], &number) && number >= 1 && number <= MOST_REPEATS) {
             b.n_repeats = (int)number;
+        } else if (strcmp(argv[i], "--spare-sms") == 0 && i + 1 < argc &&
+                   xp_parse_i64(argv[++i], &number) && number >= 0 && number <= 1024) {
+            b.spare_sms = (int)number;
         } else {
-            fprintf(stderr, "usage: %s [--caps LIST] [--repeats 1..%d]\n", argv[0], MOST_REPEATS);
+            fprintf(stderr, "usage: %s [--caps LIST] [--repeats 1..%d] [--spare-sms 0..1024]\n",
+                    argv[0], MOST_REPEATS);
             return 2;
         }
     }

@@ -10,7 +10,8 @@
 typedef struct xp_bench_setting {
     xp_ep_transport transport;
     int num_sms;
-    bool overlap, save_recv;
+    int64_t overlap; /* see xp_overlap_choose() */
+    bool save_recv;
     double overlap_split;
 } xp_bench_setting;
 

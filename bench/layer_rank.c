@@ -54,7 +54,7 @@ static xp_status reserve_lane(xp_layer_rank *r, int i) {
     xp_moe_core_args args = r->c->model;
     args.max_tokens = r->c->n_tokens;
     args.n_layers = 1;
-    args.overlap = s->overlap;
+    args.overlap = xp_overlap_choose(s->overlap, r->c->ep_size, r->c->cuda, r->d.shares_gpu);
     args.overlap_split = s->overlap_split;
     args.save_recv = s->save_recv;
     args.ep.transport = s->transport;

@@ -67,10 +67,10 @@ static void add_told(const xp_tune_args *args, xp_tune_report *report) {
     const xp_bench_setting base = default_setting(args);
     xp_bench_setting setting = base;
     xp_tune_candidate *made = NULL;
-    setting.overlap = !base.overlap;
+    setting.overlap = base.overlap > 0 ? -1 : 1;
     made = add(report, &setting,
-               base.overlap ? "parallelism.expert_parallel_overlap false"
-                            : "parallelism.expert_parallel_overlap true");
+               base.overlap > 0 ? "parallelism.expert_parallel_overlap auto"
+                                : "parallelism.expert_parallel_overlap true");
     if (made)
         made->why_not = "it changes the order of sums";
     setting = base;

@@ -113,9 +113,9 @@ static void print_words(const plan_row *r) {
     const bool has_transport = s->transport && r->step.transport != XP_EP_AUTO;
     printf("\nwhy: %s\nto run it: --parallelism.expert_parallel_degree %lld "
            "--activation_checkpoint.mode %s "
-           "--training.local_batch_size %lld --parallelism.%sexpert_parallel_overlap "
+           "--training.local_batch_size %lld --parallelism.expert_parallel_overlap %s "
            "--parallelism.data_parallel_replicate_degree %lld%s%s\n",
-           r->reason, (long long)s->ep, s->mode, (long long)s->batch, s->overlap ? "" : "no_",
+           r->reason, (long long)s->ep, s->mode, (long long)s->batch, s->overlap ? "true" : "auto",
            (long long)s->replicas, has_transport ? " --deepep.transport " : "",
            has_transport ? s->transport : "");
 }

@@ -10,6 +10,7 @@
 #include "core/file.h"
 #include "launch/shim.h"
 #include "options.h"
+#include "step.h"
 #include "train/complete.h"
 #include "train/trainer.h"
 #include "tune_print.h"
@@ -104,15 +105,44 @@ static void show_row(void *context, const xp_tune_candidate *candidate) {
         tune_print_row(candidate);
 }
 
+/* One step of the run itself on random tokens, in a folder of its own. */
+static xp_status measure_gemms_in(const tune_options *o, const xp_bench_host *host, int n_ranks,
+                                  const char *folder, xp_tune_gemms *gemms) {
+    xp_config_set *set = NULL;
+    xp_status status = xp_config_load(o->words.n, (char **)o->words.words, true, &set);
+    if (status == XP_OK)
+        status = xp_config_complete(set);
+    if (status == XP_OK)
+        status = xp_bench_step_prepare(set, folder, n_ranks);
+    if (status == XP_OK)
+        status = xp_tune_gemms_run(set, host, n_ranks, gemms);
+    xp_config_destroy(set);
+    return status;
+}
+
+static xp_status measure_gemms(const tune_options *o, const xp_bench_host *host, int n_ranks,
+                               xp_tune_gemms *gemms) {
+    char folder[] = "/tmp/expar-tune-XXXXXX";
+    if (!mkdtemp(folder))
+        return xp_error(XP_EIO, "cannot make a folder in /tmp");
+    const xp_status status = measure_gemms_in(o, host, n_ranks, folder, gemms);
+    const xp_status removed = xp_folder_remove(folder);
+    return status == XP_OK ? removed : status;
+}
+
 static xp_status measure(tune_options *o, const xp_config_set *set, const xp_bench_host *host,
                          int n_ranks, const char *path) {
     const xp_config *config = xp_config_get(set);
     const bool leads = xp_bench_host_leads(host);
-    char tuned_for[XP_TUNED_FOR_MAX];
-    xp_tune_facts facts;
+    char tuned_for[XP_TUNED_FOR_MAX], gemm_for[XP_TUNED_FOR_MAX] = "";
+    xp_tune_facts facts = {.on_gpu = false};
     xp_tune_report *report = calloc(1, sizeof *report);
-    if (!report)
+    xp_tune_gemms *gemms = calloc(1, sizeof *gemms);
+    if (!report || !gemms) {
+        free(report);
+        free(gemms);
         return xp_error(XP_ENOMEM, "no memory for the report");
+    }
     xp_tune_args args = {.config = config,
                          .facts = &facts,
                          .host = host,
@@ -121,7 +151,8 @@ static xp_status measure(tune_options *o, const xp_config_set *set, const xp_ben
                          .seconds = o->seconds,
                          .context = o};
     xp_status status = xp_tune_facts_of(config, n_ranks, host->world != NULL, args.n_cores, &facts);
-    if (status == XP_OK && !facts.has_experts)
+    xp_gemm_tuned_for_print(&facts, gemm_for, sizeof gemm_for);
+    if (status == XP_OK && !facts.has_experts && !gemm_for[0])
         status = xp_error(XP_ECONFIG, "this model has no experts: there is no dispatch to tune");
     if (status == XP_OK)
         status = xp_tune_plan(&args, report);
@@ -135,10 +166,17 @@ static xp_status measure(tune_options *o, const xp_config_set *set, const xp_ben
         if (leads && isatty(STDERR_FILENO) == 1)
             fputs("\r\033[K", stderr);
     }
-    const tune_result result = {
-        .args = &args, .report = report, .tuned_for = tuned_for, .path = path};
+    if (status == XP_OK && gemm_for[0])
+        status = measure_gemms(o, host, n_ranks, gemms);
+    const tune_result result = {.args = &args,
+                                .report = report,
+                                .tuned_for = tuned_for,
+                                .path = path,
+                                .gemms = gemm_for[0] ? gemms : NULL,
+                                .gemm_for = gemm_for};
     if (status == XP_OK && leads)
         status = finish(o, set, &result);
+    free(gemms);
     free(report);
     return status;
 }
@@ -209,8 +247,11 @@ static int parse_and_run(int argc, char **argv, char **rest) {
             "itself where machine and model are the same. Ranks are those of\n`expar train`: a "
             "process a GPU, or NGPU rank threads on the CPU. Each setting is measured on one MoE "
             "layer in turns\nwith the defaults, the best once more at the end: what is not faster "
-            "beyond the noise leaves the defaults. No choice\nchanges the bits of a run; what "
-            "would is measured and told, not written.",
+            "beyond the noise leaves the defaults. None of\nthese changes the bits of a run; what "
+            "would is measured and told, not written. On GPUs one training step follows\nin which "
+            "every "
+            "dense GEMM times cuBLASLt's deterministic algorithms: a [gemm] section. Another "
+            "algorithm rounds\ndifferently, so tune before a run starts.",
         .examples =
             "  expar tune my.toml\n"
             "  NGPU=2 expar tune configs/debug_moe.toml --parallelism.expert_parallel_degree "

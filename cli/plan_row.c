@@ -74,7 +74,7 @@ plan_setting plan_own_setting(const plan *p) {
                           .ep = c->parallelism.expert_parallel_degree,
                           .replicas = c->parallelism.data_parallel_replicate_degree,
                           .mode = mode_named(c->activation_checkpoint.mode),
-                          .overlap = c->parallelism.expert_parallel_overlap,
+                          .overlap = c->parallelism.expert_parallel_overlap > 0,
                           .transport = c->deepep.transport};
 }
 
@@ -103,9 +103,9 @@ xp_status plan_apply(plan *p, const plan_setting *s) {
     XP_TRY(set_int(p, "parallelism.data_parallel_replicate_degree",
                    c->parallelism.data_parallel_replicate_degree, s->replicas));
     XP_TRY(set_mode(p, s->mode));
-    if (s->overlap != c->parallelism.expert_parallel_overlap)
+    if (s->overlap != (c->parallelism.expert_parallel_overlap > 0))
         XP_TRY(xp_config_override(p->set, "parallelism.expert_parallel_overlap",
-                                  s->overlap ? "true" : "false"));
+                                  s->overlap ? "true" : "auto"));
     const char *transport = c->deepep.transport ? c->deepep.transport : "auto";
     if (s->transport && strcmp(s->transport, transport) != 0)
         XP_TRY(xp_config_override(p->set, "deepep.transport", s->transport));

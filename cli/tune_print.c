@@ -90,6 +90,8 @@ void tune_print_verdict(const tune_result *r) {
         printf("kept: the defaults. Nothing that may be written is faster by %.0f %% or more\n",
                100 * XP_TUNE_LEAST_GAIN);
     print_told(report);
+    if (r->gemms)
+        tune_print_gemms(r->gemms);
     print_explicit(r->args->config);
 }
 
@@ -140,6 +142,8 @@ void tune_add_json(xp_text *t, const tune_result *r) {
         add_pair(t, &report->pair);
     else
         xp_text_puts(t, "null");
+    xp_text_puts(t, ", \"gemms\": ");
+    tune_add_gemms_json(t, r);
     xp_text_puts(t, ", \"winner\": ");
     add_name(t, report, report->winner);
     xp_text_puts(t, ", \"file\": ");
@@ -176,4 +180,5 @@ void tune_add_toml(xp_text *t, const tune_result *r) {
         xp_text_puts(t, "transport = \"a2a\"\n");
     if (won && won->setting.num_sms > 0)
         xp_text_printf(t, "num_sms = %d\n", won->setting.num_sms);
+    tune_add_gemms_toml(t, r);
 }

@@ -66,7 +66,7 @@ typedef struct xp_config {
     struct {
         int64_t data_parallel_replicate_degree, data_parallel_shard_degree, expert_parallel_degree;
         const char *expert_parallel_comm_backend; /* NULL = by flavor */
-        bool expert_parallel_overlap;
+        int64_t expert_parallel_overlap;          /* -1 = auto, 0, 1 */
         int64_t bucket_mb, tensor_parallel_degree, pipeline_parallel_degree,
             context_parallel_degree;
     } parallelism;
@@ -83,7 +83,12 @@ typedef struct xp_config {
         const char *transport, *tuned_for;
         const char *tuned_file; /* NULL: NAME.tuned.toml beside the configuration NAME.toml */
         double overlap_split;
+        int64_t overlap_num_sms; /* 0 = choose */
     } deepep;
+    struct {
+        const char *tuned_for;
+        xp_string_list algorithms; /* xp_gemm_choice_parse() */
+    } gemm;
     struct {
         const char *mode;
     } activation_checkpoint;

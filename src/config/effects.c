@@ -69,7 +69,8 @@ static bool spreads_experts(const situation *s) {
 }
 
 static bool overlaps(const situation *s) {
-    return !spreads_experts(s) || !s->has_experts || s->config->parallelism.expert_parallel_overlap;
+    return !spreads_experts(s) || !s->has_experts ||
+           s->config->parallelism.expert_parallel_overlap > 0;
 }
 
 static bool names_tokens(const char *dataset) {
@@ -168,8 +169,7 @@ static const dependence dependences[] = {
      "this model has no experts",
      true,
      {"parallelism.expert_parallel_comm_backend", "parallelism.expert_parallel_overlap",
-      "deepep.num_sms", "deepep.transport", "deepep.overlap_split", "deepep.tuned_for",
-      "deepep.tuned_file"}},
+      "deepep.num_sms", "deepep.transport", "deepep.overlap_split", "deepep.tuned_for"}},
     {"parallelism.expert_parallel_degree",
      spreads_experts,
      "parallelism.expert_parallel_degree is 1, all experts are on every rank",
@@ -178,7 +178,7 @@ static const dependence dependences[] = {
       "debug.moe_send_copies"}},
     {"parallelism.expert_parallel_overlap",
      overlaps,
-     "parallelism.expert_parallel_overlap is off",
+     "parallelism.expert_parallel_overlap is not true",
      false,
      {"deepep.overlap_split"}},
 };

@@ -17,6 +17,9 @@
 #section, #name, XP_FIELD_BOOL, AT(section.name, bool), .initial = (initial_)
 #define SWITCH(section, name)                                                                      \
 #section, #name, XP_FIELD_SWITCH, AT(section.name, int64_t), .initial = NULL
+#define AUTO_SWITCH(section, name)                                                                 \
+#section, #name, XP_FIELD_SWITCH, AT(section.name, int64_t), .initial = "auto",                \
+                                                                 .choices = "auto|true|false"
 #define STRING(section, name, initial_)                                                            \
 #section, #name, XP_FIELD_STRING, AT(section.name, const char *), .initial = (initial_)
 #define PATH(section, name, initial_)                                                              \
@@ -136,8 +139,10 @@ static const xp_field fields[] = {
      .help = "consecutive ranks that share the experts; divides the shard degree"},
     {CHOICE(parallelism, expert_parallel_comm_backend, NULL, "standard|deepep"), TT, BY_FLAVOR,
      .help = "how token rows travel: all-to-all, or straight into the peers' memory"},
-    {BOOL(parallelism, expert_parallel_overlap, "false"),
-     .help = "dispatch and combine one half of a microbatch while the other computes"},
+    {AUTO_SWITCH(parallelism, expert_parallel_overlap),
+     .help = "true: dispatch and combine one half of a microbatch while the other computes; auto: "
+             "where every rank has a GPU, the exchange of the backward pass runs beside weight "
+             "gradients, the same bits as false"},
     {INT(parallelism, bucket_mb, "64", 1, 65536),
      .help = "MiB of gradients that are reduced together"},
     {INT(parallelism, tensor_parallel_degree, "1", 1, BIG), TT,
@@ -176,7 +181,9 @@ static const xp_field fields[] = {
     {INT(deepep, chunk_tokens, "0", 0, 1 << 24), .unset = "chosen",
      .help = "tokens sent as one piece; no effect yet"},
     {FLOAT(deepep, overlap_split, "0.5", 0, 1),
-     .help = "share of the microbatch in the first half of an overlapped step"},
+     .help = "share of the microbatch in the first half, with expert_parallel_overlap = true"},
+    {INT(deepep, overlap_num_sms, "0", 0, 1024), .unset = "deepep.num_sms, else 24",
+     .help = "GPU multiprocessors for dispatch and combine that run beside weight gradients"},
     {STRING(deepep, tuned_for, NULL),
      .help =
          "the machine and model that these values were measured for; elsewhere the defaults are "
@@ -184,6 +191,13 @@ static const xp_field fields[] = {
     {PATH(deepep, tuned_file, NULL), .is_input = true,
      .unset = "NAME.tuned.toml beside the configuration NAME.toml",
      .help = "what `expar tune` has written, picked up where it fits; `none`: do not look for it"},
+
+    {STRING(gemm, tuned_for, NULL),
+     .help = "the GPU and library that these algorithms were measured for; elsewhere the library's "
+             "own are used, with a word"},
+    {LIST(gemm, algorithms), .unset = "the library's own",
+     .help = "dense GEMMs on a GPU: cuBLASLt's algorithm by shape, as `expar tune` writes them; "
+             "all are deterministic, but another one rounds differently"},
 
     {CHOICE(activation_checkpoint, mode, "none", "none|selective|full"), TT,
      .help = "compute activations again in the backward pass: less memory, more time"},
@@ -263,11 +277,11 @@ static const xp_field fields[] = {
              "avx2, wgmma"},
 };
 
-static const char *const sections[] = {"job",        "model",        "training",
-                                       "optimizer",  "lr_scheduler", "parallelism",
-                                       "moe",        "deepep",       "activation_checkpoint",
-                                       "checkpoint", "metrics",      "profiling",
-                                       "validation", "comm",         "debug"};
+static const char *const sections[] = {
+    "job",         "model",   "training",  "optimizer",  "lr_scheduler",
+    "parallelism", "moe",     "deepep",    "gemm",       "activation_checkpoint",
+    "checkpoint",  "metrics", "profiling", "validation", "comm",
+    "debug"};
 
 int xp_field_count(void) {
     return (int)(sizeof fields / sizeof fields[0]);
@@ -294,7 +308,7 @@ const char *xp_field_type_text(const xp_field *field) {
         [XP_FIELD_INT] = "int",       [XP_FIELD_FLOAT] = "float",   [XP_FIELD_BOOL] = "bool",
         [XP_FIELD_SWITCH] = "bool",   [XP_FIELD_STRING] = "string", [XP_FIELD_PATH] = "path",
         [XP_FIELD_CHOICE] = "choice", [XP_FIELD_LIST] = "list",     [XP_FIELD_SOURCES] = "sources"};
-    return field->type == XP_FIELD_CHOICE ? field->choices : texts[field->type];
+    return field->choices ? field->choices : texts[field->type];
 }
 
 const char *xp_field_default_text(const xp_field *field) {

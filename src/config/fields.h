@@ -10,7 +10,7 @@ typedef enum xp_field_type {
     XP_FIELD_INT = 0, /* int64_t */
     XP_FIELD_FLOAT,   /* double */
     XP_FIELD_BOOL,    /* bool */
-    XP_FIELD_SWITCH,  /* int64_t: -1 = unset, 0, 1; a boolean in TOML */
+    XP_FIELD_SWITCH, /* int64_t: -1 = unset, or "auto" where there are choices; 0, 1; a boolean in TOML */
     XP_FIELD_STRING,  /* const char *; NULL = unset */
     XP_FIELD_PATH,    /* const char *; NULL = unset */
     XP_FIELD_CHOICE,  /* const char *, one of `choices`; NULL = unset */
@@ -32,7 +32,7 @@ typedef struct xp_field {
     bool zero_refused;   /* -1 or 1 and up */
     bool torchtitan;     /* the name is TorchTitan's */
     bool is_input;       /* a path that is read, not written */
-    const char *choices; /* "a|b|c" */
+    const char *choices; /* "a|b|c"; of a switch: NULL or "auto|true|false" */
     const char *help;    /* one line */
 } xp_field;
 

@@ -25,7 +25,7 @@ static void add_markdown_row(const xp_field *field, xp_text *text) {
 }
 
 static void add_help_row(const xp_field *field, xp_text *text) {
-    bool flag = field->type == XP_FIELD_BOOL || field->type == XP_FIELD_SWITCH;
+    bool flag = field->type == XP_FIELD_BOOL || (field->type == XP_FIELD_SWITCH && !field->choices);
     xp_text_printf(text, "  --%s.%s%s%s\n        %s (default: %s)\n", field->section, field->key,
                    flag ? "" : " ", flag ? "" : xp_field_type_text(field), field->help,
                    xp_field_default_text(field));

@@ -52,7 +52,8 @@ static xp_status take_value(xp_option *option, const char *inline_value, const c
     if (inline_value)
         return XP_OK;
     if (is_flag(option->field)) {
-        bool word = next && (strcmp(next, "true") == 0 || strcmp(next, "false") == 0);
+        bool word = next && (strcmp(next, "true") == 0 || strcmp(next, "false") == 0 ||
+                             (option->field->choices && strcmp(next, "auto") == 0));
         option->value = word ? next : "true";
         *used += word;
         return XP_OK;

@@ -66,6 +66,18 @@ static void set_bool(xp_config_set *set, const xp_field *field, bool value) {
         *(bool *)member(&set->config, field) = value;
 }
 
+/* "auto", where a switch has it. */
+static bool set_auto(xp_config_set *set, const xp_field *field, const char *text) {
+    if (field->type != XP_FIELD_SWITCH || !field->choices || strcmp(text, "auto") != 0)
+        return false;
+    *(int64_t *)member(&set->config, field) = -1;
+    return true;
+}
+
+static const char *bool_words(const xp_field *field) {
+    return field->choices ? "auto, true or false" : "true or false";
+}
+
 static bool is_choice(const char *choices, const char *text) {
     size_t n = strlen(text);
     for (const char *at = choices; at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
@@ -175,8 +187,10 @@ static xp_status assign_text(xp_config_set *set, const xp_assignment *a, const c
         return set_float(set, a, real);
     case XP_FIELD_BOOL:
     case XP_FIELD_SWITCH:
+        if (set_auto(set, a->field, text))
+            return XP_OK;
         if (!parse_bool(text, &boolean))
-            return fail_type(a, "true or false", quoted);
+            return fail_type(a, bool_words(a->field), quoted);
         set_bool(set, a->field, boolean);
         return XP_OK;
     case XP_FIELD_LIST:
@@ -206,8 +220,10 @@ static xp_status assign_toml(xp_config_set *set, const xp_assignment *a, const x
         return set_float(set, a, v->as.real);
     case XP_FIELD_BOOL:
     case XP_FIELD_SWITCH:
+        if (v->type == XP_TOML_STRING && set_auto(set, a->field, v->as.string.data))
+            return XP_OK;
         if (v->type != XP_TOML_BOOL)
-            return fail_type(a, "true or false", got);
+            return fail_type(a, bool_words(a->field), got);
         set_bool(set, a->field, v->as.boolean);
         return XP_OK;
     case XP_FIELD_LIST:
@@ -289,7 +305,7 @@ bool xp_field_is_unset(const xp_config *config, const xp_field *field) {
     case XP_FIELD_BOOL:
         return false;
     case XP_FIELD_SWITCH:
-        return *(const int64_t *)(const void *)at < 0;
+        return !field->choices && *(const int64_t *)(const void *)at < 0;
     case XP_FIELD_LIST:
         return ((const xp_string_list *)(const void *)at)->n == 0;
     case XP_FIELD_SOURCES:
@@ -324,7 +340,9 @@ void xp_field_add_value(const xp_config *config, const xp_field *field, bool jso
         xp_text_puts(text, *(const bool *)at ? "true" : "false");
         return;
     case XP_FIELD_SWITCH:
-        xp_text_puts(text, *(const int64_t *)at ? "true" : "false");
+        xp_text_puts(text, *(const int64_t *)at < 0 ? "\"auto\""
+                           : *(const int64_t *)at   ? "true"
+                                                    : "false");
         return;
     case XP_FIELD_LIST:
         xp_text_puts(text, "[");

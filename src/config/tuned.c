@@ -69,17 +69,56 @@ static xp_status read_key(const xp_toml *toml, const xp_toml_entry *entry, xp_tu
     return XP_OK;
 }
 
+/* The algorithms as one text; what each means is the ops' business. */
+static xp_status read_gemms(const xp_toml *toml, const xp_toml_value *v, xp_tuned *tuned) {
+    const size_t n = v->type == XP_TOML_ARRAY ? xp_toml_array_count(v->as.array) : 0;
+    size_t length = 0;
+    bool right = v->type == XP_TOML_ARRAY;
+    for (size_t i = 0; right && i < n; i++) {
+        const xp_toml_value *item = xp_toml_array_item(v->as.array, i);
+        const size_t n_bytes = item->type == XP_TOML_STRING ? item->as.string.n_bytes : 0;
+        right = n_bytes > 0 && strlen(item->as.string.data) == n_bytes &&
+                !strchr(item->as.string.data, ',') && length + n_bytes + 2 < sizeof tuned->gemms;
+        if (right)
+            length += (size_t)snprintf(tuned->gemms + length, sizeof tuned->gemms - length, "%s%s",
+                                       i > 0 ? "," : "", item->as.string.data);
+    }
+    tuned->gemm_line = v->line;
+    return right ? XP_OK
+                 : bad(toml, tuned->path, v->line, v->offset,
+                       "gemm.algorithms must be a list of texts without commas");
+}
+
+static xp_status read_gemm_key(const xp_toml *toml, const xp_toml_entry *entry, xp_tuned *tuned) {
+    const xp_toml_value *v = &entry->value;
+    const size_t n_bytes = v->type == XP_TOML_STRING ? v->as.string.n_bytes : 0;
+    if (strcmp(entry->key, "algorithms") == 0)
+        return read_gemms(toml, v, tuned);
+    if (strcmp(entry->key, "tuned_for") != 0)
+        return bad(toml, tuned->path, entry->line, entry->offset,
+                   "[gemm] of a tuned file holds tuned_for and algorithms");
+    if (n_bytes == 0 || n_bytes >= XP_TUNED_FOR_MAX || strlen(v->as.string.data) != n_bytes)
+        return bad(toml, tuned->path, v->line, v->offset, "gemm.tuned_for is no such text");
+    snprintf(tuned->gemm_for, sizeof tuned->gemm_for, "%s", v->as.string.data);
+    return XP_OK;
+}
+
 static xp_status read_document(const xp_toml *toml, xp_tuned *tuned) {
     const xp_toml_table *root = xp_toml_root(toml);
     for (size_t i = 0; i < xp_toml_table_count(root); i++) {
         const xp_toml_entry *section = xp_toml_table_entry(root, i);
-        if (strcmp(section->key, "deepep") != 0 || section->value.type != XP_TOML_TABLE)
+        const bool is_gemm = strcmp(section->key, "gemm") == 0;
+        if ((!is_gemm && strcmp(section->key, "deepep") != 0) ||
+            section->value.type != XP_TOML_TABLE)
             return bad(toml, tuned->path, section->line, section->offset,
-                       "a tuned file holds one section, [deepep]");
+                       "a tuned file holds the sections [deepep] and [gemm]");
         const xp_toml_table *table = section->value.as.table;
         for (size_t k = 0; k < xp_toml_table_count(table); k++)
-            XP_TRY(read_key(toml, xp_toml_table_entry(table, k), tuned));
+            XP_TRY(
+                (is_gemm ? read_gemm_key : read_key)(toml, xp_toml_table_entry(table, k), tuned));
     }
+    if (tuned->gemms[0] && !tuned->gemm_for[0])
+        return xp_error(XP_ECONFIG, "%s: there is no gemm.tuned_for in it", tuned->path);
     return tuned->tuned_for[0]
                ? XP_OK
                : xp_error(XP_ECONFIG, "%s: there is no deepep.tuned_for in it", tuned->path);
@@ -103,6 +142,42 @@ xp_status xp_tuned_read(const char *path, xp_tuned *tuned) {
 }
 
 /* ---- into the configuration -------------------------------------------------------------- */
+
+static xp_status set_gemm(xp_config_set *set, const char *key, const char *value,
+                          const xp_origin *origin) {
+    const xp_assignment a = {
+        .field = xp_field_find("gemm", key), .where = origin->name, .origin = *origin};
+    return xp_set_text(set, &a, value);
+}
+
+xp_status xp_config_take_tuned_gemms(xp_config_set *set, const xp_tuned *tuned, bool *taken) {
+    const xp_field *field = xp_field_find("gemm", "algorithms");
+    const char *path = xp_arena_strdup(set->arena, tuned->path);
+    const xp_origin origin = {XP_ORIGIN_FILE, path, tuned->gemm_line, 1};
+    if (!path)
+        return xp_error(XP_ENOMEM, "out of memory for the configuration");
+    *taken = xp_set_origin(set, field)->kind == XP_ORIGIN_DEFAULT;
+    if (!*taken)
+        return XP_OK;
+    XP_TRY(set_gemm(set, "algorithms", tuned->gemms, &origin));
+    return set_gemm(set, "tuned_for", tuned->gemm_for, &origin);
+}
+
+const char *xp_config_own_gemm_tuned_for(const xp_config_set *set, char *where, size_t n_where) {
+    const xp_origin *origin = xp_set_origin(set, xp_field_find("gemm", "tuned_for"));
+    const char *text = set->config.gemm.tuned_for;
+    if (!text || !text[0] || origin->kind != XP_ORIGIN_FILE)
+        return NULL;
+    snprintf(where, n_where, "%s:%d", origin->name, origin->line);
+    return text;
+}
+
+xp_status xp_config_drop_tuned_gemms(xp_config_set *set) {
+    const xp_origin none = {XP_ORIGIN_DEFAULT, NULL, 0, 0};
+    if (xp_set_origin(set, xp_field_find("gemm", "algorithms"))->kind == XP_ORIGIN_FILE)
+        XP_TRY(set_gemm(set, "algorithms", "", &none));
+    return set_gemm(set, "tuned_for", "", &none);
+}
 
 static bool is_open(const xp_config_set *set, const xp_field *field) {
     const xp_origin *origin = xp_set_origin(set, field);

@@ -1,11 +1,13 @@
-/** What `expar tune` has measured: a TOML file with a [deepep] section, and how a configuration takes its values. */
+/** What `expar tune` has measured: a TOML file with a [deepep] and perhaps a [gemm] section, and how a configuration
+ * takes its values. */
 #ifndef XP_CONFIG_TUNED_H
 #define XP_CONFIG_TUNED_H
 
 #include <stddef.h>
 #include "config/config.h"
 
-#define XP_TUNED_FOR_MAX 512
+#define XP_TUNED_FOR_MAX   512
+#define XP_TUNED_GEMMS_MAX 6144 /* bytes of all algorithms as one text */
 
 /** Plain data, so that one rank can read it for all. */
 typedef struct xp_tuned {
@@ -14,6 +16,9 @@ typedef struct xp_tuned {
     char transport[16]; /* "": as by default */
     int64_t num_sms;    /* 0: as by default */
     int transport_line, num_sms_line;
+    char gemm_for[XP_TUNED_FOR_MAX]; /* "": there is no [gemm] */
+    char gemms[XP_TUNED_GEMMS_MAX];  /* gemm.algorithms with commas between them */
+    int gemm_line;
 } xp_tuned;
 
 /**
@@ -26,7 +31,8 @@ typedef struct xp_tuned {
 XP_NODISCARD xp_status xp_config_tuned_path(const xp_config_set *set, char *path, size_t n_path,
                                             bool *named);
 /**
- * Read a tuned file: deepep.tuned_for, deepep.transport (auto, p2p, a2a) and deepep.num_sms, nothing else.
+ * Read a tuned file: deepep.tuned_for, deepep.transport (auto, p2p, a2a) and deepep.num_sms, gemm.tuned_for and
+ * gemm.algorithms, nothing else.
  * @return XP_OK; XP_ENOENT; XP_EIO; XP_ECONFIG: it is damaged, "path:line:column: what"
  */
 XP_NODISCARD xp_status xp_tuned_read(const char *path, xp_tuned *tuned);
@@ -37,6 +43,12 @@ XP_NODISCARD xp_status xp_tuned_read(const char *path, xp_tuned *tuned);
  */
 XP_NODISCARD xp_status xp_config_take_tuned(xp_config_set *set, const xp_tuned *tuned,
                                             int *n_taken);
+/** The same for gemm.algorithms, with gemm.tuned_for. @param[out] taken  false: the user has set them */
+XP_NODISCARD xp_status xp_config_take_tuned_gemms(xp_config_set *set, const xp_tuned *tuned,
+                                                  bool *taken);
+/** gemm.tuned_for and its place when the configuration file itself has it, else NULL; and back to the defaults. */
+const char *xp_config_own_gemm_tuned_for(const xp_config_set *set, char *where, size_t n_where);
+XP_NODISCARD xp_status xp_config_drop_tuned_gemms(xp_config_set *set);
 /** deepep.tuned_for and its place ("run.toml:7") when the configuration file itself has it, else NULL. */
 const char *xp_config_own_tuned_for(const xp_config_set *set, char *where, size_t n_where);
 /** The values beside the configuration file's own deepep.tuned_for go back to their defaults, and tuned_for

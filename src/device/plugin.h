@@ -9,7 +9,7 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 13
+#define XP_CUDA_ABI_VERSION 14
 
 #define XP_GPU_ID_BYTES     16
 #define XP_IPC_HANDLE_BYTES 64
@@ -73,6 +73,7 @@ typedef struct xp_cuda_backend {
     xp_status (*time_each)(xp_stream *stream, const xp_timed_calls *calls, double *seconds);
     /** A reduction between ranks (xp_reduce_args of comm) over memory of the stream's device. */
     xp_status (*reduce)(xp_stream *stream, const void *args);
+    const void *gemm_choices; /* xp_gemm_choice_calls of ops, or NULL */
     /** Open and reserve what a device's libraries keep, before the first step; or NULL. */
     xp_status (*prepare)(xp_device *device);
     const xp_gpu_peer_access *peer_access;

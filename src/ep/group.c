@@ -137,6 +137,10 @@ void xp_ep_group_destroy(xp_ep_group *group) {
 
 /* ---- what a group says --------------------------------------------------------------------- */
 
+void xp_ep_group_set_sms(xp_ep_group *group, int n_sms) {
+    group->call_sms = n_sms;
+}
+
 xp_ep_sizes xp_ep_group_sizes(const xp_ep_group *group) {
     return measure(&group->shape, &group->config);
 }

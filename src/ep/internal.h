@@ -29,6 +29,12 @@ XP_NODISCARD xp_status xp_ep_choose_transport(xp_ep_config *config, bool peer_ac
 bool xp_ep_plan_known_rounds(const xp_ep_plan *plan, int64_t *n_rounds);
 
 /**
+ * SMs that dispatch and combine of the calls from here on take, instead of config.num_sms; 0: as the
+ * config says. GPUs only; results do not depend on it, and ranks need not agree.
+ */
+void xp_ep_group_set_sms(xp_ep_group *group, int n_sms);
+
+/**
  * Two words that the device can read. They become non-zero when the device has refused a routing,
  * or a barrier between ranks has failed: whatever was computed since is wrong, and the optimizer
  * must not use it. NULL for groups whose host learns of both before the call returns.

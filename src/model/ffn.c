@@ -69,7 +69,8 @@ static xp_moe_pass moe_pass(xp_model *model, int layer, bool forward) {
         .loss_scale = model->loss_scale,
         .losses = forward ? work->losses + 1 : NULL,
         .counts = forward && model->training ? model->counts + layer * model->arch.n_experts : NULL,
-        .accumulate = model->accumulate};
+        .accumulate = model->accumulate,
+        .defer = true};
 }
 
 xp_status xp_ffn_forward(xp_model *model, int layer, xp_stream *stream) {
@@ -84,6 +85,21 @@ xp_status xp_ffn_backward(xp_model *model, int layer, xp_stream *stream) {
         return dense_backward(model, layer, stream);
     const xp_moe_pass pass = moe_pass(model, layer, false);
     return xp_moe_core_backward(model->core, &pass, stream);
+}
+
+xp_status xp_ffn_backward_begin(xp_model *model, int layer, xp_stream *stream) {
+    if (!model->core)
+        return XP_OK;
+    const xp_moe_pass pass = moe_pass(model, layer, false);
+    return xp_moe_core_backward_begin(model->core, &pass, stream);
+}
+
+bool xp_ffn_is_deferred(const xp_model *model) {
+    return model->core && xp_moe_core_is_deferred(model->core);
+}
+
+xp_status xp_ffn_backward_end(xp_model *model, xp_stream *stream) {
+    return model->core ? xp_moe_core_backward_end(model->core, stream) : XP_OK;
 }
 
 xp_status xp_ffn_recompute(xp_model *model, int layer, xp_stream *stream) {

@@ -112,7 +112,8 @@ static xp_status recompute(xp_model *model, int layer, xp_stream *stream) {
     return enter_ffn(model, layer, stream);
 }
 
-/* d_residual -> gradients of wo, attention, norms of q and k, wqkv; leaves d_normed */
+/* d_residual -> gradients of wo, attention, norms of q and k; leaves d_normed, and dqkv and normed for
+ * the gradient of wqkv */
 static xp_status attention_backward(xp_model *model, int layer, xp_stream *stream) {
     const xp_layer *weights = &model->layers[layer];
     xp_model_work *work = &model->work;
@@ -150,8 +151,6 @@ static xp_status attention_backward(xp_model *model, int layer, xp_stream *strea
     XP_TRY(xp_norm_apply(model, xp_acts_get(&model->acts, layer, XP_ACT_INPUT),
                          xp_acts_get(&model->acts, layer, XP_ACT_INPUT_RSTD), &weights->input_norm,
                          work->normed, stream));
-    XP_TRY(xp_linear_wgrad(model, w.qkv, w.dim, n, work->dqkv, work->normed, weights->wqkv.grad,
-                           model->accumulate, stream));
     return xp_linear_dgrad(model, n, w.dim, w.qkv, work->dqkv, weights->wqkv.data, work->d_normed,
                            stream);
 }
@@ -160,6 +159,22 @@ static xp_status ready(const xp_model_hooks *hooks, int group) {
     if (group < 0 || !hooks || !hooks->group_ready)
         return XP_OK;
     return hooks->group_ready(hooks->context, group);
+}
+
+/* The layer below starts its exchange before the last weight gradients, which hide it. */
+static xp_status last_gradients(xp_model *model, int layer, const xp_model_hooks *hooks,
+                                xp_stream *stream) {
+    const xp_layer *weights = &model->layers[layer];
+    const widths w = widths_of(&model->arch);
+    const bool deferred = xp_ffn_is_deferred(model);
+    if (layer > 0)
+        XP_TRY(xp_ffn_backward_begin(model, layer - 1, stream));
+    XP_TRY(xp_ffn_backward_end(model, stream));
+    if (deferred)
+        XP_TRY(ready(hooks, weights->expert_group));
+    XP_TRY(xp_linear_wgrad(model, w.qkv, w.dim, model->n_tokens, model->work.dqkv,
+                           model->work.normed, weights->wqkv.grad, model->accumulate, stream));
+    return ready(hooks, weights->dense_group);
 }
 
 xp_status xp_layer_backward(xp_model *model, int layer, const xp_model_hooks *hooks,
@@ -174,7 +189,8 @@ xp_status xp_layer_backward(xp_model *model, int layer, const xp_model_hooks *ho
         XP_TRY(xp_norm_apply(model, mid, mid_rstd, &weights->post_norm, work->normed, stream));
     XP_TRY(xp_ffn_recompute(model, layer, stream));
     XP_TRY(xp_ffn_backward(model, layer, stream));
-    XP_TRY(ready(hooks, weights->expert_group));
+    if (!xp_ffn_is_deferred(model))
+        XP_TRY(ready(hooks, weights->expert_group));
     XP_TRY(xp_norm_backward(model, mid, mid_rstd, &weights->post_norm, work->d_normed,
                             work->d_residual, work->d_residual, stream));
     XP_TRY(attention_backward(model, layer, stream));
@@ -182,5 +198,5 @@ xp_status xp_layer_backward(xp_model *model, int layer, const xp_model_hooks *ho
                             xp_acts_get(&model->acts, layer, XP_ACT_INPUT_RSTD),
                             &weights->input_norm, work->d_normed, work->d_residual,
                             work->d_residual, stream));
-    return ready(hooks, weights->dense_group);
+    return last_gradients(model, layer, hooks, stream);
 }

@@ -38,13 +38,16 @@ typedef struct xp_model_args {
     bool document_attention;
     xp_recompute recompute;
     xp_forced_mode forced_balance;
-    bool overlap; /* two half microbatches, one's dispatch beside the other's experts */
+    xp_overlap overlap; /* this and the next two: see xp_moe_core_args */
     double overlap_split;
+    int overlap_sms;
     double aux_loss_coeff, z_loss_coeff;
     bool inference;   /* forward only: no gradients, no saved activations */
     bool keep_logits; /* with inference: reserve [T, V] fp32, so that a batch may ask for logits */
     xp_save_dispatched save_dispatched; /* rows received from other ranks, for backward */
     double saved_rows_factor;           /* experts over several ranks: see xp_moe_core_args */
+    bool large_head;  /* GPU: logits in twice as large chunks, and a bf16 gradient of the head is
+                         summed over chunks in fp32: [V, D] fp32 more */
     xp_ep_config ep;  /* transport, capacity_factor, num_sms; sizes are filled in by the model */
     xp_comm *ep_comm; /* the EP group's ranks; NULL = 1. Borrowed */
     int ep_size, ep_rank; /* null device only, with ep_comm NULL: reserve as rank ep_rank of

@@ -40,6 +40,7 @@ typedef struct xp_model_work {
     void *h;              /* [T, F] dense FFN */
     void *logits;         /* [chunk, V] */
     float *all_logits;    /* [T, V] with keep_logits */
+    float *head_grad;     /* [V, D] sum over chunks of a bf16 gradient; NULL without large_head */
     float *norm_scratch;  /* of the two norms' backward */
     int32_t *embed_scratch;
     void *attention_scratch;
@@ -100,13 +101,20 @@ float xp_attention_scale(const xp_arch *arch);
  * are filled. */
 XP_NODISCARD xp_status xp_layer_forward(xp_model *model, int layer, const xp_attend *attend,
                                         xp_stream *stream);
-/** Gradient of the layer's output in work.d_residual -> of its input. Calls hooks.group_ready. */
+/** Gradient of the layer's output in work.d_residual -> of its input. Calls hooks.group_ready. Begins
+ * the backward pass of the layer below. */
 XP_NODISCARD xp_status xp_layer_backward(xp_model *model, int layer, const xp_model_hooks *hooks,
                                          xp_stream *stream);
 
 /** ffn.c: work.normed -> work.branch; and back: work.d_residual -> work.d_normed. */
 XP_NODISCARD xp_status xp_ffn_forward(xp_model *model, int layer, xp_stream *stream);
 XP_NODISCARD xp_status xp_ffn_backward(xp_model *model, int layer, xp_stream *stream);
+/** Whether a weight gradient of the last xp_ffn_backward() is left to xp_ffn_backward_end(). */
+bool xp_ffn_is_deferred(const xp_model *model);
+XP_NODISCARD xp_status xp_ffn_backward_end(xp_model *model, xp_stream *stream);
+/** Once work.d_residual of the layer is queued: what is queued from here on runs beside the first
+ * exchange of xp_ffn_backward(), where the exchange has a stream of its own. */
+XP_NODISCARD xp_status xp_ffn_backward_begin(xp_model *model, int layer, xp_stream *stream);
 /** Fill what the recompute mode has not saved; work.normed holds the FFN's input. */
 XP_NODISCARD xp_status xp_ffn_recompute(xp_model *model, int layer, xp_stream *stream);
 

@@ -83,7 +83,7 @@ static xp_status create_core(xp_moe *moe, xp_comm *comm) {
                              .inference = args->inference,
                              .save_gate_up = !args->recompute,
                              .save_recv = !args->recompute,
-                             .overlap = args->overlap,
+                             .overlap = args->overlap ? XP_OVERLAP_HALVES : XP_OVERLAP_NONE,
                              .overlap_split = 0.5,
                              .aux_coeff = args->aux_loss_coeff,
                              .z_coeff = args->z_loss_coeff,

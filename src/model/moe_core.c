@@ -5,6 +5,13 @@
 #include "device/device_internal.h"
 #include "ep/internal.h"
 
+xp_overlap xp_overlap_choose(int64_t asked, int n_ranks, bool on_gpu, bool shares_gpus) {
+    if (asked > 0)
+        return XP_OVERLAP_HALVES;
+    return asked < 0 && n_ranks > 1 && on_gpu && !shares_gpus ? XP_OVERLAP_BACKWARD
+                                                              : XP_OVERLAP_NONE;
+}
+
 int64_t xp_moe_part_begin(const xp_moe_core *core, int64_t n_tokens, int part) {
     if (part == 0)
         return 0;
@@ -74,9 +81,9 @@ static void carve_slot(const xp_moe_core *core, xp_moe_slot *slot, xp_slab *slab
     /* One rank with room for every assignment never dispatches. */
     if (args->n_ranks == 1 && core->sizes.max_rounds == 1)
         return;
-    slot->recv = xp_slab_take(slab, recv);
+    slot->received[1] = xp_slab_take(slab, recv);
     if (!args->inference)
-        slot->d_recv = xp_slab_take(slab, recv);
+        slot->received[0] = xp_slab_take(slab, recv);
 }
 
 /* The arena holds whatever a routing sends to every layer, so no layer ever needs rows to itself. */
@@ -89,7 +96,7 @@ static void carve_workspace(xp_moe_core *core, xp_slab *slab) {
     const xp_moe_core_args *args = &core->args;
     size_t element = xp_dtype_bytes(args->dtype), f32 = sizeof(float);
     size_t assignments = (size_t)core->sizes.assignment_capacity, tokens = (size_t)args->max_tokens;
-    size_t dim = (size_t)args->dim, experts = (size_t)args->n_experts;
+    size_t experts = (size_t)args->n_experts;
     for (int i = 0; i < core->n_slots; i++)
         carve_slot(core, &core->slots[i], slab);
     if (!always_saved(core))
@@ -101,11 +108,9 @@ static void carve_workspace(xp_moe_core *core, xp_slab *slab) {
         return;
     core->d_topk_weight = xp_slab_take(slab, tokens * (size_t)args->top_k * f32);
     core->d_logits = xp_slab_take(slab, tokens * experts * f32);
-    if (args->dtype != XP_F32) {
-        core->x32 = xp_slab_take(slab, tokens * dim * f32);
-        core->gate32 = xp_slab_take(slab, experts * dim * f32);
-        core->d_gate32 = xp_slab_take(slab, experts * dim * f32);
-    }
+    if (args->dtype != XP_F32)
+        core->router_scratch = xp_slab_take(
+            slab, xp_router_linear_scratch(args->max_tokens, args->n_experts, args->dim));
 }
 
 /* Count, reserve, hand out. */
@@ -126,7 +131,7 @@ static xp_status reserve(xp_moe_core *core) {
 
 static xp_status create_group(xp_moe_core *core) {
     xp_moe_core_args *args = &core->args;
-    core->n_parts = args->overlap && args->n_ranks > 1 ? 2 : 1;
+    core->n_parts = args->overlap == XP_OVERLAP_HALVES && args->n_ranks > 1 ? 2 : 1;
     core->n_slots = core->n_parts;
     core->n_local = args->n_experts / args->n_ranks;
     args->ep.max_tokens = largest_part(core);
@@ -152,7 +157,7 @@ static xp_status create_group(xp_moe_core *core) {
 }
 
 static xp_status create_events(xp_moe_core *core) {
-    if (core->n_parts == 1)
+    if (core->args.overlap == XP_OVERLAP_NONE || core->args.n_ranks == 1)
         return XP_OK;
     xp_device *device = core->args.device;
     XP_TRY(xp_stream_create(device, XP_STREAM_WORKER, &core->comm_stream));
@@ -187,7 +192,8 @@ xp_status xp_moe_core_create(const xp_moe_core_args *args, xp_moe_core **core) {
     if (args->n_ranks < 1 || args->n_experts % args->n_ranks != 0)
         return xp_error(XP_EINVAL, "MoE layer: %d experts cannot be divided over %d ranks",
                         args->n_experts, args->n_ranks);
-    if (args->overlap && !(args->overlap_split > 0.0 && args->overlap_split < 1.0))
+    if (args->overlap == XP_OVERLAP_HALVES &&
+        !(args->overlap_split > 0.0 && args->overlap_split < 1.0))
         return xp_error(XP_EINVAL, "MoE layer: overlap_split = %g must lie between 0 and 1",
                         args->overlap_split);
     xp_moe_core *made = calloc(1, sizeof(*made));
@@ -253,6 +259,8 @@ void xp_moe_core_reset_recomputed(xp_moe_core *core) {
 void xp_moe_core_begin(xp_moe_core *core) {
     core->gate_up_arena.used = 0;
     core->recv_arena.used = 0;
+    core->begun = NULL;
+    core->deferred.pending = false;
 }
 
 xp_ep_group *xp_moe_core_group(const xp_moe_core *core) {

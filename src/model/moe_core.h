@@ -4,11 +4,23 @@
  * a layer passes its weights and what it has saved. xp_moe (expar/moe.h) is one core with one
  * layer; a model is one core with many.
  *
- * A microbatch goes through in jobs: one a (part, round). There are two parts with overlap, else
- * one; rounds as many as the plan says. A job's dispatch and combine run on the communication
- * stream, its experts on the compute stream; with overlap the next job's dispatch is queued before
- * this job's combine, so that it runs beside this job's experts. Without overlap both streams are
- * the same.
+ * A microbatch goes through in jobs: one a (part, round). There are two parts with
+ * XP_OVERLAP_HALVES, else one; rounds as many as the plan says. A job's dispatch and combine run on
+ * the exchange stream, its experts on the compute stream. With XP_OVERLAP_HALVES the next job's
+ * dispatch is queued before this job's combine, so that it runs beside this job's experts. Where the
+ * layer has no exchange stream, both are the same.
+ *
+ * The backward pass of a job, with an exchange stream (time runs down):
+ *
+ *   compute stream                        exchange stream
+ *   wgrad of w2 of the layer above,       combine backward: d_out -> d_recv
+ *   wgrad of its attention
+ *   [recompute of gate_up]                [dispatch again: x -> recv]
+ *   dgrad of w2, activation, dgrad of w13
+ *   wgrad of w13 [and of w2]              dispatch backward: rows, dp -> dx, d_topk_weight
+ *   router backward
+ *
+ * The order of sums is the same with and without it.
  *
  * When one rank holds all experts, rows are not dispatched at all: the gather list points into the
  * tokens themselves.
@@ -21,6 +33,18 @@
 #include "ops/ops.h"
 
 #define XP_MOE_MAX_PARTS 2
+
+/** What the exchange of rows runs beside, where there are several ranks. */
+typedef enum xp_overlap {
+    XP_OVERLAP_NONE = 0, /* nothing: one stream */
+    XP_OVERLAP_BACKWARD, /* weight gradients, in the backward pass; forward nothing */
+    XP_OVERLAP_HALVES,   /* the experts of the other half of the microbatch */
+} xp_overlap;
+
+/** What parallelism.expert_parallel_overlap means; < 0: auto, 0: false, 1: true. Weight gradients hide
+ * an exchange where both can run at the same time: not on a CPU, whose cores do both, and not where
+ * ranks share GPUs, whose hosts make the barriers. */
+xp_overlap xp_overlap_choose(int64_t asked, int n_ranks, bool on_gpu, bool shares_gpus);
 
 typedef struct xp_moe_core_args {
     int64_t max_tokens; /* T at most */
@@ -38,8 +62,9 @@ typedef struct xp_moe_core_args {
      * the layers' capacity. */
     double saved_rows_factor;
     xp_forced_mode forced;
-    bool overlap;
-    double overlap_split;
+    xp_overlap overlap;
+    double overlap_split; /* XP_OVERLAP_HALVES: share of the first half */
+    int overlap_sms;      /* XP_OVERLAP_BACKWARD on a GPU: SMs of the exchange; 0: chosen */
     double aux_coeff, z_coeff;
     xp_ep_config ep;  /* transport, capacity_factor, num_sms, timeout_s */
     xp_comm *comm;    /* NULL: one rank. Borrowed */
@@ -96,6 +121,7 @@ typedef struct xp_moe_pass {
     double *losses;  /* [2] device, added to; NULL: not wanted */
     int64_t *counts; /* [E] device, added to; NULL: not counted */
     bool accumulate; /* weight gradients += */
+    bool defer;      /* backward: the gradient of w2 may wait for xp_moe_core_backward_end() */
 } xp_moe_pass;
 
 typedef struct xp_moe_core xp_moe_core;
@@ -116,9 +142,23 @@ XP_NODISCARD xp_status xp_moe_core_forward(xp_moe_core *core, const xp_moe_pass 
  * did not save them. */
 XP_NODISCARD xp_status xp_moe_core_reroute(xp_moe_core *core, const xp_moe_pass *pass,
                                            xp_stream *stream);
-/** Collective. After it the layer's saved rows are spent. */
+/**
+ * The first exchange of the backward pass, as soon as pass.d_out is queued: what is queued on the
+ * stream from here on runs beside it. pass.x need not be there yet. Collective, optional; the layer's
+ * xp_moe_core_backward() must follow before another layer's calls. Does nothing where the exchange
+ * has no stream of its own.
+ */
+XP_NODISCARD xp_status xp_moe_core_backward_begin(xp_moe_core *core, const xp_moe_pass *pass,
+                                                  xp_stream *stream);
+/** Collective. After it the layer's saved rows are spent. With pass.defer, xp_moe_core_is_deferred()
+ * says whether the gradient of w2 is still to be computed. */
 XP_NODISCARD xp_status xp_moe_core_backward(xp_moe_core *core, const xp_moe_pass *pass,
                                             xp_stream *stream);
+
+bool xp_moe_core_is_deferred(const xp_moe_core *core);
+/** Queue what backward has deferred, if it has. What it reads stays until then; the next layer's
+ * xp_moe_core_backward_begin() may come before, its xp_moe_core_backward() may not. */
+XP_NODISCARD xp_status xp_moe_core_backward_end(xp_moe_core *core, xp_stream *stream);
 
 /** Since create or the last reset. */
 xp_moe_recomputed xp_moe_core_recomputed(const xp_moe_core *core);

@@ -1,51 +1,38 @@
-/* The jobs of a pass: dispatch, experts, combine, forward and backward, one stream or two. */
-#include "ep/internal.h"
-#include "model/moe_core_internal.h"
-
-/* One (part, round) of a pass. */
-typedef struct job {
-    xp_moe_core *core;
-    const xp_moe_pass *pass;
-    xp_moe_part *part;
-    xp_moe_slot *slot;
-    xp_stream *compute, *comm;
-    int64_t begin, n_tokens; /* the part's tokens */
-    int64_t round;
-    bool first; /* of the pass: weight gradients start here */
-} job;
+/* One job of a pass: dispatch, experts, combine, forward and backward, one stream or two. */
+#include "model/moe_job.h"
 
 /* All assignments are local and fit: the gather list points into the tokens, nothing is dispatched. */
 static bool is_direct(const xp_moe_core *core) {
     return core->args.n_ranks == 1 && core->sizes.max_rounds == 1;
 }
 
-static char *part_rows(const job *j, const void *x) {
+static char *part_rows(const xp_moe_job *j, const void *x) {
     return (char *)x + j->begin * j->core->args.dim * (int64_t)xp_dtype_bytes(j->core->args.dtype);
 }
 
-static xp_tensor tensor_of(const job *j, void *data, int64_t n_rows) {
+static xp_tensor tensor_of(const xp_moe_job *j, void *data, int64_t n_rows) {
     return xp_tensor_2d(data, j->core->args.dtype, n_rows, j->core->args.dim);
 }
 
 /* ---- order between the two streams; one stream needs none ------------------------------------ */
 
-static xp_status mark(const job *j, xp_event *event, xp_stream *stream) {
+static xp_status mark(const xp_moe_job *j, xp_event *event, xp_stream *stream) {
     return j->compute == j->comm ? XP_OK : xp_event_record(event, stream);
 }
 
-static xp_status after(const job *j, xp_event *event, xp_stream *stream) {
+static xp_status after(const xp_moe_job *j, xp_event *event, xp_stream *stream) {
     return j->compute == j->comm ? XP_OK : xp_event_wait(event, stream);
 }
 
 /* ---- forward --------------------------------------------------------------------------------- */
 
 /* Only the first round's recv rows are saved: the others are rare, and dispatched again. */
-static void *saved_recv(const job *j) {
+static void *saved_recv(const xp_moe_job *j) {
     return j->round == 0 ? j->part->recv : NULL;
 }
 
 /* Rounds lie one after the other where the host knows how many rows each has. */
-static void *saved_gate_up(const job *j) {
+static void *saved_gate_up(const xp_moe_job *j) {
     const xp_moe_core *core = j->core;
     char *rows = j->part->gate_up;
     for (int64_t r = 0; rows && r < j->round; r++) {
@@ -58,23 +45,23 @@ static void *saved_gate_up(const job *j) {
 }
 
 /* The rows this job's experts read: saved ones, the slot's, or the tokens themselves. */
-static void *recv_of(const job *j) {
+static void *recv_of(const xp_moe_job *j) {
     if (is_direct(j->core))
         return part_rows(j, j->pass->x);
-    return saved_recv(j) ? saved_recv(j) : j->slot->recv;
+    return saved_recv(j) ? saved_recv(j) : j->slot->received[!j->turn];
 }
 
-static void *gate_up_of(const job *j) {
+static void *gate_up_of(const xp_moe_job *j) {
     return saved_gate_up(j) ? saved_gate_up(j) : j->core->gate_up;
 }
 
-static xp_status dispatch_x(const job *j) {
+static xp_status dispatch_x(const xp_moe_job *j) {
     xp_tensor x = tensor_of(j, part_rows(j, j->pass->x), j->n_tokens);
     xp_tensor recv = tensor_of(j, recv_of(j), j->core->sizes.recv_capacity);
     return xp_ep_dispatch(j->core->group, j->part->plan, j->round, &x, &recv, j->comm);
 }
 
-static xp_status forward_arrive(const job *j) {
+static xp_status forward_arrive(const xp_moe_job *j) {
     if (is_direct(j->core))
         return XP_OK;
     XP_TRY(after(j, j->slot->spent, j->comm));
@@ -82,7 +69,7 @@ static xp_status forward_arrive(const job *j) {
     return mark(j, j->slot->arrived, j->comm);
 }
 
-static xp_grouped_args grouped(const job *j, const xp_ep_view *view, int64_t n, int64_t k) {
+static xp_grouped_args grouped(const xp_moe_job *j, const xp_ep_view *view, int64_t n, int64_t k) {
     const xp_moe_core_args *args = &j->core->args;
     return (xp_grouped_args){.n_experts = j->core->n_local,
                              .max_rows = j->core->sizes.assignment_capacity,
@@ -93,7 +80,7 @@ static xp_grouped_args grouped(const job *j, const xp_ep_view *view, int64_t n, 
                              .dw_dtype = args->grad_dtype};
 }
 
-static xp_silu_gate_prob_args activation(const job *j, const xp_ep_view *view) {
+static xp_silu_gate_prob_args activation(const xp_moe_job *j, const xp_ep_view *view) {
     const xp_moe_core *core = j->core;
     int64_t width = core->args.moe_dim;
     char *gate_up = gate_up_of(j);
@@ -110,7 +97,7 @@ static xp_silu_gate_prob_args activation(const job *j, const xp_ep_view *view) {
 }
 
 /* gate_up = recv[gather] w13^T */
-static xp_status first_product(const job *j, const xp_ep_view *view) {
+static xp_status first_product(const xp_moe_job *j, const xp_ep_view *view) {
     const xp_moe_core_args *args = &j->core->args;
     xp_grouped_args gemm = grouped(j, view, 2 * args->moe_dim, args->dim);
     gemm.gather = view->gather;
@@ -120,7 +107,7 @@ static xp_status first_product(const job *j, const xp_ep_view *view) {
     return j->core->ops->grouped_forward(j->compute, &gemm);
 }
 
-static xp_status forward_experts(const job *j) {
+static xp_status forward_experts(const xp_moe_job *j) {
     const xp_moe_core *core = j->core;
     xp_ep_view view;
     XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
@@ -138,7 +125,7 @@ static xp_status forward_experts(const job *j) {
     return mark(j, j->slot->ready, j->compute);
 }
 
-static xp_status forward_leave(const job *j) {
+static xp_status forward_leave(const xp_moe_job *j) {
     xp_tensor y = tensor_of(j, j->slot->rows, j->core->sizes.assignment_capacity);
     xp_tensor out = tensor_of(j, part_rows(j, j->pass->out), j->n_tokens);
     XP_TRY(after(j, j->slot->ready, j->comm));
@@ -148,46 +135,75 @@ static xp_status forward_leave(const job *j) {
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
-static void *d_recv_of(const job *j) {
-    return is_direct(j->core) ? part_rows(j, j->pass->d_out) : j->slot->d_recv;
+static void *d_recv_of(const xp_moe_job *j) {
+    return is_direct(j->core) ? part_rows(j, j->pass->d_out) : j->slot->received[j->turn];
 }
 
-static xp_status backward_arrive(const job *j) {
+xp_status xp_moe_send_d_out(const xp_moe_job *j) {
+    xp_tensor d_out = tensor_of(j, part_rows(j, j->pass->d_out), j->n_tokens);
+    xp_tensor d_recv = tensor_of(j, d_recv_of(j), j->core->sizes.recv_capacity);
+    XP_TRY(after(j, j->slot->spent, j->comm));
+    return xp_ep_combine_backward(j->core->group, j->part->plan, j->round, &d_out, &d_recv,
+                                  j->comm);
+}
+
+static xp_status backward_arrive(const xp_moe_job *j) {
     if (is_direct(j->core))
         return XP_OK;
-    xp_tensor d_out = tensor_of(j, part_rows(j, j->pass->d_out), j->n_tokens);
-    xp_tensor d_recv = tensor_of(j, j->slot->d_recv, j->core->sizes.recv_capacity);
-    XP_TRY(after(j, j->slot->spent, j->comm));
-    XP_TRY(
-        xp_ep_combine_backward(j->core->group, j->part->plan, j->round, &d_out, &d_recv, j->comm));
+    if (!(j->first && j->core->begun == j->pass->saved))
+        XP_TRY(xp_moe_send_d_out(j));
     if (!saved_recv(j))
         XP_TRY(dispatch_x(j));
     return mark(j, j->slot->arrived, j->comm);
 }
 
-/* Gradients of both weights: dw2 = d_recv[gather]^T h, dw13 = d_gate_up^T recv[gather]. */
-static xp_status weight_gradients(const job *j, const xp_ep_view *view) {
-    const xp_moe_core *core = j->core;
-    const xp_moe_core_args *args = &core->args;
-    bool acc = j->pass->accumulate || !j->first;
-    xp_grouped_args w2 = grouped(j, view, args->dim, args->moe_dim);
-    w2.x = core->h;
+static bool accumulates(const xp_moe_job *j) {
+    return j->pass->accumulate || !j->first;
+}
+
+/* dw2 = d_recv[gather]^T h */
+xp_status xp_moe_w2_gradient(const xp_moe_job *j) {
+    const xp_moe_core_args *args = &j->core->args;
+    xp_ep_view view;
+    XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
+    xp_grouped_args w2 = grouped(j, &view, args->dim, args->moe_dim);
+    w2.x = j->core->h;
     w2.dy = d_recv_of(j);
-    w2.gather_dy = view->gather;
+    w2.gather_dy = view.gather;
     w2.y = j->pass->weights->d_w2;
-    w2.acc = acc;
-    XP_TRY(core->ops->grouped_wgrad(j->compute, &w2));
-    xp_grouped_args w13 = grouped(j, view, 2 * args->moe_dim, args->dim);
+    w2.acc = accumulates(j);
+    w2.spare_sms = j->spare_sms;
+    return j->core->ops->grouped_wgrad(j->compute, &w2);
+}
+
+/* dw13 = d_gate_up^T recv[gather] */
+static xp_status w13_gradient(const xp_moe_job *j) {
+    const xp_moe_core_args *args = &j->core->args;
+    xp_ep_view view;
+    XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
+    xp_grouped_args w13 = grouped(j, &view, 2 * args->moe_dim, args->dim);
     w13.x = recv_of(j);
-    w13.gather = view->gather;
+    w13.gather = view.gather;
     w13.dy = gate_up_of(j);
     w13.y = j->pass->weights->d_w13;
-    w13.acc = acc;
-    return core->ops->grouped_wgrad(j->compute, &w13);
+    w13.acc = accumulates(j);
+    w13.spare_sms = j->spare_sms;
+    return j->core->ops->grouped_wgrad(j->compute, &w13);
+}
+
+static xp_status backward_weights(const xp_moe_job *j) {
+    xp_moe_core *core = j->core;
+    const bool defers = j->pass->defer && j->last && core->comm_stream && core->n_parts == 1;
+    if (!defers)
+        XP_TRY(xp_moe_w2_gradient(j));
+    else
+        core->deferred = (xp_moe_deferred){true, *j->pass, j->index, j->turn};
+    XP_TRY(w13_gradient(j));
+    return mark(j, j->slot->spent, j->compute);
 }
 
 /* dh = d_recv[gather] w2, then da and db in place of a and b, h again in place of dh, and dp. */
-static xp_status activation_backward(const job *j, const xp_ep_view *view) {
+static xp_status activation_backward(const xp_moe_job *j, const xp_ep_view *view) {
     const xp_moe_core *core = j->core;
     const xp_moe_core_args *args = &core->args;
     xp_grouped_args dh = grouped(j, view, args->dim, args->moe_dim);
@@ -208,7 +224,7 @@ static xp_status activation_backward(const job *j, const xp_ep_view *view) {
 }
 
 /* Where only the device knows the rounds, later ones are nearly always empty. */
-static void count_recomputed(const job *j) {
+static void count_recomputed(const xp_moe_job *j) {
     xp_moe_recomputed *recomputed = &j->core->recomputed;
     if (!j->core->args.save_gate_up || (j->round > 0 && !j->part->rounds_known))
         return;
@@ -216,7 +232,7 @@ static void count_recomputed(const job *j) {
     recomputed->n_overflow += j->part->rounds_known && j->part->n_rounds > 1;
 }
 
-static xp_status backward_experts(const job *j) {
+static xp_status backward_experts(const xp_moe_job *j) {
     const xp_moe_core *core = j->core;
     const xp_moe_core_args *args = &core->args;
     xp_ep_view view;
@@ -234,13 +250,10 @@ static xp_status backward_experts(const job *j) {
     dx.w = j->pass->weights->w13;
     dx.y = j->slot->rows;
     XP_TRY(core->ops->grouped_dgrad(j->compute, &dx));
-    /* Dispatch's backward (the combine of row gradients) starts before the weight gradients and overlaps them. */
-    XP_TRY(mark(j, j->slot->ready, j->compute));
-    XP_TRY(weight_gradients(j, &view));
-    return mark(j, j->slot->spent, j->compute);
+    return mark(j, j->slot->ready, j->compute);
 }
 
-static xp_status backward_leave(const job *j) {
+static xp_status backward_leave(const xp_moe_job *j) {
     const xp_moe_core *core = j->core;
     xp_tensor rows = tensor_of(j, j->slot->rows, core->sizes.assignment_capacity);
     xp_tensor dx = tensor_of(j, part_rows(j, j->pass->dx), j->n_tokens);
@@ -251,125 +264,6 @@ static xp_status backward_leave(const job *j) {
     return mark(j, j->slot->sent, j->comm);
 }
 
-/* ---- all jobs of a pass ---------------------------------------------------------------------- */
-
-typedef struct phases {
-    xp_status (*arrive)(const job *j);
-    xp_status (*experts)(const job *j);
-    xp_status (*leave)(const job *j);
-} phases;
-
-/* Job i of the pass, counting the parts' rounds through; false past the last. */
-static bool job_at(xp_moe_core *core, const xp_moe_pass *pass, int64_t i, xp_stream *stream,
-                   job *j) {
-    int64_t index = i;
-    for (int p = 0; p < core->n_parts; p++) {
-        xp_moe_part *part = &pass->saved->parts[p];
-        if (index >= part->n_rounds) {
-            index -= part->n_rounds;
-            continue;
-        }
-        int64_t begin = xp_moe_part_begin(core, pass->n_tokens, p);
-        *j = (job){.core = core,
-                   .pass = pass,
-                   .part = part,
-                   .slot = &core->slots[i % core->n_slots],
-                   .compute = stream,
-                   .comm = core->comm_stream ? core->comm_stream : stream,
-                   .begin = begin,
-                   .n_tokens = xp_moe_part_begin(core, pass->n_tokens, p + 1) - begin,
-                   .round = index,
-                   .first = i == 0};
-        return true;
-    }
-    return false;
-}
-
-static xp_status run_jobs(xp_moe_core *core, const xp_moe_pass *pass, const phases *phase,
-                          xp_stream *stream) {
-    job now, next;
-    bool more = job_at(core, pass, 0, stream, &now);
-    if (more)
-        XP_TRY(phase->arrive(&now));
-    for (int64_t i = 1; more; i++, now = next) {
-        more = job_at(core, pass, i, stream, &next);
-        /* With two sets of buffers the next job is dispatched while this one computes. */
-        if (more && core->n_slots > 1)
-            XP_TRY(phase->arrive(&next));
-        XP_TRY(phase->experts(&now));
-        XP_TRY(phase->leave(&now));
-        if (more && core->n_slots == 1)
-            XP_TRY(phase->arrive(&next));
-    }
-    return XP_OK;
-}
-
-/* Later work of `to` starts after what is queued on `from`. */
-static xp_status join(const xp_moe_core *core, xp_stream *from, xp_stream *to) {
-    if (!core->comm_stream)
-        return XP_OK;
-    XP_TRY(xp_event_record(core->routed, from));
-    return xp_event_wait(core->routed, to);
-}
-
-/* Rows of the arena; NULL when the step has used it up. */
-static void *arena_rows(xp_moe_arena *arena, int64_t n_rows) {
-    if (!arena->base || arena->n_rows - arena->used < n_rows)
-        return NULL;
-    void *rows = arena->base + arena->used * arena->row_bytes;
-    arena->used += n_rows;
-    return rows;
-}
-
-/* How many rounds are run, and how many rows are kept of them: all of the routing's where the host may
- * look at them. On a GPU it never waits for counts: it runs as many rounds as some transports know
- * anyway, else as many as there can be, and keeps room for a whole round. */
-static xp_status read_rounds(const xp_moe_core *core, xp_moe_part *part, int64_t *n_kept) {
-    part->saves_all = xp_device_host_accessible(core->args.device);
-    if (part->saves_all) {
-        xp_ep_counts counts;
-        XP_TRY(xp_ep_plan_wait(part->plan, &counts));
-        part->n_rounds = counts.n_rounds;
-        part->rounds_known = true;
-        *n_kept = counts.n_assignments;
-        return XP_OK;
-    }
-    part->rounds_known = xp_ep_plan_known_rounds(part->plan, &part->n_rounds);
-    *n_kept = core->sizes.assignment_capacity;
-    return XP_OK;
-}
-
-/* Routing of a part -> plan, number of rounds, and where its rows are kept for backward. */
-static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp_stream *comm) {
-    xp_moe_part *part = &pass->saved->parts[p];
-    int64_t begin = xp_moe_part_begin(core, pass->n_tokens, p);
-    int64_t n = xp_moe_part_begin(core, pass->n_tokens, p + 1) - begin;
-    int top_k = core->args.top_k;
-    int64_t n_assignments;
-    XP_TRY(xp_ep_plan_build(core->group, pass->saved->topk_idx + begin * top_k,
-                            pass->saved->topk_weight + begin * top_k, n, comm, part->plan));
-    XP_TRY(read_rounds(core, part, &n_assignments));
-    part->gate_up = arena_rows(&core->gate_up_arena, n_assignments);
-    part->recv = arena_rows(&core->recv_arena, core->sizes.recv_capacity);
-    return XP_OK;
-}
-
-xp_status xp_moe_core_forward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
-    static const phases forward = {forward_arrive, forward_experts, forward_leave};
-    xp_stream *comm = core->comm_stream ? core->comm_stream : stream;
-    XP_TRY(xp_moe_route(core, pass, stream));
-    XP_TRY(join(core, stream, comm));
-    for (int p = 0; p < core->n_parts; p++)
-        XP_TRY(plan_part(core, pass, p, comm));
-    XP_TRY(run_jobs(core, pass, &forward, stream));
-    return join(core, comm, stream);
-}
-
-xp_status xp_moe_core_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
-    static const phases backward = {backward_arrive, backward_experts, backward_leave};
-    xp_stream *comm = core->comm_stream ? core->comm_stream : stream;
-    XP_TRY(join(core, stream, comm));
-    XP_TRY(run_jobs(core, pass, &backward, stream));
-    XP_TRY(join(core, comm, stream));
-    return xp_moe_route_backward(core, pass, stream);
-}
+const xp_moe_phases xp_moe_forward_phases = {forward_arrive, forward_experts, forward_leave, NULL};
+const xp_moe_phases xp_moe_backward_phases = {backward_arrive, backward_experts, backward_leave,
+                                              backward_weights};

@@ -84,47 +84,42 @@ xp_status xp_moe_core_reroute(xp_moe_core *core, const xp_moe_pass *pass, xp_str
     return route(core, pass, NULL, stream);
 }
 
-static xp_status cast(xp_moe_core *core, const void *from, xp_dtype from_dtype, void *to,
-                      xp_dtype to_dtype, int64_t n, bool acc, xp_stream *stream) {
-    const xp_axpy_args axpy = {.n = n,
-                               .alpha = 1.0F,
-                               .x = from,
-                               .y = to,
-                               .x_dtype = from_dtype,
-                               .y_dtype = to_dtype,
-                               .acc = acc};
-    return core->ops->axpy(stream, &axpy);
-}
-
-/* d_gate (+)= dlogits^T x, dx += dlogits gate; in fp32, through fp32 copies where the model is
- * bf16. */
-static xp_status linear_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
+/* d_gate (+)= dlogits^T x, dx += dlogits gate, of fp32 rows. */
+static xp_status linear_backward_f32(xp_moe_core *core, const xp_moe_pass *pass,
+                                     xp_stream *stream) {
     const xp_moe_core_args *args = &core->args;
     const xp_moe_weights *w = pass->weights;
-    bool f32 = args->dtype == XP_F32, f32_grad = args->grad_dtype == XP_F32;
-    int64_t n_x = pass->n_tokens * args->dim, n_gate = args->n_experts * args->dim;
-    if (!f32) {
-        XP_TRY(cast(core, pass->x, args->dtype, core->x32, XP_F32, n_x, false, stream));
-        XP_TRY(cast(core, w->gate, args->dtype, core->gate32, XP_F32, n_gate, false, stream));
-    }
     xp_gemm_args d_gate =
-        gemm_args(args->n_experts, args->dim, pass->n_tokens, core->d_logits,
-                  f32 ? pass->x : core->x32, f32_grad ? w->d_gate : core->d_gate32);
+        gemm_args(args->n_experts, args->dim, pass->n_tokens, core->d_logits, pass->x, w->d_gate);
     d_gate.trans_a = true;
     d_gate.lda = args->n_experts;
     d_gate.ldb = args->dim;
-    d_gate.acc = pass->accumulate && f32_grad;
+    d_gate.acc = pass->accumulate;
     XP_TRY(core->ops->gemm(stream, &d_gate));
-    if (!f32_grad)
-        XP_TRY(cast(core, core->d_gate32, XP_F32, w->d_gate, args->grad_dtype, n_gate,
-                    pass->accumulate, stream));
-    xp_gemm_args dx = gemm_args(pass->n_tokens, args->dim, args->n_experts, core->d_logits,
-                                f32 ? w->gate : core->gate32, f32 ? pass->dx : core->x32);
+    xp_gemm_args dx =
+        gemm_args(pass->n_tokens, args->dim, args->n_experts, core->d_logits, w->gate, pass->dx);
     dx.lda = args->n_experts;
     dx.ldb = args->dim;
-    dx.acc = f32;
-    XP_TRY(core->ops->gemm(stream, &dx));
-    return f32 ? XP_OK : cast(core, core->x32, XP_F32, pass->dx, args->dtype, n_x, true, stream);
+    dx.acc = true;
+    return core->ops->gemm(stream, &dx);
+}
+
+static xp_status linear_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
+    const xp_moe_core_args *args = &core->args;
+    if (args->dtype == XP_F32)
+        return linear_backward_f32(core, pass, stream);
+    const xp_router_linear_args linear = {.n_tokens = pass->n_tokens,
+                                          .dim = args->dim,
+                                          .n_experts = args->n_experts,
+                                          .dlogits = core->d_logits,
+                                          .x = pass->x,
+                                          .gate = pass->weights->gate,
+                                          .dx = pass->dx,
+                                          .d_gate = pass->weights->d_gate,
+                                          .grad_dtype = args->grad_dtype,
+                                          .acc = pass->accumulate,
+                                          .scratch = core->router_scratch};
+    return core->ops->router_linear_backward(stream, &linear);
 }
 
 xp_status xp_moe_route_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {

@@ -5,10 +5,11 @@
 #include "device/device_internal.h"
 #include "model/model_internal.h"
 
-/* A chunk of logits: on the CPU it should stay in the last cache, on a GPU it should fill the chip.
- */
-static const int64_t chunk_bytes_cpu = (int64_t)16 << 20, chunk_bytes_gpu = (int64_t)512 << 20;
-static const int64_t least_chunk_rows = 64;
+/* A chunk of logits: on the CPU it should stay in the last cache. On a GPU its rows should fill whole
+ * waves of tiles: thousands, 2048 for a vocabulary of 152 thousand, 4096 with large_head. */
+static const int64_t chunk_bytes_cpu = (int64_t)16 << 20;
+static const int64_t chunk_bytes_gpu = (int64_t)640 << 20, chunk_bytes_large = (int64_t)1280 << 20;
+static const int64_t least_chunk_rows = 64, gpu_chunk_rows = 1024;
 
 static int64_t max_tokens(const xp_model *model) {
     return model->args.n_rows * model->args.seq_len;
@@ -21,7 +22,11 @@ static int64_t largest(int64_t a, int64_t b) {
 static int64_t choose_chunk(const xp_model *model) {
     bool gpu = xp_device_like(model->device) == XP_DEVICE_CUDA;
     int64_t row = model->arch.vocab_size * (int64_t)xp_dtype_bytes(model->args.dtype);
-    int64_t rows = (gpu ? chunk_bytes_gpu : chunk_bytes_cpu) / row;
+    int64_t rows = chunk_bytes_cpu / row;
+    if (gpu) {
+        rows = (model->args.large_head ? chunk_bytes_large : chunk_bytes_gpu) / row;
+        rows -= rows > gpu_chunk_rows ? rows % gpu_chunk_rows : 0;
+    }
     rows = largest(rows, least_chunk_rows);
     return rows < max_tokens(model) ? rows : max_tokens(model);
 }
@@ -98,6 +103,8 @@ static void carve_backward(xp_model *model, xp_slab *slab) {
     w->d_attention = xp_slab_take(slab, tokens * q);
     int64_t norm = largest(xp_rmsnorm_scratch(n, arch->dim), xp_qknorm_scratch(n, arch->head_dim));
     w->norm_scratch = xp_slab_take(slab, (size_t)norm * sizeof(float));
+    if (model->args.large_head && model->args.grad_dtype == XP_BF16 && model->chunk_rows < n)
+        w->head_grad = xp_slab_take(slab, (size_t)(arch->vocab_size * arch->dim) * sizeof(float));
     w->embed_scratch = xp_slab_take(slab, (size_t)(n + arch->vocab_size + 1) * sizeof(int32_t));
 }
 
@@ -231,6 +238,7 @@ static xp_status create_core(xp_model *model, int n_ranks) {
                              .forced = args->forced_balance,
                              .overlap = args->overlap,
                              .overlap_split = args->overlap_split,
+                             .overlap_sms = args->overlap_sms,
                              .aux_coeff = args->aux_loss_coeff,
                              .z_coeff = args->z_loss_coeff,
                              .ep = args->ep,

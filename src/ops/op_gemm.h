@@ -20,6 +20,16 @@ typedef struct xp_gemm_args {
     bool acc;
 } xp_gemm_args;
 
+/** A GEMM shape, and which of the library's deterministic algorithms computes it. */
+typedef struct xp_gemm_choice {
+    int64_t m, n, k;
+    bool trans_a, trans_b;
+    xp_dtype ab_dtype, c_dtype;
+    bool acc;
+    int index;         /* in the library's own order; 0: its first choice */
+    double first_s, s; /* measured: of algorithm 0, and of the chosen one */
+} xp_gemm_choice;
+
 /**
  * Grouped GEMM: one GEMM per local expert e over its assignment rows,
  * r in [offsets[e], offsets[e + 1]).
@@ -47,7 +57,8 @@ typedef struct xp_grouped_args {
     const int32_t *gather_dy; /* [max_rows] rows of dy (dgrad, wgrad), or NULL */
     void *y; /* forward: [max_rows, n]; dgrad: [max_rows, k]; wgrad: dw [L, n, k] of dw_dtype */
     xp_dtype dtype, dw_dtype;
-    bool acc; /* wgrad only: dw += */
+    bool acc;      /* wgrad only: dw += */
+    int spare_sms; /* SMs of a GPU that a persistent kernel leaves to other kernels; 0: none */
 } xp_grouped_args;
 
 /** Which of the three, for code that serves them all. */
@@ -56,6 +67,9 @@ typedef enum xp_grouped_kind {
     XP_GROUPED_DGRAD,
     XP_GROUPED_WGRAD
 } xp_grouped_kind;
+
+/** How many of a library's algorithms a choice is made among. */
+#define XP_GEMM_CANDIDATES 8
 
 /** Workspace that cuBLASLt gets on each of so many streams of a GPU. */
 #define XP_OPS_BLAS_WORKSPACE_BYTES (32 << 20)

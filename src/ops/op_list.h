@@ -39,6 +39,7 @@
     OP(attention_decode,        run_attention_decode,        xp_attention_decode_args,        xp_check_attention_decode,        xp_cuda_attention_decode) \
     OP(router_forward,          run_router_forward,          xp_router_args,                  xp_check_router_forward,          xp_cuda_router_forward) \
     OP(router_backward,         run_router_backward,         xp_router_backward_args,         xp_check_router_backward,         xp_cuda_router_backward) \
+    OP(router_linear_backward,  run_router_linear_backward,  xp_router_linear_args,           xp_check_router_linear_backward,  xp_cuda_router_linear_backward) \
     OP(router_losses,           run_router_losses,           xp_router_losses_args,           xp_check_router_losses,           xp_cuda_router_losses) \
     OP(histogram,               run_histogram,               xp_histogram_args,               xp_check_histogram,               xp_cuda_histogram) \
     OP(silu_gate_prob_forward,  run_silu_gate_prob_forward,  xp_silu_gate_prob_args,          xp_check_silu_gate_prob_forward,  xp_cuda_silu_gate_prob_forward) \

@@ -56,6 +56,26 @@ typedef struct xp_router_backward_args {
 } xp_router_backward_args;
 
 /**
+ * router_linear_backward: gradients of the router's logits = x gate^T for bf16 x and gate.
+ *
+ *   d_gate (+)= dlogits^T x     dx += dlogits gate
+ *
+ * dlogits stay fp32: a GPU cuts each into three bf16 parts whose sum is the value, so that tensor
+ * cores compute with all of it. Sums in fp32, rounded once when stored.
+ */
+typedef struct xp_router_linear_args {
+    int64_t n_tokens, dim;
+    int n_experts;
+    const float *dlogits; /* [T, E] */
+    const void *x, *gate; /* [T, D], [E, D] bf16 */
+    void *dx;             /* [T, D] bf16: += */
+    void *d_gate;         /* [E, D] of grad_dtype */
+    xp_dtype grad_dtype;
+    bool acc;      /* d_gate += */
+    void *scratch; /* xp_router_linear_scratch() bytes, 256-byte aligned */
+} xp_router_linear_args;
+
+/**
  * router_losses: the router's two extra losses over T tokens in sequences of S. A sequence s weighs
  * by its valid tokens, w_s = n_valid(s) * loss_scale, so that the sum over all ranks is the mean
  * over the global batch.
@@ -110,6 +130,9 @@ typedef struct xp_silu_gate_prob_backward_args {
     int64_t ldd;
     float *dp; /* [rows] or NULL */
 } xp_silu_gate_prob_backward_args;
+
+/** Bytes of scratch of router_linear_backward. */
+size_t xp_router_linear_scratch(int64_t n_tokens, int n_experts, int64_t dim);
 
 typedef enum xp_forced_mode {
     XP_FORCED_NONE = 0,

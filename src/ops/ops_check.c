@@ -53,6 +53,7 @@ static xp_status check_grouped(const xp_grouped_args *args, const char *op, xp_g
     XP_TRY(need_size(args->max_rows, 0, op, "max_rows"));
     XP_TRY(need_size(args->n, 0, op, "n"));
     XP_TRY(need_size(args->k, 0, op, "k"));
+    XP_TRY(need_size(args->spare_sms, 0, op, "spare_sms"));
     XP_TRY(need_rows(args->dtype, op, "dtype"));
     const bool any = args->n_experts > 0 && args->n > 0 && args->k > 0,
                any_rows = any && args->max_rows > 0;
@@ -289,6 +290,21 @@ xp_status xp_check_router_backward(const xp_router_backward_args *args) {
     XP_TRY(need_pointer(args->topk_idx, any, op, "topk_idx"));
     XP_TRY(need_pointer(args->d_topk_weight, any, op, "d_topk_weight"));
     return need_pointer(args->dlogits, any, op, "dlogits");
+}
+
+xp_status xp_check_router_linear_backward(const xp_router_linear_args *args) {
+    const char *op = "router_linear_backward";
+    XP_TRY(need_size(args->n_tokens, 0, op, "n_tokens"));
+    XP_TRY(need_size(args->n_experts, 1, op, "n_experts"));
+    XP_TRY(need_size(args->dim, 0, op, "dim"));
+    XP_TRY(need_rows(args->grad_dtype, op, "grad_dtype"));
+    const bool any = args->dim > 0, rows = any && args->n_tokens > 0;
+    XP_TRY(need_pointer(args->dlogits, rows, op, "dlogits"));
+    XP_TRY(need_pointer(args->x, rows, op, "x"));
+    XP_TRY(need_pointer(args->gate, any, op, "gate"));
+    XP_TRY(need_pointer(args->dx, rows, op, "dx"));
+    XP_TRY(need_pointer(args->d_gate, any, op, "d_gate"));
+    return need_pointer(args->scratch, any, op, "scratch");
 }
 
 xp_status xp_check_router_losses(const xp_router_losses_args *args) {

@@ -45,6 +45,19 @@ int64_t xp_sum_squares_scratch(int64_t n) {
     return n / XP_OPS_SUM_BLOCK + 1;
 }
 
+/* dlogits in parts, gate once for each part, and d_gate by parts. */
+size_t xp_router_linear_scratch(int64_t n_tokens, int n_experts, int64_t dim) {
+    const xp_router_parts p = xp_router_parts_of(n_tokens, n_experts, dim);
+    return p.d_gate_at + (size_t)(p.width * dim) * sizeof(float);
+}
+
+xp_router_parts xp_router_parts_of(int64_t n_tokens, int n_experts, int64_t dim) {
+    const int64_t width = (3 * (int64_t)n_experts + 7) / 8 * 8;
+    const size_t dlogits = ((size_t)(n_tokens * width) * 2 + 255) / 256 * 256;
+    const size_t gate = ((size_t)(width * dim) * 2 + 255) / 256 * 256;
+    return (xp_router_parts){.width = width, .gate_at = dlogits, .d_gate_at = dlogits + gate};
+}
+
 size_t xp_attention_sums_bytes(int64_t n_rows, int64_t n_heads, int64_t seq_len) {
     const size_t n_bytes = (size_t)(n_rows * n_heads * seq_len) * sizeof(float);
     return (n_bytes + 255) / 256 * 256;

@@ -3,10 +3,13 @@
 #include <string.h>
 #include "device/device_internal.h"
 #include "device/plugin.h"
+#include "ops/gemm_choice.h"
 #include "ops/ops.h"
 
 /* What driver and libraries take of a GPU beside a run: 1.03 GiB on an H200. */
 static const int64_t context_bytes = (int64_t)(1.1 * (1 << 30));
+/* What a faster head leaves free: it is no reason to fill a GPU to the last byte. */
+static const int64_t spare_bytes = (int64_t)1 << 30;
 
 xp_status xp_run_batch_sizes(const xp_config *config, int n_data_ranks, int64_t *n_microbatches,
                              int64_t *global_batch) {
@@ -123,36 +126,51 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-/* Rows that experts over several GPUs keep for the backward pass. The host does not know how many
- * rows a layer gets, so each keeps its capacity, and nothing is computed again while there is room
- * for all layers. Where the device has no memory for that: 1.25 times the balanced load. */
-static xp_status choose_saved_rows(const xp_config *config, xp_run *run) {
-    const double least = 1.25;
-    const int64_t has = xp_device_total_bytes(run->device) - context_bytes;
-    run->saved_rows_factor = config->moe.saved_rows_factor;
-    if (run->saved_rows_factor > 0 || xp_device_like(run->device) != XP_DEVICE_CUDA ||
-        run->mesh.ep_size == 1 ||
-        xp_run_recompute(config->activation_checkpoint.mode) != XP_RECOMPUTE_NONE)
-        return XP_OK;
-    if (run->mesh.shares_gpus)
-        run->saved_rows_factor = least;
-    if (run->mesh.shares_gpus || has <= 0)
-        return XP_OK;
+static xp_status reserve(const xp_config *config, xp_comm *world, const xp_mesh *layout,
+                         const xp_run_memory *memory, xp_run *run);
+
+/* Whether the run takes at most `has` bytes of a GPU with these choices: counted without one. */
+static xp_status fits(const xp_config *config, const xp_run *run, int64_t has, bool *yes) {
     const xp_device_args args = {.kind = XP_DEVICE_NULL, .n_threads = 1, .like = XP_DEVICE_CUDA};
     xp_mesh layout = run->mesh;
     layout.world = layout.shard = layout.replicate = layout.ep = layout.expert_shard =
         layout.expert_replicate = NULL;
     xp_device *counting = NULL;
-    xp_run whole;
     XP_TRY(xp_device_create(&args, &counting));
-    const xp_status status = xp_run_reserve(config, counting, NULL, &layout, &whole);
+    xp_run whole = {.device = counting};
+    const xp_status status = reserve(config, NULL, &layout, &run->memory, &whole);
     if (status == XP_OK) {
-        if (xp_device_bytes(counting, NULL) > has)
-            run->saved_rows_factor = least;
+        *yes = xp_device_bytes(counting, NULL) <= has;
         xp_run_release(&whole);
     }
     xp_device_destroy(counting);
     return status;
+}
+
+/*
+ * What a GPU's memory decides. Rows that experts over several GPUs keep for the backward pass: the
+ * host does not know how many rows a layer gets, so each keeps its capacity, and nothing is computed
+ * again while there is room for all layers; where there is none, 1.25 times the balanced load. Then
+ * the head's chunks. Memory that is not known has room for all.
+ */
+static xp_status choose_memory(const xp_config *config, xp_run *run) {
+    const double least = 1.25;
+    const bool shares = run->mesh.shares_gpus;
+    const int64_t has = xp_device_total_bytes(run->device) - context_bytes;
+    xp_run_memory *memory = &run->memory;
+    bool yes = true;
+    memory->saved_rows_factor = config->moe.saved_rows_factor;
+    if (xp_device_like(run->device) != XP_DEVICE_CUDA)
+        return XP_OK;
+    const bool keeps_rows =
+        memory->saved_rows_factor <= 0 && run->mesh.ep_size > 1 &&
+        xp_run_recompute(config->activation_checkpoint.mode) == XP_RECOMPUTE_NONE;
+    if (keeps_rows && has > 0 && !shares)
+        XP_TRY(fits(config, run, has, &yes));
+    if (keeps_rows && (shares || !yes))
+        memory->saved_rows_factor = least;
+    memory->large_head = !shares;
+    return has <= 0 || shares ? XP_OK : fits(config, run, has - spare_bytes, &memory->large_head);
 }
 
 /* Rows and row length that hold a microbatch of training and one of validation. */
@@ -176,12 +194,15 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
         .document_attention = run->document_attention,
         .recompute = xp_run_recompute(config->activation_checkpoint.mode),
         .forced_balance = xp_run_forced(config),
-        .overlap = config->parallelism.expert_parallel_overlap,
+        .overlap = xp_overlap_choose(config->parallelism.expert_parallel_overlap, run->mesh.ep_size,
+                                     !computes_on_cpu(run->device), run->mesh.shares_gpus),
         .overlap_split = config->deepep.overlap_split,
+        .overlap_sms = (int)config->deepep.overlap_num_sms,
         .aux_loss_coeff = config->moe.aux_loss_coeff,
         .z_loss_coeff = config->moe.z_loss_coeff,
         .save_dispatched = xp_run_save_dispatched(config->moe.save_dispatched),
-        .saved_rows_factor = run->saved_rows_factor,
+        .saved_rows_factor = run->memory.saved_rows_factor,
+        .large_head = run->memory.large_head,
         .ep = {.transport = xp_run_transport(config, &run->arch),
                .capacity_factor = config->moe.capacity_factor,
                .num_sms = (int)config->deepep.num_sms,
@@ -226,8 +247,21 @@ static xp_status reserve_libraries(xp_run *run) {
     return xp_device_alloc(run->device, bytes, "workspace", &run->library_bytes);
 }
 
+/* The configuration's GEMM algorithms; a shape that is not among them keeps the library's own. */
+static xp_status choose_gemms(const xp_config *config, xp_device *device) {
+    const xp_string_list *list = &config->gemm.algorithms;
+    xp_gemm_choice choices[XP_GEMM_CHOICES_MAX];
+    if (list->n > XP_GEMM_CHOICES_MAX)
+        return xp_error(XP_ECONFIG, "gemm.algorithms has %d entries; at most %d are kept", list->n,
+                        XP_GEMM_CHOICES_MAX);
+    for (int i = 0; i < list->n; i++)
+        XP_TRY(xp_gemm_choice_parse(list->items[i], &choices[i]));
+    return list->n > 0 ? xp_ops_gemm_choose(device, choices, list->n) : XP_OK;
+}
+
+/* memory: NULL to choose. */
 static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp_mesh *layout,
-                               xp_run *run) {
+                               const xp_run_memory *memory, xp_run *run) {
     XP_TRY(xp_arch_from_config(config, &run->arch));
     if (layout)
         run->mesh = *layout;
@@ -236,23 +270,32 @@ static xp_status reserve_parts(const xp_config *config, xp_comm *world, const xp
     run->mesh.shares_gpus |= xp_device_is_gpu_shared(run->device);
     XP_TRY(check_experts(&run->arch, run->mesh.ep_size));
     XP_TRY(reserve_libraries(run));
+    XP_TRY(choose_gemms(config, run->device));
     run->n_data_ranks = run->mesh.n_ranks;
     run->local_batch = config->training.local_batch_size;
     run->seq_len = config->training.seq_len;
     XP_TRY(xp_run_batch_sizes(config, run->n_data_ranks, &run->n_microbatches, &run->global_batch));
-    XP_TRY(choose_saved_rows(config, run));
+    if (memory)
+        run->memory = *memory;
+    else
+        XP_TRY(choose_memory(config, run));
     XP_TRY(xp_stream_create(run->device, XP_STREAM_COMPUTE, &run->stream));
     return create_model(config, run);
+}
+
+static xp_status reserve(const xp_config *config, xp_comm *world, const xp_mesh *layout,
+                         const xp_run_memory *memory, xp_run *run) {
+    xp_status status = reserve_parts(config, world, layout, memory, run);
+    if (status != XP_OK)
+        xp_run_release(run);
+    return status;
 }
 
 xp_status xp_run_reserve(const xp_config *config, xp_device *device, xp_comm *world,
                          const xp_mesh *layout, xp_run *run) {
     memset(run, 0, sizeof *run);
     run->device = device;
-    xp_status status = reserve_parts(config, world, layout, run);
-    if (status != XP_OK)
-        xp_run_release(run);
-    return status;
+    return reserve(config, world, layout, NULL, run);
 }
 
 void xp_run_release(xp_run *run) {

@@ -8,6 +8,12 @@
 #include "model/model.h"
 #include "parallel/shard.h"
 
+/** What a run does with memory that is left. */
+typedef struct xp_run_memory {
+    double saved_rows_factor; /* see xp_moe_core_args */
+    bool large_head;          /* see xp_model_args */
+} xp_run_memory;
+
 typedef struct xp_run {
     xp_device *device; /* borrowed */
     xp_arch arch;
@@ -18,8 +24,8 @@ typedef struct xp_run {
     int64_t local_batch, n_microbatches, global_batch, seq_len;
     int64_t validation_batch, validation_seq_len; /* 0 when validation is off */
     int n_data_ranks;
-    bool document_attention;    /* a token sees its own document alone */
-    double saved_rows_factor;   /* see xp_moe_core_args */
+    bool document_attention; /* a token sees its own document alone */
+    xp_run_memory memory;
     xp_dtype dtype, grad_dtype; /* of parameters and activations; of gradients */
     void *library_bytes;        /* null device: what a GPU's libraries would hold */
 } xp_run;

@@ -48,7 +48,8 @@ static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, cons
         xp_saves_recv(s->recompute, xp_run_save_dispatched(config->moe.save_dispatched));
     s->forced = xp_run_forced(config);
     s->ep_size = layout->ep_size;
-    s->n_parts = s->is_moe && s->ep_size > 1 && config->parallelism.expert_parallel_overlap ? 2 : 1;
+    s->n_parts =
+        s->is_moe && s->ep_size > 1 && config->parallelism.expert_parallel_overlap > 0 ? 2 : 1;
     s->ep_nodes = layout->ep_nodes > 1 ? layout->ep_nodes : 1;
     xp_ep_config ep = {.transport = xp_run_transport(config, &s->arch), .n_nodes = s->ep_nodes};
     XP_TRY(xp_ep_choose_transport(&ep, s->ep_nodes == 1));

@@ -63,6 +63,7 @@ struct xp_trainer {
     xp_progress *progress;
     xp_trace *trace; /* NULL: no profiling */
     char *config_toml;
+    char *gemms, *gemm_for; /* see xp_gemms_in_force */
 
     int64_t step, first_step; /* steps done; done before this run started */
     int64_t tokens_seen, rows_seen;

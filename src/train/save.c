@@ -52,6 +52,10 @@ static void list_values(const xp_trainer *t, bool model_only, value_list *list) 
     xp_arch_values_fill(&t->run.arch, &list->arch);
     for (int i = 0; i < list->arch.n; i++)
         put_text(list, list->arch.keys[i], list->arch.values[i]);
+    if (t->gemm_for[0]) {
+        put_text(list, "gemm.algorithms", t->gemms);
+        put_text(list, "gemm.tuned_for", t->gemm_for);
+    }
     put_text(list, "config", t->config_toml);
 }
 

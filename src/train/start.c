@@ -2,6 +2,7 @@
 #include <string.h>
 #include "core/file.h"
 #include "core/text.h"
+#include "train/gemms.h"
 #include "train/hf_io.h"
 #include "train/run_state.h"
 
@@ -153,6 +154,7 @@ static xp_status restore(xp_trainer *t, const xp_ckpt *ckpt, bool model_only) {
     XP_TRY(status);
     if (model_only)
         return XP_OK;
+    XP_TRY(xp_trainer_keep_gemms(t, ckpt));
     return xp_trainer_compare(t, ckpt, !out.data, !out.schedule);
 }
 

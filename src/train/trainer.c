@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "device/device_internal.h"
+#include "train/gemms.h"
 #include "train/run_state.h"
 
 /* ---- create and destroy ------------------------------------------------------------------ */
@@ -111,6 +112,7 @@ static xp_status create_parts(xp_trainer *t) {
     XP_TRY(xp_trainer_announce_memory(t));
     XP_TRY(xp_run_reserve(t->config, t->device, t->world, NULL, &t->run));
     t->n_moe_layers = t->run.arch.n_experts > 0 ? (int)t->run.arch.n_layers : 0;
+    XP_TRY(xp_trainer_open_gemms(t));
     XP_TRY(xp_event_create(t->device, &t->results));
     XP_TRY(create_tables(t));
     XP_TRY(create_loader(t));
@@ -140,6 +142,8 @@ static void destroy_parts(xp_trainer *t) {
     free(t->load_max);
     free(t->ckpt_folder);
     free(t->config_toml);
+    free(t->gemms);
+    free(t->gemm_for);
     xp_event_destroy(t->results);
     xp_run_release(&t->run);
     xp_trace_destroy(t->trace);

@@ -129,5 +129,6 @@ xp_status xp_tune_adopt(xp_config_set *set, const xp_adopt_args *args) {
         xp_comm_set_phase(args->world, "looking for tuned settings");
         XP_TRY(xp_comm_broadcast(args->world, &d, sizeof d, 0, NULL));
     }
-    return apply(set, &d);
+    XP_TRY(apply(set, &d));
+    return xp_tune_adopt_gemms(set, args);
 }

@@ -19,5 +19,7 @@ typedef struct xp_adopt_args {
  * @return XP_OK; XP_ECONFIG or XP_ENOENT: the file that deepep.tuned_file names is damaged or absent
  */
 XP_NODISCARD xp_status xp_tune_adopt(xp_config_set *set, const xp_adopt_args *args);
+/** The second half of it: gemm.algorithms, where GPU and library fit, also without expert parallelism. */
+XP_NODISCARD xp_status xp_tune_adopt_gemms(xp_config_set *set, const xp_adopt_args *args);
 
 #endif

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "expar/version.h"
+#include "ops/gemm_choice.h"
 #include "parallel/run.h"
 #include "tune/hardware.h"
 
@@ -43,6 +44,15 @@ void xp_tuned_for_print(const xp_tune_facts *f, char *text, size_t n_text) {
              f->processes ? "processes" : "threads", f->deepep ? "deepep" : "standard",
              (long long)f->dim, (long long)f->moe_dim, f->n_experts, f->top_k, f->ep_size,
              xp_dtype_name(f->dtype), (long long)f->tokens);
+}
+
+void xp_gemm_tuned_for_print(const xp_tune_facts *f, char *text, size_t n_text) {
+    char library[64] = "";
+    text[0] = '\0';
+    if (f->on_gpu)
+        xp_ops_gemm_library(library, sizeof library);
+    if (library[0])
+        snprintf(text, n_text, "%s; %s; expar " XP_VERSION, f->hardware, library);
 }
 
 /* Up to the next ";", and what is behind it. */

@@ -27,6 +27,8 @@ XP_NODISCARD xp_status xp_tune_facts_of(const xp_config *config, int n_ranks, bo
 /** "NVIDIA H200; 8 ranks (processes); deepep; D 2048, F 768, E 128, K 8; EP 8; bf16 rows; 32768 tokens; expar
  * 0.1.0" */
 void xp_tuned_for_print(const xp_tune_facts *facts, char *text, size_t n_text);
+/** "NVIDIA H200; cuBLASLt 13.1.0; expar 0.1.0": what GEMM algorithms belong to. "" without a GPU or its library. */
+void xp_gemm_tuned_for_print(const xp_tune_facts *facts, char *text, size_t n_text);
 /**
  * Whether two such texts are the same.
  * @param[out] was, is  the first part that differs, when they are not

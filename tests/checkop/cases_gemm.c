@@ -103,7 +103,8 @@ enum {
     GROUPED_TOKENS,
     GROUPED_DTYPE,
     GROUPED_DW,
-    GROUPED_ACC
+    GROUPED_ACC,
+    GROUPED_SPARE_SMS
 };
 
 static xp_grouped_args grouped_args(const ck_call *call) {
@@ -120,7 +121,8 @@ static xp_grouped_args grouped_args(const ck_call *call) {
                              .gather_dy = ck_at(call, "gather_dy"),
                              .dtype = (xp_dtype)s[GROUPED_DTYPE],
                              .dw_dtype = (xp_dtype)s[GROUPED_DW],
-                             .acc = s[GROUPED_ACC] != 0};
+                             .acc = s[GROUPED_ACC] != 0,
+                             .spare_sms = (int)s[GROUPED_SPARE_SMS]};
 }
 
 static xp_status call_forward(const ck_call *call) {
@@ -144,20 +146,22 @@ typedef struct routing {
     int64_t n_experts, n_rows, n_tokens;
     const int32_t *offsets;
     bool gathered;
+    int spare_sms;
 } routing;
 
 static void begin(ck_case *c, const char *op, xp_status (*call)(const ck_call *), const routing *r,
                   int64_t n, int64_t k, xp_dtype dtype) {
     ck_case_init(c, op, call);
-    const int64_t size[] = {r->n_experts,   r->n_rows,      n, k, r->n_tokens,
-                            (int64_t)dtype, (int64_t)dtype, 0};
-    for (int i = 0; i <= GROUPED_ACC; i++)
+    const int64_t size[] = {r->n_experts,   r->n_rows,      n, k,           r->n_tokens,
+                            (int64_t)dtype, (int64_t)dtype, 0, r->spare_sms};
+    for (int i = 0; i <= GROUPED_SPARE_SMS; i++)
         c->size[i] = size[i];
     ck_given(c, "offsets", XP_I32, r->n_experts + 1, r->offsets);
     c->flops = 2.0 * (double)r->offsets[r->n_experts] * (double)n * (double)k;
-    snprintf(c->shape, sizeof c->shape, "%s %lld rows, %lld experts of %lldx%lld %s%s", r->name,
+    snprintf(c->shape, sizeof c->shape, "%s %lld rows, %lld experts of %lldx%lld %s%s%s", r->name,
              (long long)r->n_rows, (long long)r->n_experts, (long long)n, (long long)k,
-             xp_dtype_name(dtype), r->gathered ? " gathered" : "");
+             xp_dtype_name(dtype), r->gathered ? " gathered" : "",
+             r->spare_sms > 0 ? " few SMs" : "");
 }
 
 static void add_rows(ck_case *c, const char *name, const char *gather, const routing *r,
@@ -192,7 +196,9 @@ static void grouped_cases(ck_context *ctx, const routing *r, int64_t n, int64_t 
                  {", in fp32", true, false, false, true},
                  {", dy instead of x, acc", false, true, true, false},
                  {", dy instead of x, acc in fp32", false, true, true, true},
-                 {", both", true, true, false, false}};
+                 {", dy instead of x, in fp32", false, true, false, true},
+                 {", both", true, true, false, false},
+                 {", both, acc in fp32", true, true, true, true}};
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
         routing plain = *r;
         plain.gathered = false;
@@ -218,10 +224,10 @@ static void check_grouped(ck_context *ctx) {
     static const int32_t none[] = {0, 0, 0, 0}, one[] = {0, 0, 1, 1}, all[] = {0, 0, 0, 300, 300},
                          ragged[] = {0, 3, 3, 70, 71, 139, 140}, single[] = {0, 37};
     const routing routings[] = {
-        {"no rows", 3, 0, 4, none, false},       {"no assignments", 3, 5, 4, none, true},
-        {"one row", 3, 1, 4, one, false},        {"all to one", 4, 300, 90, all, true},
-        {"all to one", 4, 300, 300, all, false}, {"ragged", 6, 150, 60, ragged, true},
-        {"ragged", 6, 150, 150, ragged, false},  {"one expert", 1, 37, 20, single, true},
+        {"no rows", 3, 0, 4, none, false, 0},       {"no assignments", 3, 5, 4, none, true, 0},
+        {"one row", 3, 1, 4, one, false, 0},        {"all to one", 4, 300, 90, all, true, 0},
+        {"all to one", 4, 300, 300, all, false, 0}, {"ragged", 6, 150, 60, ragged, true, 0},
+        {"ragged", 6, 150, 150, ragged, false, 0},  {"one expert", 1, 37, 20, single, true, 0},
     };
     /* The last: rows of 16 bytes, which is what tile copies need. */
     static const int64_t sizes[][2] = {{1, 1}, {33, 17}, {40, 70}, {136, 72}};
@@ -231,15 +237,26 @@ static void check_grouped(ck_context *ctx) {
                 grouped_cases(ctx, &routings[i], sizes[s][0], sizes[s][1], t ? XP_BF16 : XP_F32);
     /* Several tiles in every direction, and more rows than one chunk of scratch. */
     static const int32_t large[] = {0, 10, 700};
-    const routing skewed = {"large", 2, 700, 80, large, true};
+    const routing skewed = {"large", 2, 700, 80, large, true, 0};
     grouped_cases(ctx, &skewed, 300, 270, XP_F32);
     grouped_cases(ctx, &skewed, 300, 270, XP_BF16);
     grouped_cases(ctx, &skewed, 528, 328, XP_BF16);
+    /* Many experts, the first and the last and every fifth without rows, the others with 1 to 127. */
+    enum { N_MANY = 61 };
+    int32_t starts[N_MANY + 1] = {0};
+    for (int e = 0; e < N_MANY; e++)
+        starts[e + 1] = starts[e] + (e % 5 == 0 ? 0 : 1 + 37 * e % 127);
+    routing small = {"many experts", N_MANY, starts[N_MANY], 300, starts, true, 0};
+    grouped_cases(ctx, &small, 136, 72, XP_BF16);
+    small.spare_sms = 100000; /* as few blocks as can be: each takes many tiles */
+    grouped_cases(ctx, &small, 136, 72, XP_BF16);
     /* Enough rows an expert for 2-CTA clusters; an expert that fills no tile, ends inside tiles. */
     static const int32_t pairs[] = {0, 300, 310, 1640};
     for (int gathered = 0; gathered < 2; gathered++) {
-        const routing many = {"clusters", 3, 1700, gathered ? 200 : 1700, pairs, gathered != 0};
+        routing many = {"clusters", 3, 1700, gathered ? 200 : 1700, pairs, gathered != 0, 0};
         grouped_cases(ctx, &many, 264, 328, XP_BF16);
+        many.spare_sms = 129;
+        grouped_cases(ctx, &many, 264, 72, XP_BF16);
     }
 }
 
@@ -250,8 +267,8 @@ static void bench_grouped(ck_context *ctx) {
         even[e] = 512 * e;
         skewed[e] = e < 32 ? 150 * e : 16384;
     }
-    const routing routings[] = {{"even", 32, 16384, 4096, even, true},
-                                {"skewed", 32, 16384, 4096, skewed, true}};
+    const routing routings[] = {{"even", 32, 16384, 4096, even, true, 0},
+                                {"skewed", 32, 16384, 4096, skewed, true, 0}};
     for (int i = 0; i < 2; i++) {
         grouped_cases(ctx, &routings[i], 768, 512, XP_F32);
         grouped_cases(ctx, &routings[i], 512, 384, XP_F32);
@@ -262,7 +279,7 @@ static void bench_grouped(ck_context *ctx) {
  */
 static void gradient_grouped(ck_context *ctx) {
     static const int32_t offsets[] = {0, 9, 9, 30};
-    const routing r = {"gradient", 3, 30, 30, offsets, false};
+    const routing r = {"gradient", 3, 30, 30, offsets, false, 0};
     ck_case forward, dgrad, wgrad;
     begin(&forward, "grouped_forward", call_forward, &r, 14, 11, XP_F32);
     ck_in(&forward, "x", XP_F32, 30 * 11);

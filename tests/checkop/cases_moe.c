@@ -171,6 +171,60 @@ static void check_router_losses(ck_context *ctx) {
         }
 }
 
+/* ---- gradients of a bf16 router's logits ------------------------------------------------------ */
+
+enum { LINEAR_T, LINEAR_E, LINEAR_D, LINEAR_GRAD, LINEAR_ACC };
+
+static xp_status call_router_linear(const ck_call *call) {
+    const int64_t *s = call->c->size;
+    const xp_router_linear_args args = {.n_tokens = s[LINEAR_T],
+                                        .dim = s[LINEAR_D],
+                                        .n_experts = (int)s[LINEAR_E],
+                                        .dlogits = ck_at(call, "dlogits"),
+                                        .x = ck_at(call, "x"),
+                                        .gate = ck_at(call, "gate"),
+                                        .dx = ck_at(call, "dx"),
+                                        .d_gate = ck_at(call, "dgate"),
+                                        .grad_dtype = (xp_dtype)s[LINEAR_GRAD],
+                                        .acc = s[LINEAR_ACC] != 0,
+                                        .scratch = ck_at(call, "scratch")};
+    return call->ops->router_linear_backward(call->stream, &args);
+}
+
+static void router_linear_case(ck_context *ctx, const int64_t *size) {
+    const int64_t t = size[LINEAR_T], e = size[LINEAR_E], d = size[LINEAR_D];
+    const xp_dtype grad = (xp_dtype)size[LINEAR_GRAD];
+    ck_case c;
+    ck_case_init(&c, "router_linear_backward", call_router_linear);
+    for (int i = 0; i <= LINEAR_ACC; i++)
+        c.size[i] = size[i];
+    c.bytes = (double)t * (6.0 * (double)d + 4.0 * (double)e);
+    snprintf(c.shape, sizeof c.shape, "%lld tokens of %lld, %lld experts, %s%s", (long long)t,
+             (long long)d, (long long)e, xp_dtype_name(grad), size[LINEAR_ACC] ? " acc" : "");
+    ck_in(&c, "dlogits", XP_F32, t * e);
+    ck_in(&c, "x", XP_BF16, t * d);
+    ck_in(&c, "gate", XP_BF16, e * d);
+    ck_inout(&c, "dx", XP_BF16, t * d, CK_SUM);
+    if (size[LINEAR_ACC])
+        ck_inout(&c, "dgate", grad, e * d, CK_SUM);
+    else
+        ck_out(&c, "dgate", grad, e * d, CK_SUM);
+    ck_scratch(&c, "scratch", XP_F32,
+               (int64_t)(xp_router_linear_scratch(t, (int)e, d) / sizeof(float)) + 1);
+    ck_run(ctx, &c);
+}
+
+static void check_router_linear(ck_context *ctx) {
+    static const int64_t shapes[][3] = {{0, 3, 8},    {1, 1, 1},     {3, 7, 5},     {130, 16, 64},
+                                        {65, 64, 40}, {200, 33, 24}, {257, 128, 96}};
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
+        for (int v = 0; v < 4; v++) {
+            const int64_t size[] = {shapes[i][0], shapes[i][1], shapes[i][2],
+                                    v & 1 ? XP_BF16 : XP_F32, v >> 1};
+            router_linear_case(ctx, size);
+        }
+}
+
 /* ---- histogram ------------------------------------------------------------------------------- */
 
 static xp_status call_histogram(const ck_call *call) {
@@ -313,7 +367,10 @@ void ck_moe_cases(ck_context *ctx) {
     if (ctx->bench && ctx->gpu) {
         const int64_t router[] = {16384, 128, 8, XP_SCORE_SOFTMAX, 1, 4096};
         const int64_t silu[][4] = {{16384, 768, XP_BF16, 1}, {262144, 768, XP_BF16, 1}};
+        const int64_t linear[][5] = {{16384, 16, 2048, XP_BF16, 0}, {16384, 128, 2048, XP_BF16, 0}};
         router_cases(ctx, router, 0);
+        router_linear_case(ctx, linear[0]);
+        router_linear_case(ctx, linear[1]);
         histogram_case(ctx, 131072, 128, true);
         silu_cases(ctx, silu[0]);
         silu_cases(ctx, silu[1]);
@@ -321,7 +378,9 @@ void ck_moe_cases(ck_context *ctx) {
     }
     if (ctx->bench) {
         const int64_t router[] = {4096, 32, 4, XP_SCORE_SOFTMAX, 1, 512};
+        const int64_t linear[] = {256, 32, 512, XP_BF16, 0};
         router_cases(ctx, router, 0);
+        router_linear_case(ctx, linear);
         histogram_case(ctx, 16384, 32, true);
         const int64_t silu[] = {16384, 384, XP_F32, 1};
         silu_cases(ctx, silu);
@@ -329,6 +388,7 @@ void ck_moe_cases(ck_context *ctx) {
     }
     check_router(ctx);
     check_router_losses(ctx);
+    check_router_linear(ctx);
     histogram_case(ctx, 0, 3, false);
     histogram_case(ctx, 1, 1, true);
     histogram_case(ctx, 1000, 33, false);

@@ -86,6 +86,8 @@ static void cuda_destroy(xp_device *device) {
     xp_cuda_device *cuda = (xp_cuda_device *)device;
     if (cuda->libraries != NULL)
         cuda->libraries_destroy(cuda->libraries);
+    if (cuda->tile_counters != NULL && select_device(device) == XP_OK)
+        cudaFree(cuda->tile_counters);
     free(cuda);
 }
 
@@ -112,13 +114,19 @@ static void cuda_host_free(xp_device *device, void *data) {
 }
 
 static xp_status cuda_stream_create(xp_device *device, xp_stream_kind kind, xp_stream **stream) {
-    (void)kind;
+    int lowest = 0, highest = 0;
     XP_TRY(select_device(device));
+    XP_TRY(xp_cuda_check(cudaDeviceGetStreamPriorityRange(&lowest, &highest),
+                         "cudaDeviceGetStreamPriorityRange"));
     xp_cuda_stream *s = calloc(1, sizeof *s);
     if (s == NULL)
         return xp_error(XP_ENOMEM, "stream: out of memory");
-    xp_status status = xp_cuda_check(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking),
-                                     "cudaStreamCreate");
+    /* Communication needs few blocks, and another rank may wait for them: as SMs become free, they go
+     * before the blocks of what is computed beside it. */
+    xp_status status =
+        xp_cuda_check(cudaStreamCreateWithPriority(&s->stream, cudaStreamNonBlocking,
+                                                   kind == XP_STREAM_WORKER ? highest : lowest),
+                      "cudaStreamCreate");
     if (status != XP_OK) {
         free(s);
         return status;

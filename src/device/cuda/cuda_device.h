@@ -9,6 +9,8 @@
 extern "C" {
 #endif
 
+#define XP_CUDA_COUNTER_STREAMS 16
+
 typedef struct xp_cuda_device {
     xp_device base;
     int index;
@@ -21,6 +23,10 @@ typedef struct xp_cuda_device {
     bool bulk;       /* bulk asynchronous copies (sm_90 and newer), likewise */
     void *libraries; /* ops/cuda: cuBLASLt and cuDNN handles, made on first use before step 1 */
     void (*libraries_destroy)(void *libraries);
+    /* ops/cuda: tile counters of this device's streams, in device memory, made on first use */
+    void *tile_counters;
+    cudaStream_t counter_streams[XP_CUDA_COUNTER_STREAMS];
+    int n_counter_streams;
 } xp_cuda_device;
 
 typedef struct xp_cuda_stream {

@@ -28,6 +28,7 @@ struct xp_ep_group {
     xp_ep_shape shape;
     int rank;
     double timeout_s;
+    int call_sms;          /* see xp_ep_group_set_sms() */
     void *transport_state; /* windows, buffers, communicators: the transport's header says */
     void *device_state;    /* GPU: xp_ep_cuda_state */
     void *scratch;         /* of the plan kernels, n_slots times xp_ep_scratch_bytes() */

@@ -36,6 +36,7 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .time_call = xp_cuda_time_call,
         .time_each = xp_cuda_time_each,
         .reduce = xp_cuda_rank_reduce,
+        .gemm_choices = &xp_cublaslt_choices,
         .prepare = prepare,
         .peer_access = &xp_cuda_peer_access,
         .nccl = xp_nccl_open,

@@ -29,6 +29,9 @@ void xp_cpu_optim_reference(xp_ops *ops);
  * product. */
 xp_status xp_cpu_router_losses(xp_stream *stream, const xp_router_losses_args *args);
 
+/** The one entry of the bf16 router's gradients: CPUs train in fp32, through gemm. */
+xp_status xp_cpu_router_linear_backward(xp_stream *stream, const xp_router_linear_args *args);
+
 void xp_cpu_gemm_fast(xp_ops *ops, unsigned caps);
 void xp_cpu_norm_fast(xp_ops *ops, unsigned caps);
 void xp_cpu_attention_fast(xp_ops *ops, unsigned caps);

@@ -219,6 +219,7 @@ static xp_status silu_gate_prob_backward(xp_stream *stream,
 void xp_cpu_moe_reference(xp_ops *ops) {
     ops->router_forward = router_forward;
     ops->router_backward = router_backward;
+    ops->router_linear_backward = xp_cpu_router_linear_backward;
     ops->router_losses = xp_cpu_router_losses;
     ops->histogram = histogram;
     ops->silu_gate_prob_forward = silu_gate_prob_forward;

@@ -60,7 +60,7 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
 static xp_status map_of(const xp_attention_hopper *p, const void *data, int n_heads, int64_t ld,
                         int box_rows, CUtensorMap *map) {
     const xp_hopper_boxes boxes = {
-        data, (int64_t)n_heads * p->a.head_dim, ld, p->a.seq_len, p->a.n_rows, box_rows};
+        data, (int64_t)n_heads * p->a.head_dim, ld, p->a.seq_len, p->a.n_rows, box_rows, false};
     return xp_cuda_hopper_map(&boxes, map);
 }
 

@@ -141,18 +141,6 @@ static __device__ __forceinline__ void add_bulk(float *to, uint32_t from, uint32
                  : "memory");
 }
 
-static __device__ __forceinline__ void bulk_commit() {
-    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-/** The committed copies have read shared memory. */
-static __device__ __forceinline__ void bulk_wait_read() {
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
-/** The committed copies are complete. */
-static __device__ __forceinline__ void bulk_wait() {
-    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-}
-
 /** What this thread knows to be written to global memory becomes visible to its bulk copies. */
 static __device__ __forceinline__ void async_global_fence() {
     asm volatile("fence.proxy.async.global;" ::: "memory");

@@ -60,6 +60,7 @@ static void destroy(void *state) {
     for (int i = 0; i < lt->n_plans; i++)
         release_plan(lt, &lt->plans[i]);
     free(lt->plans);
+    free(lt->choices);
     if (lt->handle != NULL)
         lt->api.destroy(lt->handle);
     free(lt);
@@ -202,28 +203,59 @@ static xp_status set_preferences(const xp_cublaslt *lt, const xp_cublaslt_key *k
     return XP_OK;
 }
 
-static xp_status choose(xp_cublaslt *lt, xp_cublaslt_plan *plan) {
+xp_status xp_cublaslt_candidates(const xp_cublaslt *lt, const xp_cublaslt_plan *plan, int most,
+                                 cublasLtMatmulHeuristicResult_t found[XP_GEMM_CANDIDATES],
+                                 int *n) {
     cublasLtMatmulPreference_t wish = NULL;
+    *n = 0;
     XP_TRY(
         xp_cublaslt_check(lt, lt->api.preference_create(&wish), "cublasLtMatmulPreferenceCreate"));
     xp_status status = set_preferences(lt, &plan->key, wish);
     if (status == XP_OK) {
-        cublasLtMatmulHeuristicResult_t best;
-        int n_found = 0;
         const cublasStatus_t result = lt->api.get_heuristic(
-            lt->handle, plan->desc, plan->a, plan->b, plan->c, plan->c, wish, 1, &best, &n_found);
-        plan->usable =
-            result == CUBLAS_STATUS_SUCCESS && n_found > 0 && best.state == CUBLAS_STATUS_SUCCESS;
-        if (plan->usable) {
-            plan->algo = best.algo;
-            plan->workspace_bytes = best.workspaceSize;
-        } else if (result != CUBLAS_STATUS_SUCCESS && result != CUBLAS_STATUS_NOT_SUPPORTED &&
-                   result != CUBLAS_STATUS_INVALID_VALUE) {
+            lt->handle, plan->desc, plan->a, plan->b, plan->c, plan->c, wish, most, found, n);
+        if (result != CUBLAS_STATUS_SUCCESS)
+            *n = 0;
+        if (result != CUBLAS_STATUS_SUCCESS && result != CUBLAS_STATUS_NOT_SUPPORTED &&
+            result != CUBLAS_STATUS_INVALID_VALUE)
             status = xp_cublaslt_check(lt, result, "cublasLtMatmulAlgoGetHeuristic");
-        }
     }
     lt->api.preference_destroy(wish);
     return status;
+}
+
+static bool is_of(const xp_gemm_choice *c, const xp_cublaslt_key *key) {
+    return c->m == key->m && c->n == key->n && c->k == key->k && c->trans_a == key->trans_a &&
+           c->trans_b == key->trans_b && (int32_t)c->ab_dtype == key->ab_dtype &&
+           (int32_t)c->c_dtype == key->c_dtype && c->acc == key->acc;
+}
+
+/* The algorithm that the run's choices name, else the library's first. */
+static xp_status choose(xp_cublaslt *lt, xp_cublaslt_plan *plan) {
+    cublasLtMatmulHeuristicResult_t found[XP_GEMM_CANDIDATES];
+    int index = 0, n = 0;
+    for (int i = 0; i < lt->n_choices; i++)
+        if (is_of(&lt->choices[i], &plan->key))
+            index = lt->choices[i].index;
+    XP_TRY(xp_cublaslt_candidates(lt, plan, index > 0 ? XP_GEMM_CANDIDATES : 1, found, &n));
+    if (index >= n || found[index].state != CUBLAS_STATUS_SUCCESS)
+        index = 0;
+    plan->usable = n > 0 && found[index].state == CUBLAS_STATUS_SUCCESS;
+    if (plan->usable) {
+        plan->algo = found[index].algo;
+        plan->workspace_bytes = found[index].workspaceSize;
+    }
+    return XP_OK;
+}
+
+cublasStatus_t xp_cublaslt_run(const xp_cublaslt *lt, const xp_cublaslt_plan *plan,
+                               const xp_gemm_args *args, float alpha,
+                               const cublasLtMatmulAlgo_t *algo, void *workspace,
+                               size_t workspace_bytes, cudaStream_t stream) {
+    const float beta = args->acc ? 1.0F : 0.0F;
+    return lt->api.matmul(lt->handle, plan->desc, &alpha, args->b, plan->a, args->a, plan->b, &beta,
+                          args->c, plan->c, args->c, plan->c, algo, workspace, workspace_bytes,
+                          stream);
 }
 
 static xp_status make_room(xp_cublaslt *lt) {
@@ -239,7 +271,7 @@ static xp_status make_room(xp_cublaslt *lt) {
 }
 
 xp_status xp_cublaslt_plan_get(xp_cublaslt *lt, const xp_gemm_args *args, size_t workspace_bytes,
-                               const xp_cublaslt_plan **plan) {
+                               xp_cublaslt_plan **plan) {
     const xp_cublaslt_key key = make_key(args, workspace_bytes);
     for (int i = 0; i < lt->n_plans; i++)
         if (memcmp(&lt->plans[i].key, &key, sizeof key) == 0) {

@@ -4,6 +4,7 @@
 
 #include <cublasLt.h>
 #include "ops/cuda/libraries.h"
+#include "ops/gemm_choice.h"
 #include "ops/ops.h"
 
 #ifdef __cplusplus
@@ -38,6 +39,7 @@ typedef struct xp_cublaslt_key {
 typedef struct xp_cublaslt_plan {
     xp_cublaslt_key key;
     bool usable; /* false: the library has no algorithm for this shape */
+    bool timed;
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, c; /* of the library's column-major GEMM: a is our b */
     cublasLtMatmulAlgo_t algo;
@@ -55,14 +57,34 @@ typedef struct xp_cublaslt {
     int n_streams;
     xp_cublaslt_plan *plans;
     int n_plans, capacity;
+    xp_gemm_choice *choices; /* [XP_GEMM_CHOICES_MAX]; NULL: the library's own */
+    int n_choices;
+    bool tuning; /* choices are made by timing */
 } xp_cublaslt;
 
 /** The device's own, made at first use. @return XP_ENOTSUP with the reason where the library is
  * missing; XP_ENOMEM */
 XP_NODISCARD xp_status xp_cublaslt_get(xp_cuda_device *device, xp_cublaslt **lt);
-/** The plan of this shape, chosen once by the library's heuristic. Valid until the next call. */
+/** The plan of this shape, chosen once: by lt->choices, else by the library's heuristic. Valid until the
+ * next call. */
 XP_NODISCARD xp_status xp_cublaslt_plan_get(xp_cublaslt *lt, const xp_gemm_args *args,
-                                            size_t workspace_bytes, const xp_cublaslt_plan **plan);
+                                            size_t workspace_bytes, xp_cublaslt_plan **plan);
+/** The library's deterministic algorithms for the plan's shape, best guess first. @param[out] n  0: none */
+XP_NODISCARD xp_status
+xp_cublaslt_candidates(const xp_cublaslt *lt, const xp_cublaslt_plan *plan, int most,
+                       cublasLtMatmulHeuristicResult_t found[XP_GEMM_CANDIDATES], int *n);
+/** c = alpha a b (+ c) by this algorithm. @return the library's own answer */
+cublasStatus_t xp_cublaslt_run(const xp_cublaslt *lt, const xp_cublaslt_plan *plan,
+                               const xp_gemm_args *args, float alpha,
+                               const cublasLtMatmulAlgo_t *algo, void *workspace,
+                               size_t workspace_bytes, cudaStream_t stream);
+/** cublaslt_tune.c: time the plan's candidates on these operands, keep the fastest in plan and lt->choices.
+ * Waits for the stream. */
+XP_NODISCARD xp_status xp_cublaslt_time(xp_cublaslt *lt, xp_cublaslt_plan *plan,
+                                        const xp_gemm_args *args, void *workspace,
+                                        cudaStream_t stream);
+/** For xp_cuda_backend.gemm_choices. */
+extern const xp_gemm_choice_calls xp_cublaslt_choices;
 /** The workspace of a stream; NULL and 0 bytes for streams that came too late. */
 void *xp_cublaslt_workspace(xp_cublaslt *lt, cudaStream_t stream, size_t *n_bytes);
 XP_NODISCARD xp_status xp_cublaslt_check(const xp_cublaslt *lt, cublasStatus_t result,

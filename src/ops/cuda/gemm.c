@@ -35,7 +35,7 @@ static xp_status tile_gemm(cudaStream_t stream, const xp_gemm_args *args) {
 xp_status xp_cuda_gemm(xp_stream *stream, const xp_gemm_args *args) {
     cudaStream_t s;
     xp_cublaslt *lt;
-    const xp_cublaslt_plan *plan;
+    xp_cublaslt_plan *plan;
     size_t n_bytes;
     if (args->m == 0 || args->n == 0)
         return XP_OK;
@@ -47,11 +47,10 @@ xp_status xp_cuda_gemm(xp_stream *stream, const xp_gemm_args *args) {
     XP_TRY(xp_cublaslt_plan_get(lt, args, n_bytes, &plan));
     if (!plan->usable)
         return tile_gemm(s, args);
-    const float beta = args->acc ? 1.0F : 0.0F;
+    if (lt->tuning && !plan->timed)
+        XP_TRY(xp_cublaslt_time(lt, plan, args, workspace, s));
     return xp_cublaslt_check(lt,
-                             lt->api.matmul(lt->handle, plan->desc, &args->alpha, args->b, plan->a,
-                                            args->a, plan->b, &beta, args->c, plan->c, args->c,
-                                            plan->c, &plan->algo, workspace, plan->workspace_bytes,
-                                            s),
+                             xp_cublaslt_run(lt, plan, args, args->alpha, &plan->algo, workspace,
+                                             plan->workspace_bytes, s),
                              "gemm");
 }

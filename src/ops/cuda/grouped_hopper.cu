@@ -2,7 +2,8 @@
  * bf16 grouped GEMM for Hopper (sm_90a): persistent, warp-specialised, wgmma. Tiles of c are
  * 128 x 256, k tiles 64, the pipeline has four stages.
  *
- * One CTA per SM loops over the tiles of all experts (tile_scheduler). Warpgroup 0 is the producer:
+ * One CTA per SM loops over the tiles of all experts (tile_scheduler), whose numbers it takes from a
+ * counter: a CTA that starts late owes nothing. Warpgroup 0 is the producer:
  * gathered rows by cp.async, contiguous operands by TMA. Warpgroups 1 and 2 are consumers: each
  * computes 64 x 256 of the tile with its accumulators in registers. Each stage has a full barrier
  * (TMA bytes and the producer's arrivals) and an empty barrier (one arrival of each consumer
@@ -22,6 +23,7 @@
 #include "ops/cuda/launch.h"
 #include "ops/cuda/hopper_producer.cuh"
 #include "ops/cuda/hopper_epilogue.cuh"
+#include "ops/cuda/hopper_store.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -29,15 +31,26 @@
 template <gemm_kind P, int N_CTAS>
 static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const tma_maps &maps,
                                                    const int32_t *offsets, uint32_t base) {
+    const bool schedules = threadIdx.x == 0 && (N_CTAS == 1 || cta_rank() == 0);
     pipeline_state at = {base, 0, 0};
+    tile_ring ring = {base, 0};
     tile_scheduler tile = {};
-    for (tile.index = blockIdx.x / N_CTAS; find_tile<P, N_CTAS>(tile, p, offsets);
-         tile.index += gridDim.x / N_CTAS) {
+    uint32_t next = schedules ? claim_tile(p, blockIdx.x / N_CTAS) : 0;
+    for (;;) {
+        if (schedules)
+            publish_tile<N_CTAS>(ring, next);
+        tile.index = take_tile<N_CTAS>(ring);
+        if (!find_tile<P, N_CTAS>(tile, p, offsets))
+            break;
+        if (schedules)
+            next = claim_tile(p, next + gridDim.x / N_CTAS);
         if (P == WGRAD)
             produce_wgrad<N_CTAS>(p, maps, tile, at);
         else
             produce_rows<P, N_CTAS>(p, maps, tile, at);
     }
+    if (schedules)
+        reset_counter<N_CTAS>(p, tile.index, tile.start);
 }
 
 /* Signal a stage empty to every CTA that writes to it. */
@@ -64,23 +77,59 @@ static __device__ __forceinline__ void skip_k_tiles(const tile_scheduler &tile, 
     named_barrier_sync(1 + group, WARPGROUP);
 }
 
+/* Store a consumer warpgroup's 64 x 256 of the tile. */
+template <gemm_kind P>
+static __device__ __forceinline__ void store_tile(const xp_tile_args &p, const tma_maps &maps,
+                                                  const tile_scheduler &tile, const float (&d)[128],
+                                                  chunk_buffers &chunks) {
+    const int m = tile.m0 + 64 * chunks.group;
+    const int64_t n_rows = P == WGRAD ? p.m : tile.n_rows;
+    const int64_t row = m + (int)threadIdx.x % WARPGROUP / 32 * 16; /* this warp's first */
+    if (m >= n_rows)
+        return;
+    if (P != WGRAD) {
+        if (m + 64 <= n_rows)
+            store_bf16_chunks<false>(p, d, &maps.c, chunks, tile.first_row + m, tile.n0, 0);
+        else
+            store_bf16(p, d, (bf16 *)p.c + (int64_t)tile.first_row * p.ldc,
+                       row + (int)threadIdx.x % 32 / 4, n_rows, tile.n0);
+        return;
+    }
+    const int64_t c0 = (int64_t)tile.expert * p.c_expert;
+    if (p.c_f32 && p.trans_c)
+        store_f32<true>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
+    else if (p.c_f32)
+        store_f32<false>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
+    else if (p.acc && p.trans_c)
+        add_transposed_bf16(p, d, c0, row, n_rows, tile.n0);
+    else if (p.acc)
+        add_bf16(p, d, c0, row + (int)threadIdx.x % 32 / 4, n_rows, tile.n0);
+    else if (p.trans_c)
+        store_bf16_chunks<true>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
+    else
+        store_bf16_chunks<false>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
+}
+
 /* A consumer warpgroup: wait for each k tile, issue its wgmmas, release the stage once the wgmmas
  * that read it are complete; after the last k tile store the accumulators. */
 template <gemm_kind P, int N_CTAS>
-static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const int32_t *offsets,
-                                                   uint32_t base) {
+static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const tma_maps &maps,
+                                                   const int32_t *offsets, uint32_t base) {
     constexpr int MN_A = P == WGRAD, MN_B = P != FORWARD;
-    const int group = ((int)threadIdx.x - PRODUCER_THREADS) / WARPGROUP,
-              warp = (int)threadIdx.x % WARPGROUP / 32, lane = (int)threadIdx.x % 32;
+    const int group = ((int)threadIdx.x - PRODUCER_THREADS) / WARPGROUP;
     const bool elected = threadIdx.x % WARPGROUP == 0;
     /* cp.async writes through the generic proxy, wgmma reads through the async proxy */
     const bool by_cp_async = P == WGRAD || p.gather_a != nullptr;
     /* 64 rows of 128 bytes or one slab: the same offset. */
     const uint32_t own_a = (uint32_t)group * XP_HOPPER_SLAB_BYTES;
+    chunk_buffers chunks = make_chunk_buffers(base, group, elected);
     pipeline_state at = {base, 0, 0};
+    tile_ring ring = {base, 0};
     tile_scheduler tile = {};
-    for (tile.index = blockIdx.x / N_CTAS; find_tile<P, N_CTAS>(tile, p, offsets);
-         tile.index += gridDim.x / N_CTAS) {
+    for (;;) {
+        tile.index = take_tile<N_CTAS>(ring);
+        if (!find_tile<P, N_CTAS>(tile, p, offsets))
+            break;
         if (N_CTAS > 1 && !tile.has_rows) {
             skip_k_tiles<N_CTAS>(tile, group, elected, at);
             continue;
@@ -110,16 +159,10 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
         wgmma_wait<0>();
         if (tile.n_k_tiles > 0 && elected)
             release_stage<N_CTAS>(before);
-        const int64_t row = tile.m0 + 64 * group + 16 * warp + lane / 4;
-        const int64_t n_rows = P == WGRAD ? p.m : tile.n_rows;
-        const int64_t c0 = P == WGRAD ? (int64_t)tile.expert * p.c_expert : tile.first_row * p.ldc;
-        if (P == WGRAD && p.trans_c)
-            store_transposed(p, d, c0, row - lane / 4, n_rows, tile.n0);
-        else if (P == WGRAD && (p.c_f32 || p.acc))
-            store_pairs(p, d, c0, row, n_rows, tile.n0);
-        else
-            store_bf16(p, d, (bf16 *)p.c + c0, row, n_rows, tile.n0);
+        store_tile<P>(p, maps, tile, d, chunks);
     }
+    if (elected)
+        bulk_wait(); /* shared memory is read, and c is written */
 }
 
 #endif
@@ -128,12 +171,9 @@ template <gemm_kind P, int N_CTAS>
 static __global__ void __launch_bounds__(N_THREADS, 1)
     hopper_kernel(const xp_tile_args p, const __grid_constant__ tma_maps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    extern __shared__ uint8_t shared[];
-    uint8_t *start =
-        shared + (XP_HOPPER_ATOM_BYTES - hopper_shared(shared) % XP_HOPPER_ATOM_BYTES) %
-                     XP_HOPPER_ATOM_BYTES;
-    const uint32_t base = hopper_shared(start);
-    int32_t *offsets = (int32_t *)(start + OFFSETS_AT);
+    extern __shared__ __align__(XP_HOPPER_ATOM_BYTES) uint8_t shared[];
+    const uint32_t base = hopper_shared(shared);
+    int32_t *offsets = (int32_t *)(shared + OFFSETS_AT);
     for (int i = (int)threadIdx.x; i <= p.n_experts; i += N_THREADS)
         offsets[i] = p.offsets[i];
     if (threadIdx.x == 0) {
@@ -143,6 +183,7 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
             /* one thread of each consumer warpgroup of the cluster */
             mbarrier_init(full + N_STAGES * 8, 2 * N_CTAS);
         }
+        init_tile_ring<N_CTAS>(base);
         mbarrier_init_fence();
     }
     __syncthreads();
@@ -153,7 +194,7 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
         produce_all<P, N_CTAS>(p, maps, offsets, base);
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
-        consume_all<P, N_CTAS>(p, offsets, base);
+        consume_all<P, N_CTAS>(p, maps, offsets, base);
     }
     if (N_CTAS > 1)
         cluster_sync(); /* no CTA exits while the other may write to its shared memory */
@@ -172,7 +213,7 @@ static xp_status launch(xp_cuda_device *device, cudaStream_t stream, const xp_ti
     cluster.val.clusterDim.x = N_CTAS;
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(device->n_sms / N_CTAS * N_CTAS));
+    config.gridDim = dim3((unsigned)xp_cuda_hopper_ctas(device, p, N_CTAS));
     config.blockDim = dim3(N_THREADS);
     config.dynamicSmemBytes = SHARED_BYTES;
     config.stream = stream;
@@ -191,13 +232,18 @@ static xp_status run(xp_cuda_device *device, cudaStream_t stream, const xp_tile_
     tma_maps maps = {};
     if (!p->rows_are_m) {
         if (p->gather_b == nullptr && p->k > 0) /* TMA refuses an empty tensor */
-            XP_TRY(map_of({p->b, p->n, p->ldb, p->k, 1, 64}, &maps.b));
+            XP_TRY(map_of({p->b, p->n, p->ldb, p->k, 1, 64, false}, &maps.b));
+        const int64_t rows = p->trans_c ? p->n : p->m, columns = p->trans_c ? p->m : p->n;
+        XP_TRY(map_of({p->c, columns, p->ldc, rows, p->n_experts, p->c_f32 ? 32 : 64, p->c_f32},
+                      &maps.c));
         return launch<WGRAD, N_CTAS>(device, stream, p, &maps);
     }
     const int box_rows = p->trans_b ? TILE_N / N_CTAS : TILE_K;
-    XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, box_rows}, &maps.b));
+    XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, box_rows, false},
+                  &maps.b));
+    XP_TRY(map_of({p->c, p->n, p->ldc, p->m, 1, 64, false}, &maps.c));
     if (p->gather_a == nullptr)
-        XP_TRY(map_of({p->a, p->k, p->lda, p->m, 1, TILE_M}, &maps.a));
+        XP_TRY(map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, &maps.a));
     return p->trans_b ? launch<FORWARD, N_CTAS>(device, stream, p, &maps)
                       : launch<DGRAD, N_CTAS>(device, stream, p, &maps);
 }

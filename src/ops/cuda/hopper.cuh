@@ -50,6 +50,20 @@ static __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t pari
                  : "memory");
 }
 
+/** The same where another CTA of the cluster completes the phase. */
+static __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t bar, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                 "@done bra out;\n"
+                 "bra again;\n"
+                 "out:\n"
+                 "}" ::"r"(bar),
+                 "r"(parity)
+                 : "memory");
+}
+
 /** Named barrier 1 to 15 among n_threads, in whole warps. */
 static __device__ __forceinline__ void named_barrier_sync(int barrier, int n_threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(n_threads) : "memory");
@@ -95,6 +109,37 @@ static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *
             : "memory");
 }
 
+/** TMA store of one box of a three-dimensional tensor; what lies outside the tensor is left out. */
+static __device__ __forceinline__ void tma_store(const CUtensorMap *map, uint32_t from, int x,
+                                                 int y, int z) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group "
+                 "[%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(from), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+/** The same, adding: one rounding per element, to nearest; numbers below fp32's normal range count as
+ * 0. */
+static __device__ __forceinline__ void tma_add(const CUtensorMap *map, uint32_t from, int x, int y,
+                                               int z) {
+    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group "
+                 "[%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(from), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void bulk_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/** All but the last N committed copies of this thread have read shared memory. */
+template <int N = 0> static __device__ __forceinline__ void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+/** The committed copies are complete. */
+static __device__ __forceinline__ void bulk_wait() {
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 /* ---- clusters: CTAs that can address each other's shared memory ---- */
 
 static __device__ __forceinline__ int cta_rank() {
@@ -113,6 +158,39 @@ static __device__ __forceinline__ uint32_t cta_shared_address(uint32_t at, int b
     uint32_t remote;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(at), "r"(block));
     return remote;
+}
+
+/** Store 4 bytes to any CTA of the cluster; they count towards `bar`, a barrier of that CTA. */
+static __device__ __forceinline__ void st_async(uint32_t to, uint32_t value, uint32_t bar) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+        "r"(value), "r"(bar)
+        : "memory");
+}
+
+static __device__ __forceinline__ uint32_t load_shared(uint32_t from) {
+    uint32_t value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+    return value;
+}
+
+static __device__ __forceinline__ void store_shared(uint32_t to, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+}
+
+/** Four 8 x 8 matrices of bf16, held as mma holds its results, to rows of 16 bytes: lane 8 i + r gives
+ * the address of row r of matrix i. TRANSPOSED: of column r. */
+template <bool TRANSPOSED>
+static __device__ __forceinline__ void store_matrices(uint32_t to, const uint32_t (&w)[4]) {
+    if (TRANSPOSED)
+        asm volatile(
+            "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+            "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+            : "memory");
+    else
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+                     "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                     : "memory");
 }
 
 /** Arrive at a barrier of any CTA of the cluster. CTA-scope release on purpose: at cluster scope the

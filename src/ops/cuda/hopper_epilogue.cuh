@@ -1,5 +1,6 @@
 /**
- * Epilogue of the Hopper grouped GEMM: how a consumer warpgroup stores its 64 x 256 accumulators.
+ * Epilogue of the Hopper grouped GEMM from registers: bf16 that is added, and the last rows of an
+ * expert, where c goes on with the next one. See hopper_store.cuh for the rest.
  * wgmma_64x256() says which thread holds which element.
  */
 #ifndef XP_OPS_CUDA_HOPPER_EPILOGUE_CUH
@@ -73,33 +74,19 @@ static __device__ __forceinline__ void store_bf16(const xp_tile_args &p, const f
     }
 }
 
-/* Store fp32, or add to c: two neighbouring columns per access. */
-static __device__ __forceinline__ void store_pairs(const xp_tile_args &p, const float (&d)[128],
-                                                   int64_t c0, int64_t row, int64_t n_rows,
-                                                   int64_t n0) {
+/* Add to bf16: two neighbouring columns per access. */
+static __device__ __forceinline__ void add_bf16(const xp_tile_args &p, const float (&d)[128],
+                                                int64_t c0, int64_t row, int64_t n_rows,
+                                                int64_t n0) {
 #pragma unroll
     for (int i = 0; i < 64; i++) {
         const int64_t r = row + 8 * (i % 2), column = n0 + 8 * (i / 2) + 2 * (threadIdx.x % 4);
         if (r >= n_rows || column >= p.n)
             continue;
-        float2 x = make_float2(d[2 * i], d[2 * i + 1]);
-        const int64_t at = c0 + r * p.ldc + column;
-        if (p.c_f32) {
-            float2 *to = (float2 *)((float *)p.c + at);
-            if (p.acc) {
-                const float2 old = *to;
-                x = make_float2(old.x + x.x, old.y + x.y);
-            }
-            *to = x;
-        } else {
-            uint32_t *to = (uint32_t *)((bf16 *)p.c + at);
-            if (p.acc) {
-                const uint32_t bits = *to;
-                const __nv_bfloat162 old = *(const __nv_bfloat162 *)&bits;
-                x = make_float2(__low2float(old) + x.x, __high2float(old) + x.y);
-            }
-            *to = pack(x.x, x.y);
-        }
+        uint32_t *to = (uint32_t *)((bf16 *)p.c + c0 + r * p.ldc + column);
+        const uint32_t bits = *to;
+        const __nv_bfloat162 old = *(const __nv_bfloat162 *)&bits;
+        *to = pack(__low2float(old) + d[2 * i], __high2float(old) + d[2 * i + 1]);
     }
 }
 
@@ -110,57 +97,25 @@ static __device__ __forceinline__ uint32_t transpose_block(uint32_t pair) {
     return turned;
 }
 
-static __device__ __forceinline__ void store_one(const xp_tile_args &p, int64_t at, float x) {
-    float *to = (float *)p.c + at;
-    *to = p.acc ? *to + x : x;
-}
-
-static __device__ __forceinline__ void store_transposed_f32(const xp_tile_args &p,
-                                                            const float (&d)[128], int64_t c0,
-                                                            int64_t row, int64_t n_rows,
-                                                            int64_t n0) {
-    const int quad = (int)threadIdx.x % 4, group = (int)threadIdx.x % 32 / 4;
-#pragma unroll
-    for (int i = 0; i < 64; i++) {
-        const int64_t r = row + 8 * (i % 2) + group, column = n0 + 8 * (i / 2) + 2 * quad;
-        if (r >= n_rows || column >= p.n)
-            continue;
-        store_one(p, c0 + column * p.ldc + r, d[2 * i]);
-        store_one(p, c0 + (column + 1) * p.ldc + r, d[2 * i + 1]);
-    }
-}
-
-static __device__ __forceinline__ void store_transposed_bf16(const xp_tile_args &p,
-                                                             const float (&d)[128], int64_t c0,
-                                                             int64_t row, int64_t n_rows,
-                                                             int64_t n0) {
+/* Add to bf16 transposed, c is [n, m]: rows are contiguous, 8 of them per access. `row` is the warp's
+ * first. */
+static __device__ __forceinline__ void add_transposed_bf16(const xp_tile_args &p,
+                                                           const float (&d)[128], int64_t c0,
+                                                           int64_t row, int64_t n_rows,
+                                                           int64_t n0) {
     const int quad = (int)threadIdx.x % 4, group = (int)threadIdx.x % 32 / 4;
 #pragma unroll
     for (int i = 0; i < 64; i++) {
         const int64_t r = row + 8 * (i % 2) + 2 * quad, column = n0 + 8 * (i / 2) + group;
         const bool valid = r < n_rows && column < p.n;
         uint32_t *to = (uint32_t *)((bf16 *)p.c + c0 + column * p.ldc + r);
-        float2 x = make_float2(d[2 * i], d[2 * i + 1]);
-        if (p.acc) { /* c in the accumulators' layout */
-            const uint32_t bits = transpose_block(valid ? *to : 0);
-            const __nv_bfloat162 old = *(const __nv_bfloat162 *)&bits;
-            x = make_float2(__low2float(old) + x.x, __high2float(old) + x.y);
-        }
-        const uint32_t turned = transpose_block(pack(x.x, x.y));
+        const uint32_t bits = transpose_block(valid ? *to : 0); /* in the accumulators' layout */
+        const __nv_bfloat162 old = *(const __nv_bfloat162 *)&bits;
+        const uint32_t turned =
+            transpose_block(pack(__low2float(old) + d[2 * i], __high2float(old) + d[2 * i + 1]));
         if (valid)
             *to = turned;
     }
-}
-
-/* Store transposed, c is [n, m]: rows are contiguous, 8 of them per access. `row` is that of the
- * warp's first lane. */
-static __device__ __forceinline__ void store_transposed(const xp_tile_args &p,
-                                                        const float (&d)[128], int64_t c0,
-                                                        int64_t row, int64_t n_rows, int64_t n0) {
-    if (p.c_f32)
-        store_transposed_f32(p, d, c0, row, n_rows, n0);
-    else
-        store_transposed_bf16(p, d, c0, row, n_rows, n0);
 }
 
 #endif

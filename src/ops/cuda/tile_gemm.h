@@ -32,6 +32,8 @@ typedef struct xp_tile_args {
     bool ab_f32, c_f32;
     float alpha;
     bool acc;
+    int spare_sms;     /* SMs that a persistent kernel leaves to others */
+    uint32_t *counter; /* grouped_hopper: the next tile, 0 before and after; NULL: static order */
 } xp_tile_args;
 
 /** The GEMM that a checked grouped call asks for. */
@@ -40,6 +42,14 @@ xp_tile_args xp_cuda_grouped_problem(const xp_grouped_args *args, xp_grouped_kin
 bool xp_cuda_tile_is_empty(const xp_tile_args *problem);
 /** Blocks that cover every tile of tile_m x tile_n, whatever the offsets are. */
 int64_t xp_cuda_tile_blocks(const xp_tile_args *problem, int tile_m, int tile_n);
+
+/**
+ * The stream's counter for xp_tile_args.counter. Launches of a stream run one after the other, so one
+ * counter serves them all. NULL while the stream captures a graph, whose launches may run beside
+ * others of the stream, and for streams past XP_CUDA_COUNTER_STREAMS. The device's first call
+ * allocates.
+ */
+xp_status xp_cuda_tile_counter(xp_cuda_device *device, cudaStream_t stream, uint32_t **counter);
 
 /** SIMT fp32 FMA, any type and alignment: fp32 grouped GEMM, and dense GEMM that cuBLASLt has no
  * algorithm for. */

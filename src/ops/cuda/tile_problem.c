@@ -8,7 +8,8 @@ xp_tile_args xp_cuda_grouped_problem(const xp_grouped_args *args, xp_grouped_kin
                       .c = args->y,
                       .ab_f32 = args->dtype == XP_F32,
                       .c_f32 = args->dtype == XP_F32,
-                      .alpha = 1.0F};
+                      .alpha = 1.0F,
+                      .spare_sms = args->spare_sms};
     const int64_t n = args->n, k = args->k;
     switch (kind) {
     case XP_GROUPED_FORWARD: /* [rows, k] times [n, k]^T */

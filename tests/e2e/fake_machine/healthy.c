@@ -8,6 +8,7 @@
 #include <string.h>
 #include "device/device_internal.h"
 #include "device/plugin.h"
+#include "ops/gemm_choice.h"
 
 static bool is_missing(const char *what) {
     const char *all = getenv("FAKE_MISSING");
@@ -71,12 +72,14 @@ XP_API const xp_cuda_backend *xp_cuda_backend_entry(void);
 
 const xp_cuda_backend *xp_cuda_backend_entry(void) {
     static const xp_gpu_peer_access peers = {.can_reach = can_reach, .enable_peer = enable_peer};
+    static const xp_gemm_choice_calls choices = {NULL}; /* its devices are CPUs: never called */
     static const xp_cuda_backend backend = {.abi_version = XP_CUDA_ABI_VERSION,
                                             .device_count = count,
                                             .device_create = create,
                                             .describe = describe,
                                             .library_describe = library_describe,
                                             .time_call = time_call,
+                                            .gemm_choices = &choices,
                                             .peer_access = &peers,
                                             .nccl = nccl};
     return &backend;

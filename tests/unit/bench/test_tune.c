@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include "ops/gemm_choice.h"
 #include "tune.h"
 
 /* Pairs of 1 s by default and `ratio` s, plus and minus `spread`. */
@@ -120,6 +121,37 @@ static void test_tuned_for(void **state) {
     assert_string_equal(was, "more");
 }
 
+/* ---- GEMM algorithms --------------------------------------------------------------------- */
+
+static void test_gemm_choices(void **state) {
+    static const char *const good[] = {"16384x5120x2048:nt:bf16:bf16:3", "1x2x3:nn:f32:f32+:0",
+                                       "151936x2048x4096:tn:bf16:f32+:7"};
+    static const char *const bad[] = {"",
+                                      "16384x5120x2048",
+                                      "16384x5120x2048:nt:bf16:bf16",
+                                      "16384x5120x2048:nt:bf16:bf16:8",
+                                      "16384x5120x2048:nt:bf16:bf16:-1",
+                                      "16384x5120x2048:nt:bf16:bf16:3x",
+                                      "16384x5120x2048:nt:f16:bf16:3",
+                                      "16384x5120x2048:n:bf16:bf16:3",
+                                      " 16384x5120x2048:nt:bf16:bf16:3",
+                                      "0x5120x2048:nt:bf16:bf16:3",
+                                      "016x5120x2048:nt:bf16:bf16:3"};
+    xp_gemm_choice c;
+    char text[XP_GEMM_CHOICE_TEXT];
+    (void)state;
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        assert_int_equal(xp_gemm_choice_parse(good[i], &c), XP_OK);
+        xp_gemm_choice_print(&c, text);
+        assert_string_equal(text, good[i]);
+    }
+    assert_true(c.m == 151936 && c.n == 2048 && c.k == 4096 && c.trans_a && !c.trans_b && c.acc &&
+                c.ab_dtype == XP_BF16 && c.c_dtype == XP_F32 && c.index == 7);
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        assert_int_equal(xp_gemm_choice_parse(bad[i], &c), XP_ECONFIG);
+    assert_int_equal(c.m, 151936); /* as it was */
+}
+
 /* ---- the search, with times made up ------------------------------------------------------ */
 
 typedef struct script {
@@ -198,9 +230,8 @@ static void test_search(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_verdicts),
-        cmocka_unit_test(test_layer),
-        cmocka_unit_test(test_tuned_for),
+        cmocka_unit_test(test_verdicts),  cmocka_unit_test(test_layer),
+        cmocka_unit_test(test_tuned_for), cmocka_unit_test(test_gemm_choices),
         cmocka_unit_test(test_search),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

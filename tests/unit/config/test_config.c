@@ -72,6 +72,8 @@ static void defaults_are_as_documented(void **state) {
     assert_true(c->moe.load_balance_coeff == 1e-3);
     assert_true(c->moe.capacity_factor == 2.0);
     assert_true(c->deepep.overlap_split == 0.5);
+    assert_int_equal(c->parallelism.expert_parallel_overlap, -1);
+    assert_int_equal(c->deepep.overlap_num_sms, 0);
     assert_string_equal(c->activation_checkpoint.mode, "none");
     assert_false(c->checkpoint.enable);
     assert_true(c->checkpoint.initial_load_model_only);

@@ -99,7 +99,8 @@ static const effect_case cases[] = {
     {"[deepep]\noverlap_split = 0.25\n[parallelism]\nexpert_parallel_degree = 2\n",
      {NULL},
      false,
-     {"deepep.overlap_split (FILE:2) has no effect: parallelism.expert_parallel_overlap is off"}},
+     {"deepep.overlap_split (FILE:2) has no effect: parallelism.expert_parallel_overlap is not "
+      "true"}},
     {"[deepep]\nchunk_tokens = 64\n",
      {"--parallelism.expert_parallel_degree", "2"},
      false,

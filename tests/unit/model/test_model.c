@@ -400,6 +400,50 @@ static void test_nothing_is_allocated_in_a_step(void **state) {
     xp_test_model_destroy(&t);
 }
 
+/* The head in chunks of 64 rows (the CPU's least): with large_head a bf16 gradient is the fp32 sum,
+ * rounded once; without, every chunk but the first is added to a rounded one. */
+static void test_head_sums_in_f32(void **state) {
+    (void)state;
+    uint16_t *grads[2] = {NULL, NULL};
+    float *f32 = NULL;
+    int64_t n = 0;
+    for (int i = 0; i < 3; i++) {
+        xp_arch arch = xp_test_dense_arch();
+        arch.n_layers = 1;
+        arch.vocab_size = 140000;
+        xp_model_args args = xp_test_args(&arch);
+        args.n_rows = 4;
+        args.seq_len = 50;
+        args.dtype = XP_BF16;
+        args.grad_dtype = i == 2 ? XP_F32 : XP_BF16;
+        args.large_head = i == 0;
+        xp_test_model t;
+        xp_test_model_create(args, 2, &t);
+        xp_test_step(&t);
+        const xp_param *head = param_of(&t, "lm_head");
+        n = head->n_elements;
+        const size_t n_bytes = (size_t)n * (i == 2 ? sizeof(float) : sizeof(uint16_t));
+        void *copy = malloc(n_bytes);
+        assert_non_null(copy);
+        const size_t at = (size_t)head->offset * xp_dtype_bytes(args.grad_dtype);
+        memcpy(copy, (const char *)xp_model_grad_data(t.model) + at, n_bytes);
+        if (i == 2)
+            f32 = copy;
+        else
+            grads[i] = copy;
+        xp_test_model_destroy(&t);
+    }
+    int64_t n_other = 0;
+    for (int64_t i = 0; i < n; i++) {
+        assert_int_equal(grads[0][i], xp_bf16_from_f32(f32[i]));
+        n_other += grads[1][i] != grads[0][i];
+    }
+    assert_true(n_other > n / 100);
+    free(grads[0]);
+    free(grads[1]);
+    free(f32);
+}
+
 static void expect_refused(xp_test_model *t, const char *word) {
     assert_int_equal(xp_model_forward_backward(t->model, &t->batch, NULL, t->stream), XP_EINVAL);
     if (!strstr(xp_last_error(), word))
@@ -490,6 +534,7 @@ int main(void) {
         cmocka_unit_test(test_null_device_counts_the_same),
         cmocka_unit_test(test_nothing_is_allocated_in_a_step),
         cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_head_sums_in_f32),
         cmocka_unit_test(test_bad_batches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,9 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device/recorder.h"
 #include "harness.h"
 
-enum { MAX_RANKS = 3, ROWS = 6, SEQ = 7 };
+enum { MAX_RANKS = 3, ROWS = 6, SEQ = 7, MAX_OPS = 1024 };
 
 typedef struct rank_job {
     xp_thread_world *world;
@@ -21,7 +22,9 @@ typedef struct rank_job {
     xp_model_loss loss;
     float *grads; /* of this rank's table */
     xp_param_table *table;
-    int64_t counts[2 * 6];
+    int64_t counts[3 * 6];
+    bool accumulates;            /* a second pass adds to the gradients */
+    char order[2][MAX_OPS * 24]; /* recorded ops of the last pass: compute, worker */
 } rank_job;
 
 /* Rows rank, rank + n, ...: what each rank trains on. */
@@ -37,6 +40,22 @@ static void copy_rows(rank_job *job, xp_test_model *mine) {
     mine->batch.loss_scale = all->batch.loss_scale;
 }
 
+/* The last pass, recorded: the names of each stream's ops in order. */
+static void record_step(rank_job *job, xp_test_model *t) {
+    xp_recorder *recorder = NULL;
+    xp_recording ops;
+    xp_test_must(xp_recorder_create(t->device, MAX_OPS, &recorder));
+    xp_test_must(xp_recorder_start(recorder));
+    job->loss = xp_test_step(t);
+    xp_test_must(xp_recorder_stop(recorder, &ops));
+    assert_int_equal(ops.n_lost, 0);
+    for (int64_t i = 0; i < ops.n_ops; i++) {
+        char *order = job->order[strcmp(ops.rows[ops.ops[i].row], "compute stream") != 0];
+        strcat(strcat(order, ops.ops[i].name), "|");
+    }
+    xp_recorder_destroy(recorder);
+}
+
 static void *rank_main(void *arg) {
     rank_job *job = arg;
     xp_test_model t;
@@ -46,9 +65,14 @@ static void *rank_main(void *arg) {
     job->args.n_rows = ROWS / job->n_ranks;
     xp_test_model_create(job->args, 1, &t);
     copy_rows(job, &t);
-    job->loss = xp_test_step(&t);
+    if (job->accumulates) {
+        (void)xp_test_step(&t);
+        t.batch.accumulate = true;
+    }
+    record_step(job, &t);
     job->grads = xp_test_grads(&t);
-    memcpy(job->counts, xp_model_expert_counts(t.model), sizeof(job->counts));
+    memcpy(job->counts, xp_model_expert_counts(t.model),
+           (size_t)(job->args.arch->n_layers * 6) * sizeof *job->counts);
     xp_test_must(xp_param_table_create(&t.arch, job->rank, job->n_ranks, &job->table));
     xp_test_model_destroy(&t);
     xp_comm_destroy(comm);
@@ -83,7 +107,7 @@ static void check(int n_ranks, xp_model_args args) {
     xp_model_loss expected = xp_test_step(&whole);
     xp_thread_world *world = NULL;
     xp_test_must(xp_thread_world_create(n_ranks, 20.0, &world));
-    rank_job jobs[MAX_RANKS] = {0};
+    static rank_job jobs[MAX_RANKS];
     pthread_t threads[MAX_RANKS];
     for (int r = 0; r < n_ranks; r++) {
         jobs[r] = (rank_job){
@@ -138,16 +162,135 @@ static void test_overlap_and_rounds(void **state) {
     xp_arch arch = xp_test_moe_arch();
     for (int n_ranks = 2; n_ranks <= MAX_RANKS; n_ranks++) {
         xp_model_args args = xp_test_args(&arch);
-        args.overlap = true;
+        args.overlap = XP_OVERLAP_HALVES;
         check(n_ranks, args);
         args.overlap_split = 0.3;
         args.recompute = XP_RECOMPUTE_FULL;
         check(n_ranks, args);
         args.ep.capacity_factor = 0.2;
         check(n_ranks, args);
-        args.overlap = false;
+        args.overlap = XP_OVERLAP_NONE;
         args.recompute = XP_RECOMPUTE_NONE;
         check(n_ranks, args);
+    }
+}
+
+typedef struct run {
+    rank_job jobs[MAX_RANKS];
+} run;
+
+static void run_ranks(int n_ranks, const xp_test_model *whole, xp_model_args args, run *r) {
+    xp_thread_world *world = NULL;
+    pthread_t threads[MAX_RANKS];
+    args.n_rows = ROWS;
+    xp_test_must(xp_thread_world_create(n_ranks, 20.0, &world));
+    for (int i = 0; i < n_ranks; i++) {
+        r->jobs[i] = (rank_job){.world = world,
+                                .rank = i,
+                                .n_ranks = n_ranks,
+                                .args = args,
+                                .whole = whole,
+                                .accumulates = true};
+        assert_int_equal(pthread_create(&threads[i], NULL, rank_main, &r->jobs[i]), 0);
+    }
+    for (int i = 0; i < n_ranks; i++)
+        pthread_join(threads[i], NULL);
+    xp_thread_world_destroy(world);
+}
+
+static void free_ranks(int n_ranks, run *r) {
+    for (int i = 0; i < n_ranks; i++) {
+        free(r->jobs[i].grads);
+        xp_param_table_destroy(r->jobs[i].table);
+    }
+}
+
+/* Only the order of work differs: loss and gradients of every rank have the same bits. */
+static void same_bits(int n_ranks, xp_model_args args) {
+    xp_test_model whole;
+    xp_model_args alone = xp_test_args(args.arch);
+    alone.n_rows = ROWS;
+    xp_test_model_create(alone, 1, &whole);
+    run *plain = calloc(1, sizeof *plain), *beside = calloc(1, sizeof *beside);
+    assert_non_null(plain);
+    assert_non_null(beside);
+    args.overlap = XP_OVERLAP_NONE;
+    run_ranks(n_ranks, &whole, args, plain);
+    args.overlap = XP_OVERLAP_BACKWARD;
+    run_ranks(n_ranks, &whole, args, beside);
+    for (int i = 0; i < n_ranks; i++) {
+        const rank_job *a = &plain->jobs[i], *b = &beside->jobs[i];
+        const size_t n = (size_t)xp_param_table_n_elements(a->table);
+        assert_memory_equal(&a->loss.loss_sum, &b->loss.loss_sum, sizeof a->loss.loss_sum);
+        assert_memory_equal(a->grads, b->grads, n * sizeof *a->grads);
+    }
+    free_ranks(n_ranks, plain);
+    free_ranks(n_ranks, beside);
+    free(plain);
+    free(beside);
+    xp_test_model_destroy(&whole);
+}
+
+/* The ops of `names` in their order, from the loss ("sum") on. */
+static void only(const char *text, const char *const *names, char *out) {
+    const char *at = strstr(text, "|sum|");
+    for (*out = '\0'; at && at[1]; at = strchr(at + 1, '|')) {
+        const size_t n = strcspn(at + 1, "|");
+        for (const char *const *name = names; *name; name++)
+            if (strlen(*name) == n && strncmp(at + 1, *name, n) == 0)
+                strcat(strcat(out, *name), " ");
+    }
+}
+
+/* Two layers backward: what is queued on which stream, and where the weight gradients stand. */
+static void test_order_of_work(void **state) {
+    (void)state;
+    static const char *const names[] = {"combine backward", "dispatch backward",  "grouped_dgrad",
+                                        "grouped_wgrad",    "attention_backward", NULL};
+    xp_arch arch = xp_test_moe_arch();
+    xp_model_args args = xp_test_args(&arch);
+    xp_test_model whole;
+    xp_model_args alone = args;
+    alone.n_rows = ROWS;
+    xp_test_model_create(alone, 1, &whole);
+    run *r = calloc(1, sizeof *r);
+    char order[MAX_OPS * 24];
+    assert_non_null(r);
+    args.ep.capacity_factor = 4.0; /* one round */
+    run_ranks(2, &whole, args, r);
+    only(r->jobs[0].order[0], names, order);
+    assert_string_equal(order, "combine backward grouped_dgrad grouped_dgrad grouped_wgrad "
+                               "grouped_wgrad dispatch backward attention_backward "
+                               "combine backward grouped_dgrad grouped_dgrad grouped_wgrad "
+                               "grouped_wgrad dispatch backward attention_backward ");
+    assert_string_equal(r->jobs[0].order[1], "");
+    free_ranks(2, r);
+    args.overlap = XP_OVERLAP_BACKWARD;
+    run_ranks(2, &whole, args, r);
+    only(r->jobs[0].order[0], names, order);
+    assert_string_equal(order, "grouped_dgrad grouped_dgrad grouped_wgrad attention_backward "
+                               "grouped_wgrad grouped_dgrad grouped_dgrad grouped_wgrad "
+                               "attention_backward grouped_wgrad ");
+    assert_string_equal(r->jobs[0].order[1], "combine backward|dispatch backward|"
+                                             "combine backward|dispatch backward|");
+    free_ranks(2, r);
+    free(r);
+    xp_test_model_destroy(&whole);
+}
+
+static void test_beside_weight_gradients(void **state) {
+    (void)state;
+    xp_arch arch = xp_test_moe_arch();
+    arch.n_layers = 3;
+    for (int n_ranks = 2; n_ranks <= MAX_RANKS; n_ranks++) {
+        for (int i = 0; i < 16; i++) {
+            xp_model_args args = xp_test_args(&arch);
+            args.ep.transport = (i & 1) != 0 ? XP_EP_A2A : XP_EP_P2P;
+            args.recompute = (i & 2) != 0 ? XP_RECOMPUTE_FULL : XP_RECOMPUTE_NONE;
+            args.save_dispatched = (i & 4) != 0 ? XP_SAVE_DISPATCHED_NO : XP_SAVE_DISPATCHED_YES;
+            args.ep.capacity_factor = (i & 8) != 0 ? 0.2 : 2.0; /* several rounds, one */
+            same_bits(n_ranks, args);
+        }
     }
 }
 
@@ -186,7 +329,7 @@ static void test_null_device_counts_a_rank(void **state) {
     xp_arch arch = xp_test_moe_arch();
     for (int i = 0; i < 4; i++) {
         xp_model_args args = xp_test_args(&arch);
-        args.overlap = (i & 1) != 0;
+        args.overlap = i % 3;
         args.ep.transport = (i & 2) != 0 ? XP_EP_A2A : XP_EP_P2P;
         args.ep.send_copies = i;
         xp_thread_world *world = NULL;
@@ -217,7 +360,7 @@ static void test_one_rank_ignores_overlap(void **state) {
     xp_model_args args = xp_test_args(&arch);
     xp_test_model plain, overlapped;
     xp_test_model_create(args, 1, &plain);
-    args.overlap = true;
+    args.overlap = XP_OVERLAP_HALVES;
     xp_test_model_create(args, 1, &overlapped);
     assert_true(xp_test_step(&plain).loss_sum == xp_test_step(&overlapped).loss_sum);
     xp_test_model_destroy(&plain);
@@ -228,6 +371,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_equal_one),
         cmocka_unit_test(test_overlap_and_rounds),
+        cmocka_unit_test(test_order_of_work),
+        cmocka_unit_test(test_beside_weight_gradients),
         cmocka_unit_test(test_null_device_counts_a_rank),
         cmocka_unit_test(test_one_rank_ignores_overlap),
     };

@@ -138,14 +138,22 @@ xp_status xp_ep_cuda_enter(const xp_ep_call *call, cudaStream_t *stream) {
 xp_ep_cuda_rows xp_ep_cuda_rows_of(const xp_ep_call *call) {
     const xp_ep_shape *s = &call->group->shape;
     const xp_ep_cuda_state *state = xp_ep_cuda_state_of(call->group);
-    return (xp_ep_cuda_rows){.dim = s->dim,
-                             .row_bytes = s->row_bytes,
-                             .bf16 = s->dtype == XP_BF16,
-                             .round = call->round,
-                             .n_blocks = state->n_row_blocks,
-                             .n_local_blocks = state->n_local_blocks,
-                             .n_waiting_blocks = state->n_waiting_blocks,
-                             .bulk = state->bulk};
+    xp_ep_cuda_rows rows = {.dim = s->dim,
+                            .row_bytes = s->row_bytes,
+                            .bf16 = s->dtype == XP_BF16,
+                            .round = call->round,
+                            .n_blocks = state->n_row_blocks,
+                            .n_local_blocks = state->n_local_blocks,
+                            .n_waiting_blocks = state->n_waiting_blocks,
+                            .bulk = state->bulk};
+    /* Of what runs beside other work, as many blocks wait for peers as send to them. */
+    const int at_most = xp_ep_cuda_device(call->group)->n_sms / 2 / s->n_slots;
+    if (call->group->call_sms > 0) {
+        rows.n_blocks = call->group->call_sms < at_most ? call->group->call_sms : at_most;
+        if (rows.n_waiting_blocks > rows.n_blocks)
+            rows.n_waiting_blocks = rows.n_blocks;
+    }
+    return rows;
 }
 
 xp_status xp_ep_cuda_clear_weights(const xp_ep_call *call, cudaStream_t stream,

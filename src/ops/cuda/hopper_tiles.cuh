@@ -1,0 +1,207 @@
+/**
+ * Hopper grouped GEMM: sizes, the tile scheduler, the pipeline of stages in shared memory. See
+ * grouped_hopper.cu.
+ */
+#ifndef XP_OPS_CUDA_HOPPER_TILES_CUH
+#define XP_OPS_CUDA_HOPPER_TILES_CUH
+
+#include "ops/cuda/hopper.cuh"
+#include "ops/cuda/hopper_launch.h"
+
+enum {
+    TILE_M = 128,
+    TILE_N = 256,
+    TILE_K = 64,
+    N_STAGES = 4,
+    WARPGROUP = 128,
+    PRODUCER_THREADS =
+        WARPGROUP, /* one warpgroup: two would leave the consumers too few registers */
+    N_THREADS = PRODUCER_THREADS + 2 * WARPGROUP,
+    LINES = PRODUCER_THREADS / 8, /* rows that the producer copies at a time: 8 threads a row */
+    A_LINES = TILE_M / LINES,     /* rows of an a tile of which a thread copies 16 bytes */
+    K_LINES = TILE_K / LINES,
+    LIST_K_TILES = 2, /* k tiles whose row numbers (16 a warp) fill a register a lane */
+    LISTS = 3,        /* such registers: one in use, the others prefetched */
+    A_BYTES = TILE_M * TILE_K * 2,
+    B_BYTES = TILE_N * TILE_K * 2,
+    STAGE_BYTES = A_BYTES + B_BYTES,
+    CHUNK_BYTES = 8192, /* of results on their way from registers to a TMA store: two a warpgroup */
+    CHUNKS_AT = N_STAGES * STAGE_BYTES,
+    BARRIERS_AT = CHUNKS_AT + 2 * 2 * CHUNK_BYTES,
+    N_TILE_SLOTS = 4, /* of the ring through which a cluster hands on the tiles it takes */
+    TILE_BARRIERS_AT = BARRIERS_AT + 2 * N_STAGES * 8,
+    TILES_AT = TILE_BARRIERS_AT + 2 * N_TILE_SLOTS * 8,
+    OFFSETS_AT = TILES_AT + N_TILE_SLOTS * 4,
+    SHARED_BYTES = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4,
+    PRODUCER_REGISTERS = 72,
+    CONSUMER_REGISTERS = 216,
+    CLUSTER_CTAS = 2,
+    /* 2-CTA clusters from this many rows an expert (max_rows / experts) on: where an expert ends,
+     * half of a cluster's tile can be empty. */
+    CLUSTER_MIN_ROWS = 512
+};
+
+static_assert(SHARED_BYTES <= 227 * 1024, "what a block may use");
+static_assert(LIST_K_TILES * K_LINES * LINES / 4 == 32, "a list fills a warp");
+
+/* setmaxnreg redistributes the registers that the block was launched with: 64 K over its threads,
+ * rounded down to a multiple of 8 per thread. Asking for more than that blocks forever. */
+static_assert(PRODUCER_THREADS * PRODUCER_REGISTERS + 2 * WARPGROUP * CONSUMER_REGISTERS <=
+                  65536 / N_THREADS / 8 * 8 * N_THREADS,
+              "the warpgroups' registers fit what the block has");
+
+enum gemm_kind { FORWARD, DGRAD, WGRAD };
+
+/* Persistent tile scheduler over the list of all experts' tiles, each N_CTAS * TILE_M x TILE_N;
+ * within an expert, column tiles run fastest. A cluster takes tile numbers in ascending order from a
+ * counter in device memory (take_tile). The CTAs of a cluster differ in m0 alone. */
+struct tile_scheduler {
+    uint32_t index, start; /* of this tile; of the expert's first tile */
+    int expert;
+    int first_row, n_rows;
+    int m0, n0;
+    int n_k_tiles;
+    bool has_rows; /* this CTA's part of the tile has rows of c; else the CTA only loads b */
+};
+
+struct tma_maps {
+    CUtensorMap a, b; /* a: forward and dgrad without a gather list */
+    CUtensorMap c;    /* of boxes that hold a chunk of results (bf16), or half of one (fp32) */
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+static __device__ __forceinline__ uint32_t n_parts(uint32_t n, uint32_t size) {
+    return (n + size - 1) / size;
+}
+
+template <gemm_kind P, int N_CTAS>
+static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_tile_args &p,
+                                                 const int32_t *offsets) {
+    constexpr int HEIGHT = N_CTAS * TILE_M;
+    const uint32_t columns = n_parts((uint32_t)p.n, TILE_N);
+    for (; tile.expert < p.n_experts; tile.expert++) {
+        const int n_rows = offsets[tile.expert + 1] - offsets[tile.expert];
+        const int rows = P == WGRAD ? (int)p.m : n_rows;
+        /* adding nothing: c is neither read nor written */
+        const bool adds_nothing = P == WGRAD && p.acc && n_rows == 0;
+        const uint32_t n_tiles = adds_nothing ? 0 : n_parts((uint32_t)rows, HEIGHT) * columns;
+        if (tile.index < tile.start + n_tiles) {
+            const uint32_t own = tile.index - tile.start;
+            tile.first_row = offsets[tile.expert];
+            tile.n_rows = n_rows;
+            tile.m0 = (int)(own / columns) * HEIGHT + (N_CTAS > 1 ? cta_rank() * TILE_M : 0);
+            tile.n0 = (int)(own % columns) * TILE_N;
+            tile.has_rows = tile.m0 < rows;
+            tile.n_k_tiles = (int)n_parts((uint32_t)(P == WGRAD ? n_rows : p.k), TILE_K);
+            return true;
+        }
+        tile.start += n_tiles;
+    }
+    return false;
+}
+
+/*
+ * Ring of tile numbers in each CTA's shared memory. The scheduler thread, thread 0 of the cluster's
+ * first CTA, takes a number while it produces the tile before and stores it to the same slot of each
+ * CTA (publish_tile). Every warp of the cluster reads every number (take_tile).
+ *
+ *   full()   one arrival, by thread 0 of this CTA: at the start, and as soon as the slot's number
+ *            before has been read; and the bytes of the number
+ *   empty()  in the first CTA alone: one arrival of each warp of the cluster once it has read the slot
+ */
+struct tile_ring {
+    uint32_t base, position; /* of the next number, counted from the start */
+    __device__ __forceinline__ uint32_t parity() const {
+        return position / N_TILE_SLOTS % 2;
+    }
+    __device__ __forceinline__ uint32_t number() const {
+        return base + TILES_AT + position % N_TILE_SLOTS * 4;
+    }
+    __device__ __forceinline__ uint32_t full() const {
+        return base + TILE_BARRIERS_AT + position % N_TILE_SLOTS * 8;
+    }
+    __device__ __forceinline__ uint32_t empty() const {
+        return full() + N_TILE_SLOTS * 8;
+    }
+};
+
+/* Before the CTAs synchronise; by thread 0 of each. */
+template <int N_CTAS> static __device__ __forceinline__ void init_tile_ring(uint32_t base) {
+    for (tile_ring ring = {base, 0}; ring.position < N_TILE_SLOTS; ring.position++) {
+        mbarrier_init(ring.full(), 1);
+        mbarrier_init(ring.empty(), N_CTAS * (N_THREADS / 32));
+        mbarrier_expect_tx(ring.full(), 4);
+    }
+}
+
+/* The next tile number of this cluster: from the counter, or `in_order` without one. */
+static __device__ __forceinline__ uint32_t claim_tile(const xp_tile_args &p, uint32_t in_order) {
+    return p.counter != nullptr ? atomicAdd(p.counter, 1u) : in_order;
+}
+
+/* Scheduler thread: hand `number` to all warps of the cluster as the next tile. */
+template <int N_CTAS>
+static __device__ __forceinline__ void publish_tile(const tile_ring &ring, uint32_t number) {
+    mbarrier_wait(ring.empty(), ring.parity() ^ 1);
+#pragma unroll
+    for (int i = 0; i < N_CTAS; i++)
+        st_async(cta_shared_address(ring.number(), i), number, cta_shared_address(ring.full(), i));
+}
+
+/* Every warp, all lanes: the next tile number. Lane 0 alone reads the slot and then gives it back. */
+template <int N_CTAS> static __device__ __forceinline__ uint32_t take_tile(tile_ring &ring) {
+    mbarrier_wait_cluster(ring.full(), ring.parity());
+    const bool elected = threadIdx.x % 32 == 0;
+    const uint32_t number = __shfl_sync(0xffffffffu, elected ? load_shared(ring.number()) : 0, 0);
+    if (threadIdx.x == 0)
+        mbarrier_expect_tx(ring.full(), 4); /* of the slot's next number */
+    if (elected) {
+        if (N_CTAS > 1)
+            mbarrier_arrive_remote(cta_shared_address(ring.empty(), 0));
+        else
+            mbarrier_arrive(ring.empty());
+    }
+    ring.position++;
+    return number;
+}
+
+/* Scheduler thread, once per cluster, with the first number past the last of n_tiles: the cluster
+ * that got the last number of all sets the counter back for the stream's next launch. */
+template <int N_CTAS>
+static __device__ __forceinline__ void reset_counter(const xp_tile_args &p, uint32_t number,
+                                                     uint32_t n_tiles) {
+    if (p.counter != nullptr && number == n_tiles + gridDim.x / N_CTAS - 1)
+        *p.counter = 0;
+}
+
+/* Position in the circular buffer of stages. Producer and consumers advance through the same k
+ * tiles in the same order, over all tiles. full(): TMA bytes and producer arrivals. empty():
+ * consumer arrivals. */
+struct pipeline_state {
+    uint32_t base;
+    int stage;
+    uint32_t parity;
+    __device__ __forceinline__ void next() {
+        if (++stage == N_STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+    __device__ __forceinline__ uint32_t a() const {
+        return base + (uint32_t)stage * STAGE_BYTES;
+    }
+    __device__ __forceinline__ uint32_t b() const {
+        return a() + A_BYTES;
+    }
+    __device__ __forceinline__ uint32_t full() const {
+        return base + BARRIERS_AT + (uint32_t)stage * 8;
+    }
+    __device__ __forceinline__ uint32_t empty() const {
+        return full() + N_STAGES * 8;
+    }
+};
+
+#endif
+
+#endif
