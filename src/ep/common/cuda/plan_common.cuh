@@ -82,7 +82,7 @@ static inline int warps_for(int64_t width) {
 /** Blocks of 256 threads for n_assignments at most. */
 static inline unsigned weight_blocks(int64_t n_assignments) {
     const int64_t n = tiles_of(n_assignments, 256);
-    return (unsigned)(n < 1 ? 1 : n < 16 ? n : 16);
+    return (unsigned)(n < 1 ? 1 : n < 128 ? n : 128);
 }
 
 /** Load kernels now and not at their first launch: that would wait for kernels that run. */

@@ -23,7 +23,7 @@ enum {
     SENDERS = WARPS / 2,
     STAGES = XP_EP_BULK_STAGES,
     STAGE_BYTES = XP_EP_BULK_STAGE_BYTES,
-    CHUNK_ROWS = XP_EP_CUDA_CHUNK_ROWS,
+    CHUNK_ROWS = 2 * XP_EP_CUDA_CHUNK_ROWS,
     LOADS = 4,    /* in flight; the other stages are being stored */
     TELL_LAG = 6, /* a chunk is told of when so many later stores have been issued */
 };
@@ -113,7 +113,6 @@ struct copy_ring {
 
 /* What is known to be complete: see the order above. */
 static __device__ __forceinline__ void tell(copy_ring &r) {
-    __threadfence_system();
     store_release(r.told, r.epoch);
     r.told = nullptr;
 }
@@ -307,7 +306,7 @@ xp_status xp_ep_cuda_dispatch_rows_bulk(cudaStream_t stream, const xp_ep_cuda_pl
 
 /* n_each words a chunk. One block. */
 static __global__ void tell_all_kernel(const xp_ep_cuda_plan p, const xp_ep_cuda_arrivals arrivals,
-                                       int64_t round, bool combine, int n_each) {
+                                       int64_t round, bool combine, int chunk_rows, int n_each) {
     const int n = p.n_ranks;
     if (is_aborted(p) || round >= p.totals[TOTAL_ROUNDS])
         return;
@@ -316,7 +315,7 @@ static __global__ void tell_all_kernel(const xp_ep_cuda_plan p, const xp_ep_cuda
         const int n_rows = combine
                                ? p.recv_row_base[r + 1] - p.recv_row_base[r]
                                : p.send_round[(round + 1) * n + r] - p.send_round[round * n + r];
-        const int n_words = (n_rows + CHUNK_ROWS - 1) / CHUNK_ROWS * n_each;
+        const int n_words = (n_rows + chunk_rows - 1) / chunk_rows * n_each;
         for (int i = (int)threadIdx.x; i < n_words && r != p.rank; i += (int)blockDim.x)
             store_release(arrivals.told[r] + i, arrivals.epoch);
     }
@@ -327,6 +326,7 @@ xp_status xp_ep_cuda_tell_all(cudaStream_t stream, const xp_ep_cuda_plan *p,
                               const xp_ep_cuda_arrivals *arrivals) {
     const int n_pieces = (int)((rows->row_bytes + STAGE_BYTES - 1) / STAGE_BYTES);
     tell_all_kernel<<<1, 256, 0, stream>>>(*p, *arrivals, rows->round, combine,
+                                           combine ? XP_EP_CUDA_CHUNK_ROWS : (int)CHUNK_ROWS,
                                            combine ? n_pieces : 1);
     return xp_cuda_check(cudaGetLastError(), "expert parallel dispatch");
 }

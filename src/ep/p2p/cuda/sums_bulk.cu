@@ -14,7 +14,10 @@
  */
 #include "ep/p2p/cuda/tokens_bulk.cuh"
 
-enum { TELL_LAG = 3 }; /* a unit is told of when so many later sums have been stored */
+enum {
+    TELL_LAG = 3,      /* a unit is told of when so many later sums have been stored */
+    MOST_SENDERS = 40, /* fill the link; with tokens to combine, further blocks do that */
+};
 
 #if __CUDA_ARCH__ >= 900
 
@@ -184,7 +187,6 @@ static __device__ __forceinline__ void issue_load(const xp_ep_cuda_plan &p, cons
 template <int N> static __device__ __forceinline__ void tell(sum_ring &ring) {
     if (lane_id() == 0) {
         bulk_wait<N>();
-        __threadfence_system();
         store_release(ring.told, ring.epoch);
     }
     ring.told = nullptr;
@@ -310,8 +312,12 @@ static void launch(cudaStream_t stream, const xp_ep_cuda_plan *p, const xp_ep_cu
                    const xp_ep_cuda_peers *peers, const xp_ep_cuda_arrivals *arrivals,
                    const void *y, void *out) {
     const xp_ep_cuda_arrivals none = {};
-    const unsigned n_senders = bulk_blocks(rows, p->recv_capacity);
-    const unsigned n_others = out != NULL ? (unsigned)rows->n_waiting_blocks : 0;
+    unsigned n_senders = bulk_blocks(rows, p->recv_capacity), n_others = 0;
+    if (out != NULL) {
+        const unsigned n_all = n_senders + (unsigned)rows->n_waiting_blocks;
+        n_senders = n_senders < MOST_SENDERS ? n_senders : MOST_SENDERS;
+        n_others = n_all - n_senders;
+    }
     sums_bulk_kernel<T><<<n_senders + n_others, WARPS * 32, XP_EP_BULK_SHARED_BYTES, stream>>>(
         *p, *peers, arrivals != NULL ? *arrivals : none, rows->round, (int64_t)rows->row_bytes,
         (const char *)y, (int)n_senders, (char *)out);
