@@ -5,10 +5,13 @@
 #include "core/text.h"
 #include "tune.h"
 
+/* How every tuned file begins. */
+#define TUNE_FILE_START "# Written by `expar tune`"
+
 typedef struct tune_result {
     const xp_tune_args *args;
     const xp_tune_report *report;
-    const char *tuned_for, *path; /* path: of the tuned file */
+    const char *tuned_for, *path; /* path: of the tuned file; NULL: nothing is written */
 } tune_result;
 
 void tune_print_head(const xp_tune_args *args, const xp_tune_report *report);
