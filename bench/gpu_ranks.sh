@@ -7,7 +7,7 @@
 #                  spread and modulo in turn, every other run with expert_parallel_overlap
 #   threads        THREAD_STARTS (20) of the same with job.ranks = "threads"
 #   faults         a rank is killed, stopped (SIGSTOP) or fails in plan, dispatch, combine, reduce-scatter and all-gather; dispatch and combine
-#                  REPEATS (5) times. Every survivor must end within 2 s (stopped: time limit + 2 s), name the rank, and exit with 1
+#                  REPEATS (5) times. Every survivor must end within 2 s (stopped: time limit + 2 s), name rank and phase, and exit with 1
 #   thread_faults  the same for rank threads: a rank fails, or never comes
 # HOWS ("kill stop memory") and PHASES choose among the faults; START_OPTIONS are further settings of the starts, EXPERTS (16 a rank) theirs.
 # Exit code 0: all counts are full.
@@ -98,6 +98,9 @@ elif max(ends.values()) - float(falls.group(1)) > bound:
     wrong.append(f"the last survivor took {max(ends.values()) - float(falls.group(1)):.2f} s")
 if not any(f"rank {victim}" in e for e in errors):
     wrong.append(f"nobody names rank {victim}")
+phase = name.split()[2]
+if not any(f"in {phase}" in e for e in errors):
+    wrong.append(f"nobody names {phase}")
 took = max(ends.values()) - float(falls.group(1)) if falls and ends else -1
 print(f"{name}: {took:.2f} s; {errors[-1][:140] if errors else 'no error line'}{'; WRONG: ' + ', '.join(wrong) if wrong else ''}")
 sys.exit(bool(wrong))

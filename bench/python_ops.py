@@ -23,40 +23,59 @@ DIM, HIDDEN = 2048, 768
 
 
 class Clock:
-    """Median time of a call in microseconds; the slowest rank's."""
+    """Times of a call in microseconds: the median of its device time, on the slowest rank, and what the host takes to queue it. On a
+    GPU all calls are queued behind a sleeping kernel before the first one starts, as the C benches do it, so that neither the host nor
+    ranks that come at different times are measured."""
+
+    SLEEP_CYCLES = 60_000_000  # some 35 ms, longer than the host takes for all calls
 
     def __init__(self, a):
         self.runs, self.on_gpu = a.runs, a.device == "cuda"
         self.flush = torch.empty((256 << 20) if self.on_gpu else 1, dtype=torch.uint8, device=a.device)
 
-    def median(self, call):
+    def on_device(self, call):
+        """Device times, and the host's."""
+        pairs, hosts = [], []
+        torch.cuda.synchronize()
+        if dist.is_initialized():
+            dist.barrier()
+        torch.cuda._sleep(self.SLEEP_CYCLES)
+        for _ in range(self.runs + 3):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self.flush.zero_()
+            start.record()
+            begin = time.perf_counter()
+            call()
+            hosts.append((time.perf_counter() - begin) * 1e6)
+            end.record()
+            pairs.append((start, end))
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) * 1e3 for start, end in pairs], hosts
+
+    def on_host(self, call):
         times = []
-        for i in range(self.runs + 3):
+        for _ in range(self.runs + 3):
             if dist.is_initialized():
                 dist.barrier()
-            self.flush.zero_()
-            if self.on_gpu:
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                call()
-                end.record()
-                torch.cuda.synchronize()
-                times.append(start.elapsed_time(end) * 1e3)
-            else:
-                begin = time.perf_counter()
-                call()
-                times.append((time.perf_counter() - begin) * 1e6)
-        slowest = torch.tensor(statistics.median(times[3:]))
-        if dist.is_initialized():
-            gathered = [torch.zeros(()) for _ in range(dist.get_world_size())]
-            dist.all_gather_object(gathered, slowest)
-            slowest = torch.stack(gathered).max()
-        return float(slowest)
+            begin = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - begin) * 1e6)
+        return times, times
+
+    def median(self, call):
+        times, hosts = (self.on_device if self.on_gpu else self.on_host)(call)
+        mine = (statistics.median(times[3:]), statistics.median(hosts[3:]))
+        if not dist.is_initialized():
+            return mine
+        everyone = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        return max(times for times, _ in everyone), max(hosts for _, hosts in everyone)
 
 
-def show(rank, name, us, flops=0.0):
+def show(rank, name, times, flops=0.0):
+    us, host = times
     if rank == 0:
-        print(f"{name:46s} {us:10.1f} us" + (f"  {flops / us * 1e-6:7.2f} TFLOP/s" if flops else ""), flush=True)
+        print(f"{name:46s} {us:10.1f} us, host {host:7.1f} us" + (f"  {flops / us * 1e-6:7.2f} TFLOP/s" if flops else ""), flush=True)
 
 
 def backward(out, inputs, gradient):

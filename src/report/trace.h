@@ -28,6 +28,11 @@ typedef struct xp_trace_layer {
     double communication_us, exposed_us;
 } xp_trace_layer;
 
+/** Plans, dispatches and combines, those of one time counted once. */
+typedef struct xp_trace_exchange {
+    double us, exposed_us;
+} xp_trace_exchange;
+
 typedef struct xp_trace_sums {
     int64_t step, rank; /* -1: the file does not say */
     int64_t n_left_out; /* events that had no room */
@@ -36,7 +41,8 @@ typedef struct xp_trace_sums {
     int n_rows;
     xp_trace_layer *layers; /* [n_layers] ascending; none: ops do not say their layers */
     int n_layers;
-    xp_trace_layer all; /* of all ops */
+    xp_trace_layer all;            /* of all ops */
+    xp_trace_exchange exchange[2]; /* of all layers; forward, backward */
 } xp_trace_sums;
 
 /**

@@ -50,6 +50,24 @@ static void put_layer(const xp_trace_layer *l, const char *name, xp_text *out) {
                    100 * share(l->exposed_us, l->communication_us));
 }
 
+static int n_in_model(const xp_trace_sums *sums) {
+    int n = 0;
+    for (int i = 0; i < sums->n_layers; i++)
+        n += sums->layers[i].layer >= 0;
+    return n;
+}
+
+/* What a layer's exchange costs, on average. */
+static void put_exchange(const xp_trace_sums *sums, xp_text *out) {
+    const xp_trace_exchange *forward = &sums->exchange[0], *backward = &sums->exchange[1];
+    const double n = n_in_model(sums);
+    if (n == 0 || forward->us + backward->us == 0)
+        return;
+    xp_text_printf(
+        out, "exchange exposed, us a layer: forward %.1f of %.1f, backward %.1f of %.1f\n",
+        forward->exposed_us / n, forward->us / n, backward->exposed_us / n, backward->us / n);
+}
+
 static void put_layers(const xp_trace_sums *sums, xp_text *out) {
     char name[24];
     if (sums->n_layers == 0)
@@ -61,6 +79,7 @@ static void put_layers(const xp_trace_sums *sums, xp_text *out) {
         put_layer(&sums->layers[i], sums->layers[i].layer < 0 ? "(none)" : name, out);
     }
     put_layer(&sums->all, "all", out);
+    put_exchange(sums, out);
 }
 
 void xp_trace_sums_print(const xp_trace_sums *sums, const char *path, xp_text *out) {
@@ -112,6 +131,19 @@ static void put_json_times(const xp_trace_layer *l, xp_text *out) {
     xp_text_puts(out, "}");
 }
 
+static void put_json_exchange(const xp_trace_sums *sums, xp_text *out) {
+    static const char *const names[] = {"forward", "backward"};
+    const int n = n_in_model(sums);
+    xp_text_puts(out, ",\n \"exchange_us_a_layer\": ");
+    for (int pass = 0; pass < 2 && n > 0; pass++) {
+        xp_text_printf(out, "%s\"%s\": {\"all\": ", pass == 0 ? "{" : ", ", names[pass]);
+        xp_text_add_json_double(out, sums->exchange[pass].us / n);
+        put_value(out, "exposed", sums->exchange[pass].exposed_us / n);
+        xp_text_puts(out, "}");
+    }
+    xp_text_puts(out, n > 0 ? "}" : "null");
+}
+
 static void put_number_or_null(xp_text *out, const char *key, int64_t value) {
     if (value >= 0)
         xp_text_printf(out, ", \"%s\": %lld", key, (long long)value);
@@ -142,5 +174,6 @@ void xp_trace_sums_json(const xp_trace_sums *sums, const char *path, xp_text *ou
     }
     xp_text_puts(out, "],\n \"all\": {\"layer\": null");
     put_json_times(&sums->all, out);
+    put_json_exchange(sums, out);
     xp_text_puts(out, "}");
 }

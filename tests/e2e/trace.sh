@@ -78,6 +78,7 @@ layer       forward ms  backward ms     comm. ms   exposed ms
 0                1.000        0.000        1.500        0.500   33.3%
 1                0.000        1.500        5.000        5.000  100.0%
 all              1.000        1.500        6.500        5.500   84.6%
+exchange exposed, us a layer: forward 2750.0 of 3250.0, backward 0.0 of 0.0
 TEXT
 "${summary[@]}" known.json | diff known.txt - || fail "trace summary: other sums than known.txt"
 if command -v python3 > /dev/null; then
@@ -90,9 +91,12 @@ compute = known["rows"][0]
 assert compute["name"] == "ops, compute stream" and compute["idle_ms"] == 5.5, compute
 assert compute["ops"][0] == {"name": "gemm", "calls": 2, "total_ms": 3, "share": 0.3, "mean_us": 1500}, compute
 assert [(l["layer"], l["exposed_ms"]) for l in known["layers"]] == [(0, 0.5), (1, 5)], known["layers"]
+assert known["exchange_us_a_layer"] == {"forward": {"all": 3250, "exposed": 2750}, "backward": {"all": 0, "exposed": 0}}, known
 assert len(traced) == 4
 for trace in traced:
     layers = {l["layer"]: l for l in trace["layers"]}
+    for each in trace["exchange_us_a_layer"].values():
+        assert 0 < each["exposed"] <= each["all"], trace["exchange_us_a_layer"]
     assert {0, 1} <= set(layers), layers
     for l in (0, 1):
         assert layers[l]["forward_ms"] > 0 and layers[l]["backward_ms"] > 0 and layers[l]["exposed_ms"] > 0, layers

@@ -49,8 +49,8 @@ def check_layer(test, group, kind, n_tokens, seed, layout="expert", relative=1e-
     full = expert_weights().requires_grad_()
     leaves, wanted = [], []
     for x, topk_idx, topk_weight, d_out in everyone:
-        x = x.to(group.dtype).float().requires_grad_()
-        topk_weight.requires_grad_()
+        x = x.to(group.dtype).float().clone().requires_grad_()  # a tensor of its own: gradients of both sides are compared
+        topk_weight = topk_weight.clone().requires_grad_()
         out = reference(x, topk_idx, topk_weight, full.to(group.dtype).float())
         leaves.append((x, topk_weight))
         wanted.append(out)
@@ -58,8 +58,8 @@ def check_layer(test, group, kind, n_tokens, seed, layout="expert", relative=1e-
     mine = slice(rank * n_local, (rank + 1) * n_local)
     weights = full.detach()[mine].to(group.device, group.dtype).requires_grad_()
     x0, topk_idx, topk_weight0, d_out = everyone[rank]
-    x = x0.to(group.device, group.dtype).requires_grad_()
-    topk_weight = topk_weight0.detach().to(group.device).requires_grad_()
+    x = x0.to(group.device, group.dtype).clone().requires_grad_()
+    topk_weight = topk_weight0.to(group.device).clone().requires_grad_()
     handle = group.plan(topk_idx.to(group.device), topk_weight)
     out = through_experts(group, x, handle, weights, layout)
     out.backward(d_out.to(group.device, group.dtype))

@@ -8,8 +8,7 @@
 #define PERIOD_NS 20000000L
 
 struct xp_ep_abort_watch {
-    const xp_comm *comm;
-    uint32_t *flag;
+    xp_ep_abort_watch_args args;
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t stopped;
@@ -25,12 +24,16 @@ static struct timespec next_look(void) {
     return at;
 }
 
+static bool has_failed(const xp_ep_abort_watch_args *args) {
+    return args->kernel_error(args->context) != XP_OK || xp_comm_async_error(args->comm) != XP_OK;
+}
+
 static void *watch_main(void *context) {
     xp_ep_abort_watch *w = context;
     pthread_mutex_lock(&w->lock);
     while (!w->stop) {
-        if (xp_comm_async_error(w->comm) != XP_OK) {
-            __atomic_store_n(w->flag, 1U, __ATOMIC_RELEASE);
+        if (has_failed(&w->args)) {
+            __atomic_store_n(w->args.flag, 1U, __ATOMIC_RELEASE);
             break;
         }
         const struct timespec at = next_look();
@@ -56,13 +59,12 @@ static void destroy(xp_ep_abort_watch *w) {
     free(w);
 }
 
-xp_status xp_ep_abort_watch_start(const xp_comm *comm, uint32_t *flag, xp_ep_abort_watch **watch) {
+xp_status xp_ep_abort_watch_start(const xp_ep_abort_watch_args *args, xp_ep_abort_watch **watch) {
     xp_ep_abort_watch *w = calloc(1, sizeof *w);
     pthread_condattr_t monotonic;
     if (!w)
         return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
-    w->comm = comm;
-    w->flag = flag;
+    w->args = *args;
     pthread_mutex_init(&w->lock, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);

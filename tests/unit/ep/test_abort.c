@@ -8,9 +8,11 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include <sched.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 #include "../comm/ranks.h"
+#include "comm/provider.h"
 #include "core/file.h"
 #include "ep/p2p/abort_watch.h"
 
@@ -113,12 +115,23 @@ static void test_timed_out(void **state) {
     assert_true(xp_time_s() - began >= 0.1);
 }
 
+static xp_status no_kernel_error(const void *context) {
+    (void)context; /* there is no kernel */
+    return XP_OK;
+}
+
+static xp_status start_watch(xp_comm *comm, uint32_t *flag, xp_ep_abort_watch **watch) {
+    const xp_ep_abort_watch_args args = {
+        .comm = comm, .flag = flag, .kernel_error = no_kernel_error};
+    return xp_ep_abort_watch_start(&args, watch);
+}
+
 /* Ranks 0 and 1 wait for rank 2, which gives up: both hear of it long before their time is up. */
 static void wait_for_aborting(rank_job *job) {
     words w = {0};
     uint32_t report = 0;
     xp_ep_abort_watch *watch = NULL;
-    RANK_CHECK(job, xp_ep_abort_watch_start(job->comm, &w.host_abort, &watch) == XP_OK);
+    RANK_CHECK(job, start_watch(job->comm, &w.host_abort, &watch) == XP_OK);
     RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_OK);
     const double began = xp_time_s();
     if (job->rank == 2) {
@@ -141,7 +154,7 @@ static void test_watch(void **state) {
 static void stop_healthy(rank_job *job) {
     uint32_t flag = 0;
     xp_ep_abort_watch *watch = NULL;
-    RANK_CHECK(job, xp_ep_abort_watch_start(job->comm, &flag, &watch) == XP_OK);
+    RANK_CHECK(job, start_watch(job->comm, &flag, &watch) == XP_OK);
     usleep(60000);
     const double began = xp_time_s();
     xp_ep_abort_watch_stop(watch);
@@ -154,10 +167,52 @@ static void test_healthy(void **state) {
     expect_all(2, stop_healthy);
 }
 
+/* The device of a rank: its kernel waits, and a word says that its time was up, as a barrier's does. */
+typedef struct waiting_kernel {
+    xp_comm *comm;
+    uint32_t timed_out;
+} waiting_kernel;
+
+static xp_status report_timeout(const void *context) {
+    const waiting_kernel *k = context;
+    return load_acquire(&k->timed_out) == 0
+               ? XP_OK
+               : xp_comm_fail_timeout(k->comm, 2, "rank 0 waited 2 s in dispatch for rank 2");
+}
+
+/* Rank 0's kernel gives up waiting for rank 2, while no host thread looks: every rank hears at once, in
+ * rank 0's words, and rank 1's kernel ends long before its own time is up. */
+static void hear_of_kernel(rank_job *job) {
+    words w = {0};
+    uint32_t report = 0;
+    waiting_kernel kernel = {.comm = job->comm};
+    const xp_ep_abort_watch_args args = {.comm = job->comm,
+                                         .flag = &w.host_abort,
+                                         .kernel_error = report_timeout,
+                                         .context = &kernel};
+    xp_ep_abort_watch *watch = NULL;
+    RANK_CHECK(job, xp_ep_abort_watch_start(&args, &watch) == XP_OK);
+    RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_OK);
+    const double began = xp_time_s();
+    if (job->rank == 0)
+        store(&kernel.timed_out, 1);
+    RANK_CHECK(job, wait_on(&w, 1, 60, &report) == XP_EP_WAIT_HOST_ABORT);
+    RANK_CHECK(job, xp_time_s() - began < 2);
+    RANK_CHECK(job, xp_comm_async_error(job->comm) == XP_ECOMM);
+    RANK_CHECK(job, strstr(xp_last_error(), "in dispatch for rank 2") != NULL);
+    xp_ep_abort_watch_stop(watch);
+}
+
+static void test_kernel_error(void **state) {
+    (void)state;
+    expect_all(3, hear_of_kernel);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reached),    cmocka_unit_test(test_reported),
-        cmocka_unit_test(test_host_abort), cmocka_unit_test(test_timed_out),
-        cmocka_unit_test(test_watch),      cmocka_unit_test(test_healthy)};
+        cmocka_unit_test(test_reached),     cmocka_unit_test(test_reported),
+        cmocka_unit_test(test_host_abort),  cmocka_unit_test(test_timed_out),
+        cmocka_unit_test(test_watch),       cmocka_unit_test(test_healthy),
+        cmocka_unit_test(test_kernel_error)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

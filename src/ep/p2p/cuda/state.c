@@ -85,6 +85,10 @@ static xp_status load_kernels(void) {
     return xp_ep_cuda_load_p2p_rows();
 }
 
+static xp_status kernel_error(const void *group) {
+    return xp_ep_p2p_cuda_failure(group);
+}
+
 xp_status xp_ep_p2p_cuda_create(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_state_create(group, sizeof(xp_ep_p2p_cuda)));
     xp_status status = create_sync(group);
@@ -96,9 +100,12 @@ xp_status xp_ep_p2p_cuda_create(xp_ep_group *group) {
     }
     XP_TRY(xp_ep_p2p_windows_create(group));
     xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
+    const xp_ep_abort_watch_args watch = {.comm = group->comm,
+                                          .flag = &state->common.status->host_abort,
+                                          .kernel_error = kernel_error,
+                                          .context = group};
     if (state->sync == XP_EP_SYNC_KERNEL)
-        XP_TRY(
-            xp_ep_abort_watch_start(group->comm, &state->common.status->host_abort, &state->watch));
+        XP_TRY(xp_ep_abort_watch_start(&watch, &state->watch));
     return xp_ep_cuda_ready(group);
 }
 
