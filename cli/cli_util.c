@@ -64,8 +64,8 @@ bool cli_check_device(const char *device, const char *dtype) {
     return is_one_of("--device", device, devices) && is_one_of("--dtype", dtype, dtypes);
 }
 
-xp_status cli_check_replaces(const char *path, const char *start) {
-    char begin[64] = "";
+xp_status cli_check_replaces(const char *path, const char *mark) {
+    char line[256] = "";
     struct stat st;
     if (stat(path, &st) != 0)
         return XP_OK; /* not there, or writing it says why not */
@@ -73,14 +73,14 @@ xp_status cli_check_replaces(const char *path, const char *start) {
         return xp_error(XP_ECONFIG, "cannot write %s: a folder or device; give the name of a file",
                         path);
     FILE *file = fopen(path, "rbe");
-    const size_t n = file ? fread(begin, 1, sizeof begin - 1, file) : 0;
+    const bool ours = file && fgets(line, sizeof line, file) && strstr(line, mark);
     if (file)
         fclose(file);
-    if (st.st_size == 0 || (n > 0 && strncmp(begin, start, strlen(start)) == 0))
+    if (st.st_size == 0 || ours)
         return XP_OK;
     return xp_error(XP_ECONFIG,
                     "cannot write %s: another file is there, and would be lost; remove it, or "
-                    "choose another name with --out",
+                    "choose another name",
                     path);
 }
 
