@@ -71,12 +71,10 @@ static __device__ __forceinline__ void named_barrier_sync(int barrier, int n_thr
 
 /* ---- copies ---- */
 
-/** 16 bytes to shared memory, or zeros when not `valid`; `from` is then not read. A miss brings 256
- * bytes to L2: the next k tile of a gathered row. */
+/** 16 bytes to shared memory, or zeros when not `valid`; `from` is then not read. */
 static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from, bool valid) {
     const int n_bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(n_bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n_bytes)
                  : "memory");
 }
 

@@ -65,9 +65,9 @@ static __device__ __forceinline__ void produce_rows(const xp_tile_args &p, const
             mbarrier_expect_tx(at.full(), B_BYTES + (by_tma && tile.has_rows ? A_BYTES : 0));
             load_b<P, N_CTAS>(tile, &maps.b, at, k0, tile.expert);
             /* For all clusters that read the same: the first rows of an expert bring its weights to
-             * L2, the first columns bring the rows. */
+             * L2, the first columns bring the rows. Gathered rows gain nothing from it. */
             const int later = k0 + PREFETCH_K_TILES * TILE_K;
-            if (tile.m0 < N_CTAS * TILE_M && later < p.k)
+            if (by_tma && tile.m0 < N_CTAS * TILE_M && later < p.k)
                 prefetch_b<P, N_CTAS>(tile, &maps.b, later, tile.expert);
             if (by_tma && tile.has_rows && tile.n0 == 0 && later < p.k)
                 tma_prefetch(&maps.a, later, tile.first_row + tile.m0, 0);
