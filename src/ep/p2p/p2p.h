@@ -67,7 +67,7 @@ typedef struct p2p_state {
 
 /** GPU processes tell of rows that they have written into a window by chunks of so many, of sums for
  * combine also by pieces of a row. */
-#define XP_EP_P2P_CHUNK_ROWS  16
+#define XP_EP_P2P_CHUNK_ROWS  4
 #define XP_EP_P2P_PIECE_BYTES 4096
 static inline int64_t xp_ep_p2p_arrival_words(const xp_ep_shape *shape) {
     const int64_t piece = XP_EP_P2P_PIECE_BYTES;

@@ -70,9 +70,10 @@ static inline int64_t tiles_of(int64_t n, int64_t tile) {
     return (n + tile - 1) / tile;
 }
 
-/** Warps of a block that each keep `width` counters in shared memory. */
+/** Warps of a block that each keep `width` counters in shared memory. A warp takes its tokens one after
+ * the other, so many warps with few tokens each. */
 static inline int warps_for(int64_t width) {
-    int n_warps = 8;
+    int n_warps = 32;
     while (n_warps > 1 && n_warps * width * 4 > SHARED_MOST)
         n_warps /= 2;
     return n_warps;
@@ -81,7 +82,7 @@ static inline int warps_for(int64_t width) {
 /** Blocks of 256 threads for n_assignments at most. */
 static inline unsigned weight_blocks(int64_t n_assignments) {
     const int64_t n = tiles_of(n_assignments, 256);
-    return (unsigned)(n < 1 ? 1 : n < 16 ? n : 16);
+    return (unsigned)(n < 1 ? 1 : n < 128 ? n : 128);
 }
 
 /** Load kernels now and not at their first launch: that would wait for kernels that run. */

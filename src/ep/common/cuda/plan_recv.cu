@@ -5,7 +5,7 @@
  */
 #include "ep/common/cuda/plan_common.cuh"
 
-enum { FIND_WARPS = 8 };
+enum { FIND_WARPS = 16, COUNT_THREADS = 1024 };
 
 /* The first of [low, high) whose assignment is not below `start`. */
 static __device__ int first_row_at(const int32_t *assignment_of_row, int low, int high,
@@ -178,7 +178,8 @@ static __global__ void scan_kernel(const xp_ep_cuda_plan p, int64_t round, int64
 
 /* Every assignment to its expert-major row, rows ascending. Warps count in shared memory, the counts
  * become cursors, then each warp writes its part in order. */
-static __global__ void scatter_kernel(const xp_ep_cuda_plan p, int64_t round) {
+static __global__ void __launch_bounds__(1024)
+    scatter_kernel(const xp_ep_cuda_plan p, int64_t round) {
     extern __shared__ int shared[];
     if (is_aborted(p))
         return;
@@ -254,7 +255,8 @@ xp_status xp_ep_cuda_build_recv(cudaStream_t stream, const xp_ep_cuda_plan *p) {
         find_rows(stream, p);
     rounds_kernel<<<1, 256, 0, stream>>>(*p);
     for (int64_t round = 0; round < p->max_rounds; round++) {
-        count_kernel<<<(unsigned)n_tiles, 256, (size_t)p->n_local * 4, stream>>>(*p, round);
+        count_kernel<<<(unsigned)n_tiles, COUNT_THREADS, (size_t)p->n_local * 4, stream>>>(*p,
+                                                                                           round);
         scan_kernel<<<1, 1024, 0, stream>>>(*p, round, n_tiles);
         scatter_kernel<<<(unsigned)n_tiles, n_warps * 32, (size_t)(p->n_local * n_warps) * 4,
                          stream>>>(*p, round);

@@ -53,7 +53,7 @@ static __device__ void count_token(const xp_ep_cuda_plan &p, int64_t t, int id, 
 
 /* tile_counts[tile] = assignments of each expert, rows to each rank. One block per tile; warps count
  * in shared memory of their own, then the block adds up. */
-static __global__ void route_kernel(const xp_ep_cuda_plan p) {
+static __global__ void __launch_bounds__(1024) route_kernel(const xp_ep_cuda_plan p) {
     extern __shared__ int counts[];
     if (is_aborted(p))
         return;
@@ -291,7 +291,7 @@ static __device__ void start_cursors(const xp_ep_cuda_plan &p, int *shared, int 
 }
 
 /* Lists of rows and assignments to send: one block per tile, one warp per part of it. */
-static __global__ void send_kernel(const xp_ep_cuda_plan p) {
+static __global__ void __launch_bounds__(1024) send_kernel(const xp_ep_cuda_plan p) {
     extern __shared__ int shared[];
     const int n = p.n_ranks, n_warps = (int)blockDim.x / 32;
     const warp_range range = warp_range_of(0, p.n_tokens, p.tile_tokens);
@@ -316,8 +316,16 @@ static __global__ void send_kernel(const xp_ep_cuda_plan p) {
     __syncthreads();
     int *own = shared + (int)threadIdx.x / 32 * 2 * n;
     const cursors c = {own, own + n};
-    for (int64_t t = range.begin; t < range.end; t++)
-        count_rows(p, load_assignment(p, t, range.end), c);
+    for (int64_t t = range.begin; t < range.end; t += TOKENS_IN_FLIGHT) {
+        int id[TOKENS_IN_FLIGHT];
+#pragma unroll
+        for (int i = 0; i < TOKENS_IN_FLIGHT; i++)
+            id[i] = load_assignment(p, t + i, range.end);
+#pragma unroll
+        for (int i = 0; i < TOKENS_IN_FLIGHT; i++)
+            if (t + i < range.end)
+                count_rows(p, id[i], c);
+    }
     __syncthreads();
     int listed = 0;
     start_cursors(p, shared, &listed);

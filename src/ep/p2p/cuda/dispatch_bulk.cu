@@ -23,7 +23,7 @@ enum {
     SENDERS = WARPS / 2,
     STAGES = XP_EP_BULK_STAGES,
     STAGE_BYTES = XP_EP_BULK_STAGE_BYTES,
-    CHUNK_ROWS = XP_EP_CUDA_CHUNK_ROWS,
+    CHUNK_ROWS = 2 * XP_EP_CUDA_CHUNK_ROWS,
     LOADS = 4,    /* in flight; the other stages are being stored */
     TELL_LAG = 6, /* a chunk is told of when so many later stores have been issued */
 };
@@ -113,7 +113,6 @@ struct copy_ring {
 
 /* What is known to be complete: see the order above. */
 static __device__ __forceinline__ void tell(copy_ring &r) {
-    __threadfence_system();
     store_release(r.told, r.epoch);
     r.told = nullptr;
 }
@@ -177,6 +176,7 @@ static __device__ __forceinline__ void end_chunk(copy_ring &r, uint32_t *told) {
 struct chunk_turns {
     int at, step;
     uint32_t *taken; /* NULL: in turns */
+    bool prefetches;
 };
 
 static __device__ __forceinline__ int next_chunk(chunk_turns &turns, int begin) {
@@ -198,7 +198,8 @@ static __device__ __forceinline__ int chunk_token(const xp_ep_cuda_plan &p, cons
     return lane_id() < CHUNK_ROWS && row < all.n_rows[at] ? p.send_token[all.first[at] + row] : 0;
 }
 
-/* Chunks begin to end - 1. All lanes; the tokens of a warp's next chunk are loaded while it copies one. */
+/* Chunks begin to end - 1. All lanes; the tokens of a warp's next chunk are loaded while it copies one, and
+ * halfway their rows are asked for. */
 static __device__ void send_chunks(const xp_ep_cuda_plan &p, const destinations &all,
                                    copy_ring &ring, const char *x, int64_t row_bytes, int begin,
                                    int end, chunk_turns turns) {
@@ -211,6 +212,8 @@ static __device__ void send_chunks(const xp_ep_cuda_plan &p, const destinations 
         next_c = next_chunk(turns, begin);
         next = chunk_token(p, all, next_c, end);
         for (int i = 0; i < n; i++) {
+            if (i == CHUNK_ROWS / 2 && turns.prefetches && next_c < end && lane_id() < CHUNK_ROWS)
+                bulk_prefetch(x + next * row_bytes, (uint32_t)row_bytes);
             const char *from = x + __shfl_sync(ALL_LANES, token, i) * row_bytes;
             if (lane_id() == 0)
                 add_copies(ring, from, to + i * row_bytes, row_bytes);
@@ -280,7 +283,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
         const int n_workers = (int)gridDim.x * n_each;
         uint32_t *taken = sends && arrivals.abort != nullptr ? &arrivals.abort->n_taken : nullptr;
         send_chunks(p, all, ring, x, row_bytes, sends ? 0 : n_remote, sends ? n_remote : n_all,
-                    {worker, n_workers, taken});
+                    {worker, n_workers, taken, prefetches(2 * n_workers, CHUNK_ROWS * row_bytes)});
         if (lane_id() == 0) {
             if (!sends && arrivals.arrived != nullptr)
                 receive_chunks(p, arrivals, in, ring, row_bytes, worker, n_workers);
@@ -307,7 +310,7 @@ xp_status xp_ep_cuda_dispatch_rows_bulk(cudaStream_t stream, const xp_ep_cuda_pl
 
 /* n_each words a chunk. One block. */
 static __global__ void tell_all_kernel(const xp_ep_cuda_plan p, const xp_ep_cuda_arrivals arrivals,
-                                       int64_t round, bool combine, int n_each) {
+                                       int64_t round, bool combine, int chunk_rows, int n_each) {
     const int n = p.n_ranks;
     if (is_aborted(p) || round >= p.totals[TOTAL_ROUNDS])
         return;
@@ -316,7 +319,7 @@ static __global__ void tell_all_kernel(const xp_ep_cuda_plan p, const xp_ep_cuda
         const int n_rows = combine
                                ? p.recv_row_base[r + 1] - p.recv_row_base[r]
                                : p.send_round[(round + 1) * n + r] - p.send_round[round * n + r];
-        const int n_words = (n_rows + CHUNK_ROWS - 1) / CHUNK_ROWS * n_each;
+        const int n_words = (n_rows + chunk_rows - 1) / chunk_rows * n_each;
         for (int i = (int)threadIdx.x; i < n_words && r != p.rank; i += (int)blockDim.x)
             store_release(arrivals.told[r] + i, arrivals.epoch);
     }
@@ -327,6 +330,7 @@ xp_status xp_ep_cuda_tell_all(cudaStream_t stream, const xp_ep_cuda_plan *p,
                               const xp_ep_cuda_arrivals *arrivals) {
     const int n_pieces = (int)((rows->row_bytes + STAGE_BYTES - 1) / STAGE_BYTES);
     tell_all_kernel<<<1, 256, 0, stream>>>(*p, *arrivals, rows->round, combine,
+                                           combine ? XP_EP_CUDA_CHUNK_ROWS : (int)CHUNK_ROWS,
                                            combine ? n_pieces : 1);
     return xp_cuda_check(cudaGetLastError(), "expert parallel dispatch");
 }

@@ -69,8 +69,8 @@ typedef struct xp_ep_cuda_peers {
     float *weights[XP_EP_CUDA_MAX_RANKS];
 } xp_ep_cuda_peers;
 
-/** Rows in a window are told of in chunks (XP_EP_P2P_CHUNK_ROWS). */
-#define XP_EP_CUDA_CHUNK_ROWS 16
+/** Rows in a window are told of in chunks: the smallest (XP_EP_P2P_CHUNK_ROWS), which combine uses. */
+#define XP_EP_CUDA_CHUNK_ROWS 4
 /** Row kernels that also receive: senders tell when rows have arrived in a peer's window, others wait
  * for that. Only where no two ranks share a GPU. Senders never wait, so every wait ends; it also ends
  * like a barrier's (p2p/barrier_wait.h). */

@@ -14,7 +14,10 @@
  */
 #include "ep/p2p/cuda/tokens_bulk.cuh"
 
-enum { TELL_LAG = 3 }; /* a unit is told of when so many later sums have been stored */
+enum {
+    TELL_LAG = 3,      /* a unit is told of when so many later sums have been stored */
+    MOST_SENDERS = 40, /* fill the link; with tokens to combine, further blocks do that */
+};
 
 #if __CUDA_ARCH__ >= 900
 
@@ -55,6 +58,7 @@ struct sum_units {
     const sum_sources *sources;
     row_pieces pieces;
     int n, n_workers; /* units, some of them empty */
+    bool prefetches;
 };
 
 struct unit {
@@ -176,7 +180,12 @@ static __device__ __forceinline__ void issue_load(const xp_ep_cuda_plan &p, cons
     if (lane_id() == 0)
         bulk_load(hopper_shared(ring.stages + stage * STAGE_BYTES), (const void *)from,
                   bytes_of(u, target), ring.bars + (uint32_t)stage * 8);
-    if (++l.next == l.n)
+    l.next++;
+    if (l.next == (l.n + 1) / 2 && u.prefetches && lane_id() < l.n_more) /* the batch behind it */
+        bulk_prefetch(y + l.position * u.pieces.row_bytes +
+                          (int64_t)l.of.piece * u.pieces.piece_bytes,
+                      l.of.piece == u.pieces.n - 1 ? u.pieces.last_bytes : u.pieces.piece_bytes);
+    if (l.next == l.n)
         next_batch(p, u, y, l);
 }
 
@@ -184,7 +193,6 @@ static __device__ __forceinline__ void issue_load(const xp_ep_cuda_plan &p, cons
 template <int N> static __device__ __forceinline__ void tell(sum_ring &ring) {
     if (lane_id() == 0) {
         bulk_wait<N>();
-        __threadfence_system();
         store_release(ring.told, ring.epoch);
     }
     ring.told = nullptr;
@@ -288,7 +296,8 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
     const int worker = (sends ? block : block - n_senders) * WARPS + warp;
     if (sends) {
         const sum_units units = {&sources, pieces, sources.n * sources.max_chunks * pieces.n,
-                                 n_senders * WARPS};
+                                 n_senders * WARPS,
+                                 prefetches(n_senders * WARPS, 16 * STAGE_BYTES)};
         sum_ring ring = {stages, hopper_shared(bars[warp]), 0, nullptr, 0, 0, arrivals.epoch,
                          nullptr};
         send_sums<T>(p, units, y, worker, ring);
@@ -310,8 +319,12 @@ static void launch(cudaStream_t stream, const xp_ep_cuda_plan *p, const xp_ep_cu
                    const xp_ep_cuda_peers *peers, const xp_ep_cuda_arrivals *arrivals,
                    const void *y, void *out) {
     const xp_ep_cuda_arrivals none = {};
-    const unsigned n_senders = bulk_blocks(rows, p->recv_capacity);
-    const unsigned n_others = out != NULL ? (unsigned)rows->n_waiting_blocks : 0;
+    unsigned n_senders = bulk_blocks(rows, p->recv_capacity), n_others = 0;
+    if (out != NULL) {
+        const unsigned n_all = n_senders + (unsigned)rows->n_waiting_blocks;
+        n_senders = n_senders < MOST_SENDERS ? n_senders : (unsigned)MOST_SENDERS;
+        n_others = n_all - n_senders;
+    }
     sums_bulk_kernel<T><<<n_senders + n_others, WARPS * 32, XP_EP_BULK_SHARED_BYTES, stream>>>(
         *p, *peers, arrivals != NULL ? *arrivals : none, rows->round, (int64_t)rows->row_bytes,
         (const char *)y, (int)n_senders, (char *)out);
