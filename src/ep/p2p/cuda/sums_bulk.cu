@@ -322,7 +322,7 @@ static void launch(cudaStream_t stream, const xp_ep_cuda_plan *p, const xp_ep_cu
     unsigned n_senders = bulk_blocks(rows, p->recv_capacity), n_others = 0;
     if (out != NULL) {
         const unsigned n_all = n_senders + (unsigned)rows->n_waiting_blocks;
-        n_senders = n_senders < MOST_SENDERS ? n_senders : MOST_SENDERS;
+        n_senders = n_senders < (unsigned)MOST_SENDERS ? n_senders : (unsigned)MOST_SENDERS;
         n_others = n_all - n_senders;
     }
     sums_bulk_kernel<T><<<n_senders + n_others, WARPS * 32, XP_EP_BULK_SHARED_BYTES, stream>>>(
