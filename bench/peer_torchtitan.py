@@ -83,7 +83,7 @@ def parse():
     return a
 
 
-def use_expar(a, moe, model_file, saved, torch, dist):
+def use_expar(a, layers, model_file, saved, torch, dist):
     """Put expar between TorchTitan's router and its experts' weights; returns the group."""
     from expar.ep import Group
     from expar.moe import experts as run_experts
@@ -95,7 +95,7 @@ def use_expar(a, moe, model_file, saved, torch, dist):
         handle = group.plan(topk_idx, topk_weight.float())
         return run_experts(x, w13, local(self.w2).to(x.dtype), handle)
 
-    class ExparMoE(moe.MoE):
+    class ExparMoE(layers.MoE):
         def forward(self, x):
             tokens = x.view(-1, x.shape[-1])
             scores, topk_idx, counts = self.router(tokens, self.expert_bias)
@@ -105,7 +105,7 @@ def use_expar(a, moe, model_file, saved, torch, dist):
 
     group = Group(dist.group.WORLD, num_experts=a.experts, top_k=a.top_k, dim=2048, max_tokens=a.batch * a.seq_len,
                   dtype=torch.bfloat16, backend="deepep")
-    moe.GroupedExperts.forward = experts_forward
+    layers.GroupedExperts.forward = experts_forward
     model_file.MoE = ExparMoE
     saved.add(torch.ops.expar.moe_experts.default)
     return group
@@ -136,7 +136,7 @@ def build(a, world, torch, dist):
         model_file.MoE = titan("models.moe.moe_deepep").DeepEPMoE
         titan("distributed.deepep")
         saved.update({torch.ops.deepep.dispatch.default, torch.ops.deepep.combine.default})
-    group = use_expar(a, moe, model_file, saved, torch, dist) if a.backend == "expar" else None
+    group = use_expar(a, titan("models.moe.moe"), model_file, saved, torch, dist) if a.backend == "expar" else None
     moe_args = moe.MoEArgs(num_experts=a.experts, num_shared_experts=0, top_k=a.top_k, score_func="softmax", route_norm=True,
                            route_scale=1.0, score_before_experts=False, _debug_force_load_balance=a.routing == "forced")
     args = model_args.Qwen3ModelArgs(vocab_size=151936, max_seq_len=a.seq_len, head_dim=128, dim=2048, n_layers=a.layers,

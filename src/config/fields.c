@@ -182,7 +182,7 @@ static const xp_field fields[] = {
      .help = "tokens sent as one piece; no effect yet"},
     {FLOAT(deepep, overlap_split, "0.5", 0, 1),
      .help = "share of the microbatch in the first half, with expert_parallel_overlap = true"},
-    {INT(deepep, overlap_num_sms, "0", 0, 1024), .unset = "deepep.num_sms, else 24",
+    {INT(deepep, overlap_num_sms, "0", 0, 1024), .unset = "deepep.num_sms, else 16",
      .help = "GPU multiprocessors for dispatch and combine that run beside weight gradients"},
     {STRING(deepep, tuned_for, NULL),
      .help =
@@ -269,6 +269,7 @@ static const xp_field fields[] = {
      .help = "ignore the router's choice and spread tokens evenly, to measure speed"},
     {CHOICE(debug, moe_force_load_balance_mode, "modulo", "modulo|spread"),
      .help = "how they are spread: TorchTitan's way, or over all ranks"},
+    {INT(debug, moe_overlap_variant, "0", 0, 2), .help = "which weight gradients leave SMs"},
     {INT(debug, moe_send_copies, "1", 1, 64),
      .help = "send every row that goes to another rank so many times, to measure with few ranks "
              "what many would move; results do not change. Refused with checkpoint.enable"},

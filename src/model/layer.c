@@ -161,22 +161,6 @@ static xp_status ready(const xp_model_hooks *hooks, int group) {
     return hooks->group_ready(hooks->context, group);
 }
 
-/* The layer below starts its exchange before the last weight gradients, which hide it. */
-static xp_status last_gradients(xp_model *model, int layer, const xp_model_hooks *hooks,
-                                xp_stream *stream) {
-    const xp_layer *weights = &model->layers[layer];
-    const widths w = widths_of(&model->arch);
-    const bool deferred = xp_ffn_is_deferred(model);
-    if (layer > 0)
-        XP_TRY(xp_ffn_backward_begin(model, layer - 1, stream));
-    XP_TRY(xp_ffn_backward_end(model, stream));
-    if (deferred)
-        XP_TRY(ready(hooks, weights->expert_group));
-    XP_TRY(xp_linear_wgrad(model, w.qkv, w.dim, model->n_tokens, model->work.dqkv,
-                           model->work.normed, weights->wqkv.grad, model->accumulate, stream));
-    return ready(hooks, weights->dense_group);
-}
-
 xp_status xp_layer_backward(xp_model *model, int layer, const xp_model_hooks *hooks,
                             xp_stream *stream) {
     const xp_layer *weights = &model->layers[layer];
@@ -194,9 +178,21 @@ xp_status xp_layer_backward(xp_model *model, int layer, const xp_model_hooks *ho
     XP_TRY(xp_norm_backward(model, mid, mid_rstd, &weights->post_norm, work->d_normed,
                             work->d_residual, work->d_residual, stream));
     XP_TRY(attention_backward(model, layer, stream));
-    XP_TRY(xp_norm_backward(model, xp_acts_get(&model->acts, layer, XP_ACT_INPUT),
+    return xp_norm_backward(model, xp_acts_get(&model->acts, layer, XP_ACT_INPUT),
                             xp_acts_get(&model->acts, layer, XP_ACT_INPUT_RSTD),
                             &weights->input_norm, work->d_normed, work->d_residual,
-                            work->d_residual, stream));
-    return last_gradients(model, layer, hooks, stream);
+                            work->d_residual, stream);
+}
+
+xp_status xp_layer_backward_end(xp_model *model, int layer, const xp_model_hooks *hooks,
+                                xp_stream *stream) {
+    const xp_layer *weights = &model->layers[layer];
+    const widths w = widths_of(&model->arch);
+    const bool deferred = xp_ffn_is_deferred(model);
+    XP_TRY(xp_ffn_backward_end(model, stream));
+    if (deferred)
+        XP_TRY(ready(hooks, weights->expert_group));
+    XP_TRY(xp_linear_wgrad(model, w.qkv, w.dim, model->n_tokens, model->work.dqkv,
+                           model->work.normed, weights->wqkv.grad, model->accumulate, stream));
+    return ready(hooks, weights->dense_group);
 }

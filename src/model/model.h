@@ -41,6 +41,7 @@ typedef struct xp_model_args {
     xp_overlap overlap; /* this and the next two: see xp_moe_core_args */
     double overlap_split;
     int overlap_sms;
+    int overlap_variant;
     double aux_loss_coeff, z_loss_coeff;
     bool inference;   /* forward only: no gradients, no saved activations */
     bool keep_logits; /* with inference: reserve [T, V] fp32, so that a batch may ask for logits */
@@ -61,8 +62,11 @@ typedef struct xp_model_hooks {
     void *context;
     xp_status (*before_layer)(void *context, int layer, bool backward);
     xp_status (*after_layer)(void *context, int layer, bool backward);
+    /** This group's parameters are read by what is queued from here on. Forward order; a tied head's
+     * are the embedding's. */
+    xp_status (*group_needed)(void *context, int group);
     /** This group's gradient is complete for this microbatch (queued on the compute stream).
-     * Backward order. */
+     * Backward order, but the embedding's stands before the lowest layer's dense one. */
     xp_status (*group_ready)(void *context, int group);
 } xp_model_hooks;
 

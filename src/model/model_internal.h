@@ -101,10 +101,14 @@ float xp_attention_scale(const xp_arch *arch);
  * are filled. */
 XP_NODISCARD xp_status xp_layer_forward(xp_model *model, int layer, const xp_attend *attend,
                                         xp_stream *stream);
-/** Gradient of the layer's output in work.d_residual -> of its input. Calls hooks.group_ready. Begins
- * the backward pass of the layer below. */
+/** Gradient of the layer's output in work.d_residual -> of its input. Calls hooks.group_ready. */
 XP_NODISCARD xp_status xp_layer_backward(xp_model *model, int layer, const xp_model_hooks *hooks,
                                          xp_stream *stream);
+
+/** The weight gradients that are left: between the two, what they hide can be started. Nothing but the
+ * layer below's xp_ffn_backward_begin() and what reads work.d_residual alone may stand there. */
+XP_NODISCARD xp_status xp_layer_backward_end(xp_model *model, int layer,
+                                             const xp_model_hooks *hooks, xp_stream *stream);
 
 /** ffn.c: work.normed -> work.branch; and back: work.d_residual -> work.d_normed. */
 XP_NODISCARD xp_status xp_ffn_forward(xp_model *model, int layer, xp_stream *stream);

@@ -3,7 +3,7 @@
 #include "model/moe_job.h"
 
 /* Of a GPU, for an exchange beside weight gradients: enough for it to end before they do. */
-static const int default_overlap_sms = 24;
+static const int default_overlap_sms = 16;
 
 /* SMs that the exchange of the backward pass takes and the GEMMs beside it leave; 0: as usual. */
 static int overlap_sms(const xp_moe_core *core) {

@@ -91,15 +91,23 @@ static xp_status layer_hook(xp_status (*hook)(void *, int, bool), const xp_model
     return hook ? hook(hooks->context, layer, backward) : XP_OK;
 }
 
+static xp_status group_needed(const xp_model_hooks *hooks, int group) {
+    return hooks->group_needed && group >= 0 ? hooks->group_needed(hooks->context, group) : XP_OK;
+}
+
+/* Up to what the head reads. */
 static xp_status layers_forward(xp_model *model, const xp_model_hooks *hooks, xp_stream *stream) {
     const xp_embed_args embed = embed_args(model);
+    XP_TRY(group_needed(hooks, model->embed_group));
     XP_TRY(model->ops->embed_forward(stream, &embed));
     for (int i = 0; i < model->arch.n_layers; i++) {
         XP_TRY(layer_hook(hooks->before_layer, hooks, i, false));
+        XP_TRY(group_needed(hooks, model->layers[i].dense_group));
+        XP_TRY(group_needed(hooks, model->layers[i].expert_group));
         XP_TRY(xp_layer_forward(model, i, NULL, stream));
         XP_TRY(layer_hook(hooks->after_layer, hooks, i, false));
     }
-    return XP_OK;
+    return group_needed(hooks, model->head_group);
 }
 
 static xp_status embed_backward(xp_model *model, xp_stream *stream) {
@@ -116,6 +124,16 @@ static xp_status group_ready(const xp_model_hooks *hooks, int group) {
     return hooks->group_ready ? hooks->group_ready(hooks->context, group) : XP_OK;
 }
 
+/* Before a layer's last weight gradients, what they hide: the exchange of the layer below; behind the
+ * lowest layer, the embedding's gradient, whose reduction is the longest of the dense ones. */
+static xp_status begin_below(xp_model *model, int layer, const xp_model_hooks *hooks,
+                             xp_stream *stream) {
+    if (layer > 0)
+        return xp_ffn_backward_begin(model, layer - 1, stream);
+    XP_TRY(embed_backward(model, stream));
+    return group_ready(hooks, model->embed_group);
+}
+
 xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch,
                                     const xp_model_hooks *hooks, xp_stream *stream) {
     static const xp_model_hooks none = {0};
@@ -130,10 +148,11 @@ xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch
     for (int i = (int)model->arch.n_layers - 1; i >= 0; i--) {
         XP_TRY(layer_hook(hooks->before_layer, hooks, i, true));
         XP_TRY(xp_layer_backward(model, i, hooks, stream));
+        XP_TRY(begin_below(model, i, hooks, stream));
+        XP_TRY(xp_layer_backward_end(model, i, hooks, stream));
         XP_TRY(layer_hook(hooks->after_layer, hooks, i, true));
     }
-    XP_TRY(embed_backward(model, stream));
-    return group_ready(hooks, model->embed_group);
+    return XP_OK;
 }
 
 xp_status xp_model_forward(xp_model *model, const xp_model_batch *batch, xp_stream *stream) {

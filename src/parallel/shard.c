@@ -104,8 +104,11 @@ static xp_status reserve_staging(xp_shard *shard) {
     shard->grad_scale = data;
     XP_TRY(xp_host_alloc(device, sums_bytes, "staging", &data));
     shard->host_sums = data;
-    shard->n_waiting = calloc((size_t)shard->plan.n_buckets + 1, sizeof(int));
-    if (!shard->n_waiting)
+    const size_t n_buckets = (size_t)shard->plan.n_buckets + 1;
+    shard->n_waiting = calloc(n_buckets, sizeof *shard->n_waiting);
+    shard->gathering = calloc(n_buckets, sizeof *shard->gathering);
+    shard->gathered = calloc(n_buckets, sizeof *shard->gathered);
+    if (!shard->n_waiting || !shard->gathering || !shard->gathered)
         return xp_error(XP_ENOMEM, "no memory for the optimizer's tables");
     return XP_OK;
 }
@@ -126,6 +129,9 @@ static xp_status create_parts(xp_shard *shard) {
     XP_TRY(xp_event_create(shard->args.device, &shard->done));
     XP_TRY(xp_stream_create(shard->args.device, XP_STREAM_WORKER, &shard->worker));
     XP_TRY(split_comms(shard));
+    for (int b = 0; b < shard->plan.n_buckets; b++)
+        if (shard->reduce_comm[shard->plan.buckets[b].is_expert])
+            XP_TRY(xp_event_create(shard->args.device, &shard->gathered[b]));
     return prepare_comms(shard);
 }
 
@@ -150,6 +156,10 @@ void xp_shard_destroy(xp_shard *shard) {
     xp_stream_destroy(shard->worker);
     xp_event_destroy(shard->ready);
     xp_event_destroy(shard->done);
+    for (int b = 0; shard->gathered && b < shard->plan.n_buckets; b++)
+        xp_event_destroy(shard->gathered[b]);
+    free(shard->gathered);
+    free(shard->gathering);
     for (int kind = 1; kind >= 0; kind--) {
         xp_comm_destroy(shard->replica_comm[kind]);
         xp_comm_destroy(shard->reduce_comm[kind]);
@@ -255,9 +265,9 @@ static xp_status for_each_bucket(xp_shard *shard, piece_fn fn, const xp_adam_ste
             continue;
         XP_TRY(xp_event_record(shard->ready, stream));
         XP_TRY(xp_event_wait(shard->ready, shard->worker));
-        XP_TRY(xp_shard_gather_bucket(shard, bucket));
+        XP_TRY(xp_shard_gather_bucket(shard, b));
     }
-    return shard->worker ? xp_shard_join_worker(shard, stream) : XP_OK;
+    return XP_OK;
 }
 
 xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step, xp_stream *stream) {
@@ -267,7 +277,10 @@ xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step, xp_stream *
                                      .stop = {step->stop[0], step->stop[1]},
                                      .scale = shard->grad_scale};
     XP_TRY(shard->ops->clip_scale(stream, &clip));
-    return for_each_bucket(shard, update_piece, step, stream);
+    XP_TRY(for_each_bucket(shard, update_piece, step, stream));
+    /* A CPU's cores have gathered before they could compute anything beside it. */
+    return xp_device_host_accessible(shard->args.device) ? xp_shard_finish_gather(shard, stream)
+                                                         : XP_OK;
 }
 
 static xp_status cast_piece(xp_shard *shard, const xp_shard_piece *piece, const xp_adam_step *step,
@@ -288,7 +301,8 @@ static xp_status cast_piece(xp_shard *shard, const xp_shard_piece *piece, const 
 }
 
 xp_status xp_shard_publish_params(xp_shard *shard, xp_stream *stream) {
-    return for_each_bucket(shard, cast_piece, NULL, stream);
+    XP_TRY(for_each_bucket(shard, cast_piece, NULL, stream));
+    return xp_shard_finish_gather(shard, stream);
 }
 
 xp_status xp_shard_adopt_params(xp_shard *shard, xp_stream *stream) {

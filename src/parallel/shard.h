@@ -6,7 +6,7 @@
  * when parameters are fp32: the parameter is its own master), first and second moment. Gradients of
  * a group are reduce-scattered (then all-reduced over replicas) when backward says the group is
  * ready, on a stream of their own while backward goes on; after the update parameters are
- * all-gathered. With one rank nothing is copied and nothing is sent.
+ * all-gathered there, while the next forward goes on. With one rank nothing is copied and nothing is sent.
  *
  * The gradients are sums over ranks: loss_scale must hold the mean's divisor already.
  */
@@ -64,12 +64,16 @@ typedef struct xp_adam_step {
     const int32_t *stop[2];   /* see xp_clip_scale_args */
 } xp_adam_step;
 /**
- * Update this rank's chunks, then gather the parameters of every rank. After
- * xp_shard_queue_norm(), whose result only the device looks at: nothing changes when the norm is
- * not finite.
+ * Update this rank's chunks, and start to gather the parameters of every rank on the worker stream: before
+ * a group's parameters are read, xp_shard_group_needed(). After xp_shard_queue_norm(), whose result
+ * only the device looks at: nothing changes when the norm is not finite.
  */
 XP_NODISCARD xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step,
                                        xp_stream *stream);
+/** For xp_model_hooks.group_needed: later work of the stream finds the group's parameters gathered. */
+XP_NODISCARD xp_status xp_shard_group_needed(xp_shard *shard, int group, xp_stream *stream);
+/** The same for all groups. Does nothing when nothing is on its way. */
+XP_NODISCARD xp_status xp_shard_finish_gather(xp_shard *shard, xp_stream *stream);
 
 /**
  * This rank's chunk of a group: [n] elements from flat offset `first`; master, m, v, reduced

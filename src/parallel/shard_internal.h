@@ -14,11 +14,14 @@ struct xp_shard {
     /* Communicators of the worker stream: its collectives run beside those of the compute stream
      * (expert dispatch), so the two may not share one. [0] dense, [1] experts. */
     xp_comm *reduce_comm[2], *replica_comm[2];
-    xp_stream *worker;     /* NULL when one rank owns everything */
-    xp_event *ready;       /* compute -> worker */
-    xp_event *done;        /* worker -> compute */
-    int *n_waiting;        /* [n_buckets] groups that are not ready yet */
-    int n_fired;           /* buckets of this step */
+    xp_stream *worker;   /* NULL when one rank owns everything */
+    xp_event *ready;     /* compute -> worker */
+    xp_event *done;      /* worker -> compute */
+    int *n_waiting;      /* [n_buckets] groups that are not ready yet */
+    int n_fired;         /* buckets of this step */
+    xp_event **gathered; /* [n_buckets] worker -> compute; NULL: never gathered */
+    bool *gathering;     /* [n_buckets] no stream has waited for it yet */
+    int n_gathering;
     void *stage;           /* [stage_elements] */
     float *master, *m, *v; /* [state_elements]; master NULL when parameters are fp32 */
     double *sums;          /* [n_sums] device: squares of each group, or of each parameter */
@@ -38,8 +41,6 @@ bool xp_shard_owns_masters(const xp_shard *shard);
 /** No group of the next step is ready yet. */
 void xp_shard_expect_groups(xp_shard *shard);
 /** Queue the gather of a bucket's parameters on the worker stream. */
-XP_NODISCARD xp_status xp_shard_gather_bucket(xp_shard *shard, const xp_shard_bucket *bucket);
-/** The stream goes on when the worker is done with what is queued on it. */
-XP_NODISCARD xp_status xp_shard_join_worker(xp_shard *shard, xp_stream *stream);
+XP_NODISCARD xp_status xp_shard_gather_bucket(xp_shard *shard, int index);
 
 #endif

@@ -48,6 +48,7 @@ static xp_status find_bad_grad(xp_shard *shard, xp_stream *stream, const char **
 
 xp_status xp_shard_find_bad_param(xp_shard *shard, xp_stream *stream, const char **name) {
     int n = xp_param_table_n_params(shard->args.table);
+    XP_TRY(xp_shard_finish_gather(shard, stream));
     /* Downwards: slot 0 takes what each piece gives. */
     for (int p = n - 1; p >= 0; p--) {
         const xp_param *param = xp_param_table_param(shard->args.table, p);

@@ -81,10 +81,8 @@ static xp_status reduce_bucket(xp_shard *shard, const xp_shard_bucket *bucket) {
     return XP_OK;
 }
 
-xp_status xp_shard_gather_bucket(xp_shard *shard, const xp_shard_bucket *bucket) {
+static xp_status gather_bucket(xp_shard *shard, const xp_shard_bucket *bucket) {
     xp_comm *comm = shard->reduce_comm[bucket->is_expert];
-    if (!comm)
-        return XP_OK;
     xp_dtype dtype = shard->args.param_dtype;
     size_t element = xp_dtype_bytes(dtype);
     int rank = bucket_rank(shard, bucket);
@@ -104,7 +102,8 @@ xp_status xp_shard_gather_bucket(xp_shard *shard, const xp_shard_bucket *bucket)
     return XP_OK;
 }
 
-xp_status xp_shard_join_worker(xp_shard *shard, xp_stream *stream) {
+/* The stream goes on when the worker is done with what is queued on it. */
+static xp_status join_worker(xp_shard *shard, xp_stream *stream) {
     /* A CPU worker that failed skips what is queued, events too: its error must be read first. */
     if (xp_device_get_kind(shard->args.device) == XP_DEVICE_CPU)
         return xp_stream_sync(shard->worker);
@@ -117,6 +116,38 @@ static bool has_group(const xp_shard *shard, const xp_shard_bucket *bucket, int 
         if (shard->plan.pieces[bucket->first_piece + i].group == group)
             return true;
     return false;
+}
+
+xp_status xp_shard_gather_bucket(xp_shard *shard, int index) {
+    const xp_shard_bucket *bucket = &shard->plan.buckets[index];
+    if (!shard->gathered[index])
+        return XP_OK;
+    shard->n_gathering += !shard->gathering[index];
+    shard->gathering[index] = true;
+    XP_TRY(gather_bucket(shard, bucket));
+    return xp_event_record(shard->gathered[index], shard->worker);
+}
+
+xp_status xp_shard_finish_gather(xp_shard *shard, xp_stream *stream) {
+    if (shard->n_gathering == 0)
+        return XP_OK;
+    for (int b = 0; b < shard->plan.n_buckets; b++)
+        shard->gathering[b] = false;
+    shard->n_gathering = 0;
+    return join_worker(shard, stream);
+}
+
+xp_status xp_shard_group_needed(xp_shard *shard, int group, xp_stream *stream) {
+    if (shard->n_gathering == 0)
+        return XP_OK;
+    for (int b = 0; b < shard->plan.n_buckets; b++) {
+        if (!shard->gathering[b] || !has_group(shard, &shard->plan.buckets[b], group))
+            continue;
+        XP_TRY(xp_event_wait(shard->gathered[b], stream));
+        shard->gathering[b] = false;
+        shard->n_gathering--;
+    }
+    return XP_OK;
 }
 
 xp_status xp_shard_group_ready(xp_shard *shard, int group, xp_stream *stream) {
@@ -139,7 +170,7 @@ xp_status xp_shard_finish_reduce(xp_shard *shard, xp_stream *stream) {
     int n_fired = shard->n_fired;
     xp_shard_expect_groups(shard);
     if (shard->worker)
-        XP_TRY(xp_shard_join_worker(shard, stream));
+        XP_TRY(join_worker(shard, stream));
     if (n_fired != shard->plan.n_buckets)
         return xp_error(XP_EINTERNAL, "backward ended with %d of %d gradient buckets ready",
                         n_fired, shard->plan.n_buckets);

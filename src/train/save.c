@@ -68,6 +68,7 @@ xp_status xp_trainer_save(xp_trainer *t, bool last) {
     bool model_only = last && t->config->checkpoint.last_save_model_only;
     int parts = model_only ? XP_SNAPSHOT_PARAMS | XP_SNAPSHOT_BIAS : XP_SNAPSHOT_ALL;
     value_list list;
+    XP_TRY(xp_shard_finish_gather(t->run.shard, t->run.stream));
     list_values(t, model_only, &list);
     xp_ckpt_save_args args = {
         .folder = t->ckpt_folder,

@@ -39,6 +39,11 @@ static xp_status group_ready(void *context, int group) {
     return xp_shard_group_ready(t->run.shard, group, t->run.stream);
 }
 
+static xp_status group_needed(void *context, int group) {
+    xp_trainer *t = context;
+    return xp_shard_group_needed(t->run.shard, group, t->run.stream);
+}
+
 static xp_status layer_begins(void *context, int layer, bool backward) {
     const xp_trainer *t = context;
     xp_trace_layer_begins(t->trace, layer, backward);
@@ -67,6 +72,7 @@ static xp_status queue_microbatch(xp_trainer *t, int64_t m, float loss_scale) {
     xp_model_hooks hooks = {.context = t,
                             .before_layer = t->trace ? layer_begins : NULL,
                             .after_layer = t->trace ? layer_ends : NULL,
+                            .group_needed = group_needed,
                             .group_ready = last ? group_ready : NULL};
     XP_TRY(xp_model_forward_backward(t->run.model, &args, &hooks, t->run.stream));
     return xp_model_queue_loss(t->run.model, t->run.stream, t->losses + m * XP_MODEL_N_LOSSES);

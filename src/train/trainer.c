@@ -280,6 +280,7 @@ static xp_status train(xp_trainer *t, xp_train_result *result) {
     XP_TRY(xp_trainer_open_metrics(t));
     double began = xp_time_s();
     XP_TRY(run_steps(t));
+    XP_TRY(xp_shard_finish_gather(t->run.shard, t->run.stream));
     XP_TRY(xp_stream_sync(t->run.stream)); /* the last update */
     if (t->world)
         XP_TRY(xp_comm_async_error(t->world));

@@ -34,6 +34,7 @@ xp_status xp_trainer_validate(xp_trainer *t, double *loss) {
                         (long long)t->run.validation_seq_len, (long long)t->run.validation_batch,
                         t->n_ranks);
     double sums[2] = {0, 0};
+    XP_TRY(xp_shard_finish_gather(t->run.shard, t->run.stream));
     for (int64_t k = 0; k < rounds; k++) {
         xp_model_batch batch = {
             .n_rows = t->run.validation_batch,

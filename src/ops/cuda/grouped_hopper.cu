@@ -35,22 +35,27 @@ static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const 
     pipeline_state at = {base, 0, 0};
     tile_ring ring = {base, 0};
     tile_scheduler tile = {};
-    uint32_t next = schedules ? claim_tile(p, blockIdx.x / N_CTAS) : 0;
+    uint32_t next = 0;
+    if (schedules) {
+        next = claim_tile(p, blockIdx.x / N_CTAS);
+        publish_tile<N_CTAS>(ring, next);
+        next = claim_tile(p, next + gridDim.x / N_CTAS);
+    }
     for (;;) {
-        if (schedules)
-            publish_tile<N_CTAS>(ring, next);
         tile.index = take_tile<N_CTAS>(ring);
         if (!find_tile<P, N_CTAS>(tile, p, offsets))
             break;
-        if (schedules)
+        if (schedules) {
+            publish_tile<N_CTAS>(ring, next);
             next = claim_tile(p, next + gridDim.x / N_CTAS);
+        }
         if (P == WGRAD)
             produce_wgrad<N_CTAS>(p, maps, tile, at);
         else
             produce_rows<P, N_CTAS>(p, maps, tile, at);
     }
     if (schedules)
-        reset_counter<N_CTAS>(p, tile.index, tile.start);
+        reset_counter<N_CTAS>(p, next, tile.start);
 }
 
 /* Signal a stage empty to every CTA that writes to it. */

@@ -71,10 +71,12 @@ static __device__ __forceinline__ void named_barrier_sync(int barrier, int n_thr
 
 /* ---- copies ---- */
 
-/** 16 bytes to shared memory, or zeros when not `valid`; `from` is then not read. */
+/** 16 bytes to shared memory, or zeros when not `valid`; `from` is then not read. A miss brings 256
+ * bytes to L2: the next k tile of a gathered row. */
 static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from, bool valid) {
     const int n_bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n_bytes)
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(n_bytes)
                  : "memory");
 }
 
@@ -107,6 +109,13 @@ static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *
             ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
             "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((uint16_t)((1 << N_CTAS) - 1))
             : "memory");
+}
+
+/** Bring one box to L2. */
+static __device__ __forceinline__ void tma_prefetch(const CUtensorMap *map, int x, int y, int z) {
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
+                 "r"(x), "r"(y), "r"(z)
+                 : "memory");
 }
 
 /** TMA store of one box of a three-dimensional tensor; what lies outside the tensor is left out. */
@@ -172,6 +181,10 @@ static __device__ __forceinline__ uint32_t load_shared(uint32_t from) {
     uint32_t value;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
     return value;
+}
+
+static __device__ __forceinline__ void store_shared(uint32_t to, uint32_t value) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
 
 static __device__ __forceinline__ void store_shared(uint32_t to, float value) {

@@ -27,6 +27,21 @@ static __device__ __forceinline__ void load_b(const tile_scheduler &tile, const 
     }
 }
 
+/* Bring the part of a later b tile that this CTA will load to L2, for all clusters that read it. */
+template <gemm_kind P, int N_CTAS>
+static __device__ __forceinline__ void prefetch_b(const tile_scheduler &tile,
+                                                  const CUtensorMap *map, int depth) {
+    const int block = N_CTAS > 1 ? cta_rank() : 0;
+    if (P == FORWARD) {
+        tma_prefetch(map, depth, tile.n0 + block * (TILE_N / N_CTAS), tile.expert);
+    } else {
+        constexpr int N_SLABS = TILE_N / 64 / N_CTAS;
+#pragma unroll
+        for (int i = 0; i < N_SLABS; i++)
+            tma_prefetch(map, tile.n0 + 64 * (block * N_SLABS + i), depth, tile.expert);
+    }
+}
+
 /* Producer loop of forward and dgrad for one tile: a by TMA, or gathered by cp.async; b by TMA. Each
  * thread gathers from A_LINES rows, whose numbers stay in registers for the whole tile. */
 template <gemm_kind P, int N_CTAS>
@@ -49,6 +64,13 @@ static __device__ __forceinline__ void produce_rows(const xp_tile_args &p, const
         if (threadIdx.x == 0) {
             mbarrier_expect_tx(at.full(), B_BYTES + (by_tma && tile.has_rows ? A_BYTES : 0));
             load_b<P, N_CTAS>(tile, &maps.b, at, k0, tile.expert);
+            /* For all clusters that read the same: the first rows of an expert bring its weights to
+             * L2, the first columns bring the rows. */
+            const int later = k0 + PREFETCH_K_TILES * TILE_K;
+            if (tile.m0 < N_CTAS * TILE_M && later < p.k)
+                prefetch_b<P, N_CTAS>(tile, &maps.b, later);
+            if (by_tma && tile.has_rows && tile.n0 == 0 && later < p.k)
+                tma_prefetch(&maps.a, later, tile.first_row + tile.m0, 0);
             if (by_tma && tile.has_rows)
                 tma_load<1>(at.a(), &maps.a, at.full(), k0, tile.first_row + tile.m0, 0);
         }

@@ -20,6 +20,7 @@ enum {
     LINES = PRODUCER_THREADS / 8, /* rows that the producer copies at a time: 8 threads a row */
     A_LINES = TILE_M / LINES,     /* rows of an a tile of which a thread copies 16 bytes */
     K_LINES = TILE_K / LINES,
+    PREFETCH_K_TILES = N_STAGES + 2, /* how far ahead operands are brought to L2 */
     LIST_K_TILES = 2, /* k tiles whose row numbers (16 a warp) fill a register a lane */
     LISTS = 3,        /* such registers: one in use, the others prefetched */
     A_BYTES = TILE_M * TILE_K * 2,
@@ -33,8 +34,8 @@ enum {
     TILES_AT = TILE_BARRIERS_AT + 2 * N_TILE_SLOTS * 8,
     OFFSETS_AT = TILES_AT + N_TILE_SLOTS * 4,
     SHARED_BYTES = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4,
-    PRODUCER_REGISTERS = 72,
-    CONSUMER_REGISTERS = 216,
+    PRODUCER_REGISTERS = 88,
+    CONSUMER_REGISTERS = 208,
     CLUSTER_CTAS = 2,
     /* 2-CTA clusters from this many rows an expert (max_rows / experts) on: where an expert ends,
      * half of a cluster's tile can be empty. */
@@ -103,11 +104,13 @@ static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_
 
 /*
  * Ring of tile numbers in each CTA's shared memory. The scheduler thread, thread 0 of the cluster's
- * first CTA, takes a number while it produces the tile before and stores it to the same slot of each
- * CTA (publish_tile). Every warp of the cluster reads every number (take_tile).
+ * first CTA, stores a tile's number to the same slot of each CTA when it starts to produce the tile
+ * before (publish_tile), and asks the counter for the one after, so that neither is waited for. Every
+ * warp of the cluster reads every number (take_tile).
  *
- *   full()   one arrival, by thread 0 of this CTA: at the start, and as soon as the slot's number
- *            before has been read; and the bytes of the number
+ *   full()   clusters: one arrival, by thread 0 of this CTA, at the start and as soon as the slot's
+ *            number before has been read; and the bytes of the number. Single CTAs, which are not
+ *            launched as clusters (st.async is illegal there): the scheduler thread arrives
  *   empty()  in the first CTA alone: one arrival of each warp of the cluster once it has read the slot
  */
 struct tile_ring {
@@ -131,7 +134,8 @@ template <int N_CTAS> static __device__ __forceinline__ void init_tile_ring(uint
     for (tile_ring ring = {base, 0}; ring.position < N_TILE_SLOTS; ring.position++) {
         mbarrier_init(ring.full(), 1);
         mbarrier_init(ring.empty(), N_CTAS * (N_THREADS / 32));
-        mbarrier_expect_tx(ring.full(), 4);
+        if (N_CTAS > 1)
+            mbarrier_expect_tx(ring.full(), 4);
     }
 }
 
@@ -144,17 +148,26 @@ static __device__ __forceinline__ uint32_t claim_tile(const xp_tile_args &p, uin
 template <int N_CTAS>
 static __device__ __forceinline__ void publish_tile(const tile_ring &ring, uint32_t number) {
     mbarrier_wait(ring.empty(), ring.parity() ^ 1);
+    if (N_CTAS == 1) {
+        store_shared(ring.number(), number);
+        mbarrier_arrive(ring.full());
+    } else {
 #pragma unroll
-    for (int i = 0; i < N_CTAS; i++)
-        st_async(cta_shared_address(ring.number(), i), number, cta_shared_address(ring.full(), i));
+        for (int i = 0; i < N_CTAS; i++)
+            st_async(cta_shared_address(ring.number(), i), number,
+                     cta_shared_address(ring.full(), i));
+    }
 }
 
 /* Every warp, all lanes: the next tile number. Lane 0 alone reads the slot and then gives it back. */
 template <int N_CTAS> static __device__ __forceinline__ uint32_t take_tile(tile_ring &ring) {
-    mbarrier_wait_cluster(ring.full(), ring.parity());
+    if (N_CTAS > 1)
+        mbarrier_wait_cluster(ring.full(), ring.parity());
+    else
+        mbarrier_wait(ring.full(), ring.parity());
     const bool elected = threadIdx.x % 32 == 0;
     const uint32_t number = __shfl_sync(0xffffffffu, elected ? load_shared(ring.number()) : 0, 0);
-    if (threadIdx.x == 0)
+    if (N_CTAS > 1 && threadIdx.x == 0)
         mbarrier_expect_tx(ring.full(), 4); /* of the slot's next number */
     if (elected) {
         if (N_CTAS > 1)
@@ -166,12 +179,12 @@ template <int N_CTAS> static __device__ __forceinline__ uint32_t take_tile(tile_
     return number;
 }
 
-/* Scheduler thread, once per cluster, with the first number past the last of n_tiles: the cluster
- * that got the last number of all sets the counter back for the stream's next launch. */
+/* Scheduler thread, at the end, with its last number. Every cluster has got two past the n_tiles by
+ * then; the cluster with the last one of all sets the counter back for the stream's next launch. */
 template <int N_CTAS>
-static __device__ __forceinline__ void reset_counter(const xp_tile_args &p, uint32_t number,
+static __device__ __forceinline__ void reset_counter(const xp_tile_args &p, uint32_t last,
                                                      uint32_t n_tiles) {
-    if (p.counter != nullptr && number == n_tiles + gridDim.x / N_CTAS - 1)
+    if (p.counter != nullptr && last == n_tiles + 2 * (gridDim.x / N_CTAS) - 1)
         *p.counter = 0;
 }
 

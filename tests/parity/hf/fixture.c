@@ -179,6 +179,7 @@ double update_run(const parity *p, parity_run *run, int step) {
                          .step = step + 1,
                          .max_norm = 1.0};
     must(xp_shard_update(run->shard, &adam, p->stream));
+    must(xp_shard_finish_gather(run->shard, p->stream));
     must(xp_stream_sync(p->stream));
     must(xp_shard_read_norm(run->shard, p->stream, &norm));
     return norm;

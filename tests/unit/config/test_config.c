@@ -90,6 +90,30 @@ static void defaults_are_as_documented(void **state) {
     xp_config_destroy(set);
 }
 
+/* A switch that also has "auto": with a word behind it or without, and read back from a file. */
+static void overlap_is_auto_true_or_false(void **state) {
+    (void)state;
+    static const struct {
+        const char *option;
+        int64_t value;
+        const char *text;
+    } cases[] = {{"--parallelism.expert_parallel_overlap auto", -1, "= \"auto\"\n"},
+                 {"--parallelism.expert_parallel_overlap", 1, "= true\n"},
+                 {"--parallelism.expert_parallel_overlap true", 1, "= true\n"},
+                 {"--parallelism.expert_parallel_overlap=false", 0, "= false\n"},
+                 {"--parallelism.no_expert_parallel_overlap", 0, "= false\n"}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char line[64], *text = NULL;
+        xp_config_set *set = load(cases[i].option, false);
+        assert_int_equal(xp_config_get(set)->parallelism.expert_parallel_overlap, cases[i].value);
+        assert_int_equal(xp_config_dump_toml(set, &text), XP_OK);
+        snprintf(line, sizeof line, "\nexpert_parallel_overlap %s", cases[i].text);
+        assert_non_null(strstr(text, line));
+        free(text);
+        xp_config_destroy(set);
+    }
+}
+
 static void options_come_in_every_spelling(void **state) {
     (void)state;
     xp_config_set *set =
@@ -322,6 +346,7 @@ static void every_shipped_file_loads_without_warnings(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_as_documented),
+        cmocka_unit_test(overlap_is_auto_true_or_false),
         cmocka_unit_test(options_come_in_every_spelling),
         cmocka_unit_test(both_names_of_forced_balance_work),
         cmocka_unit_test(later_sources_win),

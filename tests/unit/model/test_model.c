@@ -231,6 +231,7 @@ static void test_rows_are_independent(void **state) {
 
 typedef struct calls {
     int n_groups, groups[32];
+    int n_needed, needed[32];
     int n_layers, layers[32];
     int fail_at;
 } calls;
@@ -239,6 +240,13 @@ static xp_status group_ready(void *context, int group) {
     calls *c = context;
     c->groups[c->n_groups++] = group;
     return c->n_groups == c->fail_at ? xp_error(XP_EINTERRUPTED, "stop") : XP_OK;
+}
+
+static xp_status group_needed(void *context, int group) {
+    calls *c = context;
+    assert_int_equal(c->n_groups, 0); /* backward reads what forward has read */
+    c->needed[c->n_needed++] = group;
+    return XP_OK;
 }
 
 static xp_status before_layer(void *context, int layer, bool backward) {
@@ -253,16 +261,24 @@ static void test_hooks(void **state) {
     xp_test_model t;
     xp_test_model_create(xp_test_args(&arch), 1, &t);
     calls c = {0};
-    xp_model_hooks hooks = {
-        .context = &c, .before_layer = before_layer, .group_ready = group_ready};
+    xp_model_hooks hooks = {.context = &c,
+                            .before_layer = before_layer,
+                            .group_needed = group_needed,
+                            .group_ready = group_ready};
     xp_test_must(xp_model_forward_backward(t.model, &t.batch, &hooks, t.stream));
-    static const char *const order[] = {
-        "head", "layers.1.experts", "layers.1", "layers.0.experts", "layers.0", "embed"};
+    static const char *const order[] = {"head",  "layers.1.experts", "layers.1", "layers.0.experts",
+                                        "embed", "layers.0"};
     assert_int_equal(c.n_groups, 6);
     assert_int_equal(c.n_groups, xp_param_table_n_groups(xp_model_params(t.model)));
     for (int i = 0; i < 6; i++)
         assert_string_equal(xp_param_table_group(xp_model_params(t.model), c.groups[i])->name,
                             order[i]);
+    static const char *const needed[] = {"embed",    "layers.0",         "layers.0.experts",
+                                         "layers.1", "layers.1.experts", "head"};
+    assert_int_equal(c.n_needed, 6);
+    for (int i = 0; i < 6; i++)
+        assert_string_equal(xp_param_table_group(xp_model_params(t.model), c.needed[i])->name,
+                            needed[i]);
     static const int layers[] = {0, 1, -2, -1};
     assert_int_equal(c.n_layers, 4);
     assert_memory_equal(c.layers, layers, sizeof(layers));
