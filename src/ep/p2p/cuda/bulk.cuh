@@ -31,18 +31,4 @@ static __device__ __forceinline__ void bulk_store(void *to, uint32_t from, uint3
                  : "memory");
 }
 
-/** Bring bytes into L2 soon; a hint. Any lane may ask. A load whose data is there is over sooner, and an
- * SM has only so many bytes of bulk loads in flight. */
-static __device__ __forceinline__ void bulk_prefetch(const void *from, uint32_t n_bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)),
-                 "r"(n_bytes)
-                 : "memory");
-}
-
-/** Whether n_warps warps may each ask for n_bytes ahead: more would push each other out of L2, and
- * so many SMs need no more bytes in flight. */
-static __device__ __forceinline__ bool prefetches(int n_warps, int64_t n_bytes) {
-    return n_warps * n_bytes <= (int64_t)16 << 20;
-}
-
 #endif

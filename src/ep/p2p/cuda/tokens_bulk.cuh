@@ -75,7 +75,7 @@ static __device__ token_load find_load(const xp_ep_cuda_plan &p,
         l.from = work.combine_rows + other_row * work.pieces.row_bytes + column;
         l.source = owner_of(p.send_row_base, other_row);
         l.arrived = arrivals.arrived + l.source * arrivals.n_words +
-                    (other_row - p.send_row_base[l.source]) / UNIT_ROWS * work.pieces.n + piece;
+                    (other_row - p.send_row_base[l.source]) / CHUNK_ROWS * work.pieces.n + piece;
         l.bits = slot == 0 ? LOAD_STARTS : 0;
     }
     l.bits |= slot == n_loads - 1 ? LOAD_ENDS : 0;
@@ -162,7 +162,6 @@ static __device__ void combine_tokens(const xp_ep_cuda_plan &p, const xp_ep_cuda
                                       token_ring &ring) {
     const int n_each = 32 / work.width;
     const int64_t n_units = (p.n_tokens + n_each - 1) / n_each * work.pieces.n;
-    const bool asks = prefetches(n_workers, 16 * STAGE_BYTES);
     for (int64_t u = worker; u < n_units; u += n_workers) {
         const int64_t first = u / work.pieces.n * n_each;
         const int piece = (int)(u % work.pieces.n);
@@ -172,9 +171,6 @@ static __device__ void combine_tokens(const xp_ep_cuda_plan &p, const xp_ep_cuda
             here = wait_for_arrival(p, arrivals, l.arrived, l.source);
         if (!__all_sync(ALL_LANES, here))
             break;
-        if (asks && l.valid)
-            bulk_prefetch(l.from, piece == work.pieces.n - 1 ? work.pieces.last_bytes
-                                                             : work.pieces.piece_bytes);
         arrival_fence(); /* of the lane that issues the loads, behind all lanes' acquires */
         __syncwarp();
         add_tokens<T>(work, l, first, piece, ring);
