@@ -4,7 +4,7 @@
 # BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used, and configs/.
 # PARTS="starts threads faults thread_faults" chooses; a part prints a line a run and a count at its end.
 #   starts         STARTS (40) runs of `expar train` over all GPUs, one process a GPU, 3 steps of 8 layers of the rank slice; routing natural,
-#                  spread and modulo in turn, every other run with expert_parallel_overlap
+#                  spread and modulo in turn, expert_parallel_overlap auto, true and false
 #   threads        THREAD_STARTS (20) of the same with job.ranks = "threads"
 #   faults         a rank is killed, stopped (SIGSTOP) or fails in plan, dispatch, combine, reduce-scatter and all-gather; dispatch and combine
 #                  REPEATS (5) times. Every survivor must end within 2 s (stopped: time limit + 2 s), name rank and phase, and exit with 1
@@ -56,7 +56,8 @@ start_runs() {
         1) routing=(--debug.moe_force_load_balance --debug.moe_force_load_balance_mode spread) ;;
         2) routing=(--debug.moe_force_load_balance --debug.moe_force_load_balance_mode modulo) ;;
         esac
-        overlap=$([ $((i % 2)) = 0 ] && echo false || echo true)
+        overlaps=(auto true false)
+        overlap=${overlaps[$((i / 3 % 3))]}
         began=$(date +%s%3N)
         NGPU=$n_gpus timeout -k 5 "$limit" "$build/bin/expar" train --job.config_file configs/rank_slice_30b_a3b.toml \
             --model.n_layers "${LAYERS:-8}" --model.flavor 30B-A3B-deepep --moe.num_experts "${EXPERTS:-$((16 * n_gpus))}" \
