@@ -232,7 +232,7 @@ static xp_status ep_rank(xp_bench_rank *rank, void *context) {
 xp_status xp_self_test_ep(char *text, size_t n_text) {
     const xp_bench_host threads = {0};
     XP_TRY(xp_bench_run_ranks(&threads, 2, ep_rank, NULL));
-    snprintf(text, n_text, "rows went to 2 ranks and back, p2p and a2a");
+    snprintf(text, n_text, "on the CPU: rows went to 2 rank threads and back, p2p and a2a");
     return XP_OK;
 }
 

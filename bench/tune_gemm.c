@@ -12,6 +12,8 @@ typedef struct search {
 
 static xp_status step_once(const xp_bench_rank *rank, xp_trainer *t, xp_tune_gemms *found) {
     xp_step_record record;
+    if (t->shares_gpus) /* each would time what the others do */
+        return XP_OK;
     XP_TRY(xp_ops_gemm_tune(t->device));
     XP_TRY(xp_trainer_start(t));
     XP_TRY(xp_trainer_step(t, &record));

@@ -8,7 +8,7 @@
 
 /** Of rank 0's GPU. */
 typedef struct xp_tune_gemms {
-    int n;
+    int n; /* 0: ranks share a GPU, nothing was timed */
     xp_gemm_choice
         shapes[XP_GEMM_CHOICES_MAX]; /* of one step; index 0: the library's own choice stays */
     double seconds;

@@ -19,12 +19,15 @@ static bool has_gpu(void) {
     return xp_cuda_backend_get(&cuda) == XP_OK && cuda->device_count(&n) == XP_OK && n > 0;
 }
 
+/* In the first line of every description that was measured. */
+#define MARK "measured by `expar bench --write-profile`"
+
 static xp_status write_file(const profile_options *o, xp_bench_profile *p) {
     xp_text text = {0};
     snprintf(p->hardware.name, sizeof p->hardware.name, "%s", o->name);
     xp_text_printf(
         &text,
-        "# %s: measured by `expar bench --write-profile`. A step took %.1f ms, planned "
+        "# %s: " MARK ". A step took %.1f ms, planned "
         "before its shares were measured %.1f ms.\n# [network] and [costs] are not measured: "
         "put yours in.\n",
         p->machine, p->step_s * 1e3, p->planned_s * 1e3);
@@ -67,7 +70,9 @@ int bench_profile(int argc, char **argv) {
         return XP_EXIT_USAGE;
     xp_bench_profile p;
     const bool on_gpu = o.device ? strcmp(o.device, "cuda") == 0 : has_gpu();
-    xp_status status = xp_bench_profile_measure(on_gpu, (int)o.steps, o.like, &p);
+    xp_status status = cli_check_replaces(o.file, MARK);
+    if (status == XP_OK)
+        status = xp_bench_profile_measure(on_gpu, (int)o.steps, o.like, &p);
     if (status == XP_OK)
         status = write_file(&o, &p);
     if (status != XP_OK)

@@ -46,6 +46,12 @@ char **cli_own_command(int argc, char **argv);
 void cli_command_free(char **command);
 /** --device and --dtype of a command that computes, each NULL or a word; false after an error was printed. */
 bool cli_check_device(const char *device, const char *dtype);
+/**
+ * Whether a command may write `path` over: nothing lies there, an empty file, or a file whose first
+ * line holds `mark`, as what the command writes does.
+ * @return XP_OK; XP_ECONFIG: another file, or no file at all; it is untouched
+ */
+xp_status cli_check_replaces(const char *path, const char *mark);
 /** Whether --help or -h is among the arguments. */
 bool cli_wants_help(int argc, char **argv);
 

@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "cli.h"
 #include "core/text.h"
@@ -61,6 +62,26 @@ bool cli_check_device(const char *device, const char *dtype) {
     static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
     static const char *const dtypes[] = {"float32", "bfloat16", NULL};
     return is_one_of("--device", device, devices) && is_one_of("--dtype", dtype, dtypes);
+}
+
+xp_status cli_check_replaces(const char *path, const char *mark) {
+    char line[256] = "";
+    struct stat st;
+    if (stat(path, &st) != 0)
+        return XP_OK; /* not there, or writing it says why not */
+    if (!S_ISREG(st.st_mode))
+        return xp_error(XP_ECONFIG, "cannot write %s: a folder or device; give the name of a file",
+                        path);
+    FILE *file = fopen(path, "rbe");
+    const bool ours = file && fgets(line, sizeof line, file) && strstr(line, mark);
+    if (file)
+        fclose(file);
+    if (st.st_size == 0 || ours)
+        return XP_OK;
+    return xp_error(XP_ECONFIG,
+                    "cannot write %s: another file is there, and would be lost; remove it, or "
+                    "choose another name",
+                    path);
 }
 
 bool cli_wants_help(int argc, char **argv) {

@@ -9,6 +9,7 @@
 #include "train/complete.h"
 
 #define MAX_BEST 32
+#define N_BEST   5
 
 static const char *const switches[] = {"off", "on", NULL};
 static const char *const scalings[] = {"weak", "strong", NULL};
@@ -120,13 +121,25 @@ static void print_words(const plan_row *r) {
            has_transport ? s->transport : "");
 }
 
+/* Why no row is suggested. @param none  its error: of combinations of which none is a run */
+static void print_nothing(const plan_row *none, const plan_lists *l) {
+    const bool limited = l->batches.n + l->eps.n + l->replicas.n + l->modes.n + l->overlaps.n > 0;
+    if (none->error[0])
+        printf("no run: %s\n", none->error);
+    else
+        printf("nothing fits: %smore --nodes, or a GPU with more memory. Without --suggest each "
+               "row says what takes its memory\n",
+               limited ? "more values in the lists, " : "");
+}
+
 static int suggest(plan *p, const plan_lists *lists) {
     plan_output out;
     int n = 0;
     plan_row *rows = calloc(MAX_BEST + 1, sizeof *rows);
     if (!rows)
         return cli_fail(xp_error(XP_ENOMEM, "no memory for the search"));
-    xp_status status = plan_search(p, lists, (int)p->o->n_best, rows, &n);
+    xp_status status =
+        plan_search(p, lists, p->o->n_best > 0 ? (int)p->o->n_best : N_BEST, rows, &n);
     int code = n > 0 ? XP_EXIT_OK : XP_EXIT_FAILED;
     if (status != XP_OK) {
         code = cli_fail(status);
@@ -135,9 +148,7 @@ static int suggest(plan *p, const plan_lists *lists) {
         for (int i = 0; i < n; i++)
             plan_output_row(&out, &rows[i]);
         if (n == 0 && !p->o->json)
-            printf(
-                "nothing fits: more --nodes, or a GPU with more memory. Without --suggest each row "
-                "says what takes its memory\n");
+            print_nothing(&rows[0], lists);
         if (n > 0 && !p->o->json && !p->o->markdown)
             print_words(&rows[0]);
         if (!plan_output_end(&out, &rows[0]))
@@ -273,15 +284,18 @@ static int check_words(const plan_options *o, const char *file, int argc, char *
         fputs("error: --suggest and --scaling: one of them\n", stderr);
         return XP_EXIT_USAGE;
     }
-    if (o->json && o->markdown) {
-        fputs("error: --json and --markdown: one of them\n", stderr);
-        return XP_EXIT_USAGE;
-    }
-    return 0;
+    const char *wrong = o->json && o->markdown        ? "--json and --markdown: one of them"
+                        : o->price >= 0 && !o->tokens ? "--price needs --tokens: it is the cost of "
+                                                        "training on them"
+                        : o->n_best > 0 && !o->suggest ? "--best needs --suggest"
+                                                       : NULL;
+    if (wrong)
+        fprintf(stderr, "error: %s\n", wrong);
+    return wrong ? XP_EXIT_USAGE : 0;
 }
 
 static int parse_and_run(int argc, char **argv, char **rest) {
-    plan_options o = {.n_best = 5, .network_gbps = -1, .latency_us = -1, .price = -1};
+    plan_options o = {.network_gbps = -1, .latency_us = -1, .price = -1};
     const char *files[2] = {NULL};
     bool done;
     const cli_option options[] = {

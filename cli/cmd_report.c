@@ -59,6 +59,7 @@ static void tell_damage(xp_report_run *const *runs, int n) {
 
 static xp_status write_page(xp_report_run *const *runs, int n, const char *path) {
     xp_text data = {0}, page = {0};
+    XP_TRY(cli_check_replaces(path, "<!doctype html>"));
     xp_status status = xp_report_data(runs, n, 0, &data);
     if (status == XP_OK)
         status = xp_report_page(&data, false, &page);

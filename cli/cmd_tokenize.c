@@ -230,11 +230,23 @@ static xp_status each_input(sink *s, const char *const *paths) {
     return XP_OK;
 }
 
+static bool is_text_name(const char *name) {
+    for (const char *const *ending = xp_data_text_endings(); *ending; ending++)
+        if (xp_data_name_ends(name, *ending))
+            return true;
+    return false;
+}
+
 /* The file appears under its name when it is whole. */
 static xp_status write_out(sink *s, const char *const *paths) {
     struct stat info;
     if (stat(s->o->out, &info) == 0 && !S_ISREG(info.st_mode))
         return xp_error(XP_EINVAL, "--out %s: a folder or device; give the name of a file",
+                        s->o->out);
+    if (is_text_name(s->o->out))
+        return xp_error(XP_EINVAL,
+                        "--out %s: ids are no text, and a file of this name is read as text; "
+                        "choose a name that ends in .bin",
                         s->o->out);
     xp_text tmp = {0};
     xp_text_printf(&tmp, "%s.tmp", s->o->out);

@@ -30,13 +30,13 @@ typedef struct tune_options {
 
 static xp_status choose_path(const tune_options *o, const xp_config_set *set, char *path,
                              size_t n_path) {
-    bool named;
+    bool named = true;
     if (o->out)
         snprintf(path, n_path, "%s", o->out);
     else
         XP_TRY(xp_config_tuned_path(set, path, n_path, &named));
     if (path[0])
-        return XP_OK;
+        return named ? cli_check_replaces(path, TUNE_FILE_START) : XP_OK;
     return xp_error(XP_ECONFIG, "where to? Give a configuration file, beside which `expar train` "
                                 "looks for the tuned one, or --out FILE");
 }
@@ -64,7 +64,7 @@ static void print_use(const tune_options *o, const xp_config *config, const char
     const char *file = config->job.config_file;
     printf("wrote %s: ", path);
     if (found)
-        printf("`expar train %s` takes it by itself\n", file);
+        printf("`expar train %s`, with these ranks and settings, takes it by itself\n", file);
     else
         printf("use it with --deepep.tuned_file %s\n", o->out ? o->out : path);
 }
@@ -76,14 +76,16 @@ static xp_status finish(const tune_options *o, const xp_config_set *set, const t
     XP_TRY(xp_config_tuned_path(set, usual, sizeof usual, &named));
     tune_add_toml(&text, r);
     xp_status status = text.failed ? xp_error(XP_ENOMEM, "no memory for the tuned file")
-                                   : xp_file_write_atomic(r->path, text.data, text.length);
+                       : r->path   ? xp_file_write_atomic(r->path, text.data, text.length)
+                                   : XP_OK;
     xp_text_clear(&text);
     if (status == XP_OK && o->json) {
         tune_add_json(&text, r);
         fputs(text.failed ? "{}\n" : text.data, stdout);
     } else if (status == XP_OK) {
         tune_print_verdict(r);
-        print_use(o, xp_config_get(set), r->path, strcmp(usual, r->path) == 0);
+        if (r->path)
+            print_use(o, xp_config_get(set), r->path, strcmp(usual, r->path) == 0);
     }
     xp_text_free(&text);
     return status;
@@ -171,7 +173,7 @@ static xp_status measure(tune_options *o, const xp_config_set *set, const xp_ben
     const tune_result result = {.args = &args,
                                 .report = report,
                                 .tuned_for = tuned_for,
-                                .path = path,
+                                .path = report->n > 0 || gemm_for[0] ? path : NULL,
                                 .gemms = gemm_for[0] ? gemms : NULL,
                                 .gemm_for = gemm_for};
     if (status == XP_OK && leads)
@@ -216,15 +218,18 @@ static int run_and_report(tune_options *o) {
     xp_status status = xp_config_load(o->words.n, o->words.words, true, &set);
     if (status == XP_OK)
         status = xp_config_complete(set);
-    if (status == XP_OK)
+    const bool is_read = status == XP_OK;
+    if (is_read)
         status = run(o, set);
     xp_config_destroy(set);
     if (status == XP_OK)
         return XP_EXIT_OK;
-    if (!xp_rank_has_shim())
-        return cli_fail(status);
-    bench_rank_report(cli_exit_code(status), NULL);
-    return cli_exit_code(status);
+    const int code = is_read ? cli_exit_code(status) : XP_EXIT_USAGE;
+    if (xp_rank_has_shim())
+        bench_rank_report(code, NULL);
+    else
+        cli_fail(status);
+    return code;
 }
 
 static int parse_and_run(int argc, char **argv, char **rest) {

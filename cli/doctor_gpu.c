@@ -137,7 +137,7 @@ static void report_nccl(doctor *d, const xp_cuda_backend *cuda) {
                   "NCCL",
                   "install NCCL 2.28 or newer (apt-get install libnccl2), or put its folder on "
                   "LD_LIBRARY_PATH; one GPU and the CPU need none",
-                  serves ? "%s, between ranks that have a GPU each (needed: 2.28)" : "%s", text);
+                  serves ? "%s (needed: 2.28, with several GPUs)" : "%s", text);
 }
 
 /* The last error says why the backend does not serve. */
@@ -158,7 +158,8 @@ static void report_no_backend(doctor *d) {
                           ? "install the CUDA toolkit 13, remove the build folder, and build "
                             "again (scripts/build.sh release)"
                           : "nothing to do for the CPU; for GPUs install the driver and the "
-                            "CUDA toolkit 13, and build again",
+                            "CUDA toolkit 13, remove the build folder, and build again "
+                            "(scripts/build.sh release)",
                       "%s", why);
     xp_error_clear();
 }

@@ -69,7 +69,8 @@ static void report_shared_memory(doctor *d) {
              "in a container: docker run --shm-size=2g (or --ipc=host); else mount -o "
              "remount,size=2g /dev/shm, or remove what lies there");
     if (free_mib >= needed)
-        doctor_report(d, FOUND, "/dev/shm", NULL, "%.0f MiB, %.0f MiB free", size_mib, free_mib);
+        doctor_report(d, FOUND, "/dev/shm", NULL, "%.1f GiB, %.1f GiB free", size_mib / 1024,
+                      free_mib / 1024);
     else
         doctor_report(d, d->n_gpus > 1 ? BROKEN : MISSING, "/dev/shm", advice,
                       "too small for ranks as processes: %.0f MiB, %.0f MiB free; MPI and NCCL "

@@ -20,6 +20,9 @@ static void print_help(FILE *file) {
     for (int i = 0; cli_command_at(i); i++)
         fprintf(file, "  %-16s %s\n", cli_command_at(i)->name, cli_command_at(i)->help);
     fputs("\nexamples:\n"
+          "  scripts/prepare_text.sh build/release/bin/expar    # text and tokenizer of the next "
+          "two, as "
+          "./run_train.sh prepares them\n"
           "  expar train --job.config_file configs/debug_moe.toml\n"
           "  NGPU=2 expar train --job.config_file configs/debug_moe.toml "
           "--parallelism.expert_parallel_degree 2\n"

@@ -93,7 +93,7 @@ typedef struct plan_lists {
 
 /**
  * The best combinations, best first, each at its best batch: at most n_most rows, of what fits only.
- * @param[out] n  how many
+ * @param[out] n  how many; where it is 0, rows[0].error says why when no combination is a run at all
  */
 XP_NODISCARD xp_status plan_search(plan *p, const plan_lists *lists, int n_most, plan_row *rows,
                                    int *n);

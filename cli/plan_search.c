@@ -25,6 +25,8 @@ typedef struct search {
     int n_rows, n_most;
     best_with eps[CLI_LIST_MAX], modes[N_MODES], overlaps[2];
     int n_eps;
+    char no_run[PLAN_MAX_TEXT]; /* why the first combination that is no run is none */
+    bool has_run;
 } search;
 
 static void note(best_with *entry, double speed) {
@@ -118,8 +120,12 @@ static void try_modes(search *s, const plan_setting *setting) {
                 (overlap == 1 && setting->ep == 1 && s->lists->overlaps.n == 0))
                 continue;
             if (plan_apply(p, &r.setting) == XP_OK &&
-                plan_layout(p, setting->nodes, &layout) == XP_OK)
+                plan_layout(p, setting->nodes, &layout) == XP_OK) {
+                s->has_run = true;
                 try_batches(s, &layout, &r);
+            } else if (!s->no_run[0]) {
+                snprintf(s->no_run, sizeof s->no_run, "%s", xp_last_error());
+            }
         }
 }
 
@@ -252,6 +258,8 @@ xp_status plan_search(plan *p, const plan_lists *lists, int n_most, plan_row *ro
         else
             explain_other(&rows[0], &rows[i]);
     }
+    if (!s.has_run)
+        snprintf(rows[0].error, sizeof rows[0].error, "%s", s.no_run);
     *n = s.n_rows;
     return XP_OK;
 }

@@ -76,7 +76,7 @@ void tune_print_verdict(const tune_result *r) {
     printf("\n");
     if (report->n == 0)
         printf("kept: the defaults. With parallelism.expert_parallel_degree 1 no row is "
-               "dispatched: there is nothing to choose\n");
+               "dispatched: there is nothing to choose, and nothing is written\n");
     else if (report->winner != XP_TUNE_DEFAULT)
         printf("won: %s, %.3f ms against %.3f ms by default: %.1f %% faster (+- %.1f, %d pairs in "
                "turns)\n",
@@ -147,7 +147,10 @@ void tune_add_json(xp_text *t, const tune_result *r) {
     xp_text_puts(t, ", \"winner\": ");
     add_name(t, report, report->winner);
     xp_text_puts(t, ", \"file\": ");
-    xp_text_add_json(t, r->path, strlen(r->path));
+    if (r->path)
+        xp_text_add_json(t, r->path, strlen(r->path));
+    else
+        xp_text_puts(t, "null");
     xp_text_puts(t, "}\n");
 }
 
@@ -157,8 +160,8 @@ void tune_add_toml(xp_text *t, const tune_result *r) {
     const xp_tune_report *report = r->report;
     const xp_tune_candidate *won =
         report->winner == XP_TUNE_DEFAULT ? NULL : &report->candidates[report->winner];
-    xp_text_puts(t,
-                 "# Written by `expar tune`. `expar train` takes these values where tuned_for fits "
+    xp_text_puts(t, TUNE_FILE_START
+                 ". `expar train` takes these values where tuned_for fits "
                  "the machine and the model.\n"
                  "# A MoE layer, forward and backward, each setting in turns with the "
                  "defaults:\n");

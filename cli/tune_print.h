@@ -6,10 +6,13 @@
 #include "tune.h"
 #include "tune_gemm.h"
 
+/* How every tuned file begins. */
+#define TUNE_FILE_START "# Written by `expar tune`"
+
 typedef struct tune_result {
     const xp_tune_args *args;
     const xp_tune_report *report;
-    const char *tuned_for, *path; /* path: of the tuned file */
+    const char *tuned_for, *path; /* path: of the tuned file; NULL: nothing is written */
     const xp_tune_gemms *gemms;   /* NULL: not on a GPU */
     const char *gemm_for;
 } tune_result;

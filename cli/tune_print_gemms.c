@@ -11,6 +11,10 @@ void tune_print_gemms(const xp_tune_gemms *gemms) {
     double before = 0, after = 0;
     int n_other = 0;
     char text[XP_GEMM_CHOICE_TEXT];
+    if (gemms->n == 0) {
+        printf("GEMMs: not timed, since ranks share a GPU\n");
+        return;
+    }
     printf("\n%-40s %10s %10s %8s\n", "dense GEMM: the library's algorithms", "first, us",
            "best, us", "TFLOP/s");
     for (int i = 0; i < gemms->n; i++) {

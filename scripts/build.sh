@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Configure and build what is missing. usage: [XP_CUDA=off] [XP_CUDA_ARCHS="90a"] [TARGETS="expar"] scripts/build.sh [PRESET]      (default release)
+# XP_CUDA and XP_CUDA_ARCHS also change a folder that is configured already.
 # Prints one line while there is work to do; the whole log only when the build fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +14,7 @@ fail() {
     echo "error: the build failed; the whole log is in $log" >&2
     exit 1
 }
-if [ ! -f "$folder/build.ninja" ]; then
+if [ ! -f "$folder/build.ninja" ] || [ -n "${XP_CUDA:-}${XP_CUDA_ARCHS:-}" ]; then
     echo "configuring ($preset)"
     cmake --preset "$preset" ${XP_CUDA:+-DXP_CUDA=$XP_CUDA} ${XP_CUDA_ARCHS:+-DXP_CUDA_ARCHS="$XP_CUDA_ARCHS"} >"$log" 2>&1 || fail
 fi

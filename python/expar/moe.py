@@ -168,6 +168,8 @@ class MoELayer(nn.Module):
         Raises:
             ValueError: x does not fit; on every rank when there are more tokens than max_tokens. ExparError: a rank is lost.
         """
+        if x.dim() == 0 or x.shape[-1] != self.dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}, its last dimension must be {self.dim}")
         tokens = x.reshape(-1, self.dim)
         routing = self.route(tokens)
         if self.training and self.args.load_balance_coeff is not None:

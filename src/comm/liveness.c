@@ -149,6 +149,13 @@ bool xp_liveness_is_waiting(const xp_liveness_slot *slot) {
            !xp_liveness_is_stopped(slot);
 }
 
+xp_wait_state xp_liveness_wait_state(const xp_liveness *table, int rank) {
+    const xp_liveness_slot *slot = xp_liveness_find(table, rank);
+    if (!slot)
+        return XP_WAIT_UNKNOWN;
+    return xp_liveness_is_waiting(slot) ? XP_WAIT_WAITING : XP_WAIT_BUSY;
+}
+
 int xp_liveness_find_culprit(const xp_liveness *table, int rank) {
     for (int i = 0; i < table->n_slots; i++) {
         const xp_liveness_slot *slot = &table->memory->slots[i];

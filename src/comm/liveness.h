@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "comm/failure.h"
+#include "comm/provider.h"
 
 #define XP_LIVENESS_NOT_FAILED 0U
 #define XP_LIVENESS_WRITING    1U
@@ -83,6 +84,8 @@ const xp_liveness_slot *xp_liveness_find_dead(const xp_liveness *table);
 bool xp_liveness_is_stopped(const xp_liveness_slot *slot);
 /** True when the process is in a wait for others itself. */
 bool xp_liveness_is_waiting(const xp_liveness_slot *slot);
+/** What is known of a rank of the world: UNKNOWN on another node. */
+xp_wait_state xp_liveness_wait_state(const xp_liveness *table, int rank);
 /** Follow who waits for whom from `rank`: the rank that all wait for in the end. */
 int xp_liveness_find_culprit(const xp_liveness *table, int rank);
 /** Wait until every other process of the node has ended, at most so long; not for `except`, a rank

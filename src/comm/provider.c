@@ -57,6 +57,17 @@ double xp_comm_timeout(const xp_comm *comm) {
     return comm->timeout_s;
 }
 
+int xp_comm_number_nodes(const int *world_nodes, const int *ranks, int n, int *nodes) {
+    int n_nodes = 0;
+    for (int i = 0; i < n; i++) {
+        int first = 0;
+        while (world_nodes[ranks[first]] != world_nodes[ranks[i]])
+            first++;
+        nodes[i] = first == i ? n_nodes++ : nodes[first];
+    }
+    return n_nodes;
+}
+
 xp_status xp_comm_gather_bytes(xp_comm *comm, const char *phase, const void *mine, void *all,
                                int64_t n_bytes) {
     const xp_comm_call call = {.kind = XP_COMM_ALL_GATHER,

@@ -118,6 +118,14 @@ struct xp_window {
     void (*destroy)(xp_window *window);
 };
 
+/**
+ * Number the nodes of a communicator by first appearance: `nodes`[n] from the world's own numbers,
+ * of which `world_nodes` has one for each rank of the world.
+ * @param ranks  [n] of the world
+ * @return how many nodes there are
+ */
+int xp_comm_number_nodes(const int *world_nodes, const int *ranks, int n, int *nodes);
+
 /** Every rank's `n_bytes` of host memory in rank order: what ranks tell each other while things are
  * made. Collective. */
 XP_NODISCARD xp_status xp_comm_gather_bytes(xp_comm *comm, const char *phase, const void *mine,

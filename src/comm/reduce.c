@@ -125,6 +125,12 @@ void xp_reduce_run(const xp_reduce_args *args) {
     }
 }
 
+void xp_reduce_to_one(const void *const *src, int n_src, int64_t n, xp_dtype dtype, xp_reduce_op op,
+                      void *dst) {
+    xp_reduce_run(&(xp_reduce_args){
+        .src = src, .n_src = n_src, .dst = &dst, .n_dst = 1, .n = n, .dtype = dtype, .op = op});
+}
+
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }

@@ -21,6 +21,9 @@ typedef struct xp_reduce_args {
     xp_reduce_op op;
 } xp_reduce_args;
 void xp_reduce_run(const xp_reduce_args *args);
+/** The same to one destination. */
+void xp_reduce_to_one(const void *const *src, int n_src, int64_t n, xp_dtype dtype, xp_reduce_op op,
+                      void *dst);
 
 /**
  * A vector of `total` elements cut among ranks, `each` to a rank (the last ones may be short or

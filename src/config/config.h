@@ -124,7 +124,6 @@ typedef struct xp_config {
         bool deterministic, moe_force_load_balance;
         const char *moe_force_load_balance_mode;
         int64_t moe_send_copies;
-        int64_t moe_overlap_variant;
         const char *device_caps; /* NULL: all */
     } debug;
 } xp_config;

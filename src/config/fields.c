@@ -269,7 +269,6 @@ static const xp_field fields[] = {
      .help = "ignore the router's choice and spread tokens evenly, to measure speed"},
     {CHOICE(debug, moe_force_load_balance_mode, "modulo", "modulo|spread"),
      .help = "how they are spread: TorchTitan's way, or over all ranks"},
-    {INT(debug, moe_overlap_variant, "0", 0, 2), .help = "which weight gradients leave SMs"},
     {INT(debug, moe_send_copies, "1", 1, 64),
      .help = "send every row that goes to another rank so many times, to measure with few ranks "
              "what many would move; results do not change. Refused with checkpoint.enable"},

@@ -107,6 +107,10 @@ static xp_status write_and_sync(int fd, const char *path, const char *data, size
 
 xp_status xp_file_write_atomic(const char *path, const void *data, size_t n_bytes) {
     char tmp[PATH_MAX];
+    struct stat st;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+        return xp_error(XP_EIO, "cannot write %s: it is a %s; give the name of a file", path,
+                        S_ISDIR(st.st_mode) ? "folder" : "device or pipe");
     if ((size_t)snprintf(tmp, sizeof tmp, "%s.tmp", path) >= sizeof tmp)
         return xp_error(XP_EINVAL, "path too long: %s", path);
     int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);

@@ -16,7 +16,7 @@
 XP_NODISCARD xp_status xp_file_read(const char *path, size_t max_bytes, char **data,
                                     size_t *n_bytes);
 /** Write aside ("path.tmp"), fsync, rename over `path`, fsync the folder: the file is whole or
- * unchanged. */
+ * unchanged. What is no file (a folder, a device, a pipe) is not replaced: XP_EIO. */
 XP_NODISCARD xp_status xp_file_write_atomic(const char *path, const void *data, size_t n_bytes);
 XP_NODISCARD xp_status xp_file_sync_folder(const char *path);
 /** mkdir -p; the parents of new folders are synced. */

@@ -41,7 +41,6 @@ typedef struct xp_model_args {
     xp_overlap overlap; /* this and the next two: see xp_moe_core_args */
     double overlap_split;
     int overlap_sms;
-    int overlap_variant;
     double aux_loss_coeff, z_loss_coeff;
     bool inference;   /* forward only: no gradients, no saved activations */
     bool keep_logits; /* with inference: reserve [T, V] fp32, so that a batch may ask for logits */

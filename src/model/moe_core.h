@@ -65,7 +65,6 @@ typedef struct xp_moe_core_args {
     xp_overlap overlap;
     double overlap_split; /* XP_OVERLAP_HALVES: share of the first half */
     int overlap_sms;      /* XP_OVERLAP_BACKWARD on a GPU: SMs of the exchange; 0: chosen */
-    int overlap_variant;
     double aux_coeff, z_coeff;
     xp_ep_config ep;  /* transport, capacity_factor, num_sms, timeout_s */
     xp_comm *comm;    /* NULL: one rank. Borrowed */

@@ -157,55 +157,43 @@ static xp_status backward_arrive(const xp_moe_job *j) {
     return mark(j, j->slot->arrived, j->comm);
 }
 
-/* The GEMM of the first n_sharing experts leaves SMs to the exchange, that of the others does not. */
-static xp_status wgrad(const xp_moe_job *j, const xp_grouped_args *all, int n_sharing) {
-    const int64_t matrix = all->n * all->k * (int64_t)xp_dtype_bytes(all->dw_dtype);
-    const int n = j->spare_sms > 0 ? n_sharing : 0;
-    const int begins[] = {0, n, (int)all->n_experts};
-    for (int part = 0; part < 2; part++) {
-        xp_grouped_args args = *all;
-        args.n_experts = begins[part + 1] - begins[part];
-        args.offsets += begins[part];
-        args.y = (char *)args.y + begins[part] * matrix;
-        args.acc = j->pass->accumulate || !j->first;
-        args.spare_sms = part == 0 ? j->spare_sms : 0;
-        if (args.n_experts > 0)
-            XP_TRY(j->core->ops->grouped_wgrad(j->compute, &args));
-    }
-    return XP_OK;
+static bool accumulates(const xp_moe_job *j) {
+    return j->pass->accumulate || !j->first;
 }
 
 /* dw2 = d_recv[gather]^T h */
 xp_status xp_moe_w2_gradient(const xp_moe_job *j) {
-    const xp_moe_core *core = j->core;
+    const xp_moe_core_args *args = &j->core->args;
     xp_ep_view view;
     XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
-    xp_grouped_args w2 = grouped(j, &view, core->args.dim, core->args.moe_dim);
-    w2.x = core->h;
+    xp_grouped_args w2 = grouped(j, &view, args->dim, args->moe_dim);
+    w2.x = j->core->h;
     w2.dy = d_recv_of(j);
     w2.gather_dy = view.gather;
     w2.y = j->pass->weights->d_w2;
-    return wgrad(j, &w2, core->args.overlap_variant == 2 ? core->n_local / 2 : core->n_local);
+    w2.acc = accumulates(j);
+    w2.spare_sms = j->spare_sms;
+    return j->core->ops->grouped_wgrad(j->compute, &w2);
 }
 
 /* dw13 = d_gate_up^T recv[gather] */
 static xp_status w13_gradient(const xp_moe_job *j) {
-    const xp_moe_core *core = j->core;
-    const int shares[] = {core->n_local, 0, core->n_local / 2};
+    const xp_moe_core_args *args = &j->core->args;
     xp_ep_view view;
     XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
-    xp_grouped_args w13 = grouped(j, &view, 2 * core->args.moe_dim, core->args.dim);
+    xp_grouped_args w13 = grouped(j, &view, 2 * args->moe_dim, args->dim);
     w13.x = recv_of(j);
     w13.gather = view.gather;
     w13.dy = gate_up_of(j);
     w13.y = j->pass->weights->d_w13;
-    return wgrad(j, &w13, shares[core->args.overlap_variant]);
+    w13.acc = accumulates(j);
+    w13.spare_sms = j->spare_sms;
+    return j->core->ops->grouped_wgrad(j->compute, &w13);
 }
 
 static xp_status backward_weights(const xp_moe_job *j) {
     xp_moe_core *core = j->core;
-    const bool defers = j->pass->defer && j->last && core->comm_stream && core->n_parts == 1 &&
-                        core->args.overlap_variant != 1;
+    const bool defers = j->pass->defer && j->last && core->comm_stream && core->n_parts == 1;
     if (!defers)
         XP_TRY(xp_moe_w2_gradient(j));
     else

@@ -239,7 +239,6 @@ static xp_status create_core(xp_model *model, int n_ranks) {
                              .overlap = args->overlap,
                              .overlap_split = args->overlap_split,
                              .overlap_sms = args->overlap_sms,
-                             .overlap_variant = args->overlap_variant,
                              .aux_coeff = args->aux_loss_coeff,
                              .z_coeff = args->z_loss_coeff,
                              .ep = args->ep,

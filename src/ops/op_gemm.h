@@ -69,7 +69,7 @@ typedef enum xp_grouped_kind {
 } xp_grouped_kind;
 
 /** How many of a library's algorithms a choice is made among. */
-#define XP_GEMM_CANDIDATES 8
+#define XP_GEMM_CANDIDATES 32
 
 /** Workspace that cuBLASLt gets on each of so many streams of a GPU. */
 #define XP_OPS_BLAS_WORKSPACE_BYTES (32 << 20)

@@ -198,7 +198,6 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
                                      !computes_on_cpu(run->device), run->mesh.shares_gpus),
         .overlap_split = config->deepep.overlap_split,
         .overlap_sms = (int)config->deepep.overlap_num_sms,
-        .overlap_variant = (int)config->debug.moe_overlap_variant,
         .aux_loss_coeff = config->moe.aux_loss_coeff,
         .z_loss_coeff = config->moe.z_loss_coeff,
         .save_dispatched = xp_run_save_dispatched(config->moe.save_dispatched),

@@ -54,6 +54,7 @@ static const key keys[] = {
     SHARE(all_to_all),
     SHARE(network),
     PART(reductions_hide),
+    PART(backward_hides),
     PART(overlap_hides),
     KEY(costs, kernel_us, 0, 1e6),
     KEY(costs, launch_us, 0, 1e6),

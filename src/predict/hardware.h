@@ -41,7 +41,9 @@ typedef struct xp_hardware {
         double adding_16384_rows, adding_2048_rows, adding_256_rows; /* times longer, >= 1 */
         double memory, link, all_to_all, network;
         double reductions_hide; /* of the time of gradient reductions, beside the backward pass */
-        double overlap_hides;   /* of an exchange, with parallelism.expert_parallel_overlap */
+        double backward_hides;  /* of the backward pass's exchange, beside weight gradients: what it
+                                   saves, less what these lose */
+        double overlap_hides; /* of an exchange, with parallelism.expert_parallel_overlap = true */
     } reached;
     struct {
         double kernel_us; /* of the device, for a kernel whatever its work */

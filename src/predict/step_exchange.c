@@ -78,6 +78,9 @@ void xp_predict_exchange(const xp_sizes *s, xp_step_prediction *p) {
         all += s->n_parts * h->costs.rendezvous_us * 1e-6 * times;
     if (sent.across > 0)
         all += s->n_parts * n_ops * times * s->latency_s;
-    p->hidden_exchange_s = s->n_parts > 1 ? h->reached.overlap_hides * all : 0;
+    if (s->n_parts > 1)
+        p->hidden_exchange_s = h->reached.overlap_hides * all;
+    else if (s->hides_backward) /* all but dispatch and combine of the forward pass */
+        p->hidden_exchange_s = h->reached.backward_hides * all * (n_ops - 2) / n_ops;
     p->exchange_s = all - p->hidden_exchange_s;
 }

@@ -23,7 +23,8 @@ typedef struct xp_sizes {
     double gradient_bytes; /* an element */
     xp_recompute recompute;
     bool is_moe, saves_recv;
-    int n_parts; /* of a microbatch: 2 with overlap */
+    int n_parts;         /* of a microbatch: 2 with halves */
+    bool hides_backward; /* the backward pass's exchange, beside weight gradients */
     xp_forced_mode forced;
     xp_ep_transport transport;
     int ep_size, ep_nodes;

@@ -48,8 +48,11 @@ static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, cons
         xp_saves_recv(s->recompute, xp_run_save_dispatched(config->moe.save_dispatched));
     s->forced = xp_run_forced(config);
     s->ep_size = layout->ep_size;
-    s->n_parts =
-        s->is_moe && s->ep_size > 1 && config->parallelism.expert_parallel_overlap > 0 ? 2 : 1;
+    const int ranks = s->is_moe ? s->ep_size : 1;
+    const xp_overlap overlap = xp_overlap_choose(config->parallelism.expert_parallel_overlap, ranks,
+                                                 !c->hardware->is_cpu, layout->shares_gpus);
+    s->n_parts = overlap == XP_OVERLAP_HALVES && ranks > 1 ? 2 : 1;
+    s->hides_backward = overlap == XP_OVERLAP_BACKWARD;
     s->ep_nodes = layout->ep_nodes > 1 ? layout->ep_nodes : 1;
     xp_ep_config ep = {.transport = xp_run_transport(config, &s->arch), .n_nodes = s->ep_nodes};
     XP_TRY(xp_ep_choose_transport(&ep, s->ep_nodes == 1));

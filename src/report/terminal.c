@@ -240,10 +240,11 @@ static void put_heading(const xp_report_run *run, const xp_report_summary *s,
     xp_text_printf(out, "%s%s%s: %lld step%s, %s tokens, loss %s (mean of the last %d)",
                    t->color ? "\033[1m" : "", run->name, t->color ? "\033[0m" : "",
                    (long long)run->n_steps, run->n_steps == 1 ? "" : "s", tokens, loss,
-                   XP_REPORT_LAST);
+                   run->n_steps < XP_REPORT_LAST ? (int)run->n_steps : XP_REPORT_LAST);
     if (isfinite(s->validation)) {
         snprintf(step, sizeof step, "%.0f", s->validation_step);
-        xp_text_printf(out, ", best validation %s at step %s", validation, step);
+        xp_text_printf(out, ", best validation %s at step %s (drawn beside the loss)", validation,
+                       step);
     }
     xp_text_puts(out, "\n");
     for (int64_t i = 0; i < run->n_steps; i++)

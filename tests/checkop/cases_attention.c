@@ -159,7 +159,7 @@ void ck_attention_cases(ck_context *ctx) {
         {1, 200, 6, 2, 48, 5, 40}, {2, 300, 2, 1, 20, 0, 90}, {1, 320, 2, 1, 128, 0, 0},
         {3, 70, 2, 2, 17, 0, 1},   {1, 128, 2, 1, 64, 0, 0},  {2, 256, 4, 2, 128, 0, 0},
         {1, 384, 4, 1, 64, 8, 0},  {2, 128, 2, 2, 128, 0, 0}, {1, 256, 4, 2, 128, 0, 60},
-        {2, 77, 3, 3, 8, 0, 9},    {1, 129, 6, 1, 96, 16, 5}};
+        {2, 77, 3, 3, 8, 0, 9},    {1, 129, 6, 1, 96, 16, 5}, {1, 65, 2, 1, 128, 0, 0}};
     /* tiles of 64 and 128 tokens: documents of one token, as long as the row, across tiles; one
      * token, lengths around a tile; one to 16 query heads a key head */
     static const attention_shape gpu_shapes[] = {

@@ -68,31 +68,41 @@ static double load(xp_dtype dtype, const void *data, int64_t i) {
     return dtype == XP_I32 ? ((const int32_t *)data)[i] : (double)((const int64_t *)data)[i];
 }
 
-/* Element i over all ranks, ascending, in the arithmetic of the type. */
-static double reduced(xp_dtype dtype, xp_reduce_op op, int n_ranks, int64_t i) {
-    double acc = 0;
-    for (int k = 0; k < n_ranks; k++) {
-        int64_t raw = 0;
-        store(dtype, &raw, 0, element(k, i));
-        const double x = load(dtype, &raw, 0);
-        if (k == 0)
-            acc = x;
-        else if (op == XP_SUM)
-            acc = dtype == XP_F32 || dtype == XP_BF16 ? (double)((float)acc + (float)x) : acc + x;
-        else if (op == XP_MAX ? x > acc : x < acc)
-            acc = x;
-    }
-    return dtype == XP_BF16 ? (double)xp_bf16_to_f32(xp_bf16_from_f32((float)acc)) : acc;
+/* What ranks have in memory when they store an element. */
+static double stored(xp_dtype dtype, int rank, int64_t i) {
+    int64_t raw = 0;
+    store(dtype, &raw, 0, element(rank, i));
+    return load(dtype, &raw, 0);
 }
 
-/* @param first  of the vector's elements lies at the start of `got` */
+static double combine(xp_dtype dtype, xp_reduce_op op, double acc, double x) {
+    if (op != XP_SUM)
+        return (op == XP_MAX ? x > acc : x < acc) ? x : acc;
+    return dtype == XP_F32 || dtype == XP_BF16 ? (double)((float)acc + (float)x) : acc + x;
+}
+
+/* Elements [first, first + n) over all ranks, ascending, in the arithmetic of the type: [n], to be
+ * freed. */
+static double *reduced(xp_dtype dtype, xp_reduce_op op, int n_ranks, int64_t first, int64_t n) {
+    double *all = malloc((size_t)n * sizeof *all + 1);
+    if (!all)
+        abort();
+    for (int64_t i = 0; i < n; i++) {
+        double acc = stored(dtype, 0, first + i);
+        for (int k = 1; k < n_ranks; k++)
+            acc = combine(dtype, op, acc, stored(dtype, k, first + i));
+        all[i] = dtype == XP_BF16 ? (double)xp_bf16_to_f32(xp_bf16_from_f32((float)acc)) : acc;
+    }
+    return all;
+}
+
 static bool sums_are_right(const worker *r, xp_dtype dtype, xp_reduce_op op, const void *got,
-                           int64_t first, int64_t n) {
+                           const double *want, int64_t n) {
     const bool exact =
         r->o->n_nodes < 2 || dtype == XP_BF16 || dtype == XP_I32 || dtype == XP_I64 || op != XP_SUM;
     for (int64_t i = 0; i < n; i++) {
-        const double want = reduced(dtype, op, r->n, first + i), have = load(dtype, got, i);
-        if (exact ? want != have : fabs(want - have) > 1e-5 * (1 + r->n))
+        const double have = load(dtype, got, i);
+        if (exact ? want[i] != have : fabs(want[i] - have) > 1e-5 * (1 + r->n))
             return false;
     }
     return true;
@@ -110,6 +120,7 @@ static void reductions(worker *r, int64_t n, xp_dtype dtype, bool scatter, xp_re
     const size_t n_send = (size_t)all * size, n_recv = (size_t)n * size;
     char *host = malloc(n_send + GUARD), *back = malloc(n_recv + GUARD);
     char *send = reserve(r, n_send), *recv = reserve(r, n_recv);
+    double *want = reduced(dtype, op, r->n, scatter ? n * r->me : 0, n);
     meet(r);
     for (int64_t i = 0; i < all; i++)
         store(dtype, host, i, element(r->me, i));
@@ -125,12 +136,13 @@ static void reductions(worker *r, int64_t n, xp_dtype dtype, bool scatter, xp_re
                     : xp_comm_all_reduce(r->comm, send, to, n, dtype, op, r->stream);
         check(r, status == XP_OK, scatter ? "reduce-scatter" : "all-reduce", n);
         move(r, back, to, n_recv + (in_place ? 0 : GUARD));
-        check(r, sums_are_right(r, dtype, op, back, scatter ? n * r->me : 0, n),
+        check(r, sums_are_right(r, dtype, op, back, want, n),
               scatter ? "sums of reduce-scatter" : "sums of all-reduce", n);
         check(r, in_place || memcmp(back + n_recv, host + n_send, GUARD) == 0, "written past", n);
     }
     xp_device_free(r->device, send);
     xp_device_free(r->device, recv);
+    free(want);
     free(host);
     free(back);
 }

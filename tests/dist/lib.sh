@@ -32,7 +32,8 @@ fail() {
 #   --enable-recovery  without it mpirun ends all ranks as soon as one is gone, before they can say why. With it mpirun itself
 #                      exits with 0 whatever the ranks do, which is why each rank's exit code is written down.
 #   --oversubscribe    more ranks than cores
-# mpirun is ended after LIMIT seconds, and 10 s after its last rank: it may outlive its ranks (Open MPI 4.1: "PMIX ERROR: UNREACHABLE").
+# mpirun is ended after LIMIT seconds, and LINGER (10) seconds after its last rank: it may outlive its ranks (Open MPI 4.1: "PMIX
+# ERROR: UNREACHABLE").
 launch() {
     local n=$1 folder=$2 pid gone=0 r
     shift 2
@@ -43,7 +44,7 @@ launch() {
     while kill -0 "$pid" 2> /dev/null; do
         for ((r = 0; r < n; r++)); do [ -s "$folder/rc.$r" ] || break; done
         [ "$r" -lt "$n" ] || gone=$((gone + 1))
-        if [ "$gone" -eq 100 ]; then
+        if [ "$gone" -eq $((10 * ${LINGER:-10})) ]; then
             echo "note: $folder: mpirun outlives its ranks and is ended"
             kill -TERM "$pid" 2> /dev/null # timeout passes it on, and KILL 5 s later
         fi

@@ -71,7 +71,7 @@ for lost in "kill a2a" "stop a2a" "kill hierarchical" "stop hierarchical"; do
     how=${lost% *} transport=${lost#* }
     name=lost-$how-$transport
     # Once a rank is lost, mpirun over several nodes may stay after all ranks have ended: nobody waits for it.
-    LIMIT=12 on_nodes 2 2 $name "$FAULT" dispatch $how 3 $transport &
+    LIMIT=30 LINGER=1 on_nodes 2 2 $name "$FAULT" dispatch $how 3 $transport &
     mpirun=$!
     sleep 1
     wait_ranks $name 15 0 1 2

@@ -15,7 +15,8 @@
 #include "common/fleet.h"
 #include "core/file.h"
 
-#define STEPS 50
+#define STEPS 50 /* of few layouts; all of them with XP_TEST_LONG */
+#define FEW   10
 #define ROWS  8 /* of the global batch */
 
 enum { REAL, FORCED, N_ROUTINGS };
@@ -81,14 +82,19 @@ static void check_agrees(const shared_runs *s, int routing, const fleet_record *
     assert_true(last <= 0.02);
 }
 
-static void compare(const shared_runs *s, int ranks, int routing, const char *more) {
+static void compare_steps(const shared_runs *s, int ranks, int routing, int steps,
+                          const char *more) {
     fleet_record record;
     char what[160];
-    train(s, ranks, routing, STEPS, more, &record);
+    train(s, ranks, routing, getenv("XP_TEST_LONG") ? STEPS : steps, more, &record);
     snprintf(what, sizeof what, "%d ranks %s %s", ranks, routing == FORCED ? "forced" : "real",
              strrchr(more, '.') ? strrchr(more, '.') + 1 : "");
     check_agrees(s, routing, &record, what);
     fleet_record_free(&record);
+}
+
+static void compare(const shared_runs *s, int ranks, int routing, const char *more) {
+    compare_steps(s, ranks, routing, FEW, more);
 }
 
 static void the_loss_falls(void **state) {
@@ -102,7 +108,7 @@ static void the_loss_falls(void **state) {
 
 static void data_parallel_ranks_agree(void **state) {
     compare(*state, 2, REAL, "");
-    compare(*state, 4, REAL, "");
+    compare_steps(*state, 4, REAL, STEPS, "");
 }
 
 static void accumulation_agrees(void **state) {
@@ -112,7 +118,7 @@ static void accumulation_agrees(void **state) {
 static void expert_parallel_degrees_agree(void **state) {
     for (int routing = 0; routing < N_ROUTINGS; routing++) {
         compare(*state, 2, routing, "--parallelism.expert_parallel_degree 2");
-        compare(*state, 4, routing, "--parallelism.expert_parallel_degree 4");
+        compare_steps(*state, 4, routing, STEPS, "--parallelism.expert_parallel_degree 4");
         compare(*state, 8, routing, "--parallelism.expert_parallel_degree 8");
     }
     compare(*state, 8, REAL, "--parallelism.expert_parallel_degree 2");

@@ -28,6 +28,12 @@ same got.bin "--text-field"
 "$EXPAR" tokenize --tokenizer tok --bad-lines skip --out got.bin bad.jsonl 2> out.log || fail "--bad-lines skip"
 same got.bin "--bad-lines skip"
 expect_text out.log "skipped 2 bad lines; the first: bad.jsonl:1:1"
+cp words.jsonl before.jsonl
+"$EXPAR" tokenize --tokenizer tok --out words.jsonl words.jsonl > out.log 2>&1
+rc=$?
+expect_rc 2 "ids under the name of text"
+[ "$(wc -l < out.log)" = 1 ] || fail "not one error: $(cat out.log)"
+cmp words.jsonl before.jsonl || fail "the input is written over"
 printf 'two\nlines' | "$EXPAR" tokenize --tokenizer tok > ids 2> out.log || fail "text on standard input"
 [ "$(wc -l < ids)" = 1 ] || fail "text on standard input is not one document"
 "$EXPAR" tokenize --tokenizer tok --out got.bin - < /dev/null 2> out.log || fail "empty standard input"

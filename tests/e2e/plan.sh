@@ -104,6 +104,11 @@ wrong 'did you mean "h200"' tiny.toml --gpu h20
 wrong 'nothing.toml' nothing.toml
 wrong -- '--nodes' tiny.toml --nodes 0
 wrong -- '--batch' tiny.toml --batch 1,x
+wrong -- '--batch: "": wanted' tiny.toml --batch 4,
+wrong -- '--batch: "": wanted' tiny.toml --batch ,4
+wrong -- '--recompute: "": it can be' tiny.toml --recompute none,
+wrong -- '--price needs --tokens' tiny.toml --price 3
+wrong -- '--best needs --suggest' tiny.toml --best 3
 wrong -- 'gpus-per-node' tiny.toml --gpus-per-node 0
 wrong 'training.seq_length' tiny.toml --training.seq_length 5
 wrong 'unexpected' tiny.toml another.toml

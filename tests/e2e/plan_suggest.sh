@@ -94,7 +94,15 @@ grep -q 'why: .*EP 1 does not fit' suggest.txt && grep -q 'to run it: --parallel
 "$EXPAR" plan "$moe" --gpu a100-40gb --suggest > nothing.txt
 rc=$?
 expect_rc 1 "a search that finds nothing"
-grep -q 'nothing fits' nothing.txt || fail "$(cat nothing.txt)"
+grep -q 'nothing fits: more --nodes' nothing.txt || fail "$(cat nothing.txt)"
+"$EXPAR" plan "$moe" --gpu h100 --suggest --batch 64 --recompute none > nothing.txt
+rc=$?
+expect_rc 1 "lists of which nothing fits"
+grep -q 'nothing fits: more values in the lists' nothing.txt || fail "$(cat nothing.txt)"
+"$EXPAR" plan "$moe" --gpu h200 --suggest --ep 3 > nothing.txt
+rc=$?
+expect_rc 1 "a search over what is no run"
+grep -q 'no run: .*expert_parallel_degree 3 does not divide' nothing.txt && ! grep -q 'nothing fits' nothing.txt || fail "$(cat nothing.txt)"
 
 # Scaling: the same batch on every rank; the same rows a step; a row that does not fit says why and what would.
 plan scaling.json "$moe" --gpu b200 --nodes 1,2,4 --scaling weak,strong

@@ -55,6 +55,11 @@ fails 1 "empty has no metrics.jsonl: .*dump folder" empty
 fails 1 "empty/metrics.jsonl has no step yet" empty
 fails 1 "not one of its .* lines is a step" tiny.toml
 fails 1 "cannot create /no/such/folder/x.html" one --out /no/such/folder/x.html
+cp one/metrics.jsonl before.jsonl
+fails 2 "cannot write one/metrics.jsonl: another file is there" one --out one/metrics.jsonl
+cmp one/metrics.jsonl before.jsonl || fail "the report is written over the run's metrics"
+fails 2 "cannot write empty: a folder" one --out empty
+"$EXPAR" report one --out one.html > out.log 2>&1 || fail "a page is not written again: $(cat out.log)"
 fails 2 "name a dump folder"
 fails 2 "give one" one --text --out x.html
 fails 2 "70000" one --serve 70000

@@ -26,16 +26,17 @@ hold() { # what the tuned file says besides tuned_for
 }
 
 # ---- measured; the defaults stay unless something was faster when measured again
-for ranks in 1 2 4; do
+for ranks in 2 4 1; do
     tune $ranks --json
     expect_rc 0 "tune with $ranks ranks"
     read_json tune.json "d['winner'] is None or d['pair']['ratio'] <= 0.99 and d['pair']['high'] < 1"
-    read_json tune.json "d['file'] == 'tiny.tuned.toml' and '; EP $ranks; ' in d['tuned_for']"
+    read_json tune.json "d['file'] == (None if $ranks == 1 else 'tiny.tuned.toml') and '; EP $ranks; ' in d['tuned_for']"
     read_json tune.json "all(c['same_bits'] for c in d['candidates'] if c['name'].startswith('deepep') and c['pair']['pairs'])"
     [ $ranks -gt 1 ] || read_json tune.json "d['candidates'] == [] and d['winner'] is None"
     [ $ranks -eq 1 ] || read_json tune.json "d['candidates'][0]['name'] == 'deepep.transport a2a' and d['seconds'] < 60"
     grep -q '^tuned_for = ' tiny.tuned.toml || fail "no tuned_for"
 done
+expect_text tiny.tuned.toml "; EP 4; " # with one rank there is nothing to choose: the file stays
 tune 2
 expect_rc 0 "tune as text"
 expect_text tune.log "^deepep.transport a2a .* against the default\|^deepep.transport a2a .*+-"
@@ -148,6 +149,22 @@ expect_text out.log "tuned: other/h.toml fits"
 tune 2 --out nowhere/h.toml
 expect_rc 1 "a folder that is not there"
 expect_text tune.log "cannot be written"
+# Another file than a tuned one is not written over, and is told before a minute of measuring.
+cp tiny.toml before.toml
+for file in tiny.toml other; do
+    tune 2 --out $file
+    expect_rc 2 "--out $file"
+    [ "$(grep -c '^error: ' tune.log)" = 1 ] && [ "$(wc -l < tune.log)" = 1 ] || fail "--out $file: not one error: $(cat tune.log)"
+    cmp tiny.toml before.toml || fail "--out writes over the configuration"
+done
+tune 2 --deepep.tuned_file tiny.toml
+expect_rc 2 "deepep.tuned_file that is the configuration"
+cmp tiny.toml before.toml || fail "the configuration is written over"
+tune 2 --out other/h.toml
+expect_rc 0 "a tuned file is written again"
+NGPU=2 "$EXPAR" tune absent.toml > tune.log 2>&1
+rc=$?
+expect_rc 2 "a configuration that is not there"
 NGPU=2 "$EXPAR" tune --parallelism.expert_parallel_degree 2 > tune.log 2>&1
 rc=$?
 expect_rc 2 "neither a file nor --out"

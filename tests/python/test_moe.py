@@ -286,6 +286,8 @@ class OneRank(TestCase):
         for part, call in (("score_func is 'relu'", lambda: MoEArgs(4, 2, score_func="relu")),
                            ("top_k 5 must be from 1 to num_experts (4)", lambda: MoEArgs(4, 5)),
                            ("force_load_balance is 'even'", lambda: MoEArgs(4, 2, force_load_balance="even")),
+                           ("x has shape (2, 3, 16), its last dimension must be 32", lambda: make_layer()(torch.zeros(2, 3, DIM // 2))),
+                           ("x has shape (), its last", lambda: make_layer()(torch.zeros(()))),
                            ("give max_tokens", lambda: MoELayer(MoEArgs(4, 2), 8, 8)),
                            ("65 tokens, but the group was made for 0 to 64", lambda: make_layer()(torch.zeros(65, DIM)))):
             with self.assertRaises(ValueError) as caught:

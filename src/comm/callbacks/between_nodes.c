@@ -20,10 +20,6 @@ typedef struct far_call {
     const xp_comm_call *call;
 } far_call;
 
-static int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 static xp_status need_scratch(xp_callback_comm *comm, int64_t n_bytes) {
     if (comm->scratch_bytes >= (size_t)n_bytes)
         return XP_OK;
@@ -105,13 +101,7 @@ static void reduce(const far_call *c, const char *parts, int64_t stride, int64_t
         return;
     for (int r = 0; r < comm->base.size; r++)
         comm->sources[r] = parts + r * stride;
-    xp_reduce_run(&(xp_reduce_args){.src = comm->sources,
-                                    .n_src = comm->base.size,
-                                    .dst = (void *const[]){result},
-                                    .n_dst = 1,
-                                    .n = n,
-                                    .dtype = c->call->dtype,
-                                    .op = c->call->op});
+    xp_reduce_to_one(comm->sources, comm->base.size, n, c->call->dtype, c->call->op, result);
 }
 
 static xp_status reduce_small(const far_call *c) {
@@ -172,7 +162,7 @@ static xp_status run_reduce_scatter(const far_call *c) {
     const xp_comm_call *call = c->call;
     const int64_t size = (int64_t)xp_dtype_bytes(call->dtype), each = bytes_at_a_time(c->comm);
     for (int64_t at = 0; at < call->n; at += each / size) {
-        const int64_t n = smaller(each / size, call->n - at);
+        const int64_t n = xp_callback_piece(call->n, at, each / size);
         char *in;
         XP_TRY(exchange_parts(c, (const char *)call->send + at * size, call->n * size, n * size,
                               each, &in));
@@ -185,7 +175,7 @@ static xp_status run_all_to_all(const far_call *c) {
     const xp_comm_call *call = c->call;
     const int64_t each = bytes_at_a_time(c->comm);
     for (int64_t at = 0; at < call->n; at += each) {
-        const int64_t n = smaller(each, call->n - at);
+        const int64_t n = xp_callback_piece(call->n, at, each);
         char *in;
         XP_TRY(exchange_parts(c, (const char *)call->send + at, call->n, n, each, &in));
         for (int r = 0; r < c->comm->base.size; r++)
@@ -200,17 +190,13 @@ static xp_status run_all_gather(const far_call *c) {
     const int64_t total = call->n * (int64_t)xp_dtype_bytes(call->dtype);
     const int64_t each = SCRATCH_BYTES / n_ranks;
     for (int64_t at = 0; at < total; at += each) {
-        const int64_t n = smaller(each, total - at);
+        const int64_t n = xp_callback_piece(total, at, each);
         XP_TRY(need_scratch(c->comm, n * n_ranks));
         XP_TRY(gather(c, (const char *)call->send + at, c->comm->scratch, n));
         for (int r = 0; r < n_ranks; r++)
             xp_callback_copy((char *)call->recv + r * total + at, c->comm->scratch + r * n, n);
     }
     return XP_OK;
-}
-
-static int64_t piece_of(int64_t n_bytes, int64_t at, int64_t each) {
-    return n_bytes > at ? smaller(each, n_bytes - at) : 0;
 }
 
 /* The check that what is sent is what is expected. */
@@ -238,8 +224,8 @@ static xp_status run_all_to_allv(const far_call *c, int64_t longest) {
     XP_TRY(carve(comm, each, &out, &in, &all));
     for (int64_t at = 0; at < longest; at += each) {
         for (int r = 0; r < comm->base.size; r++) {
-            set_counts(comm, r, piece_of(v->send_bytes[r], at, each),
-                       piece_of(v->recv_bytes[r], at, each));
+            set_counts(comm, r, xp_callback_piece(v->send_bytes[r], at, each),
+                       xp_callback_piece(v->recv_bytes[r], at, each));
             if (comm->counts[0][r] > 0)
                 xp_callback_copy(out + r * each, (const char *)v->send + v->send_offsets[r] + at,
                                  comm->counts[0][r]);
@@ -259,7 +245,7 @@ static xp_status run_broadcast(const far_call *c) {
     xp_callback_comm *comm = c->comm;
     const int64_t step = SCRATCH_BYTES / comm->base.size;
     for (int64_t at = 0; at < call->n; at += step) {
-        const int64_t n = smaller(step, call->n - at);
+        const int64_t n = xp_callback_piece(call->n, at, step);
         XP_TRY(need_scratch(comm, n * comm->base.size));
         XP_TRY(gather(c, (const char *)call->send + at, comm->scratch, n));
         xp_callback_copy((char *)call->recv + at, comm->scratch + call->root * n, n);

@@ -22,5 +22,7 @@ XP_NODISCARD xp_status xp_callback_check_bytes(xp_callback_comm *comm, const xp_
                                                int peer, int64_t sent);
 /** Copies unless it is the same memory; n_bytes may be 0. */
 void xp_callback_copy(void *dst, const void *src, int64_t n_bytes);
+/** Of `total` elements or bytes those from `at` on, at most so many; 0 past the end. */
+int64_t xp_callback_piece(int64_t total, int64_t at, int64_t most);
 
 #endif

@@ -10,16 +10,6 @@
 
 /* ---- create and free ----------------------------------------------------------------------- */
 
-/* Names of nodes by first appearance in this communicator. */
-static void number_nodes(xp_callback_comm *c) {
-    for (int i = 0; i < c->base.size; i++) {
-        int raw = c->world->nodes[c->ranks[i]], first = 0;
-        while (c->world->nodes[c->ranks[first]] != raw)
-            first++;
-        c->nodes[i] = first == i ? c->base.n_nodes++ : c->nodes[first];
-    }
-}
-
 static bool reserve(xp_callback_comm *c, size_t size) {
     c->ranks = calloc(size, sizeof *c->ranks);
     c->nodes = calloc(size, sizeof *c->nodes);
@@ -60,7 +50,7 @@ xp_status xp_callback_comm_create(xp_callback_world *world, const int *ranks, in
                         .world_ranks = c->ranks,
                         .timeout_s = world->timeout_s,
                         .hooks = &world->hooks};
-    number_nodes(c);
+    c->base.n_nodes = xp_comm_number_nodes(world->nodes, c->ranks, size, c->nodes);
     c->base.one_node = c->base.n_nodes == 1;
     c->base.same_process = c->base.one_node && world->one_process;
     c->base.calls_back = !c->base.one_node;
@@ -237,11 +227,8 @@ static void callback_mark_waiting(xp_comm *base, int change) {
 }
 
 static xp_wait_state callback_wait_state(const xp_comm *base, int rank) {
-    const xp_callback_comm *comm = (const xp_callback_comm *)base;
-    const xp_liveness_slot *slot = xp_liveness_find(&comm->world->liveness, comm->ranks[rank]);
-    if (!slot)
-        return XP_WAIT_UNKNOWN;
-    return xp_liveness_is_waiting(slot) ? XP_WAIT_WAITING : XP_WAIT_BUSY;
+    const xp_callback_world *world = ((const xp_callback_comm *)base)->world;
+    return xp_liveness_wait_state(&world->liveness, base->world_ranks[rank]);
 }
 
 static void callback_set_phase(xp_comm *base, const char *phase) {

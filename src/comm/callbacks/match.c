@@ -9,6 +9,11 @@ void xp_callback_copy(void *dst, const void *src, int64_t n_bytes) {
         memmove(dst, src, (size_t)n_bytes);
 }
 
+int64_t xp_callback_piece(int64_t total, int64_t at, int64_t most) {
+    const int64_t left = total > at ? total - at : 0;
+    return left < most ? left : most;
+}
+
 static void describe(char text[160], const xp_callback_head *head) {
     snprintf(text, 160, "%s of %lld x %s (%s)", xp_comm_kind_name((xp_comm_kind)head->kind),
              (long long)head->n, xp_dtype_name((xp_dtype)head->dtype),

@@ -20,10 +20,6 @@ static char *buffer(const node_call *c, int rank) {
     return xp_node_buffer(&c->comm->area, rank);
 }
 
-static int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 /* Everybody's piece is written. */
 static xp_status enter(node_call *c) {
     xp_node_area *area = &c->comm->area;
@@ -53,13 +49,7 @@ static void reduce(const node_call *c, int64_t first_byte, int64_t n, void *resu
         return;
     for (int r = 0; r < comm->base.size; r++)
         comm->sources[r] = buffer(c, r) + first_byte;
-    xp_reduce_run(&(xp_reduce_args){.src = comm->sources,
-                                    .n_src = comm->base.size,
-                                    .dst = (void *const[]){result},
-                                    .n_dst = 1,
-                                    .n = n,
-                                    .dtype = c->call->dtype,
-                                    .op = c->call->op});
+    xp_reduce_to_one(comm->sources, comm->base.size, n, c->call->dtype, c->call->op, result);
 }
 
 /* The results of one piece are read before their reader comes to the next piece's first barrier, and
@@ -70,7 +60,7 @@ static xp_status run_all_reduce(node_call *c) {
     const int64_t size = (int64_t)xp_dtype_bytes(call->dtype), step = elements_at_a_time(size, 1);
     int64_t at = 0;
     do {
-        const int64_t n = smaller(step, call->n - at);
+        const int64_t n = xp_callback_piece(call->n, at, step);
         char *results = buffer(c, n_ranks);
         const xp_pieces share = {.total = n, .each = xp_piece_size(n, n_ranks), .n = n};
         int64_t n_mine = 0, mine = xp_piece_of(&share, me, &n_mine);
@@ -99,7 +89,7 @@ static xp_status run_reduce_scatter(node_call *c) {
     const int64_t step = elements_at_a_time(size, n_ranks);
     int64_t at = 0;
     do {
-        const int64_t n = smaller(step, call->n - at);
+        const int64_t n = xp_callback_piece(call->n, at, step);
         show_parts(c, (const char *)call->send + at * size, call->n * size, n * size);
         XP_TRY(enter(c));
         reduce(c, me * n * size, n, (char *)call->recv + at * size);
@@ -119,7 +109,7 @@ static xp_status run_all_gather(node_call *c) {
     const int64_t total = call->n * (int64_t)xp_dtype_bytes(call->dtype);
     int64_t at = 0;
     do {
-        const int64_t n = smaller(XP_NODE_BUFFER_BYTES, total - at);
+        const int64_t n = xp_callback_piece(total, at, XP_NODE_BUFFER_BYTES);
         xp_callback_copy(buffer(c, c->comm->base.rank), (const char *)call->send + at, n);
         XP_TRY(enter(c));
         for (int i = 0; i < c->comm->base.size; i++)
@@ -137,7 +127,7 @@ static xp_status run_all_to_all(node_call *c) {
     const int64_t step = elements_at_a_time(1, n_ranks);
     int64_t at = 0;
     do {
-        const int64_t n = smaller(step, call->n - at);
+        const int64_t n = xp_callback_piece(call->n, at, step);
         show_parts(c, (const char *)call->send + at, call->n, n);
         XP_TRY(enter(c));
         for (int i = 0; i < n_ranks; i++)
@@ -166,10 +156,6 @@ static xp_status exchange_counts(node_call *c, int64_t *longest) {
     return leave(c);
 }
 
-static int64_t piece_of(int64_t n_bytes, int64_t at, int64_t step) {
-    return n_bytes > at ? smaller(step, n_bytes - at) : 0;
-}
-
 static xp_status run_all_to_allv(node_call *c) {
     const xp_alltoallv_args *v = &c->call->v;
     const int n_ranks = c->comm->base.size, me = c->comm->base.rank;
@@ -178,7 +164,7 @@ static xp_status run_all_to_allv(node_call *c) {
     XP_TRY(exchange_counts(c, &longest));
     for (int64_t at = 0; at < longest; at += step) {
         for (int r = 0; r < n_ranks; r++) {
-            const int64_t n = piece_of(v->send_bytes[r], at, step);
+            const int64_t n = xp_callback_piece(v->send_bytes[r], at, step);
             if (n > 0)
                 xp_callback_copy(buffer(c, me) + r * step,
                                  (const char *)v->send + v->send_offsets[r] + at, n);
@@ -186,7 +172,7 @@ static xp_status run_all_to_allv(node_call *c) {
         XP_TRY(enter(c));
         for (int i = 0; i < n_ranks; i++) {
             const int peer = peer_at(c, i);
-            const int64_t n = piece_of(v->recv_bytes[peer], at, step);
+            const int64_t n = xp_callback_piece(v->recv_bytes[peer], at, step);
             if (n > 0)
                 xp_callback_copy((char *)v->recv + v->recv_offsets[peer] + at,
                                  buffer(c, peer) + me * step, n);
@@ -201,7 +187,7 @@ static xp_status run_broadcast(node_call *c) {
     const bool root = c->comm->base.rank == call->root;
     int64_t at = 0;
     do {
-        const int64_t n = smaller(XP_NODE_BUFFER_BYTES, call->n - at);
+        const int64_t n = xp_callback_piece(call->n, at, XP_NODE_BUFFER_BYTES);
         if (root)
             xp_callback_copy(buffer(c, call->root), (const char *)call->send + at, n);
         XP_TRY(enter(c));

@@ -70,13 +70,7 @@ static void reduce(xp_mpi_comm *comm, const xp_comm_call *call, const void *mine
                    int64_t n, void *result) {
     for (int i = 0; i < comm->base.size; i++)
         comm->sources[i] = i == comm->base.rank ? mine : comm->scratch + i * stride;
-    xp_reduce_run(&(xp_reduce_args){.src = comm->sources,
-                                    .n_src = comm->base.size,
-                                    .dst = (void *const[]){result},
-                                    .n_dst = 1,
-                                    .n = n,
-                                    .dtype = call->dtype,
-                                    .op = call->op});
+    xp_reduce_to_one(comm->sources, comm->base.size, n, call->dtype, call->op, result);
 }
 
 /* Elements of each rank's piece that are reduced at a time. */

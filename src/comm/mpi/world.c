@@ -10,16 +10,6 @@
 #include "comm/mpi/progress.h"
 #include "core/sync.h"
 
-/* Names of nodes by first appearance in this communicator. */
-static void number_nodes(xp_mpi_comm *c) {
-    for (int i = 0; i < c->base.size; i++) {
-        int raw = c->world->nodes[c->ranks[i]], first = 0;
-        while (c->world->nodes[c->ranks[first]] != raw)
-            first++;
-        c->nodes[i] = first == i ? c->base.n_nodes++ : c->nodes[first];
-    }
-}
-
 static void free_comm(xp_mpi_comm *c) {
     xp_mpi_exchange *x = &c->exchange;
     free(x->peers);
@@ -72,7 +62,7 @@ static xp_status create_comm(xp_mpi_world *world, const int *ranks, int size, in
                         .world_ranks = c->ranks,
                         .timeout_s = world->timeout_s,
                         .hooks = &world->hooks};
-    number_nodes(c);
+    c->base.n_nodes = xp_comm_number_nodes(world->nodes, c->ranks, size, c->nodes);
     c->base.one_node = c->base.n_nodes == 1;
     pthread_mutex_lock(&world->lock);
     world->n_comms++;
@@ -201,13 +191,9 @@ static void mpi_mark_waiting(xp_comm *base, int change) {
     atomic_fetch_add(&((xp_mpi_comm *)base)->world->liveness.mine->n_waits, change);
 }
 
-/* Ranks of other nodes cannot be seen. */
 static xp_wait_state mpi_wait_state(const xp_comm *base, int rank) {
-    const xp_mpi_comm *comm = (const xp_mpi_comm *)base;
-    const xp_liveness_slot *slot = xp_liveness_find(&comm->world->liveness, comm->ranks[rank]);
-    if (!slot)
-        return XP_WAIT_UNKNOWN;
-    return xp_liveness_is_waiting(slot) ? XP_WAIT_WAITING : XP_WAIT_BUSY;
+    const xp_mpi_world *world = ((const xp_mpi_comm *)base)->world;
+    return xp_liveness_wait_state(&world->liveness, base->world_ranks[rank]);
 }
 
 static void mpi_set_phase(xp_comm *base, const char *phase) {

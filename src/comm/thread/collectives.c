@@ -48,14 +48,7 @@ static void run_reduce_scatter(xp_thread_comm *comm, const xp_comm_call *call) {
     int64_t first = call->n * comm->base.rank * (int64_t)xp_dtype_bytes(call->dtype);
     for (int i = 0; i < team->size; i++)
         comm->src[i] = (const char *)team->slots[i].call.send + first;
-    comm->dst[0] = call->recv;
-    xp_reduce_run(&(xp_reduce_args){.src = comm->src,
-                                    .n_src = team->size,
-                                    .dst = comm->dst,
-                                    .n_dst = 1,
-                                    .n = call->n,
-                                    .dtype = call->dtype,
-                                    .op = XP_SUM});
+    xp_reduce_to_one(comm->src, team->size, call->n, call->dtype, XP_SUM, call->recv);
 }
 
 /* Peers in an order that starts after this rank, so that ranks do not all read the same memory at

@@ -26,17 +26,6 @@ xp_status xp_world_status(xp_thread_world *world) {
     return xp_error(XP_ECOMM, "%s", world->failure.text);
 }
 
-/* Node numbers by first appearance, and how many there are. */
-static void number_nodes(xp_team *team) {
-    for (int i = 0; i < team->size; i++) {
-        int raw = team->world->nodes[team->world_ranks[i]];
-        int first = 0;
-        while (team->world->nodes[team->world_ranks[first]] != raw)
-            first++;
-        team->nodes[i] = first == i ? team->n_nodes++ : team->nodes[first];
-    }
-}
-
 xp_status xp_team_create(xp_thread_world *world, const int *world_ranks, int size, xp_team **team) {
     xp_team *t = calloc(1, sizeof *t);
     if (!t)
@@ -57,7 +46,7 @@ xp_status xp_team_create(xp_thread_world *world, const int *world_ranks, int siz
         t->world_ranks[i] = world_ranks[i];
         t->slots[i] = (xp_team_slot){.color = -1};
     }
-    number_nodes(t);
+    t->n_nodes = xp_comm_number_nodes(world->nodes, t->world_ranks, size, t->nodes);
     atomic_init(&t->n_refs, size);
     pthread_mutex_lock(&world->lock);
     t->next = world->teams;

@@ -71,12 +71,10 @@ static __device__ __forceinline__ void named_barrier_sync(int barrier, int n_thr
 
 /* ---- copies ---- */
 
-/** 16 bytes to shared memory, or zeros when not `valid`; `from` is then not read. A miss brings 256
- * bytes to L2: the next k tile of a gathered row. */
+/** 16 bytes to shared memory, or zeros when not `valid`; `from` is then not read. */
 static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from, bool valid) {
     const int n_bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(n_bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n_bytes)
                  : "memory");
 }
 
@@ -109,6 +107,11 @@ static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *
             ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
             "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((uint16_t)((1 << N_CTAS) - 1))
             : "memory");
+}
+
+/** Bring a line of 128 bytes to L2. */
+static __device__ __forceinline__ void prefetch_line(const void *from) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from)) : "memory");
 }
 
 /** Bring one box to L2. */

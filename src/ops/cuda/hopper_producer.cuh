@@ -30,15 +30,15 @@ static __device__ __forceinline__ void load_b(const tile_scheduler &tile, const 
 /* Bring the part of a later b tile that this CTA will load to L2, for all clusters that read it. */
 template <gemm_kind P, int N_CTAS>
 static __device__ __forceinline__ void prefetch_b(const tile_scheduler &tile,
-                                                  const CUtensorMap *map, int depth) {
+                                                  const CUtensorMap *map, int depth, int plane) {
     const int block = N_CTAS > 1 ? cta_rank() : 0;
     if (P == FORWARD) {
-        tma_prefetch(map, depth, tile.n0 + block * (TILE_N / N_CTAS), tile.expert);
+        tma_prefetch(map, depth, tile.n0 + block * (TILE_N / N_CTAS), plane);
     } else {
         constexpr int N_SLABS = TILE_N / 64 / N_CTAS;
 #pragma unroll
         for (int i = 0; i < N_SLABS; i++)
-            tma_prefetch(map, tile.n0 + 64 * (block * N_SLABS + i), depth, tile.expert);
+            tma_prefetch(map, tile.n0 + 64 * (block * N_SLABS + i), depth, plane);
     }
 }
 
@@ -65,10 +65,10 @@ static __device__ __forceinline__ void produce_rows(const xp_tile_args &p, const
             mbarrier_expect_tx(at.full(), B_BYTES + (by_tma && tile.has_rows ? A_BYTES : 0));
             load_b<P, N_CTAS>(tile, &maps.b, at, k0, tile.expert);
             /* For all clusters that read the same: the first rows of an expert bring its weights to
-             * L2, the first columns bring the rows. */
+             * L2, the first columns bring the rows. Gathered rows gain nothing from it. */
             const int later = k0 + PREFETCH_K_TILES * TILE_K;
-            if (tile.m0 < N_CTAS * TILE_M && later < p.k)
-                prefetch_b<P, N_CTAS>(tile, &maps.b, later);
+            if (by_tma && tile.m0 < N_CTAS * TILE_M && later < p.k)
+                prefetch_b<P, N_CTAS>(tile, &maps.b, later, tile.expert);
             if (by_tma && tile.has_rows && tile.n0 == 0 && later < p.k)
                 tma_prefetch(&maps.a, later, tile.first_row + tile.m0, 0);
             if (by_tma && tile.has_rows)
@@ -128,6 +128,16 @@ static __device__ __forceinline__ void read_row_numbers(int list, int half, int 
         rows[i] = __shfl_sync(0xffffffffu, list, 16 * half + 4 * i + line_of_warp);
 }
 
+/* Bring this CTA's 128 columns of a later k tile's a rows to L2, for all clusters that read them. */
+static __device__ __forceinline__ void
+prefetch_k_rows(const xp_tile_args &p, const tile_scheduler &tile, int list, int half) {
+    const int lane = (int)threadIdx.x % 32;
+    const int row = __shfl_sync(0xffffffffu, list, 16 * half + lane / 2),
+              column = tile.m0 + 64 * (lane % 2);
+    if (row >= 0 && column < p.m)
+        prefetch_line((const bf16 *)p.a + (int64_t)row * p.lda + column);
+}
+
 static __device__ __forceinline__ void
 load_k_rows(const int32_t *gather, const tile_scheduler &tile, int k_tile, int (&rows)[K_LINES]) {
 #pragma unroll
@@ -148,6 +158,9 @@ produce_by_tma(const xp_tile_args &p, const tma_maps &maps, const tile_scheduler
     if (threadIdx.x == 0) {
         mbarrier_expect_tx(at.full(), B_BYTES);
         load_b<WGRAD, N_CTAS>(tile, &maps.b, at, tile.first_row + k_tile * TILE_K, 0);
+        if (tile.m0 < N_CTAS * TILE_M)
+            prefetch_b<WGRAD, N_CTAS>(tile, &maps.b,
+                                      tile.first_row + (k_tile + LATER_K_TILES) * TILE_K, 0);
     }
     if (tile.has_rows)
         copy_k_rows<TILE_M / 64>(at.a(), (const bf16 *)p.a, p.lda, rows, tile.m0, (int)p.m);
@@ -196,6 +209,9 @@ static __device__ __forceinline__ void produce_wgrad(const xp_tile_args &p, cons
                     break;
                 read_row_numbers(lists[i], half, rows);
                 produce_by_tma<N_CTAS>(p, maps, tile, k_tile, rows, at);
+                if (tile.n0 == 0)
+                    prefetch_k_rows(p, tile, lists[(i + LATER_K_TILES / LIST_K_TILES) % LISTS],
+                                    half);
             }
             lists[i] = load_list(p.gather_a, tile, first / LIST_K_TILES + LISTS + i);
         }

@@ -21,14 +21,38 @@ struct backward_args {
 };
 
 /*
+ * Sums of ROWS rows over the block, each in the order of its warps; every thread gets them. One barrier:
+ * callers change between two arrays `partial`, so that a thread that is one turn ahead writes the other.
+ */
+template <int ROWS, int WARPS>
+static __device__ __forceinline__ void rows_sum(float (&x)[ROWS], float (*partial)[WARPS]) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+        x[r] = warp_sum(x[r]);
+    if (threadIdx.x % 32 == 0)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            partial[r][threadIdx.x / 32] = x[r];
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < WARPS; i++)
+            sum += partial[r][i];
+        x[r] = sum;
+    }
+}
+
+/*
  * A block owns block_rows rows, one after the other, and sums their part of dw; a thread owns the
  * vectors threadIdx.x, threadIdx.x + THREADS, ... (at most V) of every row, so that w and its
  * sums stay in registers. ROWS rows are loaded before the first is used. Moves s, dy (d_residual)
  * and dx once.
  */
 template <typename T, int N, int V, int ROWS, int THREADS>
-__global__ void __launch_bounds__(THREADS, 1) backward(backward_args args) {
-    __shared__ float shared[ROWS][THREADS / 32];
+__global__ void __launch_bounds__(THREADS, V == 1 ? 2 : 1) backward(backward_args args) {
+    __shared__ __align__(16) float shared[2][ROWS][THREADS / 32];
     float w[V][N], dw[V][N];
 #pragma unroll
     for (int i = 0; i < V; i++) {
@@ -43,7 +67,8 @@ __global__ void __launch_bounds__(THREADS, 1) backward(backward_args args) {
     const int64_t first = blockIdx.x * args.block_rows;
     const int64_t last =
         first + args.block_rows < args.n_rows ? first + args.block_rows : args.n_rows;
-    for (int64_t row = first; row < last; row += ROWS) {
+    int turn = 0;
+    for (int64_t row = first; row < last; row += ROWS, turn ^= 1) {
         vec<T, N> s[ROWS][V], dy[ROWS][V], past[ROWS][V];
         float rstd[ROWS], dot[ROWS];
 #pragma unroll
@@ -79,9 +104,10 @@ __global__ void __launch_bounds__(THREADS, 1) backward(backward_args args) {
                     dot[r] += g[k] * w[i][k] * n[k];
                 }
             }
+        rows_sum<ROWS, THREADS / 32>(dot, shared[turn]);
 #pragma unroll
         for (int r = 0; r < ROWS; r++)
-            dot[r] = block_sum(dot[r], shared[r]) / args.dim;
+            dot[r] /= args.dim;
 #pragma unroll
         for (int r = 0; r < ROWS; r++)
 #pragma unroll

@@ -129,7 +129,7 @@ static void test_gemm_choices(void **state) {
     static const char *const bad[] = {"",
                                       "16384x5120x2048",
                                       "16384x5120x2048:nt:bf16:bf16",
-                                      "16384x5120x2048:nt:bf16:bf16:8",
+                                      "16384x5120x2048:nt:bf16:bf16:32",
                                       "16384x5120x2048:nt:bf16:bf16:-1",
                                       "16384x5120x2048:nt:bf16:bf16:3x",
                                       "16384x5120x2048:nt:f16:bf16:3",

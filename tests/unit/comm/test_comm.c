@@ -9,7 +9,12 @@
 #include <string.h>
 #include "ranks.h"
 
+/* ThreadSanitizer makes many ranks slow and sees nothing new in them. */
+#ifdef __SANITIZE_THREAD__
+static const int worlds[] = {1, 2, 3, 4, 7};
+#else
 static const int worlds[] = {1, 2, 3, 4, 7, 8, 16};
+#endif
 static const int64_t sizes[] = {0, 1, 2, 63, 64, 65, 1000, 4097};
 #define N_SIZES (int)(sizeof sizes / sizeof sizes[0])
 

@@ -14,7 +14,12 @@
 #include "comm/nccl/collectives.h"
 #include "nccl_rig.h"
 
+/* ThreadSanitizer makes many ranks slow and sees nothing new in them. */
+#ifdef __SANITIZE_THREAD__
+static const int worlds[] = {2, 3, 4};
+#else
 static const int worlds[] = {2, 3, 4, 8, 16};
+#endif
 
 static void over_worlds(void (*body)(rank_job *job)) {
     for (size_t i = 0; i < sizeof worlds / sizeof worlds[0]; i++) {

@@ -222,6 +222,17 @@ static void test_files_are_whole_or_unchanged(void **state) {
     assert_int_equal(xp_file_map_open(folder, &map), XP_EIO);
     char *under_file = xp_path_join(path, "x");
     assert_int_not_equal(xp_file_write_atomic(under_file, "", 0), XP_OK);
+    assert_int_equal(xp_file_write_atomic(deep, "", 0), XP_EIO);
+    assert_non_null(strstr(xp_last_error(), "it is a folder"));
+    char *pipe = xp_path_join(deep, "pipe"), *aside = xp_path_join(deep, "pipe.tmp");
+    assert_int_equal(mkfifo(pipe, 0600), 0); /* as of a device: it must not be replaced */
+    assert_int_equal(xp_file_write_atomic(pipe, "x", 1), XP_EIO);
+    struct stat st;
+    assert_int_equal(stat(pipe, &st), 0);
+    assert_true(S_ISFIFO(st.st_mode));
+    assert_int_not_equal(access(aside, F_OK), 0);
+    free(pipe);
+    free(aside);
     assert_int_not_equal(xp_folder_create(path), XP_OK);
     assert_non_null(strstr(xp_last_error(), path));
     assert_int_equal(xp_folder_remove(folder), XP_OK);
