@@ -95,8 +95,10 @@ typedef struct xp_ep_config {
                                 recv_capacity rows more */
     bool on_gpu;             /* memory that other processes open is reserved in blocks of 2 MiB */
 
-    /* GPU: ranks of other groups use this group's GPUs as well, so its kernels may not wait for each
-     * other. The group finds out by itself when its own ranks share a GPU. */
+    /* GPU: calls of other groups, of these ranks or of others, may be under way on this group's GPUs at
+     * the same time, so its kernels may not wait for each other: a waiting kernel of one group could
+     * keep the SMs that another's needs. Two layers whose calls one stream orders are no such case. The
+     * group finds out by itself when its own ranks share a GPU. */
     bool shares_gpus;
     /* GPU, p2p: the hosts make the barriers between kernels and no kernel waits. The same bits, more
      * time; for tools that run one kernel at a time (compute-sanitizer, profilers). Processes that
