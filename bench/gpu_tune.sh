@@ -49,7 +49,7 @@ tune() {
     local name=$1 ranks=$2
     shift 2
     # shellcheck disable=SC2046
-    NGPU=$ranks run "tune_$name" 150 "$expar" tune "$work/slice.toml" $(of "$ranks") --seconds "$seconds" "$@" || return
+    NGPU=$ranks run "tune_$name" 150 "$expar" tune "$work/slice.toml" $(of "$ranks") --seconds "$seconds" --gemms "$@" || return
     grep -E '^(deepep|parallelism|moe|won|kept|to consider)' "$out/tune_$name.txt" | tee -a "$summary"
     cp "$tuned" "$out/$name.tuned.toml"
     train "${name}_tuned" "$ranks" "$@" || return

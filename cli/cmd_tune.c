@@ -20,7 +20,7 @@
 typedef struct tune_options {
     const char *out;
     double seconds;
-    bool json;
+    bool gemms, json;
     int argc;
     char **argv;
     cli_config_words words;
@@ -153,7 +153,11 @@ static xp_status measure(tune_options *o, const xp_config_set *set, const xp_ben
                          .seconds = o->seconds,
                          .context = o};
     xp_status status = xp_tune_facts_of(config, n_ranks, host->world != NULL, args.n_cores, &facts);
-    xp_gemm_tuned_for_print(&facts, gemm_for, sizeof gemm_for);
+    if (o->gemms)
+        xp_gemm_tuned_for_print(&facts, gemm_for, sizeof gemm_for);
+    if (status == XP_OK && o->gemms && !gemm_for[0])
+        status = xp_error(XP_ECONFIG,
+                          "--gemms times cuBLASLt's algorithms: it needs a GPU for each rank");
     if (status == XP_OK && !facts.has_experts && !gemm_for[0])
         status = xp_error(XP_ECONFIG, "this model has no experts: there is no dispatch to tune");
     if (status == XP_OK)
@@ -242,6 +246,8 @@ static int parse_and_run(int argc, char **argv, char **rest) {
          "the tuned file (NAME.tuned.toml beside CONFIG = NAME.toml)", 0, 0},
         {"--seconds", CLI_FLOAT, &o.seconds, "S",
          "how long to measure, opening the devices apart (60)", 0.1, SECONDS_MAX},
+        {"--gemms", CLI_FLAG, &o.gemms, NULL,
+         "GPUs: time the algorithms of a step's dense GEMMs, too", 0, 0},
         {"--json", CLI_FLAG, &o.json, NULL, "one JSON object", 0, 0},
     };
     const cli_syntax command = {
@@ -253,10 +259,12 @@ static int parse_and_run(int argc, char **argv, char **rest) {
             "process a GPU, or NGPU rank threads on the CPU. Each setting is measured on one MoE "
             "layer in turns\nwith the defaults, the best once more at the end: what is not faster "
             "beyond the noise leaves the defaults. None of\nthese changes the bits of a run; what "
-            "would is measured and told, not written. On GPUs one training step follows\nin which "
+            "would is measured and told, not written. With --gemms one training step follows\nin "
+            "which "
             "every "
             "dense GEMM times cuBLASLt's deterministic algorithms: a [gemm] section. Another "
-            "algorithm rounds\ndifferently, so tune before a run starts.",
+            "algorithm rounds\ndifferently, so tune before a run starts; and compare whole steps, "
+            "which a GPU's power limit bounds.",
         .examples =
             "  expar tune my.toml\n"
             "  NGPU=2 expar tune configs/debug_moe.toml --parallelism.expert_parallel_degree "
