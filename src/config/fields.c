@@ -141,8 +141,8 @@ static const xp_field fields[] = {
      .help = "how token rows travel: all-to-all, or straight into the peers' memory"},
     {AUTO_SWITCH(parallelism, expert_parallel_overlap),
      .help = "true: dispatch and combine one half of a microbatch while the other computes; auto: "
-             "where every rank has a GPU, the exchange of the backward pass runs beside weight "
-             "gradients, the same bits as false"},
+             "where every rank is a process with a GPU of its own, the exchange of the backward "
+             "pass runs beside weight gradients, the same bits as false"},
     {INT(parallelism, bucket_mb, "64", 1, 65536),
      .help = "MiB of gradients that are reduced together"},
     {INT(parallelism, tensor_parallel_degree, "1", 1, BIG), TT,

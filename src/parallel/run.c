@@ -187,6 +187,14 @@ static void batch_bounds(const xp_config *config, xp_run *run, xp_model_args *ar
     }
 }
 
+/* Rank threads share a process's driver locks and launch in turns: their order of work stays the plain
+ * one, in which no kernel of one stream waits for a peer while another stream is being filled. */
+static xp_overlap overlap_of(const xp_config *config, const xp_run *run) {
+    return xp_overlap_choose(config->parallelism.expert_parallel_overlap, run->mesh.ep_size,
+                             !computes_on_cpu(run->device),
+                             run->mesh.shares_gpus || !run->mesh.separate_processes);
+}
+
 static xp_status create_model(const xp_config *config, xp_run *run) {
     run->document_attention = xp_run_attention(config) == XP_ATTENTION_DOCUMENT;
     xp_model_args args = {
@@ -194,8 +202,7 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
         .document_attention = run->document_attention,
         .recompute = xp_run_recompute(config->activation_checkpoint.mode),
         .forced_balance = xp_run_forced(config),
-        .overlap = xp_overlap_choose(config->parallelism.expert_parallel_overlap, run->mesh.ep_size,
-                                     !computes_on_cpu(run->device), run->mesh.shares_gpus),
+        .overlap = overlap_of(config, run),
         .overlap_split = config->deepep.overlap_split,
         .overlap_sms = (int)config->deepep.overlap_num_sms,
         .aux_loss_coeff = config->moe.aux_loss_coeff,
