@@ -123,13 +123,17 @@ nothing_left "no mpirun"
 # ---- signals
 long=(--training.global_batch_size 8 --training.steps 100000 --checkpoint.interval 20 --lr_scheduler.warmup_steps 90000
     --comm.train_timeout_seconds 4)
-start() { # RANKS DUMP_FOLDER [OPTIONS]: in the background; $launcher is the process that the user sees
+# start RANKS DUMP_FOLDER [OPTIONS]: in the background; $launcher is the process that the user sees. Job control, because without it a
+# script's background commands begin with SIGINT ignored: one that comes before the program has its handlers would be lost.
+start() {
     local ranks=$1 dump=$2
     shift 2
     rm -rf "$dump"
+    set -m
     NGPU=$ranks "$EXPAR" train --job.config_file tiny.toml --job.dump_folder "$dump" --job.threads_per_rank 1 \
         --job.ranks processes "${long[@]}" "$@" > "$dump.log" 2>&1 &
     launcher=$!
+    set +m
 }
 wait_for_steps() { # DUMP_FOLDER
     local i
