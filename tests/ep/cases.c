@@ -90,9 +90,8 @@ static bool many_tokens(ep_env *env) {
     return ep_check_all(env, &p, 1);
 }
 
-static bool odd_dims(ep_env *env) {
-    const int64_t dims[] = {1, 3, 17, 255, 515};
-    for (size_t i = 0; i < sizeof dims / sizeof dims[0]; i++) {
+static bool dims_one_by_one(ep_env *env, const int64_t *dims, size_t n) {
+    for (size_t i = 0; i < n; i++) {
         ep_problem p = ep_problem_for(env, ROUTE_HOLES);
         p.dim = dims[i];
         if (!ep_check_all(env, &p, 1))
@@ -101,16 +100,15 @@ static bool odd_dims(ep_env *env) {
     return true;
 }
 
+static bool odd_dims(ep_env *env) {
+    const int64_t dims[] = {1, 3, 17, 255, 515};
+    return dims_one_by_one(env, dims, sizeof dims / sizeof dims[0]);
+}
+
 /* Rows that GPUs cut into pieces, the last one shorter. */
 static bool long_rows(ep_env *env) {
     const int64_t dims[] = {2056, 6152};
-    for (size_t i = 0; i < sizeof dims / sizeof dims[0]; i++) {
-        ep_problem p = ep_problem_for(env, ROUTE_HOLES);
-        p.dim = dims[i];
-        if (!ep_check_all(env, &p, 1))
-            return false;
-    }
-    return true;
+    return dims_one_by_one(env, dims, sizeof dims / sizeof dims[0]);
 }
 
 /* More chunks of rows than a GPU has warps that send, and the last one of a destination not full. */
