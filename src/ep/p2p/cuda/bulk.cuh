@@ -39,10 +39,4 @@ static __device__ __forceinline__ void bulk_prefetch(const void *from, uint32_t 
                  : "memory");
 }
 
-/** Whether n_warps warps may each ask for n_bytes ahead: more would push each other out of L2, and
- * so many SMs need no more bytes in flight. */
-static __device__ __forceinline__ bool prefetches(int n_warps, int64_t n_bytes) {
-    return n_warps * n_bytes <= (int64_t)16 << 20;
-}
-
 #endif

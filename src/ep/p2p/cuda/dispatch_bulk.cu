@@ -176,7 +176,6 @@ static __device__ __forceinline__ void end_chunk(copy_ring &r, uint32_t *told) {
 struct chunk_turns {
     int at, step;
     uint32_t *taken; /* NULL: in turns */
-    bool prefetches;
 };
 
 static __device__ __forceinline__ int next_chunk(chunk_turns &turns, int begin) {
@@ -198,8 +197,7 @@ static __device__ __forceinline__ int chunk_token(const xp_ep_cuda_plan &p, cons
     return lane_id() < CHUNK_ROWS && row < all.n_rows[at] ? p.send_token[all.first[at] + row] : 0;
 }
 
-/* Chunks begin to end - 1. All lanes; the tokens of a warp's next chunk are loaded while it copies one, and
- * halfway their rows are asked for. */
+/* Chunks begin to end - 1. All lanes; the tokens of a warp's next chunk are loaded while it copies one. */
 static __device__ void send_chunks(const xp_ep_cuda_plan &p, const destinations &all,
                                    copy_ring &ring, const char *x, int64_t row_bytes, int begin,
                                    int end, chunk_turns turns) {
@@ -212,8 +210,6 @@ static __device__ void send_chunks(const xp_ep_cuda_plan &p, const destinations 
         next_c = next_chunk(turns, begin);
         next = chunk_token(p, all, next_c, end);
         for (int i = 0; i < n; i++) {
-            if (i == CHUNK_ROWS / 2 && turns.prefetches && next_c < end && lane_id() < CHUNK_ROWS)
-                bulk_prefetch(x + next * row_bytes, (uint32_t)row_bytes);
             const char *from = x + __shfl_sync(ALL_LANES, token, i) * row_bytes;
             if (lane_id() == 0)
                 add_copies(ring, from, to + i * row_bytes, row_bytes);
@@ -283,7 +279,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
         const int n_workers = (int)gridDim.x * n_each;
         uint32_t *taken = sends && arrivals.abort != nullptr ? &arrivals.abort->n_taken : nullptr;
         send_chunks(p, all, ring, x, row_bytes, sends ? 0 : n_remote, sends ? n_remote : n_all,
-                    {worker, n_workers, taken, prefetches(2 * n_workers, CHUNK_ROWS * row_bytes)});
+                    {worker, n_workers, taken});
         if (lane_id() == 0) {
             if (!sends && arrivals.arrived != nullptr)
                 receive_chunks(p, arrivals, in, ring, row_bytes, worker, n_workers);

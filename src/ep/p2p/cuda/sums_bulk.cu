@@ -58,7 +58,6 @@ struct sum_units {
     const sum_sources *sources;
     row_pieces pieces;
     int n, n_workers; /* units, some of them empty */
-    bool prefetches;
 };
 
 struct unit {
@@ -180,12 +179,7 @@ static __device__ __forceinline__ void issue_load(const xp_ep_cuda_plan &p, cons
     if (lane_id() == 0)
         bulk_load(hopper_shared(ring.stages + stage * STAGE_BYTES), (const void *)from,
                   bytes_of(u, target), ring.bars + (uint32_t)stage * 8);
-    l.next++;
-    if (l.next == (l.n + 1) / 2 && u.prefetches && lane_id() < l.n_more) /* the batch behind it */
-        bulk_prefetch(y + l.position * u.pieces.row_bytes +
-                          (int64_t)l.of.piece * u.pieces.piece_bytes,
-                      l.of.piece == u.pieces.n - 1 ? u.pieces.last_bytes : u.pieces.piece_bytes);
-    if (l.next == l.n)
+    if (++l.next == l.n)
         next_batch(p, u, y, l);
 }
 
@@ -296,8 +290,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
     const int worker = (sends ? block : block - n_senders) * WARPS + warp;
     if (sends) {
         const sum_units units = {&sources, pieces, sources.n * sources.max_chunks * pieces.n,
-                                 n_senders * WARPS,
-                                 prefetches(n_senders * WARPS, 16 * STAGE_BYTES)};
+                                 n_senders * WARPS};
         sum_ring ring = {stages, hopper_shared(bars[warp]), 0, nullptr, 0, 0, arrivals.epoch,
                          nullptr};
         send_sums<T>(p, units, y, worker, ring);

@@ -162,7 +162,6 @@ static __device__ void combine_tokens(const xp_ep_cuda_plan &p, const xp_ep_cuda
                                       token_ring &ring) {
     const int n_each = 32 / work.width;
     const int64_t n_units = (p.n_tokens + n_each - 1) / n_each * work.pieces.n;
-    const bool asks = prefetches(n_workers, 16 * STAGE_BYTES);
     for (int64_t u = worker; u < n_units; u += n_workers) {
         const int64_t first = u / work.pieces.n * n_each;
         const int piece = (int)(u % work.pieces.n);
@@ -172,9 +171,6 @@ static __device__ void combine_tokens(const xp_ep_cuda_plan &p, const xp_ep_cuda
             here = wait_for_arrival(p, arrivals, l.arrived, l.source);
         if (!__all_sync(ALL_LANES, here))
             break;
-        if (asks && l.valid)
-            bulk_prefetch(l.from, piece == work.pieces.n - 1 ? work.pieces.last_bytes
-                                                             : work.pieces.piece_bytes);
         arrival_fence(); /* of the lane that issues the loads, behind all lanes' acquires */
         __syncwarp();
         add_tokens<T>(work, l, first, piece, ring);
