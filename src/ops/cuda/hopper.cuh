@@ -147,7 +147,7 @@ static __device__ __forceinline__ void bulk_commit() {
 template <int N = 0> static __device__ __forceinline__ void bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
 }
-/** All but the last N are complete. */
+/** All but the last N committed copies of this thread are complete. */
 template <int N = 0> static __device__ __forceinline__ void bulk_wait() {
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
 }

@@ -31,12 +31,4 @@ static __device__ __forceinline__ void bulk_store(void *to, uint32_t from, uint3
                  : "memory");
 }
 
-/** Bring bytes into L2 soon; a hint. Any lane may ask. A load whose data is there is over sooner, and an
- * SM has only so many bytes of bulk loads in flight. */
-static __device__ __forceinline__ void bulk_prefetch(const void *from, uint32_t n_bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)),
-                 "r"(n_bytes)
-                 : "memory");
-}
-
 #endif

@@ -23,7 +23,7 @@ enum {
     SENDERS = WARPS / 2,
     STAGES = XP_EP_BULK_STAGES,
     STAGE_BYTES = XP_EP_BULK_STAGE_BYTES,
-    CHUNK_ROWS = 2 * XP_EP_CUDA_CHUNK_ROWS,
+    CHUNK_ROWS = 4 * XP_EP_CUDA_CHUNK_ROWS,
     LOADS = 4,    /* in flight; the other stages are being stored */
     TELL_LAG = 6, /* a chunk is told of when so many later stores have been issued */
 };

@@ -11,6 +11,11 @@ static __device__ __forceinline__ void store_release(uint32_t *word, uint32_t va
     asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
 
+/** Behind a fence of system scope: a release, too. */
+static __device__ __forceinline__ void store_relaxed(uint32_t *word, uint32_t value) {
+    asm volatile("st.relaxed.sys.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+
 static __device__ __forceinline__ uint32_t load_acquire(const uint32_t *word) {
     uint32_t value;
     asm volatile("ld.acquire.sys.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");

@@ -1,7 +1,7 @@
 /*
  * Combine by bulk copies. Senders: the expert rows of a token come into shared memory, are added in fp32,
  * ascending expert, and the sum goes from shared memory into the window of the token's source. A unit is
- * one column piece of UNIT_ROWS consecutive recv rows of a source; warps take units in turns, of all
+ * one column piece of one or several chunks of recv rows of a source; warps take units in turns, of all
  * sources alike. Each warp has LOAD_STAGES stages for expert rows and one for the sum, and fills the
  * stages ahead of the additions, past the ends of rows and units. Nothing synchronises warps.
  *
@@ -17,6 +17,9 @@
 enum {
     TELL_LAG = 3,      /* a unit is told of when so many later sums have been stored */
     MOST_SENDERS = 40, /* fill the link; with tokens to combine, further blocks do that */
+    /* Few senders: longer units, because telling costs; many: every warp has several all the same. */
+    FEW_SENDERS = 24,
+    LONG_UNIT_ROWS = 4 * CHUNK_ROWS,
 };
 
 #if __CUDA_ARCH__ >= 900
@@ -26,7 +29,7 @@ enum { FIRST_OF_ROW = 1, LAST_OF_ROW = 2, LAST_PIECE = 4, LAST_OF_UNIT = 8, TARG
 
 /* Whose tokens are summed here: recv row r goes to to[i] + r * row_bytes. */
 struct sum_sources {
-    int n, max_chunks; /* of a source */
+    int n, max_rows; /* of a source */
     int begin[XP_EP_CUDA_MAX_RANKS], n_rows[XP_EP_CUDA_MAX_RANKS];
     char *to[XP_EP_CUDA_MAX_RANKS];
     uint32_t *told[XP_EP_CUDA_MAX_RANKS]; /* NULL: nobody waits for the units */
@@ -39,36 +42,37 @@ static __device__ void find_sources(const xp_ep_cuda_plan &p, const xp_ep_cuda_p
                                     int64_t row_bytes, sum_sources *all) {
     const bool one_round = p.totals[TOTAL_ROUNDS] == 1;
     const int n = p.n_ranks - one_round, i = lane_id(), s = (p.rank + 1 + i) % p.n_ranks;
-    int n_chunks = 0;
+    int n_rows = 0;
     if (i < n) {
         const int low = p.recv_row_base[s], high = p.recv_row_base[s + 1];
         const int begin = min(max(p.round_row[round], low), high);
         all->begin[i] = begin;
-        all->n_rows[i] = min(max(p.round_row[round + 1], low), high) - begin;
+        n_rows = min(max(p.round_row[round + 1], low), high) - begin;
+        all->n_rows[i] = n_rows;
         all->to[i] = peers.combine_rows[s] + (p.source_row_base[s] - low) * row_bytes;
         all->told[i] = one_round ? arrivals.told[s] : nullptr;
-        n_chunks = (all->n_rows[i] + UNIT_ROWS - 1) / UNIT_ROWS;
     }
-    n_chunks = __reduce_max_sync(ALL_LANES, n_chunks);
+    n_rows = __reduce_max_sync(ALL_LANES, n_rows);
     if (i == 0)
-        all->n = n, all->max_chunks = n_chunks;
+        all->n = n, all->max_rows = n_rows;
 }
 
 struct sum_units {
     const sum_sources *sources;
     row_pieces pieces;
+    int rows;         /* of a unit at most: chunks */
     int n, n_workers; /* units, some of them empty */
 };
 
 struct unit {
-    int source, row, n_rows, piece, chunk;
+    int source, row, n_rows, piece, chunk; /* its first chunk */
 };
 
 static __device__ __forceinline__ unit unit_of(const sum_units &u, int i) {
     const int source = i % u.sources->n, at = i / u.sources->n;
-    const int chunk = at / u.pieces.n, first = chunk * UNIT_ROWS;
+    const int first = at / u.pieces.n * u.rows;
     return {source, u.sources->begin[source] + first,
-            min((int)UNIT_ROWS, u.sources->n_rows[source] - first), at % u.pieces.n, chunk};
+            min(u.rows, u.sources->n_rows[source] - first), at % u.pieces.n, first / CHUNK_ROWS};
 }
 
 /* The loads of a warp in order: a batch of up to 32, one a lane, is being issued while the numbers of
@@ -76,8 +80,9 @@ static __device__ __forceinline__ unit unit_of(const sum_units &u, int i) {
 struct load_list {
     const char *from; /* this lane's load of the batch */
     uint64_t target;  /* where the sum of its row goes, and the bits above */
-    uint32_t *told;   /* of the batch's unit */
-    int n, next;      /* of the batch */
+    uint32_t *told;   /* first word of the batch's unit, and how many: one a chunk */
+    int n_told;
+    int n, next; /* of the batch */
     /* The batch behind it: */
     unit of;
     int starts;        /* first assignment of row of.row + lane */
@@ -145,6 +150,7 @@ static __device__ __forceinline__ void next_batch(const xp_ep_cuda_plan &p, cons
     const int64_t column = (int64_t)l.of.piece * u.pieces.piece_bytes;
     uint32_t *told = u.sources->told[l.of.source];
     l.told = told == nullptr ? nullptr : told + l.of.chunk * u.pieces.n + l.of.piece;
+    l.n_told = (l.of.n_rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
     if (lane_id() < l.n) {
         l.from = y + l.position * u.pieces.row_bytes + column;
         l.target =
@@ -159,9 +165,11 @@ struct sum_ring {
     uint32_t bars;
     uint64_t target;
     uint32_t *target_told;
+    int target_n_told;
     /* Sums stored, a bulk group each; the unit whose stores may be incomplete, and its last one. */
     uint32_t n_sums, told_end, epoch;
     uint32_t *told;
+    int n_told;
 };
 
 static __device__ __forceinline__ uint32_t bytes_of(const sum_units &u, uint64_t target) {
@@ -175,7 +183,7 @@ static __device__ __forceinline__ void issue_load(const xp_ep_cuda_plan &p, cons
     const uint64_t from = __shfl_sync(ALL_LANES, (unsigned long long)l.from, l.next),
                    target = __shfl_sync(ALL_LANES, (unsigned long long)l.target, l.next);
     if (lane_id() == stage)
-        ring.target = target, ring.target_told = l.told;
+        ring.target = target, ring.target_told = l.told, ring.target_n_told = l.n_told;
     if (lane_id() == 0)
         bulk_load(hopper_shared(ring.stages + stage * STAGE_BYTES), (const void *)from,
                   bytes_of(u, target), ring.bars + (uint32_t)stage * 8);
@@ -184,24 +192,28 @@ static __device__ __forceinline__ void issue_load(const xp_ep_cuda_plan &p, cons
 }
 
 /* All but the last N sums are complete, the unit among them: tell. All lanes; lane 0 stores. */
-template <int N> static __device__ __forceinline__ void tell(sum_ring &ring) {
+template <int N> static __device__ __forceinline__ void tell(const sum_units &u, sum_ring &ring) {
     if (lane_id() == 0) {
         bulk_wait<N>();
-        store_release(ring.told, ring.epoch);
+        __threadfence_system();
+        for (int i = 0; i < ring.n_told; i++)
+            store_relaxed(ring.told + i * u.pieces.n, ring.epoch);
     }
     ring.told = nullptr;
 }
 
 /* A sum has been stored; `told` is not NULL when its unit ends with it and somebody waits for that. */
-static __device__ __forceinline__ void count_sum(sum_ring &ring, uint32_t *told) {
+static __device__ __forceinline__ void count_sum(const sum_units &u, sum_ring &ring, uint32_t *told,
+                                                 int n_told) {
     ring.n_sums++;
     if (ring.told != nullptr && ring.n_sums >= ring.told_end + TELL_LAG)
-        tell<TELL_LAG>(ring);
+        tell<TELL_LAG>(u, ring);
     if (told == nullptr)
         return;
     if (ring.told != nullptr) /* a short unit: the one before ended before this sum */
-        tell<1>(ring);
+        tell<1>(u, ring);
     ring.told = told;
+    ring.n_told = n_told;
     ring.told_end = ring.n_sums;
 }
 
@@ -225,9 +237,12 @@ static __device__ __forceinline__ void send_sums(const xp_ep_cuda_plan &p, const
         add_stage<T, N>(sum, ring.stages + stage * STAGE_BYTES, n_bytes,
                         (target & FIRST_OF_ROW) != 0);
         uint32_t *told = nullptr;
-        if ((target & LAST_OF_UNIT) != 0)
+        int n_told = 0;
+        if ((target & LAST_OF_UNIT) != 0) {
             told = (uint32_t *)__shfl_sync(ALL_LANES, (unsigned long long)ring.target_told,
                                            (int)stage);
+            n_told = __shfl_sync(ALL_LANES, ring.target_n_told, (int)stage);
+        }
         __syncwarp(); /* all lanes have read the stage */
         if (l.next < l.n) {
             issue_load(p, u, y, l, (int)stage, ring);
@@ -236,13 +251,13 @@ static __device__ __forceinline__ void send_sums(const xp_ep_cuda_plan &p, const
         if ((target & LAST_OF_ROW) != 0) {
             store_stage<T, N>(sum, ring.stages + LOAD_STAGES * STAGE_BYTES,
                               (char *)(target & ~(uint64_t)TARGET_BITS), n_bytes);
-            count_sum(ring, told);
+            count_sum(u, ring, told, n_told);
         }
         stage = stage + 1 < LOAD_STAGES ? stage + 1 : 0;
         parity ^= stage == 0;
     }
     if (ring.told != nullptr)
-        tell<0>(ring);
+        tell<0>(u, ring);
     if (lane_id() == 0) {
         bulk_wait<0>();
         __threadfence_system();
@@ -289,10 +304,12 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
     char *stages = shared + warp * XP_EP_BULK_STAGES * STAGE_BYTES;
     const int worker = (sends ? block : block - n_senders) * WARPS + warp;
     if (sends) {
-        const sum_units units = {&sources, pieces, sources.n * sources.max_chunks * pieces.n,
+        const int rows = n_senders <= FEW_SENDERS ? (int)LONG_UNIT_ROWS : (int)CHUNK_ROWS;
+        const sum_units units = {&sources, pieces, rows,
+                                 sources.n * ((sources.max_rows + rows - 1) / rows) * pieces.n,
                                  n_senders * WARPS};
-        sum_ring ring = {stages, hopper_shared(bars[warp]), 0, nullptr, 0, 0, arrivals.epoch,
-                         nullptr};
+        sum_ring ring = {};
+        ring.stages = stages, ring.bars = hopper_shared(bars[warp]), ring.epoch = arrivals.epoch;
         send_sums<T>(p, units, y, worker, ring);
     } else {
         const token_work work = {y, peers.combine_rows[p.rank], out, pieces,

@@ -12,7 +12,7 @@ enum {
     WARPS = XP_EP_BULK_WARPS,
     LOAD_STAGES = XP_EP_BULK_STAGES - 1, /* and one for the sum */
     STAGE_BYTES = XP_EP_BULK_STAGE_BYTES,
-    UNIT_ROWS = XP_EP_CUDA_CHUNK_ROWS,
+    CHUNK_ROWS = XP_EP_CUDA_CHUNK_ROWS,
     VECTORS = STAGE_BYTES / 16 / 32, /* 16-byte vectors a lane of a full stage */
 };
 

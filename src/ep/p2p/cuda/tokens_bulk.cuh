@@ -75,7 +75,7 @@ static __device__ token_load find_load(const xp_ep_cuda_plan &p,
         l.from = work.combine_rows + other_row * work.pieces.row_bytes + column;
         l.source = owner_of(p.send_row_base, other_row);
         l.arrived = arrivals.arrived + l.source * arrivals.n_words +
-                    (other_row - p.send_row_base[l.source]) / UNIT_ROWS * work.pieces.n + piece;
+                    (other_row - p.send_row_base[l.source]) / CHUNK_ROWS * work.pieces.n + piece;
         l.bits = slot == 0 ? LOAD_STARTS : 0;
     }
     l.bits |= slot == n_loads - 1 ? LOAD_ENDS : 0;
