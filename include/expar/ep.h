@@ -219,6 +219,10 @@ typedef struct xp_ep_view {
     const int32_t *gather;  /* [P] assignment row -> recv row */
     const float *weight;    /* [P] routing weight of each assignment row */
     const int32_t *n_recv;  /* [1] recv rows of this round */
+    /* [L, 2] of each local expert: the first assignment row of this rank's own tokens, and one past
+     * the last. Empty at the expert's first row in plans of more than one round. */
+    const int32_t *own_rows;
+    const int32_t *own_token; /* [P] token of each own assignment row; other entries are undefined */
 } xp_ep_view;
 
 /** Never waits. @return XP_OK; XP_EINVAL: `round` is not below max_rounds */

@@ -63,5 +63,7 @@ xp_status xp_ep_plan_view(const xp_ep_plan *plan, int64_t round, xp_ep_view *vie
     view->gather = plan->gather + round * s->assignment_capacity;
     view->weight = plan->weight + round * s->assignment_capacity;
     view->n_recv = plan->n_recv + round;
+    view->own_rows = plan->own_rows + round * s->n_local * 2;
+    view->own_token = plan->own_token + round * s->assignment_capacity;
     return XP_OK;
 }
