@@ -41,10 +41,10 @@ static void launch(cudaStream_t stream, const xp_ep_cuda_plan *p, const xp_ep_cu
     const int64_t n_pieces = (int64_t)((rows->row_bytes + STAGE_BYTES - 1) / STAGE_BYTES);
     const int64_t n_warps = tiles_of(p->n_tokens, 32 / lanes_a_token(p->top_k)) * n_pieces;
     const int64_t n_blocks = tiles_of(n_warps, WARPS), n_most = rows->n_waiting_blocks;
-    tokens_bulk_kernel<T><<<(unsigned)(n_blocks < n_most ? n_blocks : n_most), WARPS * 32,
-                            XP_EP_BULK_SHARED_BYTES, stream>>>(
-        *p, *arrivals, (const char *)combine_rows, (int64_t)rows->row_bytes, (const char *)y,
-        (char *)out);
+    tokens_bulk_kernel<T>
+        <<<(unsigned)(n_blocks < n_most ? n_blocks : n_most), WARPS * 32, XP_EP_BULK_SHARED_BYTES,
+           stream>>>(*p, *arrivals, (const char *)combine_rows, (int64_t)rows->row_bytes,
+                     (const char *)y, (char *)out);
 }
 
 xp_status xp_ep_cuda_combine_tokens(cudaStream_t stream, const xp_ep_cuda_plan *p,
