@@ -1,7 +1,7 @@
 /* What the bodies work with: problems, groups, and memory that the ranks' devices can address. */
 #include <stdlib.h>
 #include <string.h>
-#include "harness.h"
+#include "faults.h"
 
 static void *poisoned(size_t n_bytes) {
     void *data = malloc(n_bytes + 16);
@@ -112,4 +112,38 @@ ep_problem ep_problem_for(const ep_env *env, ep_routing routing) {
     for (int r = 0; r < env->n_ranks; r++)
         p.tokens[r] = p.max_tokens;
     return p;
+}
+
+bool ep_make_setup_for(ep_env *env, ep_setup *s, const ep_problem *p) {
+    *s = (ep_setup){.p = *p};
+    if (!ep_make_group(env, &s->p, 1, &s->group))
+        return false;
+    EP_OK(env, xp_ep_plan_create(s->group, &s->plan));
+    ep_fill_routing(&s->p, env->rank, &s->ids, &s->weights);
+    int64_t n = s->p.tokens[env->rank];
+    xp_ep_sizes sizes = xp_ep_group_sizes(s->group);
+    size_t row = (size_t)s->p.dim * xp_dtype_bytes(s->p.dtype);
+    size_t n_assignments = (size_t)(n * s->p.top_k);
+    s->ids = ep_share(env, s->ids, n_assignments * sizeof *s->ids);
+    s->weights = ep_share(env, s->weights, n_assignments * sizeof *s->weights);
+    s->x = ep_shared(env, (size_t)n * row);
+    s->recv = ep_shared(env, (size_t)sizes.recv_capacity * row);
+    s->y = ep_shared(env, (size_t)sizes.assignment_capacity * row);
+    s->xt = xp_tensor_2d(s->x, s->p.dtype, n, s->p.dim);
+    s->rt = xp_tensor_2d(s->recv, s->p.dtype, sizes.recv_capacity, s->p.dim);
+    s->yt = xp_tensor_2d(s->y, s->p.dtype, sizes.assignment_capacity, s->p.dim);
+    return ep_settle(env);
+}
+
+bool ep_make_setup(ep_env *env, ep_setup *s, ep_routing routing) {
+    const ep_problem p = ep_problem_for(env, routing);
+    return ep_make_setup_for(env, s, &p);
+}
+
+void ep_free_setup(ep_env *env, ep_setup *s) {
+    xp_ep_plan_destroy(s->plan);
+    xp_ep_group_destroy(s->group);
+    void *all[] = {s->ids, s->weights, s->x, s->recv, s->y};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        ep_release(env, all[i]);
 }
