@@ -201,8 +201,7 @@ static void check_ranged(ck_context *ctx) {
     const routing no_rows = {"no assignments", 3, 5, 4, none, false, 0};
     ranged_cases(ctx, no_rows, no_ranges, 136, 72, XP_BF16);
     /* Enough rows an expert for 2-CTA clusters. */
-    static const int32_t pairs[] = {0, 300, 310, 1640},
-                         parts[] = {37, 300, 310, 310, 501, 1202};
+    static const int32_t pairs[] = {0, 300, 310, 1640}, parts[] = {37, 300, 310, 310, 501, 1202};
     routing many = {"clusters", 3, 1700, 200, pairs, false, 0};
     ranged_cases(ctx, many, parts, 264, 328, XP_BF16);
     many.spare_sms = 129;
