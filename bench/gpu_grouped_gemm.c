@@ -1,13 +1,15 @@
 /*
- * bench_grouped_gemm [--caps LIST] [--repeats N] [--spare-sms N]: grouped GEMMs of real layer sizes
- * on the first GPU, beside the dense GEMM of cuBLASLt in the same run (which takes all SMs), each
- * checked against the portable kernel.
+ * bench_grouped_gemm [--caps LIST] [--repeats N] [--spare-sms N] [--only GLOB] [--shapes N]: grouped
+ * GEMMs of real layer sizes (the first N of them, the kinds whose names match) on the first GPU,
+ * beside the dense GEMM of cuBLASLt in the same run (which takes all SMs), each checked against the
+ * portable kernel.
  *
  * The table: time (median), rate, share of the dense rate, and how far the sampled results lie from
  * the portable kernel's (relative, in norm). Exit code 1 when one is further than rounding
  * explains. "forward, halves" is two calls, of the first half of each expert's rows and of the
  * others: its results must have the bits of one call.
  */
+#include <fnmatch.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +40,8 @@ static const shape shapes[] = {
     {128, 2048, 2048, 768},  {128, 256, 1536, 2048},
 };
 
+#define N_SHAPES ((int)(sizeof shapes / sizeof shapes[0]))
+
 typedef struct side { /* one way to compute: a device object on the same GPU */
     xp_device *device;
     xp_stream *stream;
@@ -47,7 +51,8 @@ typedef struct side { /* one way to compute: a device object on the same GPU */
 typedef struct bench {
     const xp_cuda_backend *backend;
     side fast, plain;
-    int n_repeats, spare_sms;
+    int n_repeats, spare_sms, n_shapes;
+    const char *only;  /* names of kinds */
     double dense_rate; /* FLOP/s */
     bool far;
     char *rows, *weights, *wide, *out, *want; /* [rows, 2048], [L, n, k], [rows, 2048], results */
@@ -300,7 +305,7 @@ static xp_status run_case(bench *b, const shape *s, kind which) {
     const double flops = 2.0 * (double)n_rows * (double)s->n * (double)s->k;
     const bool far = !(distance < (which == FORWARD_HALVES ? 1e-30 : TOLERANCE));
     b->far = b->far || far;
-    printf("%-14s %3d x %5lld rows %4lldx%-4lld %9.1f us %7.1f TFLOP/s %5.1f %% of dense  "
+    printf("%-15s %3d x %5lld rows %4lldx%-4lld %9.1f us %7.1f TFLOP/s %5.1f %% of dense  "
            "distance %.1e%s\n",
            kind_names[which], s->n_experts, (long long)s->rows_each, (long long)s->n,
            (long long)s->k, seconds * 1e6, flops / seconds * 1e-12,
@@ -338,17 +343,18 @@ static xp_status run_all(bench *b, const char *caps) {
     XP_TRY(open_side("wgmma", &b->plain));
     XP_TRY(reserve(b));
     XP_TRY(run_dense(b));
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+    for (int i = 0; i < b->n_shapes; i++) {
         XP_TRY(route(b, &shapes[i]));
         for (int which = 0; which < N_KINDS; which++)
-            XP_TRY(run_case(b, &shapes[i], (kind)which));
+            if (fnmatch(b->only, kind_names[which], 0) == 0)
+                XP_TRY(run_case(b, &shapes[i], (kind)which));
     }
     return run_dense(b);
 }
 
 int main(int argc, char **argv) {
     xp_gpu_environment_set();
-    bench b = {.n_repeats = 21};
+    bench b = {.n_repeats = 21, .n_shapes = N_SHAPES, .only = "*"};
     const char *caps = NULL;
     for (int i = 1; i < argc; i++) {
         int64_t number = 0;
@@ -360,9 +366,16 @@ int main(int argc, char **argv) {
         } else if (strcmp(argv[i], "--spare-sms") == 0 && i + 1 < argc &&
                    xp_parse_i64(argv[++i], &number) && number >= 0 && number <= 1024) {
             b.spare_sms = (int)number;
+        } else if (strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
+            b.only = argv[++i];
+        } else if (strcmp(argv[i], "--shapes") == 0 && i + 1 < argc &&
+                   xp_parse_i64(argv[++i], &number) && number >= 1 && number <= N_SHAPES) {
+            b.n_shapes = (int)number;
         } else {
-            fprintf(stderr, "usage: %s [--caps LIST] [--repeats 1..%d] [--spare-sms 0..1024]\n",
-                    argv[0], MOST_REPEATS);
+            fprintf(stderr,
+                    "usage: %s [--caps LIST] [--repeats 1..%d] [--spare-sms 0..1024] "
+                    "[--only GLOB] [--shapes 1..%d]\n",
+                    argv[0], MOST_REPEATS, N_SHAPES);
             return 2;
         }
     }
