@@ -7,6 +7,7 @@
 
 #include "ops/cuda/hopper.cuh"
 #include "ops/cuda/hopper_launch.h"
+#include "ops/cuda/tile_groups.cuh"
 
 enum {
     TILE_M = 128,
@@ -60,7 +61,7 @@ enum gemm_kind { FORWARD, DGRAD, WGRAD };
 struct tile_scheduler {
     uint32_t index, start; /* of this tile; of the expert's first tile */
     int expert;
-    int first_row, n_rows;
+    int first_row, n_rows; /* of the expert, or of the segment of its rows that the tile is in */
     int m0, n0;
     int n_k_tiles;
     bool has_rows; /* this CTA's part of the tile has rows of c; else the CTA only loads b */
@@ -83,19 +84,29 @@ static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_
     constexpr int HEIGHT = N_CTAS * TILE_M;
     const uint32_t columns = n_parts((uint32_t)p.n, TILE_N);
     for (; tile.expert < p.n_experts; tile.expert++) {
-        const int n_rows = offsets[tile.expert + 1] - offsets[tile.expert];
-        const int rows = P == WGRAD ? (int)p.m : n_rows;
+        xp_segment rows = {offsets[tile.expert], offsets[tile.expert + 1] - offsets[tile.expert]},
+                   more = {0, 0};
+        if (P != WGRAD && p.row_range != nullptr)
+            xp_cut_rows(p, tile.expert, rows, more);
+        const uint32_t m = P == WGRAD ? (uint32_t)p.m : (uint32_t)rows.n_rows;
         /* adding nothing: c is neither read nor written */
-        const bool adds_nothing = P == WGRAD && p.acc && n_rows == 0;
-        const uint32_t n_tiles = adds_nothing ? 0 : n_parts((uint32_t)rows, HEIGHT) * columns;
+        const bool adds_nothing = P == WGRAD && p.acc && rows.n_rows == 0;
+        const uint32_t n_first = adds_nothing ? 0 : n_parts(m, HEIGHT) * columns,
+                       n_tiles =
+                           n_first +
+                           (P == WGRAD ? 0 : n_parts((uint32_t)more.n_rows, HEIGHT) * columns);
         if (tile.index < tile.start + n_tiles) {
-            const uint32_t own = tile.index - tile.start;
-            tile.first_row = offsets[tile.expert];
-            tile.n_rows = n_rows;
+            uint32_t own = tile.index - tile.start;
+            if (P != WGRAD && own >= n_first) {
+                own -= n_first;
+                rows = more;
+            }
+            tile.first_row = rows.first;
+            tile.n_rows = rows.n_rows;
             tile.m0 = (int)(own / columns) * HEIGHT + (N_CTAS > 1 ? cta_rank() * TILE_M : 0);
             tile.n0 = (int)(own % columns) * TILE_N;
-            tile.has_rows = tile.m0 < rows;
-            tile.n_k_tiles = (int)n_parts((uint32_t)(P == WGRAD ? n_rows : p.k), TILE_K);
+            tile.has_rows = tile.m0 < (P == WGRAD ? (int)p.m : rows.n_rows);
+            tile.n_k_tiles = (int)n_parts((uint32_t)(P == WGRAD ? rows.n_rows : p.k), TILE_K);
             return true;
         }
         tile.start += n_tiles;

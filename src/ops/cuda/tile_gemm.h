@@ -27,6 +27,8 @@ typedef struct xp_tile_args {
     int64_t b_expert, c_expert;         /* elements between two experts' matrices; 0: rows */
     const int32_t *offsets;             /* [n_experts + 1] or NULL: one dense GEMM */
     int n_experts;
+    const int32_t *row_range; /* [n_experts, 2] with rows_are_m, or NULL: all rows */
+    xp_grouped_rows rows;     /* with row_range: which are computed */
     bool rows_are_m, trans_a, trans_b;
     bool trans_c; /* c is stored [n, m], rows ldc apart: grouped_hopper's wgrad alone */
     bool ab_f32, c_f32;
