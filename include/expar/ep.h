@@ -222,7 +222,8 @@ typedef struct xp_ep_view {
     /* [L, 2] of each local expert: the first assignment row of this rank's own tokens, and one past
      * the last. Empty at the expert's first row in plans of more than one round. */
     const int32_t *own_rows;
-    const int32_t *own_token; /* [P] token of each own assignment row; other entries are undefined */
+    const int32_t
+        *own_token; /* [P] token of each own assignment row; other entries are undefined */
 } xp_ep_view;
 
 /** Never waits. @return XP_OK; XP_EINVAL: `round` is not below max_rounds */

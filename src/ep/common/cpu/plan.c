@@ -136,8 +136,7 @@ static void find_own_rows(xp_ep_plan *plan) {
         const int32_t *counts = plan->rank_counts + (int64_t)me * s->n_local + e;
         for (int source = 0; source < me; source++)
             plan->own_rows[2 * e] += counts[(int64_t)source * s->counts_ints];
-        plan->own_rows[2 * e + 1] =
-            plan->own_rows[2 * e] + counts[(int64_t)me * s->counts_ints];
+        plan->own_rows[2 * e + 1] = plan->own_rows[2 * e] + counts[(int64_t)me * s->counts_ints];
     }
 }
 
