@@ -247,6 +247,8 @@ static bool run_split(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_e
     xp_stream *other;
     bool ok = true;
     EP_OK(env, xp_stream_create(env->device, XP_STREAM_COMPUTE, &other));
+    if (!ep_settle(env))
+        return false;
     memset(b->out, EP_POISON, (size_t)b->n_tokens * b->row_bytes);
     for (int64_t round = 0; round < b->n_rounds; round++) {
         xp_ep_view view;
