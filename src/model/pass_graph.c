@@ -74,8 +74,8 @@ const char *xp_pass_graphs_failure(const xp_pass_graphs *graphs) {
 /* Zeroed first: keys are compared by their bytes. */
 static void fill_key(const xp_model *model, const xp_model_hooks *hooks, xp_stream *stream,
                      pass_key *key) {
-    const bool by_value = model->core && (model->args.aux_loss_coeff != 0.0 ||
-                                          model->args.z_loss_coeff != 0.0);
+    const bool by_value =
+        model->core && (model->args.aux_loss_coeff != 0.0 || model->args.z_loss_coeff != 0.0);
     memset(key, 0, sizeof *key);
     key->stream = stream;
     key->n_rows = model->n_rows;

@@ -88,14 +88,22 @@ static xp_status reserve_staging(xp_shard *shard) {
         size_t bytes = (size_t)shard->plan.stage_elements * element;
         XP_TRY(xp_device_alloc(device, bytes, "staging", &shard->stage));
     }
-    int64_t largest = 0;
-    for (int g = 0; g < shard->plan.n_groups; g++)
-        if (shard->plan.groups[g].chunk_elements > largest)
-            largest = shard->plan.groups[g].chunk_elements;
+    const int n_groups = shard->plan.n_groups;
+    shard->chunks = calloc((size_t)n_groups, sizeof *shard->chunks);
+    if (!shard->chunks)
+        return xp_error(XP_ENOMEM, "no memory for the optimizer's tables");
+    int64_t largest = 0; /* a rank at the end may own less of a group than it looks at */
+    for (int g = 0; g < n_groups; g++) {
+        const xp_shard_group *cut = &shard->plan.groups[g];
+        shard->chunks[g] = (xp_ops_part){cut->first, cut->n};
+        largest = cut->chunk_elements > largest ? cut->chunk_elements : largest;
+    }
     int n_params = xp_param_table_n_params(shard->args.table);
     shard->n_sums = n_params > shard->plan.n_groups ? n_params : shard->plan.n_groups;
     size_t sums_bytes = (size_t)shard->n_sums * sizeof(double);
-    size_t scratch_bytes = (size_t)xp_sum_squares_scratch(largest) * sizeof(double);
+    const int64_t all = xp_sum_squares_parts_scratch(shard->chunks, n_groups),
+                  one = xp_sum_squares_scratch(largest);
+    size_t scratch_bytes = (size_t)(all > one ? all : one) * sizeof(double);
     XP_TRY(xp_device_alloc(device, sums_bytes, "staging", &data));
     shard->sums = data;
     XP_TRY(xp_device_alloc(device, scratch_bytes, "staging", &data));
@@ -175,6 +183,7 @@ void xp_shard_destroy(xp_shard *shard) {
     xp_device_free(device, shard->m);
     xp_device_free(device, shard->master);
     xp_host_free(device, shard->host_sums);
+    free(shard->chunks);
     free(shard->n_waiting);
     xp_shard_plan_destroy(&shard->plan);
     free(shard);

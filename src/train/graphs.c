@@ -46,7 +46,8 @@ void xp_trainer_check_graphs(xp_trainer *t) {
     if (!failure || t->graphs_failed)
         return;
     t->graphs_failed = true;
-    xp_trainer_warn(t, "training.cuda_graph: a pass could not be recorded (%s); passes are "
-                       "launched kernel by kernel, which gives the same results",
+    xp_trainer_warn(t,
+                    "training.cuda_graph: a pass could not be recorded (%s); passes are "
+                    "launched kernel by kernel, which gives the same results",
                     failure);
 }
