@@ -6,7 +6,8 @@
 
 namespace {
 
-constexpr int MOST_PARTS = 128; /* of a launch: they travel as kernel arguments, of which there are 4 KB */
+constexpr int MOST_PARTS =
+    128; /* of a launch: they travel as kernel arguments, of which there are 4 KB */
 
 struct part_table {
     int n;
@@ -30,8 +31,8 @@ __global__ void __launch_bounds__(SQUARE_THREADS)
     }
     const int64_t at = (int64_t)(block - parts.first_block[low]) * XP_OPS_SUM_BLOCK;
     const int64_t rest = parts.n_elements[low] - at;
-    const double sum = block_squares<T, N>(x + parts.first[low] + at,
-                                           rest < XP_OPS_SUM_BLOCK ? rest : XP_OPS_SUM_BLOCK, partial);
+    const double sum = block_squares<T, N>(
+        x + parts.first[low] + at, rest < XP_OPS_SUM_BLOCK ? rest : XP_OPS_SUM_BLOCK, partial);
     if (threadIdx.x == 0)
         out[block] = sum;
 }
@@ -60,10 +61,17 @@ xp_status launch(const part_table *table, const xp_sum_squares_parts_args *a, do
                  cudaStream_t s) {
     const int32_t n_blocks = table->first_block[table->n];
     if (n_blocks > 0)
-        square_parts<T, N><<<(unsigned)n_blocks, SQUARE_THREADS, 0, s>>>(*table, (const T *)a->x,
-                                                                         a->scratch);
+        square_parts<T, N>
+            <<<(unsigned)n_blocks, SQUARE_THREADS, 0, s>>>(*table, (const T *)a->x, a->scratch);
     add_parts<<<(unsigned)table->n, LAST_THREADS, 0, s>>>(*table, a->scratch, out);
     return xp_cuda_check(cudaGetLastError(), "sum_squares_parts");
+}
+
+xp_status launch_wide(const part_table *table, const xp_sum_squares_parts_args *a, double *out,
+                      bool wide, cudaStream_t s) {
+    if (a->dtype == XP_F32)
+        return wide ? launch<float, 4>(table, a, out, s) : launch<float, 1>(table, a, out, s);
+    return wide ? launch<bf16, 8>(table, a, out, s) : launch<bf16, 1>(table, a, out, s);
 }
 
 /* Parts [begin, ...) of the call that a launch takes: as many as fit. */
@@ -94,10 +102,7 @@ extern "C" xp_status xp_cuda_sum_squares_parts(xp_stream *stream,
         part_table table;
         XP_TRY(fill(a, begin, &table));
         double *out = a->out + begin;
-        if (a->dtype == XP_F32)
-            XP_TRY(wide ? launch<float, 4>(&table, a, out, s) : launch<float, 1>(&table, a, out, s));
-        else
-            XP_TRY(wide ? launch<bf16, 8>(&table, a, out, s) : launch<bf16, 1>(&table, a, out, s));
+        XP_TRY(launch_wide(&table, a, out, wide, s));
     }
     return XP_OK;
 }
