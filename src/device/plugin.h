@@ -9,7 +9,7 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 14
+#define XP_CUDA_ABI_VERSION 15
 
 #define XP_GPU_ID_BYTES     16
 #define XP_IPC_HANDLE_BYTES 64

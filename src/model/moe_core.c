@@ -251,8 +251,8 @@ xp_moe_recomputed xp_moe_core_recomputed(const xp_moe_core *core) {
     return core->recomputed;
 }
 
-void xp_moe_core_reset_recomputed(xp_moe_core *core) {
-    core->recomputed = (xp_moe_recomputed){0};
+void xp_moe_core_set_recomputed(xp_moe_core *core, xp_moe_recomputed recomputed) {
+    core->recomputed = recomputed;
 }
 
 void xp_moe_core_begin(xp_moe_core *core) {

@@ -175,9 +175,9 @@ bool xp_moe_core_is_deferred(const xp_moe_core *core);
  * xp_moe_core_backward_begin() may come before, its xp_moe_core_backward() may not. */
 XP_NODISCARD xp_status xp_moe_core_backward_end(xp_moe_core *core, xp_stream *stream);
 
-/** Since create or the last reset. */
+/** Since create, or added to what was set last. */
 xp_moe_recomputed xp_moe_core_recomputed(const xp_moe_core *core);
-void xp_moe_core_reset_recomputed(xp_moe_core *core);
+void xp_moe_core_set_recomputed(xp_moe_core *core, xp_moe_recomputed recomputed);
 
 /** NULL on the null device. */
 xp_ep_group *xp_moe_core_group(const xp_moe_core *core);

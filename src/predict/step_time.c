@@ -60,6 +60,16 @@ static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, cons
     return XP_OK;
 }
 
+/* Of a step, from which training.cuda_graph = auto records passes: for less it is not worth a thing that can fail. */
+static const double launches_worth_graphs = 0.1;
+
+static bool uses_graphs(const xp_config *config, const xp_sizes *s, const xp_step_prediction *p) {
+    const int64_t asked = config->training.cuda_graph;
+    if (s->hardware->is_cpu || (s->is_moe && s->ep_size > 1) || asked == 0)
+        return false;
+    return asked > 0 || p->launch_s > launches_worth_graphs * p->step_s;
+}
+
 xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout, const xp_cluster *cluster,
                           xp_step_prediction *prediction) {
     xp_step_prediction p = {0};
@@ -74,6 +84,7 @@ xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout, const 
         p.launch_s += p.host_s - p.step_s;
         p.step_s = p.host_s;
     }
+    p.uses_graphs = uses_graphs(config, &s, &p);
     p.tokens = s.tokens * (double)s.n_passes;
     p.n_passes = s.n_passes;
     p.transport = s.is_moe && s.ep_size > 1 ? s.transport : XP_EP_AUTO;
