@@ -4,7 +4,7 @@
 # BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
 # PARTS="doctor one shared all" chooses:
 #   doctor  expar doctor as text and as JSON; with several GPUs also the matrix of copies between them
-#   one     one GPU, one rank: nothing is dispatched, every GEMM shape is timed; a run that takes the file, and the same bits again
+#   one     one GPU, one rank: nothing is dispatched, every GEMM shape is timed, and steps in turns; a run with the file, and the same bits again
 #   shared  two rank threads on one GPU: no GEMM is timed
 #   all     every GPU of the machine, a process each: tune, a run that takes the file, the same run with the defaults in turns (PAIRS, 3),
 #           the same bits of each again and of the file's [deepep] alone, and a run that the file does not fit
@@ -79,13 +79,16 @@ a, b = ([(r["loss"], r["grad_norm"]) for r in map(json.loads, open(f))] for f in
 sys.exit(a != b)
 PY
 }
-# timed_gemms NAME: tune has told of the GEMM shapes of a step; the file names those alone for which another algorithm won
+# timed_gemms NAME: tune has told of the GEMM shapes of a step and compared steps; the file names the shapes for which another algorithm won
+# where steps are faster with them, and none otherwise
 timed_gemms() {
     local told chosen
     told=$(grep -cE '^[0-9]+x[0-9]+x[0-9]+:' "$out/tune_$1.txt")
     chosen=$(grep -cE '^[0-9]+x[0-9]+x[0-9]+:.*:[1-9][0-9]* ' "$out/tune_$1.txt")
-    say "   $(grep '^GEMMs:' "$out/tune_$1.txt")"
+    grep '^GEMMs' "$out/tune_$1.txt" | sed 's/^/   /' | tee -a "$summary"
     [ "$told" -ge 10 ] || fail "$1: $told GEMM shapes were timed"
+    [ "$chosen" = 0 ] || grep -q '^GEMMs together: a training step takes' "$out/tune_$1.txt" || fail "$1: no step was measured with the $chosen algorithms that won"
+    grep -q '^GEMMs: won' "$out/tune_$1.txt" || chosen=0
     [ "$chosen" = "$(grep -cE '^ +"[0-9]+x' "$out/$1.tuned.toml")" ] || fail "$1: the file does not hold the $chosen algorithms that won"
 }
 if want one; then
