@@ -3,7 +3,7 @@
 #   bench/gpu_tune.sh BUILD_FOLDER [OUTPUT_FOLDER]
 # BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
 # PARTS="doctor one shared all" chooses:
-#   doctor  expar doctor as text and as JSON; with several GPUs also the matrix of copies between them
+#   doctor  expar doctor as text and as JSON: each GPU computes; with several GPUs also the copies between them, a sum and the expert exchange
 #   one     one GPU, one rank: nothing is dispatched, every GEMM shape is timed, and steps in turns; a run with the file, and the same bits again
 #   shared  two rank threads on one GPU: no GEMM is timed
 #   all     every GPU of the machine, a process each: tune, a run that takes the file, the same run with the defaults in turns (PAIRS, 3),
@@ -43,6 +43,9 @@ if want doctor; then
     run doctor 60 "$expar" doctor && grep -E ' (no|NO) ' "$out/doctor.txt" | tee -a "$summary"
     run doctor_json 60 "$expar" doctor --json
     python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); sys.exit(not d["can_train"])' "$out/doctor_json.txt" || fail "doctor: this machine cannot train"
+    grep -E '(GPUs?\)|processes)' "$out/doctor.txt" | tee -a "$summary"
+    [ "$(grep -cE 'yes +(ops|attention) \(GPU\)' "$out/doctor.txt")" = 2 ] || fail "doctor: a GPU does not compute what it should"
+    [ "$n_gpus" -lt 2 ] || [ "$(grep -cE 'yes +(all-reduce|expert exchange) \(GPUs\)' "$out/doctor.txt")" = 2 ] || fail "doctor: the GPUs do not reach each other"
 fi
 # tune NAME RANKS OPTIONS: tune, then a run that takes the file
 tune() {
