@@ -133,15 +133,15 @@ with "${two[@]}" FAKE_WRONG=1 -- 1 "broken == ['ops (GPU)'] and 'RMSNorm is wron
 with "${two[@]}" FAKE_CUDNN_FAILS=1 -- 0 "not f('attention (GPU)')['ok'] and 'cuda:0 (CUDNN_STATUS_FAKE)' in f('attention (GPU)')['text']"
 with "${two[@]}" -- 0 "not has('ops (GPU)') and not has('attention (GPU)')" --no-gpus
 with "${gpus[@]}" FAKE_GPUS=1 FAKE_DIES=1 -- 1 "broken == ['ops (GPU)'] and 'ended by signal 10' in f('ops (GPU)')['text'] and not has('attention (GPU)')"
-with "${two[@]}" FAKE_MIXED=1 -- 0 "f('GPU')['text'].startswith('0: Fake GPU,') and not has('GPUs')"
-with "${two[@]}" FAKE_MISSING=cublas -- 1 "broken == ['cuBLASLt'] and 'libcublas' in f('cuBLASLt')['advice']"
+with "${two[@]}" FAKE_MIXED=1 -- 0 "f('GPU')['text'].startswith('0: Fake GPU,') and not has('GPUs')" --no-gpus
+with "${two[@]}" FAKE_MISSING=cublas -- 1 "broken == ['cuBLASLt'] and 'libcublas' in f('cuBLASLt')['advice']" --no-gpus
 with "${two[@]}" FAKE_MISSING=cudnn -- 0 "f('attention (GPU)')['text'].startswith('own kernels agree') and not f('cuDNN')['ok'] and 'libcudnn9' in f('cuDNN')['advice']"
-with "${two[@]}" FAKE_MISSING=nccl -- 1 "broken == ['NCCL'] and '2.28' in f('NCCL')['advice']"
-with "${gpus[@]}" FAKE_GPUS=1 FAKE_MISSING=nccl -- 0 "not f('NCCL')['ok']"
-with "${two[@]}" FAKE_APART=1 -- 0 "not f('peer access')['ok'] and 'standard' in f('peer access')['advice'] and '0 to 1, 1 to 0' in f('peer access')['text']"
+with "${two[@]}" FAKE_MISSING=nccl -- 1 "broken == ['NCCL'] and '2.28' in f('NCCL')['advice']" --no-gpus
+with "${gpus[@]}" FAKE_GPUS=1 FAKE_MISSING=nccl -- 0 "not f('NCCL')['ok']" --no-gpus
+with "${two[@]}" FAKE_APART=1 -- 0 "not f('peer access')['ok'] and 'standard' in f('peer access')['advice'] and '0 to 1, 1 to 0' in f('peer access')['text']" --no-gpus
 with "${two[@]}" FAKE_FULL=1 -- 0 "not f('copies')['ok'] and 'no memory left' in f('copies')['text'] and f('ops (GPU)')['text'] == 'cuda:0 has no memory left; 2 GPUs of 2 fail' and 'nvidia-smi' in f('ops (GPU)')['advice']"
-with "${two[@]}" FAKE_NVLINKS=0 -- 0 "not f('NVLink')['ok'] and 'topo' in f('NVLink')['advice']"
-with "${two[@]}" LD_PRELOAD="$FAKE_DRIVER" FAKE_SHM_MIB=64 -- 1 "broken == ['/dev/shm'] and '192' in f('/dev/shm')['text']"
+with "${two[@]}" FAKE_NVLINKS=0 -- 0 "not f('NVLink')['ok'] and 'topo' in f('NVLink')['advice']" --no-gpus
+with "${two[@]}" LD_PRELOAD="$FAKE_DRIVER" FAKE_SHM_MIB=64 -- 1 "broken == ['/dev/shm'] and '192' in f('/dev/shm')['text']" --no-gpus
 if command -v mpirun > /dev/null; then
     env "${two[@]}" PATH=/nowhere "$EXPAR" doctor --job.dump_folder out > doctor.log 2>&1
     rc=$?
