@@ -5,10 +5,12 @@
 /* Of a GPU, for an exchange beside GEMMs: enough for it to end before they do. */
 static const int default_overlap_sms = 16;
 
-/* SMs that an exchange beside GEMMs takes and they leave; 0: as usual. */
+/* SMs that an exchange beside GEMMs takes and they leave; 0: as usual. Many SMs for an exchange that has
+ * the GPU to itself would leave none to the GEMMs. */
 static int overlap_sms(const xp_moe_core *core) {
     const xp_moe_core_args *args = &core->args;
-    const int chosen = args->ep.num_sms > 0 ? args->ep.num_sms : default_overlap_sms;
+    const int asked = args->ep.num_sms;
+    const int chosen = asked > 0 && asked < default_overlap_sms ? asked : default_overlap_sms;
     if (args->overlap != XP_OVERLAP_GEMMS)
         return 0;
     return args->overlap_sms > 0 ? args->overlap_sms : chosen;
