@@ -304,9 +304,11 @@ static xp_status update_in_one_run(xp_shard *shard, const xp_adam_step *step, xp
 typedef xp_status (*piece_fn)(xp_shard *shard, const xp_shard_piece *piece,
                               const xp_adam_step *step, xp_stream *stream);
 
+/* In the order in which the next forward pass needs them: the embedding is gathered first, beside the
+ * updates of all others, and the head last, beside the forward pass. */
 static xp_status for_each_bucket(xp_shard *shard, piece_fn fn, const xp_adam_step *step,
                                  xp_stream *stream) {
-    for (int b = 0; b < shard->plan.n_buckets; b++) {
+    for (int b = shard->plan.n_buckets - 1; b >= 0; b--) {
         const xp_shard_bucket *bucket = &shard->plan.buckets[b];
         for (int i = 0; i < bucket->n_pieces; i++)
             XP_TRY(fn(shard, &shard->plan.pieces[bucket->first_piece + i], step, stream));
