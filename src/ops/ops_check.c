@@ -404,6 +404,20 @@ xp_status xp_check_sum_squares(const xp_sum_squares_args *args) {
     return need_pointer(args->out, true, op, "out");
 }
 
+xp_status xp_check_sum_squares_parts(const xp_sum_squares_parts_args *args) {
+    const char *op = "sum_squares_parts";
+    XP_TRY(need_size(args->n_parts, 0, op, "n_parts"));
+    XP_TRY(need_rows(args->dtype, op, "dtype"));
+    XP_TRY(need_pointer(args->parts, args->n_parts > 0, op, "parts"));
+    for (int i = 0; i < args->n_parts; i++) {
+        XP_TRY(need_size(args->parts[i].first, 0, op, "parts[i].first"));
+        XP_TRY(need_size(args->parts[i].n, 0, op, "parts[i].n"));
+        XP_TRY(need_pointer(args->x, args->parts[i].n > 0, op, "x"));
+    }
+    XP_TRY(need_pointer(args->scratch, args->n_parts > 0, op, "scratch"));
+    return need_pointer(args->out, args->n_parts > 0, op, "out");
+}
+
 xp_status xp_check_axpy(const xp_axpy_args *args) {
     const char *op = "axpy";
     XP_TRY(need_size(args->n, 0, op, "n"));

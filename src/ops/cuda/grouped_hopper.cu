@@ -193,6 +193,10 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
         mbarrier_init_fence();
     }
     __syncthreads();
+    if (P == WGRAD && p.n_experts <= SORTED_EXPERTS) {
+        sort_experts(offsets, p.n_experts, shared + ORDER_AT);
+        __syncthreads();
+    }
     if (N_CTAS > 1)
         cluster_sync(); /* the other CTA's barriers are initialised */
     if (threadIdx.x < PRODUCER_THREADS) {

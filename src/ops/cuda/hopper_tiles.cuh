@@ -35,7 +35,9 @@ enum {
     TILE_BARRIERS_AT = BARRIERS_AT + 2 * N_STAGES * 8,
     TILES_AT = TILE_BARRIERS_AT + 2 * N_TILE_SLOTS * 8,
     OFFSETS_AT = TILES_AT + N_TILE_SLOTS * 4,
-    SHARED_BYTES = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4,
+    ORDER_AT = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4,
+    SORTED_EXPERTS = 256, /* wgrad takes at most so many by size, more as they come */
+    SHARED_BYTES = ORDER_AT + SORTED_EXPERTS,
     PRODUCER_REGISTERS = 88,
     CONSUMER_REGISTERS = 208,
     CLUSTER_CTAS = 2,
@@ -57,9 +59,13 @@ enum gemm_kind { FORWARD, DGRAD, WGRAD };
 
 /* Persistent tile scheduler over the list of all experts' tiles, each N_CTAS * TILE_M x TILE_N;
  * within an expert, column tiles run fastest. A cluster takes tile numbers in ascending order from a
- * counter in device memory (take_tile). The CTAs of a cluster differ in m0 alone. */
+ * counter in device memory (take_tile). The CTAs of a cluster differ in m0 alone.
+ *
+ * A tile of wgrad takes as long as its expert has rows, so the list begins with the expert that has
+ * most (longest processing time first, Graham 1969): what the last clusters still do is short. */
 struct tile_scheduler {
     uint32_t index, start; /* of this tile; of the expert's first tile */
+    int place;             /* of the expert in the list */
     int expert;
     int first_row, n_rows; /* of the expert, or of the segment of its rows that the tile is in */
     int m0, n0;
@@ -78,12 +84,35 @@ static __device__ __forceinline__ uint32_t n_parts(uint32_t n, uint32_t size) {
     return (n + size - 1) / size;
 }
 
+/* All threads, once offsets are there: order[i] is the expert with the (i + 1)-th most rows; of equal
+ * ones the first comes first. */
+static __device__ __forceinline__ void sort_experts(const int32_t *offsets, int n_experts,
+                                                    uint8_t *order) {
+    for (int e = (int)threadIdx.x; e < n_experts; e += N_THREADS) {
+        const int n_rows = offsets[e + 1] - offsets[e];
+        int place = 0;
+        for (int other = 0; other < n_experts; other++) {
+            const int others = offsets[other + 1] - offsets[other];
+            place += others > n_rows || (others == n_rows && other < e);
+        }
+        order[place] = (uint8_t)e;
+    }
+}
+
+template <gemm_kind P>
+static __device__ __forceinline__ int expert_at(const xp_tile_args &p, const int32_t *offsets,
+                                                int place) {
+    const uint8_t *order = (const uint8_t *)(offsets + XP_HOPPER_MAX_EXPERTS + 1);
+    return P == WGRAD && p.n_experts <= SORTED_EXPERTS ? order[place] : place;
+}
+
 template <gemm_kind P, int N_CTAS>
 static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_tile_args &p,
                                                  const int32_t *offsets) {
     constexpr int HEIGHT = N_CTAS * TILE_M;
     const uint32_t columns = n_parts((uint32_t)p.n, TILE_N);
-    for (; tile.expert < p.n_experts; tile.expert++) {
+    for (; tile.place < p.n_experts; tile.place++) {
+        tile.expert = expert_at<P>(p, offsets, tile.place);
         xp_segment rows = {offsets[tile.expert], offsets[tile.expert + 1] - offsets[tile.expert]},
                    more = {0, 0};
         if (P != WGRAD && p.row_range != nullptr)

@@ -47,11 +47,11 @@ int64_t xp_cuda_tile_blocks(const xp_tile_args *problem, int tile_m, int tile_n)
 
 /**
  * The stream's counter for xp_tile_args.counter. Launches of a stream run one after the other, so one
- * counter serves them all. NULL while the stream captures a graph, whose launches may run beside
- * others of the stream, and for streams past XP_CUDA_COUNTER_STREAMS. The device's first call
- * allocates.
+ * counter serves them all, and our own graphs, which are launched on the stream that recorded them. NULL
+ * while somebody else captures the stream, whose graph may run beside others of the stream, and for
+ * streams past XP_CUDA_COUNTER_STREAMS. The device's first call allocates, unless it is recorded.
  */
-xp_status xp_cuda_tile_counter(xp_cuda_device *device, cudaStream_t stream, uint32_t **counter);
+xp_status xp_cuda_tile_counter(xp_stream *stream, uint32_t **counter);
 
 /** SIMT fp32 FMA, any type and alignment: fp32 grouped GEMM, and dense GEMM that cuBLASLt has no
  * algorithm for. */

@@ -67,6 +67,7 @@ typedef struct xp_ep_cuda_plan {
     int32_t *dest_slot;         /* first [R, max_rounds] for the sources, then as in xp_ep_plan */
     int32_t *first_assignments; /* xp_ep_plan's round_assignments */
     int32_t *recv_assignment, *round_row, *assignment_pos, *offsets, *gather, *n_recv;
+    int32_t *own_rows, *own_token;
     float *weight;
     int64_t *expert_tokens;
     int32_t *totals; /* [4 + R] rounds, recv rows, recv assignments, refused; assignments to each

@@ -87,6 +87,8 @@ xp_ep_cuda_plan xp_ep_cuda_plan_view(const xp_ep_call *call) {
         .offsets = plan->offsets,
         .gather = plan->gather,
         .n_recv = plan->n_recv,
+        .own_rows = plan->own_rows,
+        .own_token = plan->own_token,
         .weight = plan->weight,
         .expert_tokens = plan->expert_tokens,
         .totals = plan->totals,

@@ -158,6 +158,25 @@ static __global__ void count_kernel(const xp_ep_cuda_plan p, int64_t round) {
         p.tile_counts[blockIdx.x * (int64_t)p.n_local + e] = counts[e];
 }
 
+/* own_rows of a round whose offsets are known: within an expert rows are ordered by source. In more than
+ * one round all rows count as remote. */
+static __device__ void find_own_rows(const xp_ep_cuda_plan &p, int64_t round,
+                                     const int32_t *offsets) {
+    const bool one_round = p.totals[TOTAL_ROUNDS] == 1 && p.totals[TOTAL_REFUSED] == 0;
+    int32_t *own_rows = p.own_rows + round * p.n_local * 2;
+    for (int e = (int)threadIdx.x; e < p.n_local; e += (int)blockDim.x) {
+        const int32_t *counts = p.rank_counts + p.rank * p.n_local + e;
+        int first = offsets[e], n = 0;
+        if (one_round && round == 0) {
+            for (int s = 0; s < p.rank; s++)
+                first += counts[s * p.counts_ints];
+            n = counts[p.rank * p.counts_ints];
+        }
+        own_rows[2 * e] = first;
+        own_rows[2 * e + 1] = first + n;
+    }
+}
+
 /* One block: tile counts become exclusive prefix sums, their totals the experts' offsets. */
 static __global__ void scan_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t n_tiles) {
     int32_t *offsets = p.offsets + round * (p.n_local + 1);
@@ -174,6 +193,16 @@ static __global__ void scan_kernel(const xp_ep_cuda_plan p, int64_t round, int64
         if (threadIdx.x == 0)
             offsets[p.n_local] = all;
     }
+    __syncthreads();
+    find_own_rows(p, round, offsets);
+}
+
+/* The token of a recv row of this rank's own, in a plan of one round; -1: another's. */
+static __device__ __forceinline__ int own_token_of(const xp_ep_cuda_plan &p, int64_t row) {
+    const int64_t own = row - p.recv_row_base[p.rank];
+    return own >= 0 && row < p.recv_row_base[p.rank + 1] && p.totals[TOTAL_ROUNDS] == 1
+               ? p.send_token[p.send_row_base[p.rank] + own]
+               : -1;
 }
 
 /* Every assignment to its expert-major row, rows ascending. Warps count in shared memory, the counts
@@ -213,13 +242,15 @@ static __global__ void __launch_bounds__(1024)
     float *weight = p.weight + round * p.assignment_capacity;
     for (int64_t row = range.begin; row < range.end; row += TOKENS_IN_FLIGHT) {
         xp_ep_assignment assignment[TOKENS_IN_FLIGHT];
-        int at[TOKENS_IN_FLIGHT];
+        int at[TOKENS_IN_FLIGHT], token[TOKENS_IN_FLIGHT];
         bool mine[TOKENS_IN_FLIGHT];
 #pragma unroll
         for (int i = 0; i < TOKENS_IN_FLIGHT; i++) {
             mine[i] = false;
             at[i] = 0;
+            token[i] = -1;
             if (row + i < range.end) {
+                token[i] = own_token_of(p, row + i);
                 at[i] = p.recv_assignment[row + i] + lane_id();
                 mine[i] = at[i] < p.recv_assignment[row + i + 1];
             }
@@ -233,6 +264,8 @@ static __global__ void __launch_bounds__(1024)
                 p.assignment_pos[at[i]] = to;
                 gather[to] = (int32_t)(row + i - first);
                 weight[to] = assignment[i].weight;
+                if (token[i] >= 0)
+                    p.own_token[to] = token[i];
             }
             __syncwarp();
         }
