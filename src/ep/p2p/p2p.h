@@ -19,7 +19,7 @@
 /** Synchronisation points of a call. */
 typedef enum p2p_point {
     P2P_COUNTS = 0,  /* the peer's counts are in my window; CPU: its assignments as well */
-    P2P_ASSIGNMENTS, /* GPU: its assignments are */
+    P2P_ASSIGNMENTS, /* GPU: its assignments are in its own */
     P2P_STARTS,      /* where its rounds start is */
     P2P_READY,       /* the peer's rows may be written, or its expert rows read, from now on */
     P2P_DATA,        /* the peer has written mine, and has read mine */
@@ -46,10 +46,12 @@ typedef struct p2p_area {
     xp_ep_expert_rows *expert_rows; /* [R] threads: rank d's expert rows for me, written by d */
     int32_t *rank_counts;           /* [R, counts_ints] */
     int32_t *starts;                /* [R, max_rounds] */
-    xp_ep_assignment *assignments;  /* [max_recv_assignments] */
-    float *weights;                 /* [max_send_assignments] gradients of weights */
-    char *combine_rows;             /* [max_send_rows, D] first-level sums for this rank's tokens */
-    char *recv;                     /* [recv_capacity, D]; processes only */
+    /* CPU: xp_ep_assignment [max_recv_assignments] for this rank, written by the others. GPU:
+     * xp_ep_gpu_assignment [max_send_assignments] of this rank, which the others read. */
+    void *assignments;
+    float *weights;     /* [max_send_assignments] gradients of weights */
+    char *combine_rows; /* [max_send_rows, D] first-level sums for this rank's tokens */
+    char *recv;         /* [recv_capacity, D]; processes only */
     uint32_t
         *arrived; /* [R, arrival words] processes: epochs of the rows here, written by rank d */
     char *copies; /* [R - 1, max_tokens, D] copies from each peer; with send_copies > 1 */

@@ -25,7 +25,8 @@ static size_t carve(const xp_ep_shape *s, bool direct, char *base, p2p_area *a) 
     a->expert_rows = xp_ep_carve(&c, n_ranks * sizeof *a->expert_rows);
     a->rank_counts = xp_ep_carve_ints(&c, (int64_t)s->n_ranks * s->counts_ints);
     a->starts = xp_ep_carve_ints(&c, s->n_ranks * s->max_rounds);
-    a->assignments = xp_ep_carve(&c, (size_t)s->max_recv_assignments * sizeof *a->assignments);
+    const int64_t n_assignments = s->on_gpu ? s->max_send_assignments : s->max_recv_assignments;
+    a->assignments = xp_ep_carve(&c, (size_t)n_assignments * xp_ep_assignment_bytes(s));
     a->weights = xp_ep_carve(&c, (size_t)s->max_send_assignments * sizeof *a->weights);
     a->combine_rows = xp_ep_carve(&c, (size_t)s->max_send_rows * s->row_bytes);
     const size_t n_words = n_ranks * (size_t)xp_ep_p2p_arrival_words(s);

@@ -21,7 +21,7 @@
  * many assignments the others send, so each source has room for all that it can send. */
 static xp_ep_assignment *slot_of(const xp_ep_call *call, int dest, int source) {
     const xp_ep_shape *s = &call->group->shape;
-    return xp_ep_p2p_area(call, dest)->assignments +
+    return (xp_ep_assignment *)xp_ep_p2p_area(call, dest)->assignments +
            (ptrdiff_t)source * s->max_tokens * s->row_assignments;
 }
 

@@ -29,7 +29,7 @@ static uint32_t *flags_of(const xp_ep_call *call, const p2p_area *area, p2p_poin
     return (uint32_t *)(area->flags + (int)point * call->group->shape.n_ranks);
 }
 
-static xp_ep_barrier_args barrier_args(const xp_ep_call *call, const xp_ep_barrier *barrier) {
+xp_ep_barrier_args xp_ep_p2p_barrier_args(const xp_ep_call *call, const xp_ep_barrier *barrier) {
     const xp_ep_group *group = call->group;
     const xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
     xp_ep_barrier_args args = {
@@ -123,7 +123,7 @@ xp_status xp_ep_p2p_cuda_barrier(const xp_ep_call *call, cudaStream_t stream,
                                  const xp_ep_barrier *barrier) {
     const xp_ep_sync_mode sync = xp_ep_p2p_sync_mode(call->group);
     if (sync == XP_EP_SYNC_KERNEL || barrier->n_payload > 0 || barrier->payload_address != NULL) {
-        const xp_ep_barrier_args args = barrier_args(call, barrier);
+        const xp_ep_barrier_args args = xp_ep_p2p_barrier_args(call, barrier);
         XP_TRY(xp_ep_cuda_launch_barrier(stream, &args));
     }
     if (sync == XP_EP_SYNC_KERNEL)
