@@ -158,6 +158,7 @@ static xp_status fill_row(bench_rank *r, int i) {
                                    .dispatch_bytes = 2 * recv * row,
                                    .combine_bytes = (sums[1] + 2 * stored + sums[2]) * row,
                                    .n_samples = l->op_s[0].n};
+    r->rows[i].plan_s = xp_bench_samples_median(&l->plan_s);
     for (int op = 0; op < XP_BENCH_EP_N_OPS; op++)
         r->rows[i].op_s[op] = xp_bench_samples_median(&l->op_s[op]);
     return XP_OK;

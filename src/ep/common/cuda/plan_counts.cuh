@@ -61,8 +61,7 @@ static __device__ __forceinline__ step_lanes match_lanes(const xp_ep_cuda_plan &
     s.empties = 0;
     if (p.local) {
         const unsigned all = __ballot_sync(ALL_LANES, selected);
-        s.empties = __ballot_sync(ALL_LANES,
-                                  l.k == 0 && t + l.token < end && (all & l.group) == 0);
+        s.empties = __ballot_sync(ALL_LANES, l.k == 0 && t + l.token < end && (all & l.group) == 0);
     }
     return s;
 }

@@ -61,8 +61,8 @@ static __device__ __forceinline__ int rounds_for(const xp_ep_cuda_plan &p, int64
 static __device__ void derive_bases(const xp_ep_cuda_plan &p, plan_bases &b) {
     const int n = p.n_ranks, warp = (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
     const int lane_rank = lane_id() < n ? lane_id() : n - 1;
-    const unsigned bad = __ballot_sync(
-        ALL_LANES, p.counts_in[lane_rank * p.counts_ints + p.n_experts + n] != 0);
+    const unsigned bad =
+        __ballot_sync(ALL_LANES, p.counts_in[lane_rank * p.counts_ints + p.n_experts + n] != 0);
     for (int i = warp; i < n * n; i += n_warps) {
         const int s = i / n, d = i % n;
         const int32_t *counts = p.counts_in + s * p.counts_ints;
@@ -221,8 +221,8 @@ static __device__ __forceinline__ void list_assignment(const xp_ep_cuda_plan &p,
                                                        int assignment, bool first, float weight) {
     const int recv_row = row - b.send_row[s.rank] + b.dest_row[s.rank];
     const unsigned before = s.same_expert & ((1u << lane_id()) - 1);
-    const int to = state.one_round ? state.cursors[s.id] + __popc(before)
-                                   : s.id - s.rank * p.n_local;
+    const int to =
+        state.one_round ? state.cursors[s.id] + __popc(before) : s.id - s.rank * p.n_local;
     const bool is_own = s.rank == p.rank;
     if (is_own) {
         const int i = assignment - b.send_assignment[p.rank] + b.recv_assignment[p.rank];
@@ -272,8 +272,7 @@ static __device__ void list_step(const xp_ep_cuda_plan &p, const plan_bases &b, 
         p.assignment_entry[assignment] = (int32_t)(token * p.top_k + l.k);
         list_assignment(p, b, state, s, token, row, assignment, first, weight);
         if (first)
-            start_row(p, row, token, assignment,
-                      listed + __popc(ranks & ((1u << s.rank) - 1)));
+            start_row(p, row, token, assignment, listed + __popc(ranks & ((1u << s.rank) - 1)));
     }
     if ((s.empties >> lane_id() & 1) != 0) { /* local: a row without assignments */
         const int row = row_cursor[0] + __popc((firsts | s.empties) & l.earlier);
@@ -293,9 +292,9 @@ static __device__ void start_cursors(const xp_ep_cuda_plan &p, const plan_bases 
     const int32_t *before = p.tile_counts + tile * (int64_t)width;
     for (int i = (int)threadIdx.x; i < width; i += (int)blockDim.x) {
         const int r = i - p.n_experts;
-        int at = before[i] + (r < 0              ? rows.start[i]
-                              : r < p.n_ranks    ? b.send_row[r]
-                                                 : b.send_assignment[r - p.n_ranks]);
+        int at = before[i] + (r < 0           ? rows.start[i]
+                              : r < p.n_ranks ? b.send_row[r]
+                                              : b.send_assignment[r - p.n_ranks]);
         for (int w = 0; w < n_warps; w++) {
             const int own = cursors[w * width + i];
             cursors[w * width + i] = at;

@@ -208,7 +208,8 @@ static __global__ void __launch_bounds__(ROUND_THREADS)
             counts[e] = 0;
         __syncthreads();
         const int64_t begin = t.first + t.tile * p.tile_tokens;
-        const int64_t end = min((long long)(begin + p.tile_tokens), (long long)(t.first + t.n_rows));
+        const int64_t end =
+            min((long long)(begin + p.tile_tokens), (long long)(t.first + t.n_rows));
         const int last = p.recv_assignment[end];
         for (int i = p.recv_assignment[begin] + (int)threadIdx.x; i < last; i += (int)blockDim.x)
             atomicAdd(&counts[load_recv(list, i).to & ~(uint32_t)FIRST_ASSIGNMENT], 1);

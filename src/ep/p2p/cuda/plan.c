@@ -51,8 +51,8 @@ static xp_status build_with_barriers(const xp_ep_call *call, cudaStream_t stream
     XP_TRY(xp_ep_cuda_place_plan(stream, v));
     if (call->group->shape.max_rounds > 1) {
         XP_TRY(xp_ep_p2p_cuda_barrier(call, stream, &starts));
-        XP_TRY(xp_ep_cuda_set_dest_slots(stream, v,
-                                         xp_ep_p2p_area(call, call->group->rank)->starts));
+        XP_TRY(
+            xp_ep_cuda_set_dest_slots(stream, v, xp_ep_p2p_area(call, call->group->rank)->starts));
     }
     return xp_ep_p2p_sync_mode(call->group) == XP_EP_SYNC_HOST ? read_plan(call) : XP_OK;
 }
@@ -60,10 +60,10 @@ static xp_status build_with_barriers(const xp_ep_call *call, cudaStream_t stream
 static xp_status build_alone(const xp_ep_call *call, cudaStream_t stream,
                              const xp_ep_cuda_plan *v) {
     const xp_ep_barrier counts = counts_barrier(call, v), starts = starts_barrier(call, v);
-    const xp_ep_plan_barriers barriers = {
-        .counts = xp_ep_p2p_barrier_args(call, &counts),
-        .assignments = xp_ep_p2p_barrier_args(call, &assignments_barrier),
-        .starts = xp_ep_p2p_barrier_args(call, &starts)};
+    const xp_ep_plan_barriers barriers = {.counts = xp_ep_p2p_barrier_args(call, &counts),
+                                          .assignments =
+                                              xp_ep_p2p_barrier_args(call, &assignments_barrier),
+                                          .starts = xp_ep_p2p_barrier_args(call, &starts)};
     return xp_ep_cuda_p2p_plan(stream, v, &barriers,
                                xp_ep_p2p_area(call, call->group->rank)->starts);
 }
