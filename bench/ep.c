@@ -58,7 +58,8 @@ static xp_status open_lane(bench_rank *r, int i) {
  */
 static xp_status plan_lane(bench_rank *r, lane *l) {
     xp_ep_counts counts;
-    XP_TRY(xp_ep_plan_build(l->group, r->ids, r->weights, r->c->n_tokens, r->d.stream, l->plan));
+    XP_TRY(xp_ep_plan_build(l->group, r->device_ids, r->device_weights, r->c->n_tokens, r->d.stream,
+                            l->plan));
     XP_TRY(xp_ep_plan_wait(l->plan, &counts));
     l->n_rounds = counts.n_rounds;
     l->n_recv = counts.n_recv;

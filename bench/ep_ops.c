@@ -46,8 +46,8 @@ static xp_status queue_op(void *context) {
 static xp_status queue_plan(void *context) {
     const calls *a = context;
     const xp_bench_ep_rank *r = a->rank;
-    return xp_ep_plan_build(a->lane->group, r->ids, r->weights, r->c->n_tokens, r->d.stream,
-                            a->lane->plan);
+    return xp_ep_plan_build(a->lane->group, r->device_ids, r->device_weights, r->c->n_tokens,
+                            r->d.stream, a->lane->plan);
 }
 
 /* Ranks that share a GPU wait for each other's, or one's would run beside another's call. */

@@ -21,8 +21,9 @@ typedef struct xp_bench_ep_rank {
     xp_bench_ep_row *rows;
     xp_bench_rank *rank;
     xp_bench_device d;
-    int32_t *ids;
-    float *weights, *d_weights, *d_topk_weights; /* the last two: with the backward ops */
+    int32_t *ids, *device_ids; /* the same routing for the host and in device memory */
+    float *weights, *device_weights;
+    float *d_weights, *d_topk_weights; /* the last two: with the backward ops */
     void *x, *recv, *y, *out;
     int64_t recv_rows, assignment_rows;
     char *copy_from, *copy_to;
