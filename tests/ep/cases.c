@@ -359,6 +359,7 @@ const ep_case ep_cases[] = {
     {"wrong-routing", ep_wrong_routing, false, true, 1, false},
     {"wrong-tensors", ep_wrong_tensors, false, true, 1, false},
     {"rounds-in-order", ep_rounds_in_order, false, true, 1, false},
+    {"epochs-start-over", ep_epochs_start_over, false, false, 2, false},
     {"two-slots", ep_two_slots, false, false, 1, false},
     {"worker-stream", ep_worker_stream, false, false, 1, true},
     {"bytes", ep_bytes, false, false, 1, false},

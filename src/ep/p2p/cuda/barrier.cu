@@ -56,7 +56,7 @@ static __global__ void barrier_kernel(const xp_ep_barrier_args b) {
     if (lane_id() == 0) {
         store_release(b.flags[peer] + b.rank * XP_EP_CUDA_FLAG_WORDS, b.epoch);
         if (gave_up == 0)
-            wait_for(b, peer, &o);
+            wait_for(b, peer, false, &o);
         else if (peer == b.rank)
             o.reported = gave_up;
     }

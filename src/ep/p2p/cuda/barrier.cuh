@@ -21,10 +21,14 @@ static __device__ void write_payload(const xp_ep_barrier_args &b, int peer) {
         b.to[peer][i] = b.payload[peer * b.stride + i];
 }
 
-/** One thread. */
-static __device__ void wait_for(const xp_ep_barrier_args &b, int peer, outcome *o) {
-    const xp_ep_wait_args args = {b.flags[b.rank] + peer * XP_EP_CUDA_FLAG_WORDS, b.epoch,
-                                  &b.abort[b.rank]->failed, &b.status->host_abort, b.timeout_ns};
+/** One thread. See xp_ep_wait_args.exact. */
+static __device__ void wait_for(const xp_ep_barrier_args &b, int peer, bool exact, outcome *o) {
+    const xp_ep_wait_args args = {b.flags[b.rank] + peer * XP_EP_CUDA_FLAG_WORDS,
+                                  b.epoch,
+                                  &b.abort[b.rank]->failed,
+                                  &b.status->host_abort,
+                                  b.timeout_ns,
+                                  exact};
     uint32_t report = 0;
     switch (xp_ep_wait_for_flag(&args, &report)) {
     case XP_EP_WAIT_REACHED:

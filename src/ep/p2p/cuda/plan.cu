@@ -19,8 +19,10 @@ static __device__ bool wait_for_peers(const xp_ep_barrier_args &b) {
         aborts = false;
     }
     __syncthreads();
-    if ((int)threadIdx.x < b.n_ranks) /* at most a warp */
-        wait_for(b, (int)threadIdx.x, &o);
+    /* At most a warp. No peer can be ahead: before it reaches a point of the next plan it waits for this
+     * rank's end of this one. */
+    if ((int)threadIdx.x < b.n_ranks)
+        wait_for(b, (int)threadIdx.x, true, &o);
     __syncthreads();
     if (blockIdx.x == 0 && threadIdx.x == 0)
         atomicAdd(&b.status->wait_ns, (unsigned long long)max((long long)(now_ns() - began), 0LL));
