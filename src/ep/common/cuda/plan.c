@@ -44,7 +44,7 @@ xp_ep_cuda_plan xp_ep_cuda_plan_view(const xp_ep_call *call) {
     const xp_ep_shape *s = &group->shape;
     int32_t *own_counts = xp_ep_call_own_counts(call), *words = own_counts + s->counts_ints;
     words += (uintptr_t)words % 8 / sizeof *words;
-    const int n_sms = xp_ep_cuda_device(group)->n_sms / s->n_slots;
+    const int n_sms = xp_ep_cuda_device(group)->n_sms / 2 / s->n_slots;
     return (xp_ep_cuda_plan){
         .n_ranks = s->n_ranks,
         .rank = group->rank,
@@ -61,7 +61,7 @@ xp_ep_cuda_plan xp_ep_cuda_plan_view(const xp_ep_call *call) {
         .max_tokens = s->max_tokens,
         .tile_tokens = s->tile_tokens,
         .n_tokens = plan->n_tokens,
-        /* Blocks of all slots that may wait for peers together leave SMs to those that do not. */
+        /* Blocks that may wait for peers, of all slots together, leave half of the SMs to others. */
         .n_blocks = n_sms > 1 ? n_sms : 1,
         .tile_counts = xp_ep_call_tile_counts(call),
         .refused = (unsigned long long *)words,

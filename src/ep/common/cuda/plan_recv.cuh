@@ -9,7 +9,7 @@
 
 #include "ep/common/cuda/plan_lists.cuh"
 
-enum { PLACE_THREADS = 512, ROUND_THREADS = 1024 };
+enum { PLACE_THREADS = 1024, ROUND_THREADS = 1024 };
 
 /** Where this rank's assignments from rank s begin. */
 static __device__ __forceinline__ const xp_ep_gpu_assignment *
