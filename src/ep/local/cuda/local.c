@@ -22,13 +22,13 @@ static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing
     xp_ep_cuda_plan v = xp_ep_cuda_plan_start(call, routing);
     if (v.bad_kind != XP_EP_ROUTING_OK)
         return xp_ep_cuda_plan_finish(call, &v);
-    v.assignments_to[0] = xp_ep_local_assignments(call);
-    v.assignments = xp_ep_local_assignments(call);
+    v.assignments_out = xp_ep_local_assignments(call);
+    v.assignments_in[0] = v.assignments_out;
     v.own_counts = call->plan->rank_counts; /* its counts are all there are */
     XP_TRY(xp_ep_cuda_enter(call, &stream));
-    XP_TRY(xp_ep_cuda_route(stream, &v));
-    XP_TRY(xp_ep_cuda_build_send(stream, &v));
-    XP_TRY(xp_ep_cuda_build_recv(stream, &v));
+    XP_TRY(xp_ep_cuda_count_plan(stream, &v));
+    XP_TRY(xp_ep_cuda_list_plan(stream, &v));
+    XP_TRY(xp_ep_cuda_place_plan(stream, &v));
     return xp_ep_cuda_plan_finish(call, &v);
 }
 
