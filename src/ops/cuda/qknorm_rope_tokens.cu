@@ -132,14 +132,15 @@ __global__ void __launch_bounds__(FORWARD_THREADS, 4) forward(tokens t, bf16 *q,
     }
 }
 
-/* Gradients of the norm weights, this thread's elements: [q or k][half]. */
-typedef float weight_sums[2][2][8];
+/* Gradient of a norm's weight, this thread's elements: [half]. */
+typedef float weight_sums[2][8];
 
-/* Gradient of one head through rotation and norm; dw += its part. Every thread of the warp calls it. */
+/* Gradient of one head through rotation and norm; dw += its part. Every thread of the warp calls it;
+ * zeros add nothing. */
 template <int LANES>
-static __device__ __forceinline__ void
-backward_head(const tokens &t, const angles &a, const halves &in, const halves &grad,
-              const halves &w, bool is_q, bool valid, bf16 *out, weight_sums &dw) {
+static __device__ __forceinline__ void backward_head(float eps, const angles &a, const halves &in,
+                                                     const halves &grad, const halves &w,
+                                                     bool valid, bf16 *out, weight_sums &dw) {
     float x[8], y[8], gx[8], gy[8], wx[8], wy[8], dot = 0;
     unpack(in.low, x);
     unpack(in.high, y);
@@ -147,7 +148,7 @@ backward_head(const tokens &t, const angles &a, const halves &in, const halves &
     unpack(grad.high, gy);
     unpack(w.low, wx);
     unpack(w.high, wy);
-    const float rstd = rstd_of<LANES>(x, y, t.eps);
+    const float rstd = rstd_of<LANES>(x, y, eps);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const float back = gx[i] * a.cosine[i] + gy[i] * a.sine[i]; /* the rotation turned back */
@@ -155,11 +156,8 @@ backward_head(const tokens &t, const angles &a, const halves &in, const halves &
         gx[i] = back;
         x[i] *= rstd;
         y[i] *= rstd;
-        const float dwx = gx[i] * x[i], dwy = gy[i] * y[i];
-        dw[0][0][i] += is_q ? dwx : 0.0f;
-        dw[0][1][i] += is_q ? dwy : 0.0f;
-        dw[1][0][i] += is_q ? 0.0f : dwx;
-        dw[1][1][i] += is_q ? 0.0f : dwy;
+        dw[0][i] = __fadd_rn(dw[0][i], __fmul_rn(gx[i], x[i]));
+        dw[1][i] = __fadd_rn(dw[1][i], __fmul_rn(gy[i], y[i]));
         gx[i] *= wx[i];
         gy[i] *= wy[i];
         dot += gx[i] * x[i] + gy[i] * y[i];
@@ -176,52 +174,74 @@ backward_head(const tokens &t, const angles &a, const halves &in, const halves &
     store_vec<bf16, 8>(out + LANES * 8, gy);
 }
 
+/* All q or all k heads of a token, by the warp: n_heads rows of C at in, grad and out. A head is loaded
+ * while the one before it is worked on. */
+template <int LANES>
+static __device__ __forceinline__ void
+backward_heads(float eps, const angles &a, const halves &w, int n_heads, int group, const bf16 *in,
+               const bf16 *grad, bf16 *out, weight_sums &dw) {
+    constexpr int C = 16 * LANES, GROUPS = 32 / LANES;
+    halves x = {}, g = {};
+    if (group < n_heads) {
+        x = load_halves<LANES>(in + group * C);
+        g = load_halves<LANES>(grad + group * C);
+    }
+#pragma unroll 1
+    for (int head = group; head - group < n_heads; head += GROUPS) { /* whole warps */
+        halves next_x = {}, next_g = {};
+        if (head + GROUPS < n_heads) {
+            next_x = load_halves<LANES>(in + (head + GROUPS) * C);
+            next_g = load_halves<LANES>(grad + (head + GROUPS) * C);
+        }
+        backward_head<LANES>(eps, a, x, g, w, head < n_heads, out + head * C, dw);
+        x = next_x;
+        g = next_g;
+    }
+}
+
 /*
  * A block owns block_tokens tokens, its warps take them in turn. Every thread group sums the norm
  * weights' gradients of its heads in registers; at the end the block adds its groups in order.
  */
 template <int LANES>
-__global__ void __launch_bounds__(BACKWARD_THREADS)
+__global__ void __launch_bounds__(BACKWARD_THREADS, 2)
     backward(tokens t, int64_t block_tokens, const bf16 *dq, const bf16 *dk, bf16 *dqkv,
              float *partial) {
-    constexpr int C = 16 * LANES, GROUPS = 32 / LANES, N_SUMS = BACKWARD_THREADS / LANES;
+    constexpr int C = 16 * LANES, N_SUMS = BACKWARD_THREADS / LANES;
     extern __shared__ float shared[]; /* [N_SUMS, 2C] */
+    __shared__ norm_weights<LANES> weights_of_warp[BACKWARD_THREADS / 32];
+    norm_weights<LANES> &weights = weights_of_warp[threadIdx.x / 32];
     const int lane = (int)threadIdx.x % LANES, group = (int)threadIdx.x % 32 / LANES,
               n = t.n_q + t.n_k;
     const int64_t first = blockIdx.x * block_tokens;
     const int64_t last = first + block_tokens < t.n_tokens ? first + block_tokens : t.n_tokens;
-    __shared__ norm_weights<LANES> weights_of_warp[BACKWARD_THREADS / 32];
-    norm_weights<LANES> &weights = weights_of_warp[threadIdx.x / 32];
+    weight_sums dw_q = {}, dw_k = {};
     copy_weights<LANES>(t, weights);
     commit();
     wait_groups<0>();
     __syncwarp();
-    weight_sums dw = {};
-    for (int64_t token = first + threadIdx.x / 32; token < last; token += BACKWARD_THREADS / 32) {
+    int64_t token = first + threadIdx.x / 32;
+    int position = token < last ? t.positions[token] : 0;
+    for (; token < last; token += BACKWARD_THREADS / 32) {
         const int64_t row = token * (n + t.n_k) * C + lane * 8;
-        const angles a = load_angles<LANES>(t, t.positions[token], lane);
-        for (int head = group; head - group < n;
-             head += GROUPS) { /* whole warps: sums over a head */
-            const bool valid = head < n, is_q = head < t.n_q;
-            halves in = {}, grad = {};
-            if (valid) {
-                const bf16 *from = is_q ? dq + (token * t.n_q + head) * C
-                                        : dk + (token * t.n_k + head - t.n_q) * C;
-                in = load_halves<LANES>(t.qkv + row + head * C);
-                grad = load_halves<LANES>(from + lane * 8);
-            }
-            backward_head<LANES>(t, a, in, grad, weights_of<LANES>(weights, is_q, lane), is_q,
-                                 valid, dqkv + row + head * C, dw);
-        }
+        const bf16 *in = t.qkv + row, *grad_q = dq + token * t.n_q * C + lane * 8,
+                   *grad_k = dk + token * t.n_k * C + lane * 8;
+        const angles a = load_angles<LANES>(t, position, lane);
+        if (token + BACKWARD_THREADS / 32 < last)
+            position = t.positions[token + BACKWARD_THREADS / 32];
+        backward_heads<LANES>(t.eps, a, weights_of<LANES>(weights, true, lane), t.n_q, group, in,
+                              grad_q, dqkv + row, dw_q);
+        backward_heads<LANES>(t.eps, a, weights_of<LANES>(weights, false, lane), t.n_k, group,
+                              in + t.n_q * C, grad_k, dqkv + row + t.n_q * C, dw_k);
     }
     float *mine = shared + threadIdx.x / LANES * 2 * C + lane * 8;
 #pragma unroll
-    for (int k = 0; k < 2; k++)
+    for (int half = 0; half < 2; half++)
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                mine[k * C + half * (C / 2) + i] = dw[k][half][i];
+        for (int i = 0; i < 8; i++) {
+            mine[half * (C / 2) + i] = dw_q[half][i];
+            mine[C + half * (C / 2) + i] = dw_k[half][i];
+        }
     __syncthreads();
     for (int c = (int)threadIdx.x; c < 2 * C; c += BACKWARD_THREADS) {
         float sum = 0;
