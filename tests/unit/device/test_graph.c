@@ -16,8 +16,7 @@ static xp_device *make(const char *caps) {
 /* A guarded CPU records what its stream is asked to do, as a GPU does. */
 static void recorded_work_runs_at_each_launch(void **state) {
     (void)state;
-    xp_device *plain = make(NULL),
-              *device = make("test_protect");
+    xp_device *plain = make(NULL), *device = make("test_protect");
     assert_false(xp_graph_is_supported(plain));
     assert_true(xp_graph_is_supported(device));
     xp_stream *stream = NULL;
