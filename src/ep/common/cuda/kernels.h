@@ -74,9 +74,7 @@ typedef struct xp_ep_cuda_plan {
     xp_ep_cuda_status *status;
 } xp_ep_cuda_plan;
 
-/** Count the assignments of each tile of tokens, and whether they are refused. */
-xp_status xp_ep_cuda_count_tiles(cudaStream_t stream, const xp_ep_cuda_plan *plan);
-/** The same, then add them up: plan->own_counts is complete after it. */
+/** Count this rank's assignments; plan->own_counts is complete after it. */
 xp_status xp_ep_cuda_route(cudaStream_t stream, const xp_ep_cuda_plan *plan);
 /** With every rank's counts: prefix sums, then the lists of rows and assignments to send. */
 xp_status xp_ep_cuda_build_send(cudaStream_t stream, const xp_ep_cuda_plan *plan);

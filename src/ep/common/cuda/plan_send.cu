@@ -346,7 +346,7 @@ static __global__ void __launch_bounds__(1024) send_kernel(const xp_ep_cuda_plan
     }
 }
 
-xp_status xp_ep_cuda_count_tiles(cudaStream_t stream, const xp_ep_cuda_plan *p) {
+xp_status xp_ep_cuda_route(cudaStream_t stream, const xp_ep_cuda_plan *p) {
     const int width = p->n_experts + p->n_ranks, n_warps = warps_for(width);
     const int64_t n_tiles = tiles_of(p->n_tokens, p->tile_tokens);
     XP_TRY(xp_cuda_check(cudaMemsetAsync(p->refused, 0xff, sizeof *p->refused, stream),
@@ -354,12 +354,7 @@ xp_status xp_ep_cuda_count_tiles(cudaStream_t stream, const xp_ep_cuda_plan *p) 
     if (n_tiles > 0)
         route_kernel<<<(unsigned)n_tiles, n_warps * 32, (size_t)(width * n_warps) * 4, stream>>>(
             *p);
-    return xp_cuda_check(cudaGetLastError(), "expert parallel plan: counts");
-}
-
-xp_status xp_ep_cuda_route(cudaStream_t stream, const xp_ep_cuda_plan *p) {
-    XP_TRY(xp_ep_cuda_count_tiles(stream, p));
-    totals_kernel<<<1, 1024, 0, stream>>>(*p, tiles_of(p->n_tokens, p->tile_tokens));
+    totals_kernel<<<1, 1024, 0, stream>>>(*p, n_tiles);
     return xp_cuda_check(cudaGetLastError(), "expert parallel plan: counts");
 }
 

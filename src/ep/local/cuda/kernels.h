@@ -10,12 +10,6 @@ extern "C" {
 
 /** Load the kernels declared here: see ep/common/cuda/state.h. */
 xp_status xp_ep_cuda_load_local_rows(void);
-xp_status xp_ep_cuda_load_local_plan(void);
-
-/** Whether all assignments fit one round, so that xp_ep_cuda_local_lists() can make the plan. */
-bool xp_ep_cuda_local_is_one_round(const xp_ep_cuda_plan *plan);
-/** Behind xp_ep_cuda_count_tiles(): all of the plan. */
-xp_status xp_ep_cuda_local_lists(cudaStream_t stream, const xp_ep_cuda_plan *plan);
 
 /** recv[i] = x[send_token[first row of the round + i]]. */
 xp_status xp_ep_cuda_local_dispatch(cudaStream_t stream, const xp_ep_cuda_plan *plan,

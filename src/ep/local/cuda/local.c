@@ -9,7 +9,6 @@
 static xp_status group_create(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_state_create(group, sizeof(xp_ep_cuda_state)));
     XP_TRY(xp_ep_cuda_load_local_rows());
-    XP_TRY(xp_ep_cuda_load_local_plan());
     return xp_ep_local_state_create(group);
 }
 
@@ -27,11 +26,6 @@ static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing
     v.assignments = xp_ep_local_assignments(call);
     v.own_counts = call->plan->rank_counts; /* its counts are all there are */
     XP_TRY(xp_ep_cuda_enter(call, &stream));
-    if (xp_ep_cuda_local_is_one_round(&v)) {
-        XP_TRY(xp_ep_cuda_count_tiles(stream, &v));
-        XP_TRY(xp_ep_cuda_local_lists(stream, &v));
-        return xp_ep_cuda_plan_finish(call, &v);
-    }
     XP_TRY(xp_ep_cuda_route(stream, &v));
     XP_TRY(xp_ep_cuda_build_send(stream, &v));
     XP_TRY(xp_ep_cuda_build_recv(stream, &v));
