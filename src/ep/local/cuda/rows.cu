@@ -68,7 +68,7 @@ static __device__ __forceinline__ void row_value(float (&value)[N], const xp_ep_
 static __device__ __forceinline__ void token_weights(const xp_ep_cuda_plan &p, int64_t t,
                                                      const float *d_weight, float *d_topk_weight) {
     const int begin = p.token_first[t], end = p.token_first[t + 1];
-    for (int k = (int)threadIdx.x; k < p.top_k; k += N_THREADS) {
+    for (int k = (int)threadIdx.x; k < p.top_k; k += (int)blockDim.x) {
         const int entry = (int)(t * p.top_k + k);
         float value = 0;
         for (int i = begin; i < end; i++) {
@@ -101,7 +101,8 @@ static __global__ void __launch_bounds__(N_THREADS)
         }
         if (!fresh)
             continue;
-        for (int64_t column = (int64_t)threadIdx.x * N; column < dim; column += N_THREADS * N) {
+        for (int64_t column = (int64_t)threadIdx.x * N; column < dim;
+             column += (int64_t)blockDim.x * N) {
             float sum[N] = {};
             bool any = false;
             for (int i = begin; i < end; i++) {
@@ -163,7 +164,11 @@ static void launch_combine(cudaStream_t stream, const xp_ep_cuda_plan *p,
                            const xp_ep_cuda_rows *rows, const xp_ep_cuda_local_sums *sums) {
     const bool weights =
         p->max_rounds == 1 && sums->d_weight != nullptr && sums->d_topk_weight != nullptr;
-    combine_kernel<T, N><<<blocks_for(p->n_tokens, rows->n_blocks), N_THREADS, 0, stream>>>(
+    /* As many threads as a row has vectors: of short rows more are on an SM at once. */
+    const int64_t n_warps = tiles_of(rows->dim, 32 * N);
+    const int n_threads = n_warps * 32 < N_THREADS ? (int)n_warps * 32 : N_THREADS;
+    const int n_blocks = rows->n_blocks * (N_THREADS / n_threads);
+    combine_kernel<T, N><<<blocks_for(p->n_tokens, n_blocks), n_threads, 0, stream>>>(
         *p, rows->round, rows->dim, (const T *)sums->y, (T *)sums->out,
         weights ? sums->d_weight : nullptr, weights ? sums->d_topk_weight : nullptr);
 }
