@@ -108,8 +108,8 @@ static const xp_field fields[] = {
     {CHOICE(training, backend, "auto", "auto|cpu|cuda"),
      .help = "where to compute; auto: on a GPU when this machine has one that works"},
     {AUTO_SWITCH(training, cuda_graph),
-     .help = "launch whole passes as CUDA graphs, with experts on one rank each; auto: where "
-             "launches take much of a step"},
+     .help = "launch whole passes as CUDA graphs, without expert parallelism; auto: with one rank, "
+             "where launches take much of a step"},
 
     {CHOICE(optimizer, name, "AdamW", "AdamW"), TT, .help = "the optimizer"},
     {FLOAT(optimizer, lr, "8e-4", 0, 1e6), TT, .help = "peak learning rate"},

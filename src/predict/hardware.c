@@ -58,6 +58,7 @@ static const key keys[] = {
     PART(overlap_hides),
     KEY(costs, kernel_us, 0, 1e6),
     KEY(costs, launch_us, 0, 1e6),
+    KEY(costs, graph_kernel_us, 0, 1e6),
     KEY(costs, plan_us, 0, 1e6),
     KEY(costs, plan_assignment_ns, 0, 1e6),
     KEY(costs, rendezvous_us, 0, 1e6),

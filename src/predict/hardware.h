@@ -46,8 +46,9 @@ typedef struct xp_hardware {
         double overlap_hides; /* of an exchange, with parallelism.expert_parallel_overlap = true */
     } reached;
     struct {
-        double kernel_us; /* of the device, for a kernel whatever its work */
-        double launch_us; /* of the host, for a kernel */
+        double kernel_us;       /* of the device, for a kernel whatever its work */
+        double launch_us;       /* of the host, for a kernel */
+        double graph_kernel_us; /* as kernel_us, for a kernel of a CUDA graph */
         double plan_us, plan_assignment_ns;
         double rendezvous_us; /* ranks that wait for each other in an exchange, a layer */
     } costs;

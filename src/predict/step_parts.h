@@ -31,10 +31,10 @@ typedef struct xp_sizes {
     double latency_s; /* between nodes */
 } xp_sizes;
 
-/** Forward, backward, recomputation of all layers, and the head; kernels' fixed costs. */
+/** Forward, backward, recomputation of all layers, and the head. */
 void xp_predict_compute(const xp_sizes *s, xp_step_prediction *p);
-/** Kernels of a step, whatever their work. */
-double xp_predict_n_kernels(const xp_sizes *s);
+/** Fixed costs of the step's kernels and launches; `in_graphs`: of passes launched as CUDA graphs. */
+void xp_predict_launches(const xp_sizes *s, bool in_graphs, xp_step_prediction *p);
 /** Dispatch and combine. */
 void xp_predict_exchange(const xp_sizes *s, xp_step_prediction *p);
 /** The update, gradients between ranks; after the compute. */
