@@ -185,7 +185,7 @@ static const xp_field fields[] = {
      .help = "tokens sent as one piece; no effect yet"},
     {FLOAT(deepep, overlap_split, "0.5", 0, 1),
      .help = "share of the microbatch in the first half, with expert_parallel_overlap = true"},
-    {INT(deepep, overlap_num_sms, "0", 0, 1024), .unset = "deepep.num_sms, else 16",
+    {INT(deepep, overlap_num_sms, "0", 0, 1024), .unset = "16, 24 for combine send",
      .help = "GPU multiprocessors for dispatch and combine that run beside GEMMs"},
     {STRING(deepep, tuned_for, NULL),
      .help =

@@ -55,6 +55,7 @@ static const key keys[] = {
     SHARE(network),
     PART(reductions_hide),
     PART(backward_hides),
+    PART(forward_hides),
     PART(overlap_hides),
     KEY(costs, kernel_us, 0, 1e6),
     KEY(costs, launch_us, 0, 1e6),

@@ -43,6 +43,7 @@ typedef struct xp_hardware {
         double reductions_hide; /* of the time of gradient reductions, beside the backward pass */
         double backward_hides;  /* of the backward pass's exchange, beside weight gradients: what it
                                    saves, less what these lose */
+        double forward_hides;   /* of the forward pass's, as far as GEMMs of own rows are as long */
         double overlap_hides; /* of an exchange, with parallelism.expert_parallel_overlap = true */
     } reached;
     struct {

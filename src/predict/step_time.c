@@ -52,7 +52,7 @@ static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, cons
     const xp_overlap overlap = xp_overlap_choose(config->parallelism.expert_parallel_overlap, ranks,
                                                  !c->hardware->is_cpu, layout->shares_gpus);
     s->n_parts = overlap == XP_OVERLAP_HALVES && ranks > 1 ? 2 : 1;
-    s->hides_backward = overlap == XP_OVERLAP_GEMMS;
+    s->hides_exchange = overlap == XP_OVERLAP_GEMMS;
     s->ep_nodes = layout->ep_nodes > 1 ? layout->ep_nodes : 1;
     xp_ep_config ep = {.transport = xp_run_transport(config, &s->arch), .n_nodes = s->ep_nodes};
     XP_TRY(xp_ep_choose_transport(&ep, s->ep_nodes == 1));
