@@ -35,8 +35,6 @@ typedef struct xp_sizes {
 void xp_predict_compute(const xp_sizes *s, xp_step_prediction *p);
 /** Fixed costs of the step's kernels and launches; `in_graphs`: of passes launched as CUDA graphs. */
 void xp_predict_launches(const xp_sizes *s, bool in_graphs, xp_step_prediction *p);
-/** Kernels of a step, whatever their work. */
-double xp_predict_n_kernels(const xp_sizes *s);
 /** Dispatch and combine; after the compute. */
 void xp_predict_exchange(const xp_sizes *s, xp_step_prediction *p);
 /** The update, gradients between ranks; after the compute. */
