@@ -78,7 +78,8 @@ class EpCounts(ctypes.Structure):
 
 class EpView(ctypes.Structure):
     """xp_ep_view"""
-    _fields_ = [("offsets", c_void_p), ("gather", c_void_p), ("weight", c_void_p), ("n_recv", c_void_p)] + SPARE
+    _fields_ = [("offsets", c_void_p), ("gather", c_void_p), ("weight", c_void_p), ("n_recv", c_void_p),
+                ("own_rows", c_void_p), ("own_token", c_void_p)] + SPARE
 
 
 class EpStats(ctypes.Structure):

@@ -25,6 +25,9 @@ void xp_ep_plan_destroy(xp_ep_plan *plan) {
     XP_DEVICE_SCOPE(plan ? plan->group->device : NULL);
     if (!plan)
         return;
+    xp_ep_open_combine *open = &plan->group->combines[plan->slot];
+    if (open->plan == plan) /* nobody can receive it any more */
+        open->plan = NULL;
     plan->group->backend->plan_destroy(plan);
     free(plan);
 }
@@ -63,5 +66,7 @@ xp_status xp_ep_plan_view(const xp_ep_plan *plan, int64_t round, xp_ep_view *vie
     view->gather = plan->gather + round * s->assignment_capacity;
     view->weight = plan->weight + round * s->assignment_capacity;
     view->n_recv = plan->n_recv + round;
+    view->own_rows = plan->own_rows + round * s->n_local * 2;
+    view->own_token = plan->own_token + round * s->assignment_capacity;
     return XP_OK;
 }

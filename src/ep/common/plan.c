@@ -29,6 +29,8 @@ static void carve_plan(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_plan *p) {
     p->offsets = xp_ep_carve_ints(c, rounds * (s->n_local + 1));
     p->gather = xp_ep_carve_ints(c, rounds * s->assignment_capacity);
     p->n_recv = xp_ep_carve_ints(c, rounds);
+    p->own_rows = xp_ep_carve_ints(c, rounds * s->n_local * 2);
+    p->own_token = xp_ep_carve_ints(c, rounds * s->assignment_capacity);
     p->weight = xp_ep_carve(c, (size_t)(rounds * s->assignment_capacity) * sizeof(float));
     p->expert_tokens = xp_ep_carve(c, (size_t)s->n_local * sizeof(int64_t));
     p->totals = xp_ep_carve_ints(c, 4 + n_ranks);

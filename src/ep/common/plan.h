@@ -56,6 +56,8 @@ struct xp_ep_plan {
     int32_t *gather;        /* [max_rounds, P] */
     float *weight;          /* [max_rounds, P] */
     int32_t *n_recv;        /* [max_rounds] */
+    int32_t *own_rows;      /* [max_rounds, L, 2] */
+    int32_t *own_token;     /* [max_rounds, P] */
     int64_t *expert_tokens; /* [L] */
     /* GPU only: */
     int32_t *totals; /* [4 + R] rounds, recv rows, recv assignments, refused; assignments to each

@@ -54,6 +54,10 @@ typedef struct xp_ep_recv_args {
     int32_t *gather;         /* out [n_rounds, P] */
     float *weight;           /* out [n_rounds, P] */
     int32_t *n_recv;         /* out [n_rounds] */
+    int32_t first_own;       /* this rank's own tokens: their first recv row */
+    int64_t n_own;           /* and how many there are; 0: own_token is left alone */
+    const int32_t *token;    /* [n_own] token of each */
+    int32_t *own_token;      /* out [n_rounds, P] */
 } xp_ep_recv_args;
 
 void xp_ep_cpu_route(xp_stream *stream, const xp_ep_route_args *args);

@@ -124,9 +124,28 @@ static void clear_empty_rounds(xp_ep_plan *plan) {
     memset(plan->n_recv + first, 0, (size_t)n * sizeof *plan->n_recv);
 }
 
+/* Within an expert rows are ordered by source. In more than one round all rows count as remote. */
+static void find_own_rows(xp_ep_plan *plan) {
+    const xp_ep_shape *s = &plan->group->shape;
+    const int me = plan->group->rank;
+    for (int64_t i = 0; i < s->max_rounds * s->n_local; i++) {
+        const int32_t first = plan->offsets[i / s->n_local * (s->n_local + 1) + i % s->n_local];
+        plan->own_rows[2 * i] = plan->own_rows[2 * i + 1] = first;
+    }
+    for (int e = 0; plan->n_rounds == 1 && e < s->n_local; e++) {
+        const int32_t *counts = plan->rank_counts + (int64_t)me * s->n_local + e;
+        for (int source = 0; source < me; source++)
+            plan->own_rows[2 * e] += counts[(int64_t)source * s->counts_ints];
+        plan->own_rows[2 * e + 1] = plan->own_rows[2 * e] + counts[(int64_t)me * s->counts_ints];
+    }
+}
+
 static void build_recv(const xp_ep_call *call, const xp_ep_assignment *assignments) {
     xp_ep_plan *plan = call->plan;
     const xp_ep_shape *s = &call->group->shape;
+    const int me = call->group->rank;
+    const int32_t first_own = plan->recv_row_base[me];
+    const int64_t n_own = plan->n_rounds == 1 ? plan->recv_row_base[me + 1] - first_own : 0;
     /* One rank: its recv rows are its send rows. Those without assignments could not be found by
      * their first assignment. */
     if (s->n_ranks == 1)
@@ -146,8 +165,13 @@ static void build_recv(const xp_ep_call *call, const xp_ep_assignment *assignmen
                                             .offsets = plan->offsets,
                                             .gather = plan->gather,
                                             .weight = plan->weight,
-                                            .n_recv = plan->n_recv});
+                                            .n_recv = plan->n_recv,
+                                            .first_own = first_own,
+                                            .n_own = n_own,
+                                            .token = plan->send_token + plan->send_row_base[me],
+                                            .own_token = plan->own_token});
     clear_empty_rounds(plan);
+    find_own_rows(plan);
 }
 
 xp_status xp_ep_cpu_plan_build(const xp_ep_call *call, const xp_ep_routing *routing,

@@ -281,13 +281,18 @@ static void scatter_tile(void *context, int64_t tile, int worker) {
     int32_t *cursor = a->tile_counts + tile * a->shape->n_local;
     int32_t *gather = a->gather + job->round * a->shape->assignment_capacity;
     float *weight = a->weight + job->round * a->shape->assignment_capacity;
+    int32_t *own_token = a->own_token + job->round * a->shape->assignment_capacity;
     for (int64_t row = job->first_row + tile * a->shape->tile_tokens; row < row_end(job, tile);
          row++) {
+        const int64_t own = row - a->first_own;
+        const bool is_own = own >= 0 && own < a->n_own;
         for (int64_t i = a->recv_assignment[row]; i < a->recv_assignment[row + 1]; i++) {
             int32_t at = cursor[a->assignments[i].expert & ~XP_EP_FIRST_ASSIGNMENT]++;
             a->assignment_pos[i] = at;
             gather[at] = (int32_t)(row - job->first_row);
             weight[at] = a->assignments[i].weight;
+            if (is_own)
+                own_token[at] = a->token[own];
         }
     }
 }
