@@ -357,9 +357,9 @@ void ck_norm_cases(ck_context *ctx) {
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
             rope(ctx, &shapes[i], dtype);
     }
-    /* several tokens a warp of the GPU's kernel; all heads at once, and in turns */
+    /* several tokens a warp of the GPU's kernel, whose heads it takes at once and in turns */
     if (ctx->gpu) {
-        rope(ctx, &(rope_shape){8300, 2, 1, 64, true}, XP_BF16);
+        rope(ctx, &(rope_shape){4200, 2, 1, 64, true}, XP_BF16);
         rope(ctx, &(rope_shape){4200, 8, 1, 128, true}, XP_BF16);
     }
 }
