@@ -1,12 +1,15 @@
 /*
- * bench_grouped_gemm [--caps LIST] [--repeats N] [--spare-sms N]: grouped GEMMs of real layer sizes
- * on the first GPU, beside the dense GEMM of cuBLASLt in the same run (which takes all SMs), each
- * checked against the portable kernel.
+ * bench_grouped_gemm [--caps LIST] [--repeats N] [--spare-sms N] [--only GLOB] [--shapes N]: grouped
+ * GEMMs of real layer sizes (the first N of them, the kinds whose names match) on the first GPU,
+ * beside the dense GEMM of cuBLASLt in the same run (which takes all SMs), each checked against the
+ * portable kernel.
  *
  * The table: time (median), rate, share of the dense rate, and how far the sampled results lie from
  * the portable kernel's (relative, in norm). Exit code 1 when one is further than rounding
- * explains.
+ * explains. "forward, halves" is two calls, of the first half of each expert's rows and of the
+ * others: its results must have the bits of one call.
  */
+#include <fnmatch.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +40,8 @@ static const shape shapes[] = {
     {128, 2048, 2048, 768},  {128, 256, 1536, 2048},
 };
 
+#define N_SHAPES ((int)(sizeof shapes / sizeof shapes[0]))
+
 typedef struct side { /* one way to compute: a device object on the same GPU */
     xp_device *device;
     xp_stream *stream;
@@ -46,24 +51,27 @@ typedef struct side { /* one way to compute: a device object on the same GPU */
 typedef struct bench {
     const xp_cuda_backend *backend;
     side fast, plain;
-    int n_repeats, spare_sms;
+    int n_repeats, spare_sms, n_shapes;
+    const char *only;  /* names of kinds */
     double dense_rate; /* FLOP/s */
     bool far;
     char *rows, *weights, *wide, *out, *want; /* [rows, 2048], [L, n, k], [rows, 2048], results */
-    int32_t *offsets, *gather;
+    int32_t *offsets, *gather, *range;
 } bench;
 
 typedef struct timed {
     const side *who;
     xp_status (*call)(xp_stream *stream, const xp_grouped_args *args);
-    const xp_grouped_args *grouped;
+    const xp_grouped_args *grouped, *then; /* then: a second call, or NULL */
     const xp_gemm_args *gemm;
 } timed;
 
 static xp_status run_timed(void *context) {
     const timed *t = context;
-    return t->gemm ? t->who->ops->gemm(t->who->stream, t->gemm)
-                   : t->call(t->who->stream, t->grouped);
+    if (t->gemm)
+        return t->who->ops->gemm(t->who->stream, t->gemm);
+    XP_TRY(t->call(t->who->stream, t->grouped));
+    return t->then ? t->call(t->who->stream, t->then) : XP_OK;
 }
 
 static int by_value(const void *a, const void *b) {
@@ -134,18 +142,24 @@ static xp_status reserve(bench *b) {
             XP_TRY(fill(b, all[i].name, *all[i].at, all[i].n));
     }
     XP_TRY(xp_device_alloc(b->fast.device, 1024 * 4, "bench", (void **)&b->offsets));
+    XP_TRY(xp_device_alloc(b->fast.device, 2048 * 4, "bench", (void **)&b->range));
     return xp_device_alloc(b->fast.device, MAX_ROWS * 4, "bench", (void **)&b->gather);
 }
 
-/* Even groups of tokens in ascending order, as routing gives them, at random. */
+/* Even groups of tokens in ascending order, as routing gives them, at random. Ranges: the first half
+ * of each group. */
 static xp_status route(const bench *b, const shape *s) {
     const int64_t n_rows = s->n_experts * s->rows_each;
-    int32_t offsets[1024];
+    int32_t offsets[1024], range[2048];
     int32_t *gather = malloc((size_t)n_rows * sizeof *gather);
     if (gather == NULL)
         return xp_error(XP_ENOMEM, "no memory for a gather list");
     for (int e = 0; e <= s->n_experts; e++)
         offsets[e] = (int32_t)(e * s->rows_each);
+    for (int e = 0; e < s->n_experts; e++) {
+        range[2 * e] = offsets[e];
+        range[2 * e + 1] = (int32_t)(offsets[e] + s->rows_each / 2);
+    }
     const int64_t step = N_TOKENS / s->rows_each;
     for (int64_t r = 0; r < n_rows; r++)
         gather[r] =
@@ -153,6 +167,8 @@ static xp_status route(const bench *b, const shape *s) {
                                                                       (uint64_t)r, (uint64_t)step));
     xp_status status =
         xp_copy(b->fast.stream, b->offsets, offsets, (size_t)(s->n_experts + 1) * sizeof *offsets);
+    if (status == XP_OK)
+        status = xp_copy(b->fast.stream, b->range, range, (size_t)s->n_experts * 2 * sizeof *range);
     if (status == XP_OK)
         status = xp_copy(b->fast.stream, b->gather, gather, (size_t)n_rows * sizeof *gather);
     if (status == XP_OK)
@@ -197,6 +213,7 @@ static xp_status compare(const bench *b, int64_t n, bool f32, double *distance) 
  * fp32 sums added to. */
 typedef enum kind {
     FORWARD,
+    FORWARD_HALVES,
     FORWARD_IN_ORDER,
     DGRAD,
     DGRAD_IN_ORDER,
@@ -206,9 +223,9 @@ typedef enum kind {
     WGRAD_OF_DY_F32_ACC,
     N_KINDS
 } kind;
-static const char *const kind_names[N_KINDS] = {"forward",      "forward, order", "dgrad",
-                                                "dgrad, order", "wgrad",          "wgrad, dy",
-                                                "wgrad f32 +=", "wgrad dy f32+="};
+static const char *const kind_names[N_KINDS] = {"forward",   "forward, halves", "forward, order",
+                                                "dgrad",     "dgrad, order",    "wgrad",
+                                                "wgrad, dy", "wgrad f32 +=",    "wgrad dy f32+="};
 
 static bool adds_f32(kind which) {
     return which == WGRAD_F32_ACC || which == WGRAD_OF_DY_F32_ACC;
@@ -226,8 +243,9 @@ static xp_grouped_args args_of(const bench *b, const shape *s, kind which) {
                          .spare_sms = b->spare_sms};
     switch (which) {
     case FORWARD:
+    case FORWARD_HALVES:
     case FORWARD_IN_ORDER:
-        a.x = b->rows, a.gather = which == FORWARD ? b->gather : NULL, a.w = b->weights;
+        a.x = b->rows, a.gather = which != FORWARD_IN_ORDER ? b->gather : NULL, a.w = b->weights;
         break;
     case DGRAD:
     case DGRAD_IN_ORDER:
@@ -268,18 +286,26 @@ static xp_status run_case(bench *b, const shape *s, kind which) {
     XP_TRY(xp_zero(b->fast.stream, b->want, out_bytes));
     XP_TRY(xp_stream_sync(b->fast.stream));
     args.y = b->want;
-    XP_TRY(call_of(&b->plain, which, &args, &t));
+    const side *judge = which == FORWARD_HALVES ? &b->fast : &b->plain;
+    XP_TRY(call_of(judge, which, &args, &t));
     XP_TRY(run_timed(&t));
-    XP_TRY(xp_stream_sync(b->plain.stream));
+    XP_TRY(xp_stream_sync(judge->stream));
     args.y = b->out;
     XP_TRY(call_of(&b->fast, which, &args, &t));
+    xp_grouped_args others = args;
+    if (which == FORWARD_HALVES) {
+        args.row_range = others.row_range = b->range;
+        args.rows = XP_ROWS_IN_RANGE;
+        others.rows = XP_ROWS_OUT_OF_RANGE;
+        t.then = &others;
+    }
     XP_TRY(run_timed(&t));
     XP_TRY(compare(b, n_out, f32, &distance));
     XP_TRY(median(b, &t, &seconds));
     const double flops = 2.0 * (double)n_rows * (double)s->n * (double)s->k;
-    const bool far = !(distance < TOLERANCE);
+    const bool far = !(distance < (which == FORWARD_HALVES ? 1e-30 : TOLERANCE));
     b->far = b->far || far;
-    printf("%-14s %3d x %5lld rows %4lldx%-4lld %9.1f us %7.1f TFLOP/s %5.1f %% of dense  "
+    printf("%-15s %3d x %5lld rows %4lldx%-4lld %9.1f us %7.1f TFLOP/s %5.1f %% of dense  "
            "distance %.1e%s\n",
            kind_names[which], s->n_experts, (long long)s->rows_each, (long long)s->n,
            (long long)s->k, seconds * 1e6, flops / seconds * 1e-12,
@@ -317,17 +343,18 @@ static xp_status run_all(bench *b, const char *caps) {
     XP_TRY(open_side("wgmma", &b->plain));
     XP_TRY(reserve(b));
     XP_TRY(run_dense(b));
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+    for (int i = 0; i < b->n_shapes; i++) {
         XP_TRY(route(b, &shapes[i]));
         for (int which = 0; which < N_KINDS; which++)
-            XP_TRY(run_case(b, &shapes[i], (kind)which));
+            if (fnmatch(b->only, kind_names[which], 0) == 0)
+                XP_TRY(run_case(b, &shapes[i], (kind)which));
     }
     return run_dense(b);
 }
 
 int main(int argc, char **argv) {
     xp_gpu_environment_set();
-    bench b = {.n_repeats = 21};
+    bench b = {.n_repeats = 21, .n_shapes = N_SHAPES, .only = "*"};
     const char *caps = NULL;
     for (int i = 1; i < argc; i++) {
         int64_t number = 0;
@@ -339,9 +366,16 @@ int main(int argc, char **argv) {
         } else if (strcmp(argv[i], "--spare-sms") == 0 && i + 1 < argc &&
                    xp_parse_i64(argv[++i], &number) && number >= 0 && number <= 1024) {
             b.spare_sms = (int)number;
+        } else if (strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
+            b.only = argv[++i];
+        } else if (strcmp(argv[i], "--shapes") == 0 && i + 1 < argc &&
+                   xp_parse_i64(argv[++i], &number) && number >= 1 && number <= N_SHAPES) {
+            b.n_shapes = (int)number;
         } else {
-            fprintf(stderr, "usage: %s [--caps LIST] [--repeats 1..%d] [--spare-sms 0..1024]\n",
-                    argv[0], MOST_REPEATS);
+            fprintf(stderr,
+                    "usage: %s [--caps LIST] [--repeats 1..%d] [--spare-sms 0..1024] "
+                    "[--only GLOB] [--shapes 1..%d]\n",
+                    argv[0], MOST_REPEATS, N_SHAPES);
             return 2;
         }
     }

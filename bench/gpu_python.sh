@@ -27,6 +27,8 @@ if want ops; then
     run python_ops 100 "$PYTHON" "$here/python_ops.py" && cat "$out/python_ops.txt" | tee -a "$summary"
     run checkop 100 "$build/bin/checkop" --device cuda --bench --op 'silu*'
     grep -E '16384' "$out/checkop.txt" | cut -c1-160 | tee -a "$summary"
+    run grouped_gemm 100 "$build/bin/bench_grouped_gemm" --repeats 31
+    grep -E '^(forward|wgrad)  .* 1536x2048' "$out/grouped_gemm.txt" | grep -E ' 16 x 16384|128 x   256' | tee -a "$summary"
 fi
 if want exchange && [ "$gpus" -gt 1 ]; then
     run python_exchange 100 "$PYTHON" -m torch.distributed.run --nproc-per-node 2 "$here/python_ops.py" --only exchange --sms 24 &&

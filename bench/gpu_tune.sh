@@ -3,8 +3,8 @@
 #   bench/gpu_tune.sh BUILD_FOLDER [OUTPUT_FOLDER]
 # BUILD_FOLDER may come from another machine (cmake --preset cuda -DXP_BUNDLE_DEPS=ON): only bin/ and lib/ are used.
 # PARTS="doctor one shared all" chooses:
-#   doctor  expar doctor as text and as JSON; with several GPUs also the matrix of copies between them
-#   one     one GPU, one rank: nothing is dispatched, every GEMM shape is timed; a run that takes the file, and the same bits again
+#   doctor  expar doctor as text and as JSON: each GPU computes; with several GPUs also the copies between them, a sum and the expert exchange
+#   one     one GPU, one rank: nothing is dispatched, every GEMM shape is timed, and steps in turns; a run with the file, and the same bits again
 #   shared  two rank threads on one GPU: no GEMM is timed
 #   all     every GPU of the machine, a process each: tune, a run that takes the file, the same run with the defaults in turns (PAIRS, 3),
 #           the same bits of each again and of the file's [deepep] alone, and a run that the file does not fit
@@ -43,6 +43,9 @@ if want doctor; then
     run doctor 60 "$expar" doctor && grep -E ' (no|NO) ' "$out/doctor.txt" | tee -a "$summary"
     run doctor_json 60 "$expar" doctor --json
     python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); sys.exit(not d["can_train"])' "$out/doctor_json.txt" || fail "doctor: this machine cannot train"
+    grep -E '(GPUs?\)|processes)' "$out/doctor.txt" | tee -a "$summary"
+    [ "$(grep -cE 'yes +(ops|attention) \(GPU\)' "$out/doctor.txt")" = 2 ] || fail "doctor: a GPU does not compute what it should"
+    [ "$n_gpus" -lt 2 ] || [ "$(grep -cE 'yes +(all-reduce|expert exchange) \(GPUs\)' "$out/doctor.txt")" = 2 ] || fail "doctor: the GPUs do not reach each other"
 fi
 # tune NAME RANKS OPTIONS: tune, then a run that takes the file
 tune() {
@@ -79,13 +82,16 @@ a, b = ([(r["loss"], r["grad_norm"]) for r in map(json.loads, open(f))] for f in
 sys.exit(a != b)
 PY
 }
-# timed_gemms NAME: tune has told of the GEMM shapes of a step; the file names those alone for which another algorithm won
+# timed_gemms NAME: tune has told of the GEMM shapes of a step and compared steps; the file names the shapes for which another algorithm won
+# where steps are faster with them, and none otherwise
 timed_gemms() {
     local told chosen
     told=$(grep -cE '^[0-9]+x[0-9]+x[0-9]+:' "$out/tune_$1.txt")
     chosen=$(grep -cE '^[0-9]+x[0-9]+x[0-9]+:.*:[1-9][0-9]* ' "$out/tune_$1.txt")
-    say "   $(grep '^GEMMs:' "$out/tune_$1.txt")"
+    grep '^GEMMs' "$out/tune_$1.txt" | sed 's/^/   /' | tee -a "$summary"
     [ "$told" -ge 10 ] || fail "$1: $told GEMM shapes were timed"
+    [ "$chosen" = 0 ] || grep -q '^GEMMs together: a training step takes' "$out/tune_$1.txt" || fail "$1: no step was measured with the $chosen algorithms that won"
+    grep -q '^GEMMs: won' "$out/tune_$1.txt" || chosen=0
     [ "$chosen" = "$(grep -cE '^ +"[0-9]+x' "$out/$1.tuned.toml")" ] || fail "$1: the file does not hold the $chosen algorithms that won"
 }
 if want one; then

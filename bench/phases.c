@@ -23,6 +23,14 @@ static xp_bench_phase phase_of_gemm(const xp_arch *arch, const xp_gemm_args *a) 
     return XP_BENCH_DENSE_GEMM;
 }
 
+static int64_t grouped_rows(const xp_grouped_args *a) {
+    const int64_t all = a->offsets[a->n_experts];
+    int64_t in_range = 0;
+    for (int64_t e = 0; a->rows != XP_ROWS_ALL && e < a->n_experts; e++)
+        in_range += a->row_range[2 * e + 1] - a->row_range[2 * e];
+    return a->rows == XP_ROWS_IN_RANGE ? in_range : all - in_range;
+}
+
 static double flops_of(const char *name, const void *args) {
     if (strcmp(name, "gemm") == 0) {
         const xp_gemm_args *a = args;
@@ -30,7 +38,7 @@ static double flops_of(const char *name, const void *args) {
     }
     if (strncmp(name, "grouped_", 8) == 0) {
         const xp_grouped_args *a = args;
-        return 2.0 * a->offsets[a->n_experts] * (double)a->n * (double)a->k;
+        return 2.0 * (double)grouped_rows(a) * (double)a->n * (double)a->k;
     }
     return 0;
 }

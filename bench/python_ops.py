@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Time the PyTorch package's ops at the shapes of the C benches: the lines to compare with `checkop --bench --op 'silu*,grouped*'`
-(one rank) and `expar bench ep` (several, under torchrun).
+"""Time the PyTorch package's ops at the shapes of the C benches: the lines to compare with `checkop --bench --op 'silu*'` and
+bench_grouped_gemm (one rank), and with `expar bench ep` (several, under torchrun).
 
     python3 bench/python_ops.py                                          # on the GPU; medians of device time, caches overwritten
     torchrun --nproc-per-node 2 bench/python_ops.py --only exchange
@@ -19,7 +19,7 @@ from expar.fused_activation import fused_silu_gate_prob_packed
 from expar.moe import MoEArgs, MoELayer
 from expar.ops import grouped_mm
 
-DIM, HIDDEN = 2048, 768
+DIM, HIDDEN, TOKENS = 2048, 768, 32768
 
 
 class Clock:
@@ -36,6 +36,9 @@ class Clock:
     def on_device(self, call):
         """Device times, and the host's."""
         pairs, hosts = [], []
+        for _ in range(2):  # a kernel's first launch loads it, and waits for the GPU
+            self.flush.zero_()
+            call()
         torch.cuda.synchronize()
         if dist.is_initialized():
             dist.barrier()
@@ -91,16 +94,20 @@ def activation(a, clock, dtype):
 
 
 def gemm(a, clock, dtype):
-    each = max(1, a.rows // a.experts)
-    offsets = torch.arange(a.experts + 1, device=a.device, dtype=torch.int32) * each
-    gather = torch.randint(0, a.rows, (each * a.experts,), device=a.device, dtype=torch.int32)
-    x = torch.randn(a.rows, DIM, device=a.device).to(dtype)
-    weight = torch.randn(a.experts, 2 * HIDDEN, DIM, device=a.device).to(dtype).requires_grad_()
-    flops = 2.0 * each * a.experts * 2 * HIDDEN * DIM
-    out = grouped_mm(x, weight, offsets, gather)
-    name = f"grouped_mm {a.experts} x {each}, {2 * HIDDEN} x {DIM}"
-    show(0, name, clock.median(lambda: grouped_mm(x, weight, offsets, gather)), flops)
-    show(0, name + " wgrad", clock.median(backward(out, weight, torch.ones_like(out))), flops)
+    """The shapes of bench_grouped_gemm: rows gathered from TOKENS tokens."""
+    tokens, shapes = (TOKENS, ((16, 16384), (128, 256))) if a.device == "cuda" else (a.rows, ((a.experts, max(1, a.rows // a.experts)),))
+    x = torch.randn(tokens, DIM, device=a.device).to(dtype)
+    for experts, each in shapes:
+        offsets = torch.arange(experts + 1, device=a.device, dtype=torch.int32) * each
+        step = max(1, tokens // each)
+        gather = (torch.arange(each, device=a.device).repeat(experts) * step + torch.randint(0, step, (each * experts,), device=a.device)).int()
+        weight = torch.randn(experts, 2 * HIDDEN, DIM, device=a.device).to(dtype).requires_grad_()
+        flops = 2.0 * each * experts * 2 * HIDDEN * DIM
+        out = grouped_mm(x, weight, offsets, gather)
+        gradient = torch.randn_like(out)
+        name = f"grouped_mm {experts} x {each}, {2 * HIDDEN} x {DIM}"
+        show(0, name, clock.median(lambda: grouped_mm(x, weight, offsets, gather)), flops)
+        show(0, name + " wgrad", clock.median(backward(out, weight, gradient)), flops)
 
 
 def exchange(a, clock, dtype, world):

@@ -7,233 +7,243 @@
 #include <string.h>
 #include <unistd.h>
 #include "core/rng.h"
-#include "expar/ep.h"
-#include "ops/ops.h"
-#include "ranks.h"
+#include "self_test_parts.h"
 
 /* ---- ops --------------------------------------------------------------------------------- */
 
-#define ROWS  37
-#define WIDTH 72
+#define MOST_ROWS  256
+#define MOST_WIDTH 128
+#define N_EXPERTS  4
 
-/* Inputs and both results of every op that is tried. */
+/* Inputs and the result of an op, in the memory of the host or of a device. */
 typedef struct op_memory {
-    float a[ROWS * WIDTH], b[WIDTH * WIDTH], p[ROWS];
-    float fast[ROWS * WIDTH], plain[ROWS * WIDTH], rstd[ROWS];
+    _Alignas(256) float a[MOST_ROWS * MOST_WIDTH];
+    _Alignas(256) float b[N_EXPERTS * MOST_WIDTH * MOST_WIDTH];
+    _Alignas(256) float p[MOST_ROWS];
+    _Alignas(256) float rstd[MOST_ROWS];
+    _Alignas(256) int32_t offsets[N_EXPERTS + 1];
+    _Alignas(256) float out[MOST_ROWS * MOST_WIDTH];
 } op_memory;
 
-static xp_status call_gemm(const xp_ops *ops, xp_stream *stream, op_memory *m, float *out) {
-    const xp_gemm_args args = {.m = ROWS,
-                               .n = WIDTH,
-                               .k = WIDTH,
+/* m is of the stream's device: its members' addresses are taken, nothing is read. */
+typedef struct op_case {
+    const xp_ops *ops;
+    xp_stream *stream;
+    op_memory *m;
+    int64_t n_rows, width;
+    xp_dtype dtype;
+} op_case;
+
+static xp_status call_gemm(const op_case *c) {
+    const xp_gemm_args args = {.m = c->n_rows,
+                               .n = c->width,
+                               .k = c->width,
                                .trans_b = true,
-                               .a = m->a,
-                               .b = m->b,
-                               .c = out,
-                               .lda = WIDTH,
-                               .ldb = WIDTH,
-                               .ldc = WIDTH,
+                               .a = c->m->a,
+                               .b = c->m->b,
+                               .c = c->m->out,
+                               .lda = c->width,
+                               .ldb = c->width,
+                               .ldc = c->width,
+                               .ab_dtype = c->dtype,
+                               .c_dtype = c->dtype,
                                .alpha = 1.0F};
-    return ops->gemm(stream, &args);
+    return c->ops->gemm(c->stream, &args);
 }
 
-static xp_status call_rmsnorm(const xp_ops *ops, xp_stream *stream, op_memory *m, float *out) {
-    const xp_rmsnorm_args args = {.n_rows = ROWS,
-                                  .dim = WIDTH,
+static xp_status call_grouped(const op_case *c) {
+    const xp_grouped_args args = {.n_experts = N_EXPERTS,
+                                  .max_rows = c->n_rows,
+                                  .n = c->width,
+                                  .k = c->width,
+                                  .offsets = c->m->offsets,
+                                  .x = c->m->a,
+                                  .w = c->m->b,
+                                  .y = c->m->out,
+                                  .dtype = c->dtype,
+                                  .dw_dtype = c->dtype};
+    return c->ops->grouped_forward(c->stream, &args);
+}
+
+static xp_status call_rmsnorm(const op_case *c) {
+    const xp_rmsnorm_args args = {.n_rows = c->n_rows,
+                                  .dim = c->width,
                                   .eps = 1e-6F,
-                                  .x = m->a,
-                                  .w = m->b,
-                                  .y = out,
-                                  .rstd = m->rstd};
-    return ops->rmsnorm_forward(stream, &args);
+                                  .x = c->m->a,
+                                  .w = c->m->b,
+                                  .y = c->m->out,
+                                  .rstd = c->m->rstd,
+                                  .dtype = c->dtype};
+    return c->ops->rmsnorm_forward(c->stream, &args);
 }
 
-static xp_status call_activation(const xp_ops *ops, xp_stream *stream, op_memory *m, float *out) {
-    const xp_silu_gate_prob_args args = {.n_rows = ROWS,
-                                         .dim = WIDTH / 2,
-                                         .a = m->a,
-                                         .b = m->a + WIDTH / 2,
-                                         .ld = WIDTH,
-                                         .p = m->p,
-                                         .h = out};
-    return ops->silu_gate_prob_forward(stream, &args);
+static xp_status call_activation(const op_case *c) {
+    const int64_t half = c->width / 2;
+    const xp_silu_gate_prob_args args = {.n_rows = c->n_rows,
+                                         .dim = half,
+                                         .a = c->m->a,
+                                         .b = (const char *)c->m->a +
+                                              (size_t)half * xp_dtype_bytes(c->dtype),
+                                         .ld = c->width,
+                                         .p = c->m->p,
+                                         .h = c->m->out,
+                                         .dtype = c->dtype};
+    return c->ops->silu_gate_prob_forward(c->stream, &args);
 }
 
-static xp_status call_axpy(const xp_ops *ops, xp_stream *stream, op_memory *m, float *out) {
-    const xp_axpy_args args = {.n = (int64_t)ROWS * WIDTH, .alpha = 0.5F, .x = m->a, .y = out};
-    return ops->axpy(stream, &args);
+static xp_status call_axpy(const op_case *c) {
+    const xp_axpy_args args = {
+        .n = c->n_rows * c->width / 2, .alpha = 0.5F, .x = c->m->a, .y = c->m->out};
+    return c->ops->axpy(c->stream, &args);
 }
 
 static const struct {
     const char *name;
-    xp_status (*call)(const xp_ops *ops, xp_stream *stream, op_memory *m, float *out);
+    xp_status (*call)(const op_case *c);
+    bool is_f32; /* whatever the rows are */
 } op_tests[] = {
-    {"GEMM", call_gemm},
-    {"RMSNorm", call_rmsnorm},
-    {"silu*gate*prob", call_activation},
-    {"axpy", call_axpy},
+    {"GEMM", call_gemm, false},       {"grouped GEMM", call_grouped, false},
+    {"RMSNorm", call_rmsnorm, false}, {"silu*gate*prob", call_activation, false},
+    {"axpy", call_axpy, true},
 };
 #define N_OP_TESTS (sizeof op_tests / sizeof op_tests[0])
 
-static xp_status compare(const char *table, const char *name, const op_memory *m) {
-    for (int i = 0; i < ROWS * WIDTH; i++)
-        if (!(fabsf(m->fast[i] - m->plain[i]) <= 1e-4F * (1.0F + fabsf(m->plain[i]))))
-            return xp_error(XP_EINTERNAL, "%s: %s gives %g at element %d, the plain code %g", table,
-                            name, (double)m->fast[i], i, (double)m->plain[i]);
+static float value_of(const void *data, xp_dtype dtype, int64_t i) {
+    return dtype == XP_BF16 ? xp_bf16_to_f32(((const uint16_t *)data)[i])
+                            : ((const float *)data)[i];
+}
+
+xp_status xp_self_test_compare(const char *what, const void *got, const void *wanted, int64_t n,
+                               xp_dtype dtype) {
+    const float near = dtype == XP_BF16 ? 0.02F : 1e-4F;
+    float worst = 0;
+    int64_t at = -1;
+    for (int64_t i = 0; i < n; i++) {
+        const float x = value_of(got, dtype, i), y = value_of(wanted, dtype, i);
+        const float difference = isfinite(x) ? fabsf(x - y) : INFINITY;
+        if (difference > near * (1.0F + fabsf(y)) && difference > worst) {
+            worst = difference;
+            at = i;
+        }
+    }
+    if (at < 0)
+        return XP_OK;
+    return xp_error(XP_EINTERNAL,
+                    "%s is wrong: the largest difference to the plain code is %g, at element %lld "
+                    "(%g instead of %g)",
+                    what, (double)worst, (long long)at, (double)value_of(got, dtype, at),
+                    (double)value_of(wanted, dtype, at));
+}
+
+void xp_self_test_fill(uint64_t seed, int64_t n, xp_dtype dtype, float *values) {
+    xp_rng_fill_normal(1, seed, 0, n, 1.0F, values);
+    uint16_t *narrow = (uint16_t *)values;
+    for (int64_t i = 0; dtype == XP_BF16 && i < n; i++)
+        narrow[i] = xp_bf16_from_f32(values[i]);
+}
+
+/* An expert without rows among them. */
+static void fill(op_memory *m, int64_t n_rows, xp_dtype dtype) {
+    memset(m, 0, sizeof *m);
+    xp_self_test_fill(1, MOST_ROWS * MOST_WIDTH, dtype, m->a);
+    xp_self_test_fill(2, N_EXPERTS * MOST_WIDTH * MOST_WIDTH, dtype, m->b);
+    xp_self_test_fill(3, MOST_ROWS, XP_F32, m->p);
+    const int64_t n[] = {0, n_rows / 3, n_rows / 3, n_rows / 2, n_rows};
+    for (int i = 0; i <= N_EXPERTS; i++)
+        m->offsets[i] = (int32_t)n[i];
+}
+
+static xp_status try_op(size_t i, const op_case *fast, const op_case *plain, op_memory *got) {
+    const size_t n_bytes = sizeof *got;
+    char what[96];
+    XP_TRY(xp_copy(fast->stream, fast->m, plain->m, n_bytes));
+    XP_TRY(op_tests[i].call(fast));
+    XP_TRY(xp_copy(fast->stream, got, fast->m, n_bytes));
+    XP_TRY(xp_stream_sync(fast->stream));
+    XP_TRY(op_tests[i].call(plain));
+    XP_TRY(xp_stream_sync(plain->stream));
+    const xp_device *device = xp_stream_device(fast->stream);
+    const bool on_cpu = xp_device_get_kind(device) == XP_DEVICE_CPU;
+    snprintf(what, sizeof what, "%s: %s", on_cpu ? fast->ops->name : xp_device_name(device),
+             op_tests[i].name);
+    const xp_dtype dtype = op_tests[i].is_f32 ? XP_F32 : fast->dtype;
+    const int64_t n = MOST_ROWS * MOST_WIDTH;
+    XP_TRY(xp_self_test_compare(what, got->out, plain->m->out, n, dtype));
+    memset(plain->m->out, 0, sizeof plain->m->out);
     return XP_OK;
 }
 
-static xp_status try_ops(xp_device *device, xp_stream *stream, op_memory *m, char *text,
-                         size_t n_text) {
-    const xp_ops *ops = NULL;
-    XP_TRY(xp_ops_get(device, &ops));
-    for (size_t i = 0; i < N_OP_TESTS; i++) {
-        memset(m->fast, 0, sizeof m->fast);
-        memset(m->plain, 0, sizeof m->plain);
-        XP_TRY(op_tests[i].call(ops, stream, m, m->fast));
-        XP_TRY(op_tests[i].call(xp_ops_reference(), stream, m, m->plain));
-        XP_TRY(xp_stream_sync(stream));
-        XP_TRY(compare(ops->name, op_tests[i].name, m));
-    }
-    snprintf(text, n_text, "%s agrees with the plain code in %zu ops", ops->name, N_OP_TESTS);
+xp_status xp_self_test_open(xp_device_kind kind, int index, xp_self_test_device *d) {
+    const xp_device_args args = {.kind = kind, .index = index, .n_threads = 2};
+    *d = (xp_self_test_device){NULL};
+    XP_TRY(xp_device_create(&args, &d->device));
+    return xp_stream_create(d->device, XP_STREAM_COMPUTE, &d->stream);
+}
+
+void xp_self_test_close(xp_self_test_device *d) {
+    xp_stream_destroy(d->stream);
+    xp_device_destroy(d->device);
+}
+
+/* Sizes that whole tiles of a GPU's tensor cores fit, and odd ones for a CPU. */
+static xp_status try_ops(op_case *fast, op_case *plain, op_memory *got) {
+    const bool is_bf16 = fast->dtype == XP_BF16;
+    fast->n_rows = plain->n_rows = is_bf16 ? 256 : 37;
+    fast->width = plain->width = is_bf16 ? 128 : 72;
+    fill(plain->m, fast->n_rows, fast->dtype);
+    for (size_t i = 0; i < N_OP_TESTS; i++)
+        XP_TRY(try_op(i, fast, plain, got));
     return XP_OK;
+}
+
+xp_status xp_self_test_table(xp_device *device, const xp_ops *ops, xp_dtype dtype, char *text,
+                             size_t n_text) {
+    op_case fast = {.ops = ops, .dtype = dtype},
+            plain = {.ops = xp_ops_reference(), .dtype = dtype};
+    xp_self_test_device host;
+    void *memory[3] = {NULL, NULL, NULL};
+    xp_status status = xp_self_test_open(XP_DEVICE_CPU, 0, &host);
+    if (status == XP_OK)
+        status = xp_stream_create(device, XP_STREAM_COMPUTE, &fast.stream);
+    if (status == XP_OK)
+        status = xp_device_alloc(device, sizeof(op_memory), "self test", &memory[0]);
+    for (int i = 1; i < 3 && status == XP_OK; i++)
+        status = xp_device_alloc(host.device, sizeof(op_memory), "self test", &memory[i]);
+    if (status == XP_OK) {
+        fast.m = memory[0];
+        plain.m = memory[1];
+        plain.stream = host.stream;
+        status = try_ops(&fast, &plain, memory[2]);
+    }
+    if (status == XP_OK)
+        snprintf(text, n_text, "%s agrees with the plain code in %zu ops", ops->name, N_OP_TESTS);
+    xp_device_free(device, memory[0]);
+    for (int i = 1; i < 3 && host.device; i++)
+        xp_device_free(host.device, memory[i]);
+    xp_stream_destroy(fast.stream);
+    xp_self_test_close(&host);
+    return status;
+}
+
+static xp_status try_device(xp_device_kind kind, int index, xp_dtype dtype, char *text,
+                            size_t n_text) {
+    xp_self_test_device d;
+    const xp_ops *ops = NULL;
+    xp_status status = xp_self_test_open(kind, index, &d);
+    if (status == XP_OK)
+        status = xp_ops_get(d.device, &ops);
+    if (status == XP_OK)
+        status = xp_self_test_table(d.device, ops, dtype, text, n_text);
+    xp_self_test_close(&d);
+    return status;
 }
 
 xp_status xp_self_test_ops(char *text, size_t n_text) {
-    const xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 2};
-    xp_device *device = NULL;
-    xp_stream *stream = NULL;
-    void *memory = NULL;
-    XP_TRY(xp_device_create(&args, &device));
-    xp_status status = xp_stream_create(device, XP_STREAM_COMPUTE, &stream);
-    if (status == XP_OK)
-        status = xp_device_alloc(device, sizeof(op_memory), "self test", &memory);
-    if (status == XP_OK) {
-        op_memory *m = memory;
-        xp_rng_fill_normal(1, 1, 0, ROWS * WIDTH, 1.0F, m->a);
-        xp_rng_fill_normal(1, 2, 0, WIDTH * WIDTH, 1.0F, m->b);
-        xp_rng_fill_normal(1, 3, 0, ROWS, 1.0F, m->p);
-        status = try_ops(device, stream, m, text, n_text);
-    }
-    xp_device_free(device, memory);
-    xp_stream_destroy(stream);
-    xp_device_destroy(device);
-    return status;
+    return try_device(XP_DEVICE_CPU, 0, XP_F32, text, n_text);
 }
 
-/* ---- ranks ------------------------------------------------------------------------------- */
-
-xp_status xp_self_test_comm(xp_comm *comm) {
-    const int n = xp_comm_size(comm), rank = xp_comm_rank(comm);
-    float values[64];
-    for (int i = 0; i < 64; i++)
-        values[i] = (float)(rank + 1) * (float)i;
-    XP_TRY(xp_comm_all_reduce(comm, values, values, 64, XP_F32, XP_SUM, NULL));
-    for (int i = 0; i < 64; i++)
-        if (values[i] != (float)(n * (n + 1) / 2) * (float)i)
-            return xp_error(XP_EINTERNAL, "all-reduce over %d ranks: element %d is %g", n, i,
-                            (double)values[i]);
-    return XP_OK;
-}
-
-static xp_status all_reduce_rank(xp_bench_rank *rank, void *context) {
-    (void)context;
-    return xp_self_test_comm(rank->world);
-}
-
-xp_status xp_self_test_all_reduce(char *text, size_t n_text) {
-    const xp_bench_host threads = {0};
-    XP_TRY(xp_bench_run_ranks(&threads, 2, all_reduce_rank, NULL));
-    snprintf(text, n_text, "2 rank threads agree on a sum");
-    return XP_OK;
-}
-
-#define EP_TOKENS  24
-#define EP_DIM     20
-#define EP_TOP_K   2
-#define EP_EXPERTS 8
-
-typedef struct ep_memory {
-    float x[EP_TOKENS * EP_DIM], out[EP_TOKENS * EP_DIM];
-    float recv[2 * EP_TOKENS * EP_DIM], y[2 * EP_TOKENS * EP_TOP_K * EP_DIM];
-    int32_t ids[EP_TOKENS * EP_TOP_K];
-} ep_memory;
-
-/* The experts return what they got, so a token comes back times its assignments. */
-static xp_status round_trip(xp_ep_group *group, xp_ep_plan *plan, ep_memory *m, xp_stream *stream) {
-    const xp_ep_sizes sizes = xp_ep_group_sizes(group);
-    XP_TRY(xp_ep_plan_build(group, m->ids, NULL, EP_TOKENS, stream, plan));
-    xp_ep_counts counts;
-    XP_TRY(xp_ep_plan_wait(plan, &counts));
-    xp_tensor x = xp_tensor_2d(m->x, XP_F32, EP_TOKENS, EP_DIM);
-    xp_tensor recv = xp_tensor_2d(m->recv, XP_F32, sizes.recv_capacity, EP_DIM);
-    xp_tensor y = xp_tensor_2d(m->y, XP_F32, sizes.assignment_capacity, EP_DIM);
-    xp_tensor out = xp_tensor_2d(m->out, XP_F32, EP_TOKENS, EP_DIM);
-    for (int64_t round = 0; round < counts.n_rounds; round++) {
-        xp_ep_view view;
-        XP_TRY(xp_ep_dispatch(group, plan, round, &x, &recv, stream));
-        XP_TRY(xp_ep_plan_view(plan, round, &view));
-        for (int32_t r = 0; r < view.offsets[EP_EXPERTS / 2]; r++)
-            memcpy(m->y + (size_t)r * EP_DIM, m->recv + (size_t)view.gather[r] * EP_DIM,
-                   EP_DIM * sizeof(float));
-        XP_TRY(xp_ep_combine(group, plan, round, &y, &out, stream));
-    }
-    for (int i = 0; i < EP_TOKENS * EP_DIM; i++)
-        if (m->out[i] != EP_TOP_K * m->x[i])
-            return xp_error(XP_EINTERNAL, "expert exchange: element %d came back as %g, not %g", i,
-                            (double)m->out[i], (double)(EP_TOP_K * m->x[i]));
-    return XP_OK;
-}
-
-static xp_status try_transport(xp_bench_rank *rank, xp_device *device, xp_stream *stream,
-                               ep_memory *m, xp_ep_transport transport) {
-    const xp_ep_config config = {.max_tokens = EP_TOKENS,
-                                 .dim = EP_DIM,
-                                 .top_k = EP_TOP_K,
-                                 .n_experts = EP_EXPERTS,
-                                 .dtype = XP_F32,
-                                 .capacity_factor = 2,
-                                 .transport = transport};
-    xp_ep_group *group = NULL;
-    xp_ep_plan *plan = NULL;
-    XP_TRY(xp_ep_group_create(rank->world, device, &config, &group));
-    xp_status status = xp_ep_plan_create(group, &plan);
-    if (status == XP_OK)
-        status = round_trip(group, plan, m, stream);
-    xp_ep_plan_destroy(plan);
-    xp_ep_group_destroy(group);
-    return status;
-}
-
-static xp_status ep_rank(xp_bench_rank *rank, void *context) {
-    (void)context;
-    const xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
-    xp_device *device = NULL;
-    xp_stream *stream = NULL;
-    void *memory = NULL;
-    XP_TRY(xp_device_create(&args, &device));
-    xp_status status = xp_stream_create(device, XP_STREAM_COMPUTE, &stream);
-    if (status == XP_OK)
-        status = xp_device_alloc(device, sizeof(ep_memory), "self test", &memory);
-    if (status == XP_OK) {
-        ep_memory *m = memory;
-        xp_rng_fill_normal(1, (uint64_t)rank->rank, 0, EP_TOKENS * EP_DIM, 1.0F, m->x);
-        xp_forced_balance_fill(XP_FORCED_MODULO, EP_TOKENS, EP_TOP_K, EP_EXPERTS, 2, m->ids);
-        status = try_transport(rank, device, stream, m, XP_EP_P2P);
-        if (status == XP_OK)
-            status = try_transport(rank, device, stream, m, XP_EP_A2A);
-    }
-    xp_device_free(device, memory);
-    xp_stream_destroy(stream);
-    xp_device_destroy(device);
-    return status;
-}
-
-xp_status xp_self_test_ep(char *text, size_t n_text) {
-    const xp_bench_host threads = {0};
-    XP_TRY(xp_bench_run_ranks(&threads, 2, ep_rank, NULL));
-    snprintf(text, n_text, "on the CPU: rows went to 2 rank threads and back, p2p and a2a");
-    return XP_OK;
+xp_status xp_self_test_gpu_ops(int gpu, char *text, size_t n_text) {
+    return try_device(XP_DEVICE_CUDA, gpu, XP_BF16, text, n_text);
 }
 
 /* ---- files ------------------------------------------------------------------------------- */

@@ -5,13 +5,12 @@
 #include "cli.h"
 #include "data/libraries.h"
 #include "device/plugin.h"
-#include "doctor.h"
+#include "doctor_child.h"
 #include "expar/comm.h"
 #include "expar/version.h"
 #include "ops/cpu/blas.h"
 #include "ops/ops.h"
 #include "options.h"
-#include "self_test.h"
 
 /* "OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH ...": name and version. */
 static int config_length(const char *config) {
@@ -69,20 +68,6 @@ static void built_in(doctor *d) {
     report_mpi(d);
 }
 
-/* As a rank of a launcher there is one thing to try: the ranks reach each other. */
-static int launched(void) {
-    xp_comm *comm = NULL;
-    xp_status status = xp_mpi_world_comm(20, 20, &comm);
-    if (status == XP_OK)
-        status = xp_self_test_comm(comm);
-    if (status == XP_OK && xp_comm_rank(comm) == 0)
-        printf("%d processes on %d node%s agree on a sum\n", xp_comm_size(comm),
-               xp_comm_n_nodes(comm), xp_comm_n_nodes(comm) == 1 ? "" : "s");
-    const int code = status == XP_OK ? XP_EXIT_OK : cli_fail(status);
-    xp_comm_destroy(comm);
-    return code;
-}
-
 static void print_end(const doctor *d) {
     if (d->json)
         printf("{\"version\": \"%s\", \"can_train\": %s, \"n_gpus\": %d, \"findings\": %s\n]}\n",
@@ -99,14 +84,16 @@ static void print_end(const doctor *d) {
 }
 
 static int examine(doctor *d) {
+    doctor_tries tries;
     if (d->json)
         xp_text_puts(&d->out, "[");
     built_in(d);
+    doctor_run_tries(d, &tries);
     doctor_begin_section(d, "this machine");
     doctor_machine(d);
     doctor_gpus(d);
     doctor_begin_section(d, "what works");
-    doctor_works(d);
+    doctor_works(d, &tries);
     print_end(d);
     xp_text_free(&d->out);
     return d->n_broken == 0 ? XP_EXIT_OK : XP_EXIT_FAILED;
@@ -114,13 +101,16 @@ static int examine(doctor *d) {
 
 int cmd_doctor(int argc, char **argv) {
     doctor d = {.folder = "./outputs"};
-    bool done;
+    bool done, on_gpus = false;
     const cli_option options[] = {
         {"--job.dump_folder", CLI_STRING, &d.folder, "DIR",
          "where runs will write: tried and timed (./outputs)", 0, 0},
         {"--ranks", CLI_INT, &d.n_ranks, "N",
          "processes that mpirun starts for a try (the GPUs, at least 2)", 1, 1024},
         {"--no-mpirun", CLI_FLAG, &d.skip_mpirun, NULL, "do not start processes to try MPI", 0, 0},
+        {"--no-gpus", CLI_FLAG, &d.skip_gpus, NULL, "compute nothing on GPUs", 0, 0},
+        {"--on-gpus", CLI_FLAG, &on_gpus, NULL,
+         "only what each GPU computes (the doctor starts this itself, with a time limit)", 0, 0},
         {"--json", CLI_FLAG, &d.json, NULL, "one JSON object", 0, 0},
     };
     const cli_syntax command = {
@@ -131,11 +121,14 @@ int cmd_doctor(int argc, char **argv) {
         .examples = "  expar doctor\n"
                     "  expar doctor --job.dump_folder /data/runs --ranks 8\n"
                     "  expar doctor --json\n"
-                    "  mpirun -n 4 expar doctor            # do the processes reach each other?\n",
+                    "  mpirun -n 4 expar doctor            # do the processes, and their GPUs, "
+                    "reach each other?\n",
         .options = options,
         .n_options = sizeof options / sizeof options[0]};
     const int code = cli_parse(&command, argc, argv, NULL, &done);
     if (code != 0 || done)
         return code;
-    return xp_mpi_launched() ? launched() : examine(&d);
+    if (on_gpus)
+        return doctor_on_gpus();
+    return xp_mpi_launched() ? doctor_as_rank(d.skip_gpus) : examine(&d);
 }

@@ -16,6 +16,8 @@
 #include "tune_print.h"
 
 #define SECONDS_MAX 75.0 /* with opening the GPUs for each setting within two minutes */
+#define GEMM_S_MAX                                                                                 \
+    30.0 /* of steps in turns, unless --seconds is less: known well before in most cases */
 
 typedef struct tune_options {
     const char *out;
@@ -107,8 +109,8 @@ static void show_row(void *context, const xp_tune_candidate *candidate) {
         tune_print_row(candidate);
 }
 
-/* One step of the run itself on random tokens, in a folder of its own. */
-static xp_status measure_gemms_in(const tune_options *o, const xp_bench_host *host, int n_ranks,
+/* Steps of the run itself on random tokens, in a folder of its own. The weights stay, so each is the same work. */
+static xp_status measure_gemms_in(tune_options *o, const xp_bench_host *host, int n_ranks,
                                   const char *folder, xp_tune_gemms *gemms) {
     xp_config_set *set = NULL;
     xp_status status = xp_config_load(o->words.n, (char **)o->words.words, true, &set);
@@ -117,12 +119,20 @@ static xp_status measure_gemms_in(const tune_options *o, const xp_bench_host *ho
     if (status == XP_OK)
         status = xp_bench_step_prepare(set, folder, n_ranks);
     if (status == XP_OK)
-        status = xp_tune_gemms_run(set, host, n_ranks, gemms);
+        status = xp_config_override(set, "optimizer.lr", "0");
+    const xp_tune_gemms_args args = {.config = set,
+                                     .host = host,
+                                     .n_ranks = n_ranks,
+                                     .seconds = o->seconds < GEMM_S_MAX ? o->seconds : GEMM_S_MAX,
+                                     .progress = xp_bench_host_leads(host) ? show_progress : NULL,
+                                     .context = o};
+    if (status == XP_OK)
+        status = xp_tune_gemms_run(&args, gemms);
     xp_config_destroy(set);
     return status;
 }
 
-static xp_status measure_gemms(const tune_options *o, const xp_bench_host *host, int n_ranks,
+static xp_status measure_gemms(tune_options *o, const xp_bench_host *host, int n_ranks,
                                xp_tune_gemms *gemms) {
     char folder[] = "/tmp/expar-tune-XXXXXX";
     if (!mkdtemp(folder))
@@ -130,6 +140,17 @@ static xp_status measure_gemms(const tune_options *o, const xp_bench_host *host,
     const xp_status status = measure_gemms_in(o, host, n_ranks, folder, gemms);
     const xp_status removed = xp_folder_remove(folder);
     return status == XP_OK ? removed : status;
+}
+
+/* The search on a layer, then the GEMMs of a step. */
+static xp_status measure_all(tune_options *o, const xp_tune_args *args, xp_tune_report *report,
+                             xp_tune_gemms *gemms) {
+    const bool clears = xp_bench_host_leads(args->host) && isatty(STDERR_FILENO) == 1;
+    XP_TRY(xp_tune_run(args, report));
+    const xp_status status = gemms ? measure_gemms(o, args->host, args->n_ranks, gemms) : XP_OK;
+    if (clears)
+        fputs("\r\033[K", stderr);
+    return status;
 }
 
 static xp_status measure(tune_options *o, const xp_config_set *set, const xp_bench_host *host,
@@ -168,12 +189,8 @@ static xp_status measure(tune_options *o, const xp_config_set *set, const xp_ben
             tune_print_head(&args, report);
         args.progress = leads ? show_progress : NULL;
         args.measured = leads ? show_row : NULL;
-        status = xp_tune_run(&args, report);
-        if (leads && isatty(STDERR_FILENO) == 1)
-            fputs("\r\033[K", stderr);
+        status = measure_all(o, &args, report, gemm_for[0] ? gemms : NULL);
     }
-    if (status == XP_OK && gemm_for[0])
-        status = measure_gemms(o, host, n_ranks, gemms);
     const tune_result result = {.args = &args,
                                 .report = report,
                                 .tuned_for = tuned_for,
@@ -259,12 +276,11 @@ static int parse_and_run(int argc, char **argv, char **rest) {
             "process a GPU, or NGPU rank threads on the CPU. Each setting is measured on one MoE "
             "layer in turns\nwith the defaults, the best once more at the end: what is not faster "
             "beyond the noise leaves the defaults. None of\nthese changes the bits of a run; what "
-            "would is measured and told, not written. With --gemms one training step follows\nin "
-            "which "
-            "every "
-            "dense GEMM times cuBLASLt's deterministic algorithms: a [gemm] section. Another "
-            "algorithm rounds\ndifferently, so tune before a run starts; and compare whole steps, "
-            "which a GPU's power limit bounds.",
+            "would is measured and told, not written. With --gemms training steps follow: in "
+            "the\nfirst every dense GEMM times cuBLASLt's deterministic algorithms, the others "
+            "stand in turns with and without the\nfastest, which are written as a [gemm] section "
+            "where whole steps are 1 % or more faster with them. Another\nalgorithm rounds "
+            "differently: tune before a run starts.",
         .examples =
             "  expar tune my.toml\n"
             "  NGPU=2 expar tune configs/debug_moe.toml --parallelism.expert_parallel_degree "

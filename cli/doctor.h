@@ -9,7 +9,7 @@
 typedef enum doctor_finding { FOUND = 0, MISSING, BROKEN } doctor_finding;
 
 typedef struct doctor {
-    bool json, skip_mpirun;
+    bool json, skip_mpirun, skip_gpus;
     int64_t n_ranks;    /* that mpirun starts; 0: the GPUs, at least 2 */
     const char *folder; /* job.dump_folder */
     const char *section;
@@ -31,7 +31,5 @@ void doctor_gpu_libraries(doctor *d);
 void doctor_gpus(doctor *d);
 /** Cores, memory, shared memory, limits. */
 void doctor_machine(doctor *d);
-/** Self tests, processes under mpirun, the dump folder. */
-void doctor_works(doctor *d);
 
 #endif

@@ -2,16 +2,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 #include "core/file.h"
-#include "device/plugin.h"
 #include "disk_rate.h"
-#include "doctor.h"
+#include "doctor_child.h"
 #include "self_test.h"
 
-#define LAUNCH_S 30 /* mpirun, until all ranks have answered */
-#define GIB      ((double)(1 << 30))
+#define GIB ((double)(1 << 30))
 
 static void report_test(doctor *d, xp_status status, const char *name, const char *text,
                         const char *advice) {
@@ -21,53 +18,82 @@ static void report_test(doctor *d, xp_status status, const char *name, const cha
         doctor_report(d, BROKEN, name, advice, "%s", xp_last_error());
 }
 
-/* ---- processes --------------------------------------------------------------------------- */
+/* ---- GPUs -------------------------------------------------------------------------------- */
 
-/* Runs this program as so many ranks, which make a sum. The error that they print, else their last line. */
-static bool launch(int n_ranks, const char *exe, char *last, size_t n_last) {
-    char command[4096], line[512];
-    bool is_error = false;
-    snprintf(command, sizeof command,
-             "timeout -k 2 %d mpirun %s --oversubscribe -n %d '%s' doctor 2>&1 < /dev/null",
-             LAUNCH_S, geteuid() == 0 ? "--allow-run-as-root" : "", n_ranks, exe);
-    snprintf(last, n_last, "no answer within %d s", LAUNCH_S);
-    fflush(stdout);
-    FILE *pipe = popen(command, "r");
-    while (pipe && fgets(line, sizeof line, pipe)) {
-        line[strcspn(line, "\n")] = '\0';
-        if (!is_error && line[strspn(line, " -")])
-            snprintf(last, n_last, "%s", line);
-        is_error = is_error || strncmp(line, "error:", 6) == 0;
-    }
-    const int how = pipe ? pclose(pipe) : -1;
-    return how != -1 && WIFEXITED(how) && WEXITSTATUS(how) == 0;
+static const char full_gpu[] = "see nvidia-smi: another program may hold the memory of a GPU";
+
+/* A finding of a child, or why it has not come so far. */
+static void report_child(doctor *d, const doctor_child *child, const char *name,
+                         const char *advice) {
+    const doctor_child_line *line = doctor_child_find(child, name);
+    if (line)
+        doctor_report(d, line->state, name, advice, "%s", line->text);
+    else
+        doctor_report(d, BROKEN, name, advice, "%s", child->last);
 }
 
-static void report_processes(doctor *d) {
+static void report_gpus(doctor *d, const doctor_tries *tries) {
+    static const char attention_advice[] =
+        "install another cuDNN 9 (apt-get install libcudnn9-cuda-13); --debug.device_caps cudnn "
+        "trains without it";
+    static const char ops_advice[] =
+        "one GPU alone: see dmesg (Xid) and nvidia-smi -q -d ECC; every GPU: another driver or "
+        "cuBLAS (LD_LIBRARY_PATH), or build again";
+    if (!tries->on_gpus)
+        return;
+    const doctor_child_line *ops = doctor_child_find(&tries->gpus, DOCTOR_GPU_OPS);
+    const bool is_full = ops && ops->state == MISSING;
+    report_child(d, &tries->gpus, DOCTOR_GPU_OPS, is_full ? full_gpu : ops_advice);
+    if (ops && !is_full)
+        report_child(d, &tries->gpus, DOCTOR_GPU_ATTENTION, attention_advice);
+}
+
+/* ---- processes --------------------------------------------------------------------------- */
+
+static void report_ranks_gpus(doctor *d, const doctor_tries *tries) {
+    char sum_advice[200];
+    snprintf(sum_advice, sizeof sum_advice,
+             "NCCL_DEBUG=INFO mpirun -n %d expar doctor; with NCCL_P2P_DISABLE=1 it goes past the "
+             "links; in a container --ipc=host",
+             tries->n_ranks);
+    report_child(d, &tries->ranks, DOCTOR_GPUS_SUM, sum_advice);
+    if (doctor_child_find(&tries->ranks, DOCTOR_GPUS_SUM))
+        report_child(d, &tries->ranks, DOCTOR_GPUS_EP,
+                     "see nvidia-smi topo -p2p r and nvlink -s; in a container --ipc=host "
+                     "--pid=host; parallelism.expert_parallel_comm_backend = \"standard\" goes "
+                     "over NCCL");
+}
+
+static void report_processes(doctor *d, const doctor_tries *tries) {
     static const char name[] = "processes (mpirun)";
-    char exe[2048] = "", last[512], why[512], advice[256];
-    const int n_ranks = d->n_ranks > 0 ? (int)d->n_ranks : d->n_gpus > 2 ? d->n_gpus : 2;
+    char advice[256];
     const doctor_finding otherwise = d->n_ranks > 0 || d->n_gpus > 1 ? BROKEN : MISSING;
-    if (!xp_plugin_open("libexpar_mpi.so", why, sizeof why)) {
+    switch (tries->mpirun) {
+    case NOT_WANTED:
+        return;
+    case NO_PROVIDER:
         if (otherwise == BROKEN)
             doctor_report(d, BROKEN, name, "see the line about the MPI provider above",
                           "this build has no MPI, and a rank with a GPU of its own is a process");
         return;
-    }
-    const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    if (n <= 0 || system("command -v mpirun > /dev/null 2>&1") != 0) {
+    case NO_MPIRUN:
         doctor_report(d, otherwise, name,
                       "apt-get install openmpi-bin, or put its folder on PATH; ranks as threads "
                       "(NGPU=n) work without it on the CPU",
                       "there is no mpirun");
         return;
+    case TRIED:
+        break;
     }
+    const doctor_child_line *sum = doctor_child_find(&tries->ranks, DOCTOR_PROCESSES);
     snprintf(advice, sizeof advice,
              "run it by hand: mpirun -n %d expar doctor; on the CPU ranks as threads (NGPU=n) work "
              "without it",
-             n_ranks);
-    const bool ok = launch(n_ranks, exe, last, sizeof last);
-    doctor_report(d, ok ? FOUND : otherwise, name, advice, "%s", last);
+             tries->n_ranks);
+    doctor_report(d, sum || tries->ranks.ended_well ? FOUND : otherwise, name, advice, "%s",
+                  sum ? sum->text : tries->ranks.last);
+    if (sum && tries->with_gpus)
+        report_ranks_gpus(d, tries);
 }
 
 /* ---- the dump folder --------------------------------------------------------------------- */
@@ -127,7 +153,7 @@ static void report_folder(doctor *d) {
     free(folder);
 }
 
-void doctor_works(doctor *d) {
+void doctor_works(doctor *d, const doctor_tries *tries) {
     static const char bug[] = "this is a fault of expar or of the build: build again, run "
                               "./run_tests.sh, and report it";
     char text[256] = "";
@@ -137,7 +163,7 @@ void doctor_works(doctor *d) {
     report_test(d, status, "all-reduce (threads)", text, bug);
     status = xp_self_test_ep(text, sizeof text);
     report_test(d, status, "expert exchange", text, bug);
-    if (!d->skip_mpirun)
-        report_processes(d);
+    report_gpus(d, tries);
+    report_processes(d, tries);
     report_folder(d);
 }

@@ -76,7 +76,8 @@ void tune_print_verdict(const tune_result *r) {
     printf("\n");
     if (report->n == 0)
         printf("kept: the defaults. With parallelism.expert_parallel_degree 1 no row is "
-               "dispatched: there is nothing to choose, and nothing is written\n");
+               "dispatched: there is nothing to choose%s\n",
+               r->path ? "" : ", and nothing is written");
     else if (report->winner != XP_TUNE_DEFAULT)
         printf("won: %s, %.3f ms against %.3f ms by default: %.1f %% faster (+- %.1f, %d pairs in "
                "turns)\n",

@@ -260,6 +260,27 @@ XP_API XP_NODISCARD xp_status xp_ep_combine(xp_ep_group *group, const xp_ep_plan
                                             int64_t round, const xp_tensor *y, xp_tensor *out,
                                             xp_stream *stream);
 /**
+ * combine in two halves, with the same result: other ranks get this rank's rows of their tokens while it
+ * still computes its own (view.own_rows). combine_send queues what the other ranks wait for.
+ * combine_recv writes out. It waits for the other ranks' halves, and its stream, which may be another
+ * one, comes behind the work that was queued for combine_send.
+ *
+ * Between the two, y changes in own rows only, and no other call uses the plan's slot: those return
+ * XP_EINVAL. Transports that cannot send early do the whole work in combine_recv, then rows are read
+ * there. Both halves are collective, of the same plan, round and y.
+ * @param y  [P, D]: combine_send reads what is not in own_rows, combine_recv all of it
+ * @return combine_send: as xp_ep_combine(); after an error there is nothing to receive. combine_recv:
+ *         XP_EINVAL when nothing was sent, or the arguments do not fit what was sent: then it is still to
+ *         be received, and out is untouched; XP_ECOMM: the group is unusable, destroy it
+ */
+XP_API XP_NODISCARD xp_status xp_ep_combine_send(xp_ep_group *group, const xp_ep_plan *plan,
+                                                 int64_t round, const xp_tensor *y,
+                                                 xp_stream *stream);
+/** @param[out] out  [T, D], as xp_ep_combine()'s */
+XP_API XP_NODISCARD xp_status xp_ep_combine_recv(xp_ep_group *group, const xp_ep_plan *plan,
+                                                 int64_t round, const xp_tensor *y, xp_tensor *out,
+                                                 xp_stream *stream);
+/**
  * Gradient of dispatch: expert -> source, with the two-level sum of combine. Every rank passes
  * d_assignment_weight, or every rank NULL.
  * @param d_assignment_x       [P, D] gradient of the rows that the experts read, expert-major

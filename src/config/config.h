@@ -50,7 +50,8 @@ typedef struct xp_config {
         xp_source_list datasets; /* n = 0: dataset_path */
         int64_t local_batch_size, global_batch_size, seq_len, steps;
         double max_norm;
-        int64_t shuffle; /* -1 = by dataset */
+        int64_t shuffle;    /* -1 = by dataset */
+        int64_t cuda_graph; /* -1 = auto, 0, 1 */
     } training;
     struct {
         const char *name;

@@ -107,6 +107,9 @@ static const xp_field fields[] = {
      .help = "seeded order of documents (text) or rows (tokens), a new one each epoch"},
     {CHOICE(training, backend, "auto", "auto|cpu|cuda"),
      .help = "where to compute; auto: on a GPU when this machine has one that works"},
+    {AUTO_SWITCH(training, cuda_graph),
+     .help = "launch whole passes as CUDA graphs, with experts on one rank each; auto: where "
+             "launches take much of a step"},
 
     {CHOICE(optimizer, name, "AdamW", "AdamW"), TT, .help = "the optimizer"},
     {FLOAT(optimizer, lr, "8e-4", 0, 1e6), TT, .help = "peak learning rate"},
@@ -141,8 +144,8 @@ static const xp_field fields[] = {
      .help = "how token rows travel: all-to-all, or straight into the peers' memory"},
     {AUTO_SWITCH(parallelism, expert_parallel_overlap),
      .help = "true: dispatch and combine one half of a microbatch while the other computes; auto: "
-             "where every rank is a process with a GPU of its own, the exchange of the backward "
-             "pass runs beside weight gradients, the same bits as false"},
+             "where every rank is a process with a GPU of its own, the exchange runs beside GEMMs "
+             "that do not need it, the same bits as false"},
     {INT(parallelism, bucket_mb, "64", 1, 65536),
      .help = "MiB of gradients that are reduced together"},
     {INT(parallelism, tensor_parallel_degree, "1", 1, BIG), TT,
@@ -183,7 +186,7 @@ static const xp_field fields[] = {
     {FLOAT(deepep, overlap_split, "0.5", 0, 1),
      .help = "share of the microbatch in the first half, with expert_parallel_overlap = true"},
     {INT(deepep, overlap_num_sms, "0", 0, 1024), .unset = "deepep.num_sms, else 16",
-     .help = "GPU multiprocessors for dispatch and combine that run beside weight gradients"},
+     .help = "GPU multiprocessors for dispatch and combine that run beside GEMMs"},
     {STRING(deepep, tuned_for, NULL),
      .help =
          "the machine and model that these values were measured for; elsewhere the defaults are "

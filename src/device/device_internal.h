@@ -4,6 +4,7 @@
 #define XP_DEVICE_DEVICE_INTERNAL_H
 
 #include <pthread.h>
+#include "device/graph.h"
 #include "expar/device.h"
 
 /** Memory of a device, by tag. */
@@ -43,6 +44,12 @@ typedef struct xp_device_vtable {
     xp_status (*event_elapsed)(xp_event *from, xp_event *to, double *seconds);
     xp_status (*copy)(xp_stream *stream, void *dst, const void *src, size_t n_bytes);
     xp_status (*zero)(xp_stream *stream, void *dst, size_t n_bytes);
+    /** See device/graph.h; all NULL: streams cannot be recorded. @param[out] graph zeroed, base filled in by
+     * the caller @param[out] any whether anything was recorded. destroy() also after a failed end. */
+    xp_status (*graph_begin)(xp_stream *stream, xp_graph **graph);
+    xp_status (*graph_end)(xp_stream *stream, xp_graph *graph, bool *any);
+    xp_status (*graph_launch)(xp_graph *graph, xp_stream *stream);
+    void (*graph_destroy)(xp_graph *graph);
     /** Copy (src NULL: zeros) and wait, beside all streams; NULL: a stream does it. */
     xp_status (*move)(xp_device *device, void *dst, const void *src, size_t n_bytes);
 } xp_device_vtable;
@@ -70,12 +77,16 @@ struct xp_device {
     struct xp_allocation *allocations; /* what free() needs to know, newest first */
 };
 
-/** First member of every provider's stream and event. */
+/** First member of every provider's stream, event and graph. */
 struct xp_stream {
     xp_device *device;
     xp_stream_kind kind;
+    xp_graph *recording; /* what is queued goes there instead; NULL: nothing is recorded */
 };
 struct xp_event {
+    xp_device *device;
+};
+struct xp_graph {
     xp_device *device;
 };
 

@@ -9,7 +9,7 @@
 #include "expar/device.h"
 
 #define XP_CUDA_ENTRY       "xp_cuda_backend_entry"
-#define XP_CUDA_ABI_VERSION 14
+#define XP_CUDA_ABI_VERSION 15
 
 #define XP_GPU_ID_BYTES     16
 #define XP_IPC_HANDLE_BYTES 64
@@ -85,6 +85,9 @@ typedef struct xp_cuda_backend {
     const void *(*nccl)(char *text, size_t n_bytes);
     /** The same where the program has loaded one already; never loads one. */
     const void *(*loaded_nccl)(char *text, size_t n_bytes);
+    /** Whether cuDNN computes this attention_forward (xp_attention_args); or NULL. @param[out] why  it does not; as long as
+     * the device */
+    bool (*attention_by_cudnn)(xp_device *device, const void *args, const char **why);
 } xp_cuda_backend;
 
 /** Type of the entry symbol. */

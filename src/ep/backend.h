@@ -46,6 +46,11 @@ struct xp_ep_backend {
     xp_status (*dispatch)(const xp_ep_call *call, const void *x, void *recv);
     /** combine and dispatch_backward: expert rows to their sources, summed. */
     xp_status (*combine)(const xp_ep_call *call, const xp_ep_combine_args *args);
+    /** What other ranks wait for of a combine. call->n_tokens is not known.
+     * @param[out] sent  false: nothing was done, combine does all of it */
+    xp_status (*combine_send)(const xp_ep_call *call, const void *y, bool *sent);
+    /** The rest of it, when it was sent. XP_EINVAL: nothing was done, and it is still to be received. */
+    xp_status (*combine_recv)(const xp_ep_call *call, const xp_ep_combine_args *args);
 
     /* ---- reports: never wait */
 

@@ -25,6 +25,16 @@ static xp_status check_stream(const char *name, const xp_ep_group *group, const 
     return XP_OK;
 }
 
+/* The slot's rows belong to its open combine. */
+static xp_status check_slot(const char *name, const xp_ep_group *group, const xp_ep_plan *plan) {
+    if (group->combines[plan->slot].plan)
+        return xp_error(XP_EINVAL,
+                        "%s: slot %d has a combine that was sent and not received; call "
+                        "xp_ep_combine_recv() first",
+                        name, plan->slot);
+    return XP_OK;
+}
+
 static xp_status check_tensor(const char *name, const char *what, const xp_ep_group *group,
                               const xp_tensor *tensor, int64_t n_rows) {
     if (!tensor)
@@ -51,6 +61,7 @@ static xp_status check_dispatch(const char *name, const xp_ep_call *call, const 
                                 const xp_tensor *recv) {
     const xp_ep_group *group = call->group;
     XP_TRY(check_stream(name, group, call->plan, call->stream));
+    XP_TRY(check_slot(name, group, call->plan));
     XP_TRY(check_tensor(name, "the token tensor", group, x, -1));
     XP_TRY(check_tensor(name, "the recv tensor", group, recv,
                         group->shape.local ? x->shape[0] : group->shape.recv_capacity));
@@ -70,6 +81,7 @@ xp_status xp_ep_plan_build(xp_ep_group *group, const int32_t *topk_idx, const fl
                            int64_t n_tokens, xp_stream *stream, xp_ep_plan *plan) {
     XP_DEVICE_SCOPE(group ? group->device : NULL);
     XP_TRY(check_stream("xp_ep_plan_build", group, plan, stream));
+    XP_TRY(check_slot("xp_ep_plan_build", group, plan));
     plan->stream = stream;
     const xp_ep_call call = {
         .group = group, .plan = plan, .stream = stream, .n_tokens = n_tokens, .phase = "plan"};
@@ -115,10 +127,66 @@ xp_status xp_ep_combine(xp_ep_group *group, const xp_ep_plan *plan, int64_t roun
     XP_DEVICE_SCOPE(group ? group->device : NULL);
     xp_ep_call call = make_call(group, plan, round, "combine", stream);
     XP_TRY(check_combine("xp_ep_combine", &call, y, out));
+    XP_TRY(check_slot("xp_ep_combine", group, plan));
     call.n_tokens = out->shape[0];
     const xp_ep_combine_args args = {.y = y->data, .out = out->data};
     const int64_t op = xp_recorder_begin_op(stream, call.phase);
     return xp_recorder_end_op(stream, op, group->backend->combine(&call, &args));
+}
+
+xp_status xp_ep_combine_send(xp_ep_group *group, const xp_ep_plan *plan, int64_t round,
+                             const xp_tensor *y, xp_stream *stream) {
+    static const char name[] = "xp_ep_combine_send";
+    XP_DEVICE_SCOPE(group ? group->device : NULL);
+    const xp_ep_call call = make_call(group, plan, round, "combine", stream);
+    XP_TRY(check_stream(name, group, plan, stream));
+    XP_TRY(check_slot(name, group, plan));
+    XP_TRY(check_tensor(name, "the assignment tensor", group, y, group->shape.assignment_capacity));
+    XP_TRY(check_round(name, round));
+    xp_ep_open_combine *open = &group->combines[plan->slot];
+    const int64_t op = xp_recorder_begin_op(stream, "combine send");
+    XP_TRY(
+        xp_recorder_end_op(stream, op, group->backend->combine_send(&call, y->data, &open->sent)));
+    XP_TRY(xp_event_record(open->recorded, stream));
+    open->plan = plan;
+    open->round = round;
+    open->y = y->data;
+    open->stream = stream;
+    return XP_OK;
+}
+
+static xp_status check_open(const char *name, const xp_ep_call *call, const xp_tensor *y) {
+    const xp_ep_open_combine *open = &call->group->combines[call->plan->slot];
+    if (!open->plan)
+        return xp_error(XP_EINVAL, "%s: no xp_ep_combine_send() came before", name);
+    if (open->plan != call->plan || open->round != call->round || open->y != y->data)
+        return xp_error(XP_EINVAL,
+                        "%s: slot %d has sent round %lld; plan, round and y must be those of "
+                        "xp_ep_combine_send()",
+                        name, call->plan->slot, (long long)open->round);
+    return XP_OK;
+}
+
+xp_status xp_ep_combine_recv(xp_ep_group *group, const xp_ep_plan *plan, int64_t round,
+                             const xp_tensor *y, xp_tensor *out, xp_stream *stream) {
+    static const char name[] = "xp_ep_combine_recv";
+    XP_DEVICE_SCOPE(group ? group->device : NULL);
+    xp_ep_call call = make_call(group, plan, round, "combine", stream);
+    XP_TRY(check_combine(name, &call, y, out));
+    XP_TRY(check_open(name, &call, y));
+    xp_ep_open_combine *open = &group->combines[plan->slot];
+    call.n_tokens = out->shape[0];
+    const xp_ep_combine_args args = {.y = y->data, .out = out->data};
+    if (stream != open->stream)
+        XP_TRY(xp_event_wait(open->recorded, stream));
+    const int64_t op = xp_recorder_begin_op(stream, open->sent ? "combine recv" : call.phase);
+    const xp_status status =
+        xp_recorder_end_op(stream, op,
+                           open->sent ? group->backend->combine_recv(&call, &args)
+                                      : group->backend->combine(&call, &args));
+    if (!open->sent || status != XP_EINVAL)
+        open->plan = NULL;
+    return status;
 }
 
 xp_status xp_ep_dispatch_backward(xp_ep_group *group, const xp_ep_plan *plan, int64_t round,
@@ -127,6 +195,7 @@ xp_status xp_ep_dispatch_backward(xp_ep_group *group, const xp_ep_plan *plan, in
     XP_DEVICE_SCOPE(group ? group->device : NULL);
     xp_ep_call call = make_call(group, plan, round, "dispatch backward", stream);
     XP_TRY(check_combine("xp_ep_dispatch_backward", &call, d_assignment_x, dx));
+    XP_TRY(check_slot("xp_ep_dispatch_backward", group, plan));
     if (d_topk_weight && !d_assignment_weight)
         return xp_error(XP_EINVAL,
                         "xp_ep_dispatch_backward: d_topk_weight without d_assignment_weight");

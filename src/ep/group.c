@@ -71,9 +71,12 @@ static xp_status complete_config(xp_ep_group *g) {
 static xp_status reserve(xp_ep_group *g) {
     const xp_ep_shape *s = &g->shape;
     g->sums = calloc((size_t)s->n_slots, sizeof *g->sums);
+    g->combines = calloc((size_t)s->n_slots, sizeof *g->combines);
     g->targets = calloc((size_t)s->n_slots * (size_t)s->n_ranks, sizeof *g->targets);
-    if (!g->sums || !g->targets)
+    if (!g->sums || !g->combines || !g->targets)
         return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
+    for (int slot = 0; slot < s->n_slots; slot++)
+        XP_TRY(xp_event_create(g->device, &g->combines[slot].recorded));
     XP_TRY(
         xp_device_alloc(g->device, xp_ep_scratch_bytes(s) * (size_t)s->n_slots, "ep", &g->scratch));
     return g->backend->group_create(g);
@@ -129,6 +132,9 @@ void xp_ep_group_destroy(xp_ep_group *group) {
         return;
     if (group->backend)
         group->backend->group_destroy(group);
+    for (int slot = 0; group->combines && slot < group->shape.n_slots; slot++)
+        xp_event_destroy(group->combines[slot].recorded);
+    free(group->combines);
     free(group->sums);
     free(group->targets);
     xp_device_free(group->device, group->scratch);

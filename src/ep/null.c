@@ -51,6 +51,7 @@ static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args)
     .counts_only = true, .group_create = group_create, .group_destroy = group_destroy,             \
     .plan_create = plan_create, .plan_destroy = xp_ep_plan_release, .plan_build = plan_build,      \
     .plan_wait = plan_wait, .dispatch = dispatch, .combine = combine,                              \
+    .combine_send = xp_ep_no_combine_send, .combine_recv = combine,                                \
     .async_error = xp_ep_no_device_error, .abort_flags = xp_ep_no_abort_flags,                     \
     .add_stats = xp_ep_no_device_stats, .reset_stats = xp_ep_no_device_stats_reset
 

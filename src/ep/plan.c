@@ -25,6 +25,9 @@ void xp_ep_plan_destroy(xp_ep_plan *plan) {
     XP_DEVICE_SCOPE(plan ? plan->group->device : NULL);
     if (!plan)
         return;
+    xp_ep_open_combine *open = &plan->group->combines[plan->slot];
+    if (open->plan == plan) /* nobody can receive it any more */
+        open->plan = NULL;
     plan->group->backend->plan_destroy(plan);
     free(plan);
 }

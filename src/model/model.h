@@ -110,6 +110,15 @@ XP_NODISCARD xp_status xp_model_forward_backward(xp_model *model, const xp_model
 /** No gradients, no counting for the balance. */
 XP_NODISCARD xp_status xp_model_forward(xp_model *model, const xp_model_batch *batch,
                                         xp_stream *stream);
+/**
+ * From now on training passes are recorded as device graphs, once a kind (rows, tokens, accumulation) after
+ * two passes of it, and launched again: the same ops on the same memory, the same bits.
+ * @return XP_OK; XP_ENOTSUP with the reason: passes run as they did
+ */
+XP_NODISCARD xp_status xp_model_use_graphs(xp_model *model);
+/** Passes that were launched from a recording; why a recording failed and passes run without, or NULL. */
+int64_t xp_model_n_graph_passes(const xp_model *model);
+const char *xp_model_graph_failure(const xp_model *model);
 /** What xp_model_queue_loss() reads: sums over this rank's tokens of this microbatch, as in
  * xp_model_loss. */
 enum { XP_MODEL_LOSS = 0, XP_MODEL_AUX, XP_MODEL_Z, XP_MODEL_N_LOSSES };

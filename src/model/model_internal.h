@@ -72,6 +72,7 @@ struct xp_model {
     xp_model_work work;
     xp_model_staged *staged;
     xp_event *scale_copied[XP_MODEL_SCALE_SLOTS]; /* the stream has read staged->loss_scales[i] */
+    struct xp_pass_graphs *graphs;                /* NULL: passes run as they are */
     int64_t n_passes;
     int64_t chunk_rows; /* of the head */
     /* the pass that runs, or ran last */
@@ -96,6 +97,9 @@ static inline char *xp_offset(const void *data, int64_t n_elements, xp_dtype dty
 
 /** head_dim^-0.5. */
 float xp_attention_scale(const xp_arch *arch);
+
+/** pass.c: all of a training pass behind its batch. */
+XP_NODISCARD xp_status xp_pass_run(xp_model *model, const xp_model_hooks *hooks, xp_stream *stream);
 
 /** Residual stream in and out: normed input from (input, branch), branch out. `layer`'s activations
  * are filled. */

@@ -8,8 +8,7 @@
 xp_overlap xp_overlap_choose(int64_t asked, int n_ranks, bool on_gpu, bool shares_gpus) {
     if (asked > 0)
         return XP_OVERLAP_HALVES;
-    return asked < 0 && n_ranks > 1 && on_gpu && !shares_gpus ? XP_OVERLAP_BACKWARD
-                                                              : XP_OVERLAP_NONE;
+    return asked < 0 && n_ranks > 1 && on_gpu && !shares_gpus ? XP_OVERLAP_GEMMS : XP_OVERLAP_NONE;
 }
 
 int64_t xp_moe_part_begin(const xp_moe_core *core, int64_t n_tokens, int part) {
@@ -252,8 +251,8 @@ xp_moe_recomputed xp_moe_core_recomputed(const xp_moe_core *core) {
     return core->recomputed;
 }
 
-void xp_moe_core_reset_recomputed(xp_moe_core *core) {
-    core->recomputed = (xp_moe_recomputed){0};
+void xp_moe_core_set_recomputed(xp_moe_core *core, xp_moe_recomputed recomputed) {
+    core->recomputed = recomputed;
 }
 
 void xp_moe_core_begin(xp_moe_core *core) {

@@ -10,7 +10,22 @@
  * dispatch is queued before this job's combine, so that it runs beside this job's experts. Where the
  * layer has no exchange stream, both are the same.
  *
- * The backward pass of a job, with an exchange stream (time runs down):
+ * The forward pass of a job, with an exchange stream (time runs down). Own rows are those of this
+ * rank's own tokens: no rank sends them. On transports other than p2p both GEMMs of w2 are one, and the
+ * whole combine runs on the compute stream.
+ *
+ *   compute stream                        exchange stream
+ *   router, plan
+ *   w13 of own rows                       dispatch: x -> recv
+ *   w13 of the other ranks' rows
+ *   activation
+ *   w2 of the other ranks' rows
+ *   w2 of own rows                        combine send: rows
+ *   combine recv: rows -> out
+ *
+ * Later rounds, which only an unusual routing needs, run on the compute stream alone.
+ *
+ * The backward pass of a job, with an exchange stream:
  *
  *   compute stream                        exchange stream
  *   wgrad of w2 of the layer above,       combine backward: d_out -> d_recv
@@ -37,12 +52,12 @@
 /** What the exchange of rows runs beside, where there are several ranks. */
 typedef enum xp_overlap {
     XP_OVERLAP_NONE = 0, /* nothing: one stream */
-    XP_OVERLAP_BACKWARD, /* weight gradients, in the backward pass; forward nothing */
+    XP_OVERLAP_GEMMS,    /* forward GEMMs of own rows, backward weight gradients */
     XP_OVERLAP_HALVES,   /* the experts of the other half of the microbatch */
 } xp_overlap;
 
-/** What parallelism.expert_parallel_overlap means; < 0: auto, 0: false, 1: true. Weight gradients hide
- * an exchange where both can run at the same time: not on a CPU, whose cores do both, and not where
+/** What parallelism.expert_parallel_overlap means; < 0: auto, 0: false, 1: true. GEMMs hide an
+ * exchange where both can run at the same time: not on a CPU, whose cores do both, and not where
  * ranks share GPUs, whose hosts make the barriers. */
 xp_overlap xp_overlap_choose(int64_t asked, int n_ranks, bool on_gpu, bool shares_gpus);
 
@@ -64,7 +79,7 @@ typedef struct xp_moe_core_args {
     xp_forced_mode forced;
     xp_overlap overlap;
     double overlap_split; /* XP_OVERLAP_HALVES: share of the first half */
-    int overlap_sms;      /* XP_OVERLAP_BACKWARD on a GPU: SMs of the exchange; 0: chosen */
+    int overlap_sms;      /* XP_OVERLAP_GEMMS on a GPU: SMs of the exchange; 0: chosen */
     double aux_coeff, z_coeff;
     xp_ep_config ep;  /* transport, capacity_factor, num_sms, timeout_s */
     xp_comm *comm;    /* NULL: one rank. Borrowed */
@@ -160,9 +175,9 @@ bool xp_moe_core_is_deferred(const xp_moe_core *core);
  * xp_moe_core_backward_begin() may come before, its xp_moe_core_backward() may not. */
 XP_NODISCARD xp_status xp_moe_core_backward_end(xp_moe_core *core, xp_stream *stream);
 
-/** Since create or the last reset. */
+/** Since create, or added to what was set last. */
 xp_moe_recomputed xp_moe_core_recomputed(const xp_moe_core *core);
-void xp_moe_core_reset_recomputed(xp_moe_core *core);
+void xp_moe_core_set_recomputed(xp_moe_core *core, xp_moe_recomputed recomputed);
 
 /** NULL on the null device. */
 xp_ep_group *xp_moe_core_group(const xp_moe_core *core);

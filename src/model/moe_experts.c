@@ -1,4 +1,5 @@
 /* One job of a pass: dispatch, experts, combine, forward and backward, one stream or two. */
+#include "ep/internal.h"
 #include "model/moe_job.h"
 
 /* All assignments are local and fit: the gather list points into the tokens, nothing is dispatched. */
@@ -65,6 +66,7 @@ static xp_status forward_arrive(const xp_moe_job *j) {
     if (is_direct(j->core))
         return XP_OK;
     XP_TRY(after(j, j->slot->spent, j->comm));
+    xp_ep_group_set_sms(j->core->group, j->spare_sms);
     XP_TRY(dispatch_x(j));
     return mark(j, j->slot->arrived, j->comm);
 }
@@ -96,41 +98,86 @@ static xp_silu_gate_prob_args activation(const xp_moe_job *j, const xp_ep_view *
                                     .dtype = core->args.dtype};
 }
 
-/* gate_up = recv[gather] w13^T */
-static xp_status first_product(const xp_moe_job *j, const xp_ep_view *view) {
+/* Which rows a GEMM computes. Those of this rank's own tokens run beside an exchange. */
+static void choose_rows(const xp_moe_job *j, const xp_ep_view *view, xp_grouped_rows rows,
+                        xp_grouped_args *gemm) {
+    gemm->rows = rows;
+    gemm->row_range = rows != XP_ROWS_ALL ? view->own_rows : NULL;
+    gemm->spare_sms = rows == XP_ROWS_IN_RANGE ? j->spare_sms : 0;
+}
+
+/* gate_up = recv[gather] w13^T. Own rows are read where their tokens are: they need no dispatch. */
+static xp_status first_product(const xp_moe_job *j, const xp_ep_view *view, xp_grouped_rows rows) {
     const xp_moe_core_args *args = &j->core->args;
+    const bool own = rows == XP_ROWS_IN_RANGE;
     xp_grouped_args gemm = grouped(j, view, 2 * args->moe_dim, args->dim);
-    gemm.gather = view->gather;
-    gemm.x = recv_of(j);
+    gemm.gather = own ? view->own_token : view->gather;
+    gemm.x = own ? part_rows(j, j->pass->x) : recv_of(j);
     gemm.w = j->pass->weights->w13;
     gemm.y = gate_up_of(j);
-    return j->core->ops->grouped_forward(j->compute, &gemm);
+    choose_rows(j, view, rows, &gemm);
+    return own && j->n_tokens == 0 ? XP_OK : j->core->ops->grouped_forward(j->compute, &gemm);
+}
+
+/* rows = h w2^T */
+static xp_status second_product(const xp_moe_job *j, const xp_ep_view *view, xp_grouped_rows rows) {
+    const xp_moe_core *core = j->core;
+    xp_grouped_args gemm = grouped(j, view, core->args.dim, core->args.moe_dim);
+    gemm.x = core->h;
+    gemm.w = j->pass->weights->w2;
+    gemm.y = j->slot->rows;
+    choose_rows(j, view, rows, &gemm);
+    return rows == XP_ROWS_IN_RANGE && j->n_tokens == 0
+               ? XP_OK
+               : core->ops->grouped_forward(j->compute, &gemm);
+}
+
+/* Forward: own rows are computed beside the exchange of the others. */
+static bool splits_rows(const xp_moe_job *j) {
+    return j->compute != j->comm && j->core->n_parts == 1;
+}
+
+/* Other transports exchange the sums of all rows at once. */
+static bool splits_combine(const xp_moe_job *j) {
+    return splits_rows(j) && xp_ep_group_transport(j->core->group) == XP_EP_P2P;
 }
 
 static xp_status forward_experts(const xp_moe_job *j) {
     const xp_moe_core *core = j->core;
     xp_ep_view view;
     XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
+    if (splits_rows(j))
+        XP_TRY(first_product(j, &view, XP_ROWS_IN_RANGE));
     XP_TRY(is_direct(core) ? XP_OK : after(j, j->slot->arrived, j->compute));
-    XP_TRY(first_product(j, &view));
+    XP_TRY(first_product(j, &view, splits_rows(j) ? XP_ROWS_OUT_OF_RANGE : XP_ROWS_ALL));
     XP_TRY(mark(j, j->slot->spent, j->compute));
     const xp_silu_gate_prob_args silu = activation(j, &view);
     XP_TRY(core->ops->silu_gate_prob_forward(j->compute, &silu));
     XP_TRY(after(j, j->slot->sent, j->compute));
-    xp_grouped_args gemm = grouped(j, &view, core->args.dim, core->args.moe_dim);
-    gemm.x = core->h;
-    gemm.w = j->pass->weights->w2;
-    gemm.y = j->slot->rows;
-    XP_TRY(core->ops->grouped_forward(j->compute, &gemm));
+    XP_TRY(second_product(j, &view, splits_combine(j) ? XP_ROWS_OUT_OF_RANGE : XP_ROWS_ALL));
     return mark(j, j->slot->ready, j->compute);
 }
 
 static xp_status forward_leave(const xp_moe_job *j) {
     xp_tensor y = tensor_of(j, j->slot->rows, j->core->sizes.assignment_capacity);
     xp_tensor out = tensor_of(j, part_rows(j, j->pass->out), j->n_tokens);
+    xp_ep_group *group = j->core->group;
+    xp_ep_view view;
+    if (!splits_combine(j)) {
+        /* Nothing runs beside it, so that it needs no stream of its own. */
+        xp_stream *stream = splits_rows(j) ? j->compute : j->comm;
+        XP_TRY(after(j, j->slot->ready, stream));
+        xp_ep_group_set_sms(group, 0);
+        XP_TRY(xp_ep_combine(group, j->part->plan, j->round, &y, &out, stream));
+        return mark(j, j->slot->sent, stream);
+    }
+    XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
     XP_TRY(after(j, j->slot->ready, j->comm));
-    XP_TRY(xp_ep_combine(j->core->group, j->part->plan, j->round, &y, &out, j->comm));
-    return mark(j, j->slot->sent, j->comm);
+    XP_TRY(xp_ep_combine_send(group, j->part->plan, j->round, &y, j->comm));
+    XP_TRY(second_product(j, &view, XP_ROWS_IN_RANGE));
+    xp_ep_group_set_sms(group, 0);
+    XP_TRY(xp_ep_combine_recv(group, j->part->plan, j->round, &y, &out, j->compute));
+    return mark(j, j->slot->sent, j->compute);
 }
 
 /* ---- backward -------------------------------------------------------------------------------- */
@@ -240,7 +287,7 @@ static xp_status backward_experts(const xp_moe_job *j) {
     XP_TRY(is_direct(core) ? XP_OK : after(j, j->slot->arrived, j->compute));
     if (!saved_gate_up(j)) {
         count_recomputed(j);
-        XP_TRY(first_product(j, &view));
+        XP_TRY(first_product(j, &view, XP_ROWS_ALL));
     }
     /* This slot's rows and dp are in use until the combine of the job before the last has read them. */
     XP_TRY(after(j, j->slot->sent, j->compute));
@@ -264,6 +311,10 @@ static xp_status backward_leave(const xp_moe_job *j) {
     return mark(j, j->slot->sent, j->comm);
 }
 
-const xp_moe_phases xp_moe_forward_phases = {forward_arrive, forward_experts, forward_leave, NULL};
-const xp_moe_phases xp_moe_backward_phases = {backward_arrive, backward_experts, backward_leave,
-                                              backward_weights};
+const xp_moe_phases xp_moe_forward_phases = {
+    .arrive = forward_arrive, .experts = forward_experts, .leave = forward_leave};
+const xp_moe_phases xp_moe_backward_phases = {.arrive = backward_arrive,
+                                              .experts = backward_experts,
+                                              .leave = backward_leave,
+                                              .weights = backward_weights,
+                                              .all_rounds_beside = true};

@@ -15,7 +15,7 @@ typedef struct xp_moe_job {
     int64_t index;           /* in the pass */
     int64_t round;
     int turn;      /* which of slot->received has d_out */
-    int spare_sms; /* that weight gradients leave to the exchange */
+    int spare_sms; /* that the GEMMs beside the exchange leave to it */
     bool first;    /* of the pass: weight gradients start here */
     bool last;     /* of the pass */
 } xp_moe_job;
@@ -26,6 +26,9 @@ typedef struct xp_moe_phases {
     xp_status (*experts)(const xp_moe_job *j);
     xp_status (*leave)(const xp_moe_job *j);
     xp_status (*weights)(const xp_moe_job *j); /* what may run beside leave(); NULL: nothing */
+    /* Of one part: the exchange of later rounds has a stream of its own, too. Forward has nothing to
+     * run beside it. */
+    bool all_rounds_beside;
 } xp_moe_phases;
 
 extern const xp_moe_phases xp_moe_forward_phases, xp_moe_backward_phases;

@@ -2,14 +2,16 @@
 #include "ep/internal.h"
 #include "model/moe_job.h"
 
-/* Of a GPU, for an exchange beside weight gradients: enough for it to end before they do. */
+/* Of a GPU, for an exchange beside GEMMs: enough for it to end before they do. */
 static const int default_overlap_sms = 16;
 
-/* SMs that the exchange of the backward pass takes and the GEMMs beside it leave; 0: as usual. */
+/* SMs that an exchange beside GEMMs takes and they leave; 0: as usual. Many SMs for an exchange that has
+ * the GPU to itself would leave none to the GEMMs. */
 static int overlap_sms(const xp_moe_core *core) {
     const xp_moe_core_args *args = &core->args;
-    const int chosen = args->ep.num_sms > 0 ? args->ep.num_sms : default_overlap_sms;
-    if (args->overlap != XP_OVERLAP_BACKWARD)
+    const int asked = args->ep.num_sms;
+    const int chosen = asked > 0 && asked < default_overlap_sms ? asked : default_overlap_sms;
+    if (args->overlap != XP_OVERLAP_GEMMS)
         return 0;
     return args->overlap_sms > 0 ? args->overlap_sms : chosen;
 }
@@ -54,6 +56,14 @@ static xp_status finish(const xp_moe_job *j, const xp_moe_phases *phase) {
     return phase->weights && !first ? phase->weights(j) : XP_OK;
 }
 
+/* Where its phases do not say otherwise, a later round has the compute stream alone. */
+static void choose_streams(const xp_moe_phases *phase, xp_moe_job *j) {
+    if (j->round == 0 || j->core->n_parts > 1 || phase->all_rounds_beside)
+        return;
+    j->comm = j->compute;
+    j->spare_sms = 0;
+}
+
 static xp_status run_jobs(xp_moe_core *core, const xp_moe_pass *pass, const xp_moe_phases *phase,
                           xp_stream *compute, xp_stream *comm) {
     xp_moe_job now, next;
@@ -62,6 +72,8 @@ static xp_status run_jobs(xp_moe_core *core, const xp_moe_pass *pass, const xp_m
         XP_TRY(phase->arrive(&now));
     for (int64_t i = 1; more; i++, now = next) {
         more = job_at(core, pass, i, compute, comm, &next);
+        if (more)
+            choose_streams(phase, &next);
         /* With two sets of buffers the next job is dispatched while this one computes. */
         if (more && core->n_slots > 1)
             XP_TRY(phase->arrive(&next));
@@ -124,13 +136,15 @@ static xp_status plan_part(xp_moe_core *core, const xp_moe_pass *pass, int p, xp
 }
 
 xp_status xp_moe_core_forward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
-    /* With one part nothing runs beside the exchange of the forward pass. */
-    xp_stream *comm = core->n_parts > 1 ? core->comm_stream : stream;
+    xp_stream *comm = core->comm_stream ? core->comm_stream : stream;
+    /* With one part the experts wait for its plan anyway. */
+    xp_stream *planner = core->n_parts > 1 ? comm : stream;
     XP_TRY(xp_moe_route(core, pass, stream));
-    XP_TRY(join(core, stream, comm));
-    xp_ep_group_set_sms(core->group, 0);
+    XP_TRY(join(core, stream, planner));
     for (int p = 0; p < core->n_parts; p++)
-        XP_TRY(plan_part(core, pass, p, comm));
+        XP_TRY(plan_part(core, pass, p, planner));
+    if (planner != comm)
+        XP_TRY(join(core, stream, comm));
     XP_TRY(run_jobs(core, pass, &xp_moe_forward_phases, stream, comm));
     return join(core, comm, stream);
 }

@@ -2,6 +2,7 @@
 #include "device/device_internal.h"
 #include "ep/internal.h"
 #include "model/model_internal.h"
+#include "model/pass_graph.h"
 
 static xp_status check_range(const char *what, const int32_t *values, int64_t n, int32_t low,
                              int64_t high) {
@@ -134,14 +135,7 @@ static xp_status begin_below(xp_model *model, int layer, const xp_model_hooks *h
     return group_ready(hooks, model->embed_group);
 }
 
-xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch,
-                                    const xp_model_hooks *hooks, xp_stream *stream) {
-    static const xp_model_hooks none = {0};
-    if (model->args.inference)
-        return xp_error(XP_EINVAL, "model: made for inference, it has no backward");
-    if (!hooks)
-        hooks = &none;
-    XP_TRY(begin(model, batch, true, stream));
+xp_status xp_pass_run(xp_model *model, const xp_model_hooks *hooks, xp_stream *stream) {
     XP_TRY(layers_forward(model, hooks, stream));
     XP_TRY(xp_head_pass(model, stream));
     XP_TRY(group_ready(hooks, model->head_group));
@@ -153,6 +147,36 @@ xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch
         XP_TRY(layer_hook(hooks->after_layer, hooks, i, true));
     }
     return XP_OK;
+}
+
+xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch,
+                                    const xp_model_hooks *hooks, xp_stream *stream) {
+    static const xp_model_hooks none = {0};
+    if (model->args.inference)
+        return xp_error(XP_EINVAL, "model: made for inference, it has no backward");
+    if (!hooks)
+        hooks = &none;
+    XP_TRY(begin(model, batch, true, stream));
+    return model->graphs ? xp_pass_graphs_run(model, hooks, stream)
+                         : xp_pass_run(model, hooks, stream);
+}
+
+xp_status xp_model_use_graphs(xp_model *model) {
+    if (model->args.inference)
+        return xp_error(XP_ENOTSUP, "a model made for inference has no training pass");
+    if (!xp_graph_is_supported(model->device))
+        return xp_error(XP_ENOTSUP, "%s has no CUDA graphs", xp_device_name(model->device));
+    if (model->core && model->args.ep_comm && xp_comm_size(model->args.ep_comm) > 1)
+        return xp_error(XP_ENOTSUP, "the exchange between ranks of experts cannot be recorded");
+    return model->graphs ? XP_OK : xp_pass_graphs_create(&model->graphs);
+}
+
+int64_t xp_model_n_graph_passes(const xp_model *model) {
+    return model->graphs ? xp_pass_graphs_n_launched(model->graphs) : 0;
+}
+
+const char *xp_model_graph_failure(const xp_model *model) {
+    return model->graphs ? xp_pass_graphs_failure(model->graphs) : NULL;
 }
 
 xp_status xp_model_forward(xp_model *model, const xp_model_batch *batch, xp_stream *stream) {
@@ -224,7 +248,7 @@ xp_moe_recomputed xp_model_recomputed(const xp_model *model) {
 
 void xp_model_reset_stats(xp_model *model) {
     if (model->core)
-        xp_moe_core_reset_recomputed(model->core);
+        xp_moe_core_set_recomputed(model->core, (xp_moe_recomputed){0});
     if (model->core && xp_moe_core_group(model->core))
         xp_ep_reset_stats(xp_moe_core_group(model->core));
 }

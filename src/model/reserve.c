@@ -4,6 +4,7 @@
 #include <string.h>
 #include "device/device_internal.h"
 #include "model/model_internal.h"
+#include "model/pass_graph.h"
 
 /* A chunk of logits: on the CPU it should stay in the last cache. On a GPU its rows should fill whole
  * waves of tiles: thousands, 2048 for a vocabulary of 152 thousand, 4096 with large_head. */
@@ -341,6 +342,7 @@ xp_status xp_model_create(const xp_model_args *args, xp_model **model) {
 void xp_model_destroy(xp_model *model) {
     if (!model)
         return;
+    xp_pass_graphs_destroy(model->graphs);
     int n_plans = !model->layers ? 0 : model->args.inference ? 1 : (int)model->arch.n_layers;
     for (int i = 0; i < n_plans; i++)
         xp_moe_core_layer_destroy(&model->layers[i].saved);

@@ -18,8 +18,9 @@ void xp_gemm_choice_print(const xp_gemm_choice *choice, char text[XP_GEMM_CHOICE
 XP_NODISCARD xp_status xp_gemm_choice_parse(const char *text, xp_gemm_choice *choice);
 
 /**
- * The device computes these shapes with the chosen algorithms from now on, before its first GEMM; an index past
- * the library's algorithms means 0. Nothing happens on other devices than GPUs.
+ * The device computes these shapes with the chosen algorithms from now on and all others with the library's own, also
+ * where it has computed the shape before; an index past the library's algorithms means 0. Nothing is timed any more.
+ * Nothing happens on other devices than GPUs.
  * @param n  at most XP_GEMM_CHOICES_MAX
  */
 XP_NODISCARD xp_status xp_ops_gemm_choose(xp_device *device, const xp_gemm_choice *choices, int n);

@@ -31,6 +31,22 @@ typedef struct xp_gemm_choice {
 } xp_gemm_choice;
 
 /**
+ * Which rows forward and dgrad compute: all of them, those inside each expert's range (row_range),
+ * or those outside. All other rows of y are left alone, and the gather list is not read for them.
+ *
+ * On a GPU the bits of a row do not depend on which rows are computed with it. On a CPU they may:
+ * tiles have other heights, and sgemm may sum in another order.
+ *
+ * The rows of an expert are then one segment, or two around its range, with tiles of their own: the
+ * last tile of a segment is half empty on average.
+ */
+typedef enum xp_grouped_rows {
+    XP_ROWS_ALL = 0,
+    XP_ROWS_IN_RANGE,
+    XP_ROWS_OUT_OF_RANGE
+} xp_grouped_rows;
+
+/**
  * Grouped GEMM: one GEMM per local expert e over its assignment rows,
  * r in [offsets[e], offsets[e + 1]).
  *
@@ -58,7 +74,11 @@ typedef struct xp_grouped_args {
     void *y; /* forward: [max_rows, n]; dgrad: [max_rows, k]; wgrad: dw [L, n, k] of dw_dtype */
     xp_dtype dtype, dw_dtype;
     bool acc;      /* wgrad only: dw += */
-    int spare_sms; /* SMs of a GPU that a persistent kernel leaves to other kernels; 0: none */
+    int spare_sms; /* SMs of a GPU that a persistent kernel (forward, dgrad, wgrad) leaves to
+                                 other kernels; 0: none */
+    const int32_t *row_range; /* [L, 2] first and one-past-last row of each expert, within its
+                                 offsets, or NULL; read only with rows other than XP_ROWS_ALL */
+    xp_grouped_rows rows;     /* which rows forward and dgrad compute; wgrad: XP_ROWS_ALL */
 } xp_grouped_args;
 
 /** Which of the three, for code that serves them all. */

@@ -48,6 +48,7 @@
     OP(adamw,                   run_adamw,                   xp_adamw_args,                   xp_check_adamw,                   xp_cuda_adamw) \
     OP(clip_scale,              run_clip_scale,              xp_clip_scale_args,              xp_check_clip_scale,              xp_cuda_clip_scale) \
     OP(sum_squares,             run_sum_squares,             xp_sum_squares_args,             xp_check_sum_squares,             xp_cuda_sum_squares) \
+    OP(sum_squares_parts,       run_sum_squares_parts,       xp_sum_squares_parts_args,       xp_check_sum_squares_parts,       xp_cuda_sum_squares_parts) \
     OP(axpy,                    run_axpy,                    xp_axpy_args,                    xp_check_axpy,                    xp_cuda_axpy) \
     OP(sum,                     run_sum,                     xp_sum_args,                     xp_check_sum,                     xp_cuda_sum) \
     OP(draw,                    run_draw,                    xp_draw_args,                    xp_check_draw,                    xp_cuda_draw)

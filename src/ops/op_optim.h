@@ -68,6 +68,21 @@ typedef struct xp_sum_squares_args {
     double *scratch; /* [xp_sum_squares_scratch(n)] */
 } xp_sum_squares_args;
 
+/** Elements [first, first + n) of a buffer. */
+typedef struct xp_ops_part {
+    int64_t first, n;
+} xp_ops_part;
+
+/** sum_squares_parts: out[i] = sum of squares of part i of x: the bits of sum_squares, in few launches. */
+typedef struct xp_sum_squares_parts_args {
+    int n_parts;
+    const xp_ops_part *parts; /* [n_parts] host memory, kept until the op has run */
+    const void *x;
+    xp_dtype dtype;
+    double *out;     /* [n_parts] */
+    double *scratch; /* [xp_sum_squares_parts_scratch()] */
+} xp_sum_squares_parts_args;
+
 /**
  * axpy: y = alpha * x (+ y when acc), cast from x_dtype to y_dtype. x may be y when the types
  * agree.
@@ -101,6 +116,9 @@ typedef struct xp_draw_args {
 
 /** Doubles of scratch. */
 int64_t xp_sum_squares_scratch(int64_t n);
+int64_t xp_sum_squares_parts_scratch(const xp_ops_part *parts, int n_parts);
+/** The call that does part i alone. */
+xp_sum_squares_args xp_sum_squares_of_part(const xp_sum_squares_parts_args *args, int i);
 
 #ifdef __cplusplus
 }

@@ -57,7 +57,12 @@ static xp_status check_grouped(const xp_grouped_args *args, const char *op, xp_g
     XP_TRY(need_rows(args->dtype, op, "dtype"));
     const bool any = args->n_experts > 0 && args->n > 0 && args->k > 0,
                any_rows = any && args->max_rows > 0;
+    const bool ranged = args->rows == XP_ROWS_IN_RANGE || args->rows == XP_ROWS_OUT_OF_RANGE;
+    XP_TRY(need(ranged || args->rows == XP_ROWS_ALL, op, "rows is no value of xp_grouped_rows"));
+    XP_TRY(need(!ranged || kind != XP_GROUPED_WGRAD, op,
+                "a weight gradient is computed of all rows (XP_ROWS_ALL)"));
     XP_TRY(need_pointer(args->offsets, any, op, "offsets"));
+    XP_TRY(need_pointer(args->row_range, any && ranged, op, "row_range"));
     XP_TRY(need_pointer(args->x, any_rows && kind != XP_GROUPED_DGRAD, op, "x"));
     XP_TRY(need_pointer(args->w, any_rows && kind != XP_GROUPED_WGRAD, op, "w"));
     XP_TRY(need_pointer(args->dy, any_rows && kind != XP_GROUPED_FORWARD, op, "dy"));
@@ -397,6 +402,20 @@ xp_status xp_check_sum_squares(const xp_sum_squares_args *args) {
     XP_TRY(need_pointer(args->x, args->n > 0, op, "x"));
     XP_TRY(need_pointer(args->scratch, args->n > 0, op, "scratch"));
     return need_pointer(args->out, true, op, "out");
+}
+
+xp_status xp_check_sum_squares_parts(const xp_sum_squares_parts_args *args) {
+    const char *op = "sum_squares_parts";
+    XP_TRY(need_size(args->n_parts, 0, op, "n_parts"));
+    XP_TRY(need_rows(args->dtype, op, "dtype"));
+    XP_TRY(need_pointer(args->parts, args->n_parts > 0, op, "parts"));
+    for (int i = 0; i < args->n_parts; i++) {
+        XP_TRY(need_size(args->parts[i].first, 0, op, "parts[i].first"));
+        XP_TRY(need_size(args->parts[i].n, 0, op, "parts[i].n"));
+        XP_TRY(need_pointer(args->x, args->parts[i].n > 0, op, "x"));
+    }
+    XP_TRY(need_pointer(args->scratch, args->n_parts > 0, op, "scratch"));
+    return need_pointer(args->out, args->n_parts > 0, op, "out");
 }
 
 xp_status xp_check_axpy(const xp_axpy_args *args) {

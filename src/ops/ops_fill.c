@@ -45,6 +45,22 @@ int64_t xp_sum_squares_scratch(int64_t n) {
     return n / XP_OPS_SUM_BLOCK + 1;
 }
 
+int64_t xp_sum_squares_parts_scratch(const xp_ops_part *parts, int n_parts) {
+    int64_t n = 0;
+    for (int i = 0; i < n_parts; i++)
+        n += xp_sum_squares_scratch(parts[i].n);
+    return n > 0 ? n : 1;
+}
+
+xp_sum_squares_args xp_sum_squares_of_part(const xp_sum_squares_parts_args *args, int i) {
+    const int64_t offset = args->parts[i].first * (int64_t)xp_dtype_bytes(args->dtype);
+    return (xp_sum_squares_args){.n = args->parts[i].n,
+                                 .x = (const char *)args->x + offset,
+                                 .dtype = args->dtype,
+                                 .out = args->out + i,
+                                 .scratch = args->scratch};
+}
+
 /* dlogits in parts, gate once for each part, and d_gate by parts. */
 size_t xp_router_linear_scratch(int64_t n_tokens, int n_experts, int64_t dim) {
     const xp_router_parts p = xp_router_parts_of(n_tokens, n_experts, dim);

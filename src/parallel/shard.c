@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "comm/provider.h"
+#include "device/device_internal.h"
 #include "parallel/shard_internal.h"
 
 /* ---- create ------------------------------------------------------------------------------ */
@@ -63,6 +64,21 @@ static xp_status prepare_comms(xp_shard *shard) {
                    &shard->counted[4]);
 }
 
+/* What follows a group's chunk in the state, up to the next group's: neither initial values nor a checkpoint
+ * fill it. */
+static xp_status clear_padding(xp_shard *shard, float *state) {
+    const xp_shard_plan *plan = &shard->plan;
+    for (int g = 0; g < plan->n_groups; g++) {
+        const int64_t begin = plan->groups[g].state_offset + plan->groups[g].n,
+                      end = g + 1 < plan->n_groups ? plan->groups[g + 1].state_offset
+                                                   : plan->state_elements;
+        if (begin < end)
+            XP_TRY(xp_device_clear(shard->args.device, state + begin,
+                                   (size_t)(end - begin) * sizeof *state));
+    }
+    return XP_OK;
+}
+
 static xp_status reserve_state(xp_shard *shard) {
     xp_device *device = shard->args.device;
     size_t bytes = (size_t)shard->plan.state_elements * sizeof(float);
@@ -70,12 +86,14 @@ static xp_status reserve_state(xp_shard *shard) {
     if (xp_shard_owns_masters(shard)) {
         XP_TRY(xp_device_alloc(device, bytes, "optimizer", &data));
         shard->master = data;
+        XP_TRY(clear_padding(shard, shard->master));
     }
     XP_TRY(xp_device_alloc(device, bytes, "optimizer", &data));
     shard->m = data;
     XP_TRY(xp_device_alloc(device, bytes, "optimizer", &data));
     shard->v = data;
-    return XP_OK;
+    XP_TRY(clear_padding(shard, shard->m));
+    return clear_padding(shard, shard->v);
 }
 
 static xp_status reserve_staging(xp_shard *shard) {
@@ -88,14 +106,22 @@ static xp_status reserve_staging(xp_shard *shard) {
         size_t bytes = (size_t)shard->plan.stage_elements * element;
         XP_TRY(xp_device_alloc(device, bytes, "staging", &shard->stage));
     }
-    int64_t largest = 0;
-    for (int g = 0; g < shard->plan.n_groups; g++)
-        if (shard->plan.groups[g].chunk_elements > largest)
-            largest = shard->plan.groups[g].chunk_elements;
+    const int n_groups = shard->plan.n_groups;
+    shard->chunks = calloc((size_t)n_groups, sizeof *shard->chunks);
+    if (!shard->chunks)
+        return xp_error(XP_ENOMEM, "no memory for the optimizer's tables");
+    int64_t largest = 0; /* a rank at the end may own less of a group than it looks at */
+    for (int g = 0; g < n_groups; g++) {
+        const xp_shard_group *cut = &shard->plan.groups[g];
+        shard->chunks[g] = (xp_ops_part){cut->first, cut->n};
+        largest = cut->chunk_elements > largest ? cut->chunk_elements : largest;
+    }
     int n_params = xp_param_table_n_params(shard->args.table);
     shard->n_sums = n_params > shard->plan.n_groups ? n_params : shard->plan.n_groups;
     size_t sums_bytes = (size_t)shard->n_sums * sizeof(double);
-    size_t scratch_bytes = (size_t)xp_sum_squares_scratch(largest) * sizeof(double);
+    const int64_t all = xp_sum_squares_parts_scratch(shard->chunks, n_groups),
+                  one = xp_sum_squares_scratch(largest);
+    size_t scratch_bytes = (size_t)(all > one ? all : one) * sizeof(double);
     XP_TRY(xp_device_alloc(device, sums_bytes, "staging", &data));
     shard->sums = data;
     XP_TRY(xp_device_alloc(device, scratch_bytes, "staging", &data));
@@ -175,6 +201,7 @@ void xp_shard_destroy(xp_shard *shard) {
     xp_device_free(device, shard->m);
     xp_device_free(device, shard->master);
     xp_host_free(device, shard->host_sums);
+    free(shard->chunks);
     free(shard->n_waiting);
     xp_shard_plan_destroy(&shard->plan);
     free(shard);
@@ -251,6 +278,22 @@ static xp_status update_piece(xp_shard *shard, const xp_shard_piece *piece,
                         step->weight_decay, step, stream);
 }
 
+/* All chunks of a GPU that has no peers, in one launch: then groups lie in the state as they lie in the flat buffers, and
+ * what pads them is zero in all of them. False: they are updated one by one. */
+static bool are_in_one_run(const xp_shard *shard, const xp_adam_step *step) {
+    const xp_shard_group *groups = shard->plan.groups;
+    bool same = !shard->worker && xp_device_get_kind(shard->args.device) == XP_DEVICE_CUDA &&
+                !(step->decay_matrices_only && step->weight_decay != 0);
+    for (int g = 0; g < shard->plan.n_groups; g++)
+        same = same && groups[g].n_ranks == 1 && groups[g].first == groups[g].state_offset;
+    return same;
+}
+
+static xp_status update_in_one_run(xp_shard *shard, const xp_adam_step *step, xp_stream *stream) {
+    const xp_shard_group *last = &shard->plan.groups[shard->plan.n_groups - 1];
+    return update_range(shard, 0, 0, last->first + last->n, step->weight_decay, step, stream);
+}
+
 /* What to do to a bucket's own pieces before its parameters are gathered. */
 typedef xp_status (*piece_fn)(xp_shard *shard, const xp_shard_piece *piece,
                               const xp_adam_step *step, xp_stream *stream);
@@ -277,6 +320,8 @@ xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step, xp_stream *
                                      .stop = {step->stop[0], step->stop[1]},
                                      .scale = shard->grad_scale};
     XP_TRY(shard->ops->clip_scale(stream, &clip));
+    if (are_in_one_run(shard, step))
+        return update_in_one_run(shard, step, stream);
     XP_TRY(for_each_bucket(shard, update_piece, step, stream));
     /* A CPU's cores have gathered before they could compute anything beside it. */
     return xp_device_host_accessible(shard->args.device) ? xp_shard_finish_gather(shard, stream)

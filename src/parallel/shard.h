@@ -36,6 +36,9 @@ void xp_shard_destroy(xp_shard *shard);
 XP_NODISCARD xp_status xp_shard_adopt_params(xp_shard *shard, xp_stream *stream);
 /** For xp_model_hooks.group_ready in the last microbatch: starts the reduction. */
 XP_NODISCARD xp_status xp_shard_group_ready(xp_shard *shard, int group, xp_stream *stream);
+/** False where one rank owns everything: nothing is reduced or gathered, and nobody need say when groups
+ * are ready or needed. */
+bool xp_shard_has_peers(const xp_shard *shard);
 /** Wait (on the stream) for all reductions of this step. */
 XP_NODISCARD xp_status xp_shard_finish_reduce(xp_shard *shard, xp_stream *stream);
 

@@ -26,6 +26,7 @@ struct xp_shard {
     float *master, *m, *v; /* [state_elements]; master NULL when parameters are fp32 */
     double *sums;          /* [n_sums] device: squares of each group, or of each parameter */
     double *sums_scratch;  /* device */
+    xp_ops_part *chunks;   /* [n_groups] of the flat gradients */
     float *grad_scale;     /* [1] device; NaN: no update */
     double *host_sums;     /* [n_sums] staging memory */
     int n_sums;

@@ -70,13 +70,13 @@ xp_status xp_shard_find_bad_param(xp_shard *shard, xp_stream *stream, const char
 
 xp_status xp_shard_queue_norm(xp_shard *shard, xp_stream *stream) {
     int n = shard->plan.n_groups;
-    XP_TRY(xp_zero(stream, shard->sums, (size_t)n * sizeof(double)));
-    for (int g = 0; g < n; g++) {
-        const xp_shard_group *cut = &shard->plan.groups[g];
-        if (cut->n > 0)
-            XP_TRY(sum_squares(shard, xp_shard_grad_at(shard, cut->first), cut->n,
-                               shard->args.grad_dtype, g, stream));
-    }
+    const xp_sum_squares_parts_args args = {.n_parts = n,
+                                            .parts = shard->chunks,
+                                            .x = shard->args.grads,
+                                            .dtype = shard->args.grad_dtype,
+                                            .out = shard->sums,
+                                            .scratch = shard->sums_scratch};
+    XP_TRY(shard->ops->sum_squares_parts(stream, &args));
     /* The shard ranks of one replica hold every dense chunk and every expert's chunk once. */
     if (shard->mesh.shard) {
         xp_comm_set_phase(shard->mesh.shard, "gradient norm");

@@ -166,6 +166,10 @@ xp_status xp_shard_group_ready(xp_shard *shard, int group, xp_stream *stream) {
     return XP_OK;
 }
 
+bool xp_shard_has_peers(const xp_shard *shard) {
+    return shard->worker != NULL;
+}
+
 xp_status xp_shard_finish_reduce(xp_shard *shard, xp_stream *stream) {
     int n_fired = shard->n_fired;
     xp_shard_expect_groups(shard);

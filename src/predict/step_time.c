@@ -52,12 +52,22 @@ static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, cons
     const xp_overlap overlap = xp_overlap_choose(config->parallelism.expert_parallel_overlap, ranks,
                                                  !c->hardware->is_cpu, layout->shares_gpus);
     s->n_parts = overlap == XP_OVERLAP_HALVES && ranks > 1 ? 2 : 1;
-    s->hides_backward = overlap == XP_OVERLAP_BACKWARD;
+    s->hides_backward = overlap == XP_OVERLAP_GEMMS;
     s->ep_nodes = layout->ep_nodes > 1 ? layout->ep_nodes : 1;
     xp_ep_config ep = {.transport = xp_run_transport(config, &s->arch), .n_nodes = s->ep_nodes};
     XP_TRY(xp_ep_choose_transport(&ep, s->ep_nodes == 1));
     s->transport = ep.transport;
     return XP_OK;
+}
+
+/* Of a step, from which training.cuda_graph = auto records passes: for less it is not worth a thing that can fail. */
+static const double launches_worth_graphs = 0.1;
+
+static bool uses_graphs(const xp_config *config, const xp_sizes *s, const xp_step_prediction *p) {
+    const int64_t asked = config->training.cuda_graph;
+    if (s->hardware->is_cpu || (s->is_moe && s->ep_size > 1) || asked == 0)
+        return false;
+    return asked > 0 || p->launch_s > launches_worth_graphs * p->step_s;
 }
 
 xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout, const xp_cluster *cluster,
@@ -74,6 +84,7 @@ xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout, const 
         p.launch_s += p.host_s - p.step_s;
         p.step_s = p.host_s;
     }
+    p.uses_graphs = uses_graphs(config, &s, &p);
     p.tokens = s.tokens * (double)s.n_passes;
     p.n_passes = s.n_passes;
     p.transport = s.is_moe && s.ep_size > 1 ? s.transport : XP_EP_AUTO;

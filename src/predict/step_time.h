@@ -37,6 +37,7 @@ typedef struct xp_step_prediction {
     int64_t n_passes;                 /* microbatches of a step */
     xp_ep_transport transport;        /* XP_EP_AUTO: nothing is exchanged */
     double flops;                     /* as the run prints them */
+    bool uses_graphs;                 /* passes are launched as CUDA graphs */
 } xp_step_prediction;
 
 /**

@@ -79,10 +79,11 @@ struct xp_trainer {
     double publish_s;           /* of the save published after the last step's line */
     uint64_t data_hash;         /* of sampled rows */
     bool stop;
-    bool publish_now;  /* a save is written, and published once this step's line is */
-    bool all_failed;   /* every rank has come to the same failure, at the same place */
-    bool went_back;    /* checkpoint.load_step, with later steps there */
-    bool metrics_fail; /* the last line could not be written */
+    bool publish_now;   /* a save is written, and published once this step's line is */
+    bool all_failed;    /* every rank has come to the same failure, at the same place */
+    bool graphs_failed; /* and it has been said */
+    bool went_back;     /* checkpoint.load_step, with later steps there */
+    bool metrics_fail;  /* the last line could not be written */
 };
 
 /* announce.c: messages; only the speaking rank's log is not NULL */
@@ -126,6 +127,12 @@ XP_NODISCARD xp_status xp_trainer_hash_data(xp_trainer *t);
 /** Warn about settings, data and schedule that are others than the checkpoint's. */
 XP_NODISCARD xp_status xp_trainer_compare(xp_trainer *t, const xp_ckpt *ckpt, bool data,
                                           bool schedule);
+
+/* graphs.c */
+/** Before the first step: training.cuda_graph, which is said or warned about. */
+XP_NODISCARD xp_status xp_trainer_choose_graphs(xp_trainer *t);
+/** After a step: warns once when a pass could not be recorded. */
+void xp_trainer_check_graphs(xp_trainer *t);
 
 /* batches.c */
 XP_NODISCARD xp_status xp_step_batches_create(const xp_run *run, xp_step_batches *batches);

@@ -58,7 +58,7 @@ static xp_status layer_ends(void *context, int layer, bool backward) {
 
 static xp_status queue_microbatch(xp_trainer *t, int64_t m, float loss_scale) {
     const xp_batch *batch = &t->batches.items[m];
-    bool last = m == t->batches.n - 1;
+    bool last = m == t->batches.n - 1, has_peers = xp_shard_has_peers(t->run.shard);
     xp_model_batch args = {
         .n_rows = batch->n_rows,
         .seq_len = batch->seq_len,
@@ -72,8 +72,8 @@ static xp_status queue_microbatch(xp_trainer *t, int64_t m, float loss_scale) {
     xp_model_hooks hooks = {.context = t,
                             .before_layer = t->trace ? layer_begins : NULL,
                             .after_layer = t->trace ? layer_ends : NULL,
-                            .group_needed = group_needed,
-                            .group_ready = last ? group_ready : NULL};
+                            .group_needed = has_peers ? group_needed : NULL,
+                            .group_ready = has_peers && last ? group_ready : NULL};
     XP_TRY(xp_model_forward_backward(t->run.model, &args, &hooks, t->run.stream));
     return xp_model_queue_loss(t->run.model, t->run.stream, t->losses + m * XP_MODEL_N_LOSSES);
 }
@@ -94,7 +94,8 @@ static xp_status queue_gradients(xp_trainer *t, int64_t n_valid) {
         XP_TRY(queue_microbatch(t, m, loss_scale));
     if (bytes > 0)
         XP_TRY(xp_copy(t->run.stream, t->counts, counts, bytes));
-    return xp_shard_finish_reduce(t->run.shard, t->run.stream);
+    return xp_shard_has_peers(t->run.shard) ? xp_shard_finish_reduce(t->run.shard, t->run.stream)
+                                            : XP_OK;
 }
 
 static xp_status sum_losses(xp_trainer *t, double sums[N_SUMS]) {

@@ -112,6 +112,7 @@ static xp_status create_parts(xp_trainer *t) {
     XP_TRY(xp_trainer_announce_memory(t));
     XP_TRY(xp_run_reserve(t->config, t->device, t->world, NULL, &t->run));
     t->n_moe_layers = t->run.arch.n_experts > 0 ? (int)t->run.arch.n_layers : 0;
+    XP_TRY(xp_trainer_choose_graphs(t));
     XP_TRY(xp_trainer_open_gemms(t));
     XP_TRY(xp_event_create(t->device, &t->results));
     XP_TRY(create_tables(t));
@@ -226,6 +227,7 @@ static xp_status one_step(xp_trainer *t) {
     double began = xp_time_s();
     double published_s = t->publish_s;
     XP_TRY(xp_trainer_step(t, &record));
+    xp_trainer_check_graphs(t);
     trace_phases(t, &record, began);
     XP_TRY(maybe_validate(t, &record));
     XP_TRY(maybe_save(t, &record));

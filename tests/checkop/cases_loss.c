@@ -55,7 +55,8 @@ static void loss_cases(ck_context *ctx, int64_t n_rows, int64_t vocab, xp_dtype 
         return;
     }
     for (int64_t r = 0; r < n_rows; r++) {
-        targets[r] = r % 6 == 5 ? -1 : (int32_t)(r * 7919 % vocab); /* every sixth is masked */
+        /* every sixth is masked */
+        targets[r] = r % 12 == 5 ? -1 : r % 6 == 5 ? -100 : (int32_t)(r * 7919 % vocab);
         dloss[r] = scale;
     }
     const int64_t size[] = {n_rows, vocab, (int64_t)dtype};
@@ -78,14 +79,16 @@ static void loss_cases(ck_context *ctx, int64_t n_rows, int64_t vocab, xp_dtype 
 void ck_loss_cases(ck_context *ctx) {
     if (ctx->bench && ctx->gpu) {
         loss_cases(ctx, 1766, 151936, XP_BF16);
+        loss_cases(ctx, 1024, 50304, XP_BF16);
         return;
     }
     if (ctx->bench) {
         loss_cases(ctx, 1024, 8192, XP_F32);
         return;
     }
-    static const int64_t shapes[][2] = {{0, 8},     {1, 1},    {7, 2},     {13, 45},
-                                        {30, 1100}, {9, 3000}, {3, 151936}};
+    static const int64_t shapes[][2] = {
+        {0, 8},     {1, 1},     {7, 2},     {13, 45},    {30, 1100},  {9, 3000},  {12, 8192},
+        {25, 8200}, {1, 50304}, {3, 50306}, {7, 151936}, {2, 151937}, {3, 262144}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         loss_cases(ctx, shapes[i][0], shapes[i][1], XP_F32);
         loss_cases(ctx, shapes[i][0], shapes[i][1], XP_BF16);

@@ -326,16 +326,20 @@ static void silu_cases(ck_context *ctx, const int64_t *size) {
     begin_silu(&forward, "silu_gate_prob_forward", call_silu, size, 3);
     if (halves)
         ck_in(&forward, "p", XP_F32, rows);
-    else
+    else {
         ck_given(&forward, "n_rows", XP_I32, 1, &valid);
+        forward.bytes *= 0.75;
+    }
     ck_inout(&forward, "h", dtype, n, CK_ROUNDED);
     ck_run(ctx, &forward);
 
     begin_silu(&backward, "silu_gate_prob_backward", call_silu_backward, size, halves ? 6 : 5);
     if (halves)
         ck_in(&backward, "p", XP_F32, rows);
-    else
+    else {
         ck_given(&backward, "n_rows", XP_I32, 1, &valid);
+        backward.bytes *= 0.75;
+    }
     ck_in(&backward, "dh", dtype, n);
     if (halves) {
         ck_out(&backward, "da", dtype, 2 * n, CK_CHAIN)->on = "a";
@@ -361,12 +365,18 @@ static void check_silu(ck_context *ctx) {
             const int64_t size[] = {shapes[i][0], shapes[i][1], v & 1 ? XP_BF16 : XP_F32, v >> 1};
             silu_cases(ctx, size);
         }
+    /* more rows than a GPU's grid, of a number that the device knows */
+    const int64_t many[] = {40000, 8, XP_BF16, 0}, long_rows[] = {46000, 768, XP_BF16, 0};
+    silu_cases(ctx, many);
+    if (ctx->gpu)
+        silu_cases(ctx, long_rows);
 }
 
 void ck_moe_cases(ck_context *ctx) {
     if (ctx->bench && ctx->gpu) {
         const int64_t router[] = {16384, 128, 8, XP_SCORE_SOFTMAX, 1, 4096};
-        const int64_t silu[][4] = {{16384, 768, XP_BF16, 1}, {262144, 768, XP_BF16, 1}};
+        const int64_t silu[][4] = {
+            {16384, 768, XP_BF16, 1}, {262144, 768, XP_BF16, 1}, {262144, 768, XP_BF16, 0}};
         const int64_t linear[][5] = {{16384, 16, 2048, XP_BF16, 0}, {16384, 128, 2048, XP_BF16, 0}};
         router_cases(ctx, router, 0);
         router_linear_case(ctx, linear[0]);
@@ -374,6 +384,7 @@ void ck_moe_cases(ck_context *ctx) {
         histogram_case(ctx, 131072, 128, true);
         silu_cases(ctx, silu[0]);
         silu_cases(ctx, silu[1]);
+        silu_cases(ctx, silu[2]);
         return;
     }
     if (ctx->bench) {

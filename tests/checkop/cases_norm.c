@@ -327,6 +327,7 @@ void ck_norm_cases(ck_context *ctx) {
         {16, 4, 2, 16, true}, {5, 3, 1, 96, true},    {6, 2, 1, 256, true}};
     if (ctx->bench && ctx->gpu) {
         embed(ctx, 16384, 2048, 151936, 151936, XP_BF16);
+        embed(ctx, 16384, 2048, 151936, 500, XP_BF16);
         rmsnorm(ctx, 16384, 2048, XP_BF16);
         rmsnorm(ctx, 16384, 4096, XP_BF16);
         rope(ctx, &(rope_shape){16384, 32, 4, 128, true}, XP_BF16);
@@ -347,11 +348,18 @@ void ck_norm_cases(ck_context *ctx) {
         embed(ctx, 37, 19, 11, 11, dtype);
         embed(ctx, 200, 64, 300, 1, dtype);
         embed(ctx, 500, 130, 1000, 900, dtype);
-        static const int64_t sizes[][2] = {{0, 8},   {1, 1},     {3, 5},     {7, 16},   {33, 63},
-                                           {65, 64}, {130, 257}, {2100, 20}, {40, 2048}};
+        embed(ctx, 2100, 8, 70, 50, dtype);
+        embed(ctx, 1100, 8, 20000, 20000, dtype);
+        static const int64_t sizes[][2] = {{0, 8},   {1, 1},     {3, 5},     {7, 16},    {33, 63},
+                                           {65, 64}, {130, 257}, {2100, 20}, {40, 2048}, {9, 4096}};
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
             rmsnorm(ctx, sizes[i][0], sizes[i][1], dtype);
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
             rope(ctx, &shapes[i], dtype);
+    }
+    /* several tokens a warp of the GPU's kernel; all heads at once, and in turns */
+    if (ctx->gpu) {
+        rope(ctx, &(rope_shape){8300, 2, 1, 64, true}, XP_BF16);
+        rope(ctx, &(rope_shape){4200, 8, 1, 128, true}, XP_BF16);
     }
 }

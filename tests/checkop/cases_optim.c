@@ -3,7 +3,7 @@
 #include <string.h>
 #include "checkop.h"
 
-enum { OPTIM_N, OPTIM_X, OPTIM_Y, OPTIM_ACC };
+enum { OPTIM_N, OPTIM_X, OPTIM_Y, OPTIM_ACC, MOST_PARTS = 300 };
 
 static xp_status call_adamw(const ck_call *call) {
     const int64_t *s = call->c->size;
@@ -42,6 +42,36 @@ static xp_status call_sum_squares(const ck_call *call) {
                                       .acc = call->c->size[OPTIM_ACC] != 0,
                                       .scratch = ck_at(call, "scratch")};
     return call->ops->sum_squares(call->stream, &args);
+}
+
+/* n elements in `n_parts` parts of various lengths, every third one empty, with one element between two: so
+ * that they start anywhere, or (`aligned`) gaps that leave them on multiples of 16 bytes. */
+static const xp_ops_part *parts_of(int64_t n, int n_parts, bool aligned) {
+    static xp_ops_part parts[MOST_PARTS]; /* kept until the op has run */
+    int64_t at = 0;
+    for (int i = 0; i < n_parts; i++) {
+        const int64_t left = n - at, each = 2 * (n / n_parts);
+        int64_t take = i % 3 == 2 ? 0 : each / (1 + i % 2) + i;
+        take = take < left ? take : left;
+        parts[i] = (xp_ops_part){.first = at, .n = i == n_parts - 1 ? left : take};
+        at += parts[i].n + 1;
+        at = aligned ? (at + 15) / 16 * 16 : at;
+        at = at < n ? at : n;
+        at = aligned ? at / 16 * 16 : at;
+    }
+    return parts;
+}
+
+static xp_status call_sum_squares_parts(const ck_call *call) {
+    const int n_parts = (int)call->c->size[OPTIM_ACC];
+    const xp_sum_squares_parts_args args = {
+        .n_parts = n_parts,
+        .parts = parts_of(call->c->size[OPTIM_N], n_parts, call->c->size[OPTIM_Y] != 0),
+        .x = ck_at(call, "x"),
+        .dtype = (xp_dtype)call->c->size[OPTIM_X],
+        .out = ck_at(call, "out"),
+        .scratch = ck_at(call, "scratch")};
+    return call->ops->sum_squares_parts(call->stream, &args);
 }
 
 static xp_status call_axpy(const ck_call *call) {
@@ -115,6 +145,21 @@ static void clip_case(ck_context *ctx, int64_t n, float max_norm, int32_t second
     ck_run(ctx, &c);
 }
 
+static void sum_parts_case(ck_context *ctx, int64_t n, int n_parts, xp_dtype dtype, bool aligned) {
+    ck_case c;
+    begin(&c, "sum_squares_parts", call_sum_squares_parts, n, dtype, XP_F64, false);
+    c.size[OPTIM_ACC] = n_parts;
+    c.size[OPTIM_Y] = aligned;
+    snprintf(c.shape, sizeof c.shape, "%lld %s in %d %sparts", (long long)n, xp_dtype_name(dtype),
+             n_parts, aligned ? "aligned " : "");
+    c.bytes = (double)n * (double)xp_dtype_bytes(dtype);
+    ck_in(&c, "x", dtype, n);
+    ck_out(&c, "out", XP_F64, n_parts, CK_F64_SUM);
+    ck_scratch(&c, "scratch", XP_F64,
+               xp_sum_squares_parts_scratch(parts_of(n, n_parts, aligned), n_parts));
+    ck_run(ctx, &c);
+}
+
 static void sum_cases(ck_context *ctx, int64_t n, xp_dtype dtype) {
     ck_case c;
     for (int acc = 0; acc < 2; acc++) {
@@ -168,6 +213,7 @@ void ck_optim_cases(ck_context *ctx) {
         adamw_case(ctx, n, XP_F32, XP_BF16, 0.5F);
         sum_cases(ctx, n, XP_BF16);
         sum_cases(ctx, n, XP_F32);
+        sum_parts_case(ctx, n, 18, XP_BF16, true);
         axpy_case(ctx, n, XP_F32, XP_BF16, false, false);
         axpy_case(ctx, n, XP_BF16, XP_F32, true, false);
         draw_case(ctx, n, 0, false);
@@ -196,12 +242,19 @@ void ck_optim_cases(ck_context *ctx) {
         adamw_case(ctx, sizes[i], XP_F32, XP_N_DTYPES, 0.5F);
         sum_cases(ctx, sizes[i], XP_F32);
         sum_cases(ctx, sizes[i], XP_BF16);
+        for (int aligned = 0; aligned < 2; aligned++) {
+            sum_parts_case(ctx, sizes[i], 1, XP_BF16, aligned);
+            sum_parts_case(ctx, sizes[i], 7, XP_F32, aligned);
+            sum_parts_case(ctx, sizes[i], MOST_PARTS, XP_BF16, aligned);
+        }
         adamw_case(ctx, sizes[i], XP_BF16, XP_BF16, NAN);
         adamw_case(ctx, sizes[i], XP_F32, XP_N_DTYPES, NAN);
         draw_case(ctx, sizes[i], 0, false);
         draw_case(ctx, sizes[i], (int64_t)1 << 33, false);
         draw_case(ctx, sizes[i], 5, true);
     }
+    if (ctx->gpu) /* more blocks than threads that add their sums */
+        sum_cases(ctx, 40000003, XP_BF16);
     for (int64_t n = 1; n <= 300; n += 23)
         for (int i = 0; i < 3; i++)
             clip_case(ctx, n, (float[]){0, 0.5F, 1000}[i], 0);

@@ -121,26 +121,48 @@ fi
 [ -n "${MPIRUN:-}" ] || { echo "ok; without the fake GPUs: this build has no MPI, and ranks with a GPU each are processes"; exit 0; }
 gpus=(LD_LIBRARY_PATH="$PWD/driver:$FAKE_HEALTHY_FOLDER" FAKE_NVLINKS=18)
 two=("${gpus[@]}" FAKE_GPUS=2)
-with "${two[@]}" TEXT=1 -- 0 "d['n_gpus'] == 2 and f('GPUs')['text'].startswith('0 to 1: Fake GPU') and f('NVLink')['text'].startswith('18 links') and f('peer access')['ok']"
+with "${two[@]}" TEXT=1 -- 0 "f('ops (GPU)')['text'].endswith('in 5 ops, bf16, on 2 GPUs') and f('attention (GPU)')['text'].endswith('bf16, on 2 GPUs') and d['n_gpus'] == 2 and f('GPUs')['text'].startswith('0 to 1: Fake GPU') and f('NVLink')['text'].startswith('18 links') and f('peer access')['ok']"
 expect_text doctor.log "This machine can train on 2 GPUs"
 expect_text doctor.log "from.to      0      1"
 expect_text doctor.log "      0      .    268"
 with "${gpus[@]}" FAKE_GPUS=8 TEXT=1 -- 0 "d['n_gpus'] == 8"
 expect_text doctor.log "      7    268    268    268    268    268    268    268      \."
 with "${gpus[@]}" FAKE_GPUS=1 -- 0 "f('GPU')['ok'] and not has('peer access') and not has('copies')"
-with "${two[@]}" FAKE_MIXED=1 -- 0 "f('GPU')['text'].startswith('0: Fake GPU,') and not has('GPUs')"
-with "${two[@]}" FAKE_MISSING=cublas -- 1 "broken == ['cuBLASLt'] and 'libcublas' in f('cuBLASLt')['advice']"
-with "${two[@]}" FAKE_MISSING=cudnn -- 0 "not f('cuDNN')['ok'] and 'libcudnn9' in f('cuDNN')['advice']"
-with "${two[@]}" FAKE_MISSING=nccl -- 1 "broken == ['NCCL'] and '2.28' in f('NCCL')['advice']"
-with "${gpus[@]}" FAKE_GPUS=1 FAKE_MISSING=nccl -- 0 "not f('NCCL')['ok']"
-with "${two[@]}" FAKE_APART=1 -- 0 "not f('peer access')['ok'] and 'standard' in f('peer access')['advice'] and '0 to 1, 1 to 0' in f('peer access')['text']"
-with "${two[@]}" FAKE_FULL=1 -- 0 "not f('copies')['ok'] and 'no memory left' in f('copies')['text']"
-with "${two[@]}" FAKE_NVLINKS=0 -- 0 "not f('NVLink')['ok'] and 'topo' in f('NVLink')['advice']"
-with "${two[@]}" LD_PRELOAD="$FAKE_DRIVER" FAKE_SHM_MIB=64 -- 1 "broken == ['/dev/shm'] and '192' in f('/dev/shm')['text']"
+# each GPU computes, in a process of its own: what happens there does not end the doctor
+with "${two[@]}" FAKE_WRONG=1 -- 1 "broken == ['ops (GPU)'] and 'RMSNorm is wrong: the largest difference' in f('ops (GPU)')['text'] and f('attention (GPU)')['ok']"
+with "${two[@]}" FAKE_CUDNN_FAILS=1 -- 0 "not f('attention (GPU)')['ok'] and 'cuda:0 (CUDNN_STATUS_FAKE)' in f('attention (GPU)')['text']"
+with "${two[@]}" -- 0 "not has('ops (GPU)') and not has('attention (GPU)')" --no-gpus
+with "${gpus[@]}" FAKE_GPUS=1 FAKE_DIES=1 -- 1 "broken == ['ops (GPU)'] and 'ended by signal 10' in f('ops (GPU)')['text'] and not has('attention (GPU)')"
+with "${two[@]}" FAKE_MIXED=1 -- 0 "f('GPU')['text'].startswith('0: Fake GPU,') and not has('GPUs')" --no-gpus
+with "${two[@]}" FAKE_MISSING=cublas -- 1 "broken == ['cuBLASLt'] and 'libcublas' in f('cuBLASLt')['advice']" --no-gpus
+with "${two[@]}" FAKE_MISSING=cudnn -- 0 "f('attention (GPU)')['text'].startswith('own kernels agree') and not f('cuDNN')['ok'] and 'libcudnn9' in f('cuDNN')['advice']"
+with "${two[@]}" FAKE_MISSING=nccl -- 1 "broken == ['NCCL'] and '2.28' in f('NCCL')['advice']" --no-gpus
+with "${gpus[@]}" FAKE_GPUS=1 FAKE_MISSING=nccl -- 0 "not f('NCCL')['ok']" --no-gpus
+with "${two[@]}" FAKE_APART=1 -- 0 "not f('peer access')['ok'] and 'standard' in f('peer access')['advice'] and '0 to 1, 1 to 0' in f('peer access')['text']" --no-gpus
+with "${two[@]}" FAKE_FULL=1 -- 0 "not f('copies')['ok'] and 'no memory left' in f('copies')['text'] and f('ops (GPU)')['text'] == 'cuda:0 has no memory left; 2 GPUs of 2 fail' and 'nvidia-smi' in f('ops (GPU)')['advice']"
+with "${two[@]}" FAKE_NVLINKS=0 -- 0 "not f('NVLink')['ok'] and 'topo' in f('NVLink')['advice']" --no-gpus
+with "${two[@]}" LD_PRELOAD="$FAKE_DRIVER" FAKE_SHM_MIB=64 -- 1 "broken == ['/dev/shm'] and '192' in f('/dev/shm')['text']" --no-gpus
 if command -v mpirun > /dev/null; then
     env "${two[@]}" PATH=/nowhere "$EXPAR" doctor --job.dump_folder out > doctor.log 2>&1
     rc=$?
     expect_rc 1 "two GPUs without mpirun"
     expect_text doctor.log "NO   processes (mpirun)   there is no mpirun"
+    # ranks with a GPU each: sums, rows to experts and back; and ranks that find theirs broken
+    export ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
+    env "${two[@]}" "$EXPAR" doctor --job.dump_folder out > doctor.log 2>&1
+    rc=$?
+    expect_rc 0 "two GPUs with mpirun"
+    expect_text doctor.log "yes  all-reduce (GPUs)    2 ranks on GPUs agree on a sum"
+    expect_text doctor.log "yes  expert exchange (GPUs) rows went to 2 ranks on GPUs and back, p2p and a2a"
+    env "${two[@]}" FAKE_LOST=1 "$EXPAR" doctor --job.dump_folder out > doctor.log 2>&1
+    rc=$?
+    expect_rc 1 "two GPUs, one of them lost"
+    expect_text doctor.log "yes  processes (mpirun)   2 processes on 1 node agree on a sum"
+    expect_text doctor.log "NO   all-reduce (GPUs)    .*fell off the bus"
+    expect_no doctor.log "expert exchange (GPUs)"
+    env "${two[@]}" "$EXPAR" doctor --job.dump_folder out --ranks 3 > doctor.log 2>&1
+    rc=$?
+    expect_rc 0 "three processes, two GPUs"
+    expect_no doctor.log "(GPUs)"
 fi
 echo "ok"

@@ -81,6 +81,18 @@ all              1.000        1.500        6.500        5.500   84.6%
 exchange exposed, us a layer: forward 2750.0 of 3250.0, backward 0.0 of 0.0
 TEXT
 "${summary[@]}" known.json | diff known.txt - || fail "trace summary: other sums than known.txt"
+# Combine in two halves: sent beside a GEMM but for 100 us, received by the compute stream itself.
+cat > halves.json << 'JSON'
+{"otherData": {"step": 7, "rank": 0}, "traceEvents": [
+{"name": "thread_name", "ph": "M", "pid": 0, "tid": 2, "args": {"name": "ops, compute stream"}},
+{"name": "thread_name", "ph": "M", "pid": 0, "tid": 3, "args": {"name": "ops, communication stream"}},
+{"name": "grouped_forward", "ph": "X", "ts": 1000, "dur": 500, "pid": 0, "tid": 2, "args": {"layer": 0, "pass": "forward"}},
+{"name": "combine send", "ph": "X", "ts": 1100, "dur": 500, "pid": 0, "tid": 3, "args": {"layer": 0, "pass": "forward"}},
+{"name": "combine recv", "ph": "X", "ts": 1600, "dur": 200, "pid": 0, "tid": 2, "args": {"layer": 0, "pass": "forward"}}
+]}
+JSON
+"${summary[@]}" halves.json > halves.txt || fail "trace summary: halves.json"
+expect_text halves.txt "^exchange exposed, us a layer: forward 300.0 of 700.0, backward 0.0 of 0.0"
 if command -v python3 > /dev/null; then
     "${summary[@]}" known.json traced/prof/*.json --json > sums.json || fail "trace summary --json"
     python3 - sums.json << 'PY' || fail "trace summary --json is wrong"

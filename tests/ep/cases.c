@@ -360,6 +360,8 @@ const ep_case ep_cases[] = {
     {"wrong-tensors", ep_wrong_tensors, false, true, 1, false},
     {"rounds-in-order", ep_rounds_in_order, false, true, 1, false},
     {"epochs-start-over", ep_epochs_start_over, false, false, 2, false},
+    {"halves-in-order", ep_halves_in_order, false, true, 1, false},
+    {"sent-and-left", ep_sent_and_left, false, true, 1, false},
     {"two-slots", ep_two_slots, false, false, 1, false},
     {"worker-stream", ep_worker_stream, false, false, 1, true},
     {"bytes", ep_bytes, false, false, 1, false},
@@ -367,7 +369,9 @@ const ep_case ep_cases[] = {
     {"late-for-plan", ep_late_for_plan, true, true, 2, false},
     {"late-for-dispatch", ep_late_for_dispatch, true, true, 2, false},
     {"late-for-combine", ep_late_for_combine, true, true, 2, false},
+    {"late-for-receive", ep_late_for_receive, true, true, 2, false},
     {"gives-up", ep_gives_up, true, true, 2, false},
+    {"gives-up-after-sending", ep_gives_up_after_sending, true, true, 2, false},
     {"abort-while-reading", ep_abort_while_reading, true, true, 2, true},
 };
 const int n_ep_cases = sizeof ep_cases / sizeof ep_cases[0];

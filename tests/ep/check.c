@@ -8,61 +8,9 @@ typedef struct buffers {
     float *weights, *d_assignment_weight, *d_topk_weight, *row;
     char *x, *recv, *y, *out, *dx, *grad;
     int64_t n_tokens, recv_rows, assignment_rows;
+    int64_t n_rounds; /* of the whole group */
     size_t row_bytes;
 } buffers;
-
-#define POISON 0x5c
-
-static void *poisoned(size_t n_bytes) {
-    void *data = malloc(n_bytes + 16);
-    if (!data)
-        abort();
-    memset(data, POISON, n_bytes + 16);
-    return data;
-}
-
-void *ep_shared(ep_env *env, size_t n_bytes) {
-    if (xp_device_get_kind(env->device) == XP_DEVICE_CPU)
-        return poisoned(n_bytes);
-    void *data = NULL;
-    if (xp_host_alloc(env->device, n_bytes + 16, "test", &data) != XP_OK)
-        abort();
-    memset(data, POISON, n_bytes + 16);
-    return data;
-}
-
-void ep_release(ep_env *env, void *data) {
-    if (xp_device_get_kind(env->device) == XP_DEVICE_CPU)
-        free(data);
-    else
-        xp_host_free(env->device, data);
-}
-
-void *ep_share(ep_env *env, void *from, size_t n_bytes) {
-    void *data = ep_shared(env, n_bytes);
-    memcpy(data, from, n_bytes);
-    free(from);
-    return data;
-}
-
-bool ep_settle(ep_env *env) {
-    if (env->cuda && env->n_ranks > 1)
-        EP_OK(env, xp_comm_barrier(env->comm, NULL));
-    return true;
-}
-
-void ep_fill_routing(const ep_problem *p, int rank, int32_t **ids, float **weights) {
-    int64_t n = p->tokens[rank] * p->top_k;
-    *ids = poisoned((size_t)n * sizeof **ids);
-    *weights = poisoned((size_t)n * sizeof **weights);
-    for (int64_t t = 0; t < p->tokens[rank]; t++) {
-        ref_route(p, rank, t, *ids + t * p->top_k);
-        for (int k = 0; k < p->top_k; k++) {
-            int32_t e = (*ids)[t * p->top_k + k];
-            (*weights)[t * p->top_k + k] = e < 0 ? 0 : ref_weight(p, rank, t, e);
-        }
-    }
-}
 
 static buffers make_buffers(ep_env *env, const ep_problem *p, const xp_ep_sizes *sizes) {
     const int rank = env->rank;
@@ -127,30 +75,23 @@ static bool check_rows(ep_env *env, const ep_problem *p, const ref_layout *layou
         at++;
     }
     for (size_t i = (size_t)at * b->row_bytes; i < (size_t)b->recv_rows * b->row_bytes + 16; i++)
-        EP_CHECK(env, recv[i] == POISON, "%s: wrote past the %lld rows of round %lld", what,
+        EP_CHECK(env, recv[i] == EP_POISON, "%s: wrote past the %lld rows of round %lld", what,
                  (long long)at, (long long)round);
     return true;
 }
 
-bool ep_read_view(ep_env *env, const ep_problem *p, const xp_ep_plan *plan, int64_t round,
-                  int64_t assignment_rows, xp_stream *stream, xp_ep_view *view, void **memory) {
-    *memory = NULL;
-    EP_OK(env, xp_ep_plan_view(plan, round, view));
-    if (xp_device_get_kind(env->device) == XP_DEVICE_CPU)
-        return true;
-    const int64_t n_offsets = p->n_experts / p->n_ranks + 1;
-    const void *from[] = {view->offsets, view->gather, view->weight, view->n_recv};
-    const size_t n_bytes[] = {(size_t)n_offsets * 4, (size_t)assignment_rows * 4,
-                              (size_t)assignment_rows * 4, 4};
-    char *at = poisoned(n_bytes[0] + n_bytes[1] + n_bytes[2] + n_bytes[3]);
-    void *to[4];
-    *memory = at;
-    for (int i = 0; i < 4; at += n_bytes[i++]) {
-        to[i] = at;
-        EP_OK(env, xp_copy(stream, at, from[i], n_bytes[i]));
-    }
-    EP_OK(env, xp_stream_sync(stream));
-    *view = (xp_ep_view){.offsets = to[0], .gather = to[1], .weight = to[2], .n_recv = to[3]};
+/* With one round own_rows[l] are those of this rank's tokens, in order; else none. */
+static bool check_own_rows(ep_env *env, const xp_ep_view *view, int64_t n_rounds, int l,
+                           const ref_row *row, int64_t at, int64_t *own_at) {
+    const int32_t *own = view->own_rows + (ptrdiff_t)2 * l;
+    const bool is_own = at >= own[0] && at < own[1];
+    EP_CHECK(env, is_own == (n_rounds == 1 && row->source == env->rank),
+             "assignment row %lld of source %d: own_rows[%d] is %d to %d", (long long)at,
+             row->source, l, own[0], own[1]);
+    EP_CHECK(env, !is_own || view->own_token[at] == row->token,
+             "own_token[%lld] is %d, expected %lld", (long long)at, view->own_token[at],
+             (long long)row->token);
+    *own_at += is_own;
     return true;
 }
 
@@ -168,6 +109,7 @@ static bool check_view(ep_env *env, const ep_problem *p, const ref_layout *layou
     for (int l = 0; l < n_local; l++) {
         int expert = env->rank * n_local + l;
         int32_t row_at = 0;
+        int64_t n_own = 0;
         for (int64_t i = 0; i < layout->n_rows; i++) {
             const ref_row *row = &layout->rows[i];
             if (row->round != round)
@@ -181,6 +123,8 @@ static bool check_view(ep_env *env, const ep_problem *p, const ref_layout *layou
                          "expected %d %g",
                          (long long)round, (long long)at, expert, view->gather[at],
                          (double)view->weight[at], row_at, (double)weight);
+                if (!check_own_rows(env, view, b->n_rounds, l, row, at, &n_own))
+                    return false;
                 b->d_assignment_weight[at] = ref_d_weight(row->source, row->token, expert);
                 for (int64_t c = 0; c < p->dim; c++)
                     ref_store(p->dtype, b->y, at * p->dim + c,
@@ -191,6 +135,10 @@ static bool check_view(ep_env *env, const ep_problem *p, const ref_layout *layou
         }
         EP_CHECK(env, view->offsets[l + 1] == at, "round %lld: offsets[%d] is %d, expected %lld",
                  (long long)round, l + 1, view->offsets[l + 1], (long long)at);
+        const int32_t *own = view->own_rows + (ptrdiff_t)2 * l;
+        EP_CHECK(env, own[1] - own[0] == n_own && own[0] >= view->offsets[l] && own[1] <= at,
+                 "round %lld: own_rows[%d] is %d to %d, but %lld rows are this rank's",
+                 (long long)round, l, own[0], own[1], (long long)n_own);
     }
     EP_CHECK(env, at <= b->assignment_rows, "round %lld has %lld assignment rows, capacity %lld",
              (long long)round, (long long)at, (long long)b->assignment_rows);
@@ -214,7 +162,7 @@ static bool check_sums(ep_env *env, const ep_problem *p, const buffers *b, const
     }
     for (size_t i = (size_t)b->n_tokens * b->row_bytes; i < (size_t)b->n_tokens * b->row_bytes + 16;
          i++)
-        EP_CHECK(env, out[i] == POISON, "%s: wrote past its %lld rows", what,
+        EP_CHECK(env, out[i] == EP_POISON, "%s: wrote past its %lld rows", what,
                  (long long)b->n_tokens);
     return true;
 }
@@ -239,8 +187,8 @@ static bool check_round(ep_env *env, const ep_problem *p, xp_ep_group *group, xp
     xp_tensor y = xp_tensor_2d(b->y, p->dtype, b->assignment_rows, p->dim);
     size_t recv_bytes = (size_t)b->recv_rows * b->row_bytes;
     xp_ep_view view;
-    memset(b->recv, POISON, recv_bytes);
-    memset(b->grad, POISON, recv_bytes);
+    memset(b->recv, EP_POISON, recv_bytes);
+    memset(b->grad, EP_POISON, recv_bytes);
     void *memory;
     if (!ep_read_view(env, p, plan, round, b->assignment_rows, stream, &view, &memory))
         return false;
@@ -256,6 +204,64 @@ static bool check_round(ep_env *env, const ep_problem *p, xp_ep_group *group, xp
     ok = ok && check_rows(env, p, layout, round, b, b->grad, "combine backward");
     EP_OK(env, xp_ep_combine(group, plan, round, &y, &out, stream));
     EP_OK(env, xp_stream_sync(stream));
+    return ok;
+}
+
+/* Own rows of y to `to` when it is not NULL, and poison in their place; else back from `from`. */
+static void move_own_rows(const ep_problem *p, const xp_ep_view *view, buffers *b, char *to,
+                          const char *from) {
+    for (int l = 0; l < p->n_experts / p->n_ranks; l++) {
+        const size_t first = (size_t)view->own_rows[2 * l] * b->row_bytes;
+        const size_t n_bytes = (size_t)view->own_rows[2 * l + 1] * b->row_bytes - first;
+        if (to) {
+            memcpy(to + first, b->y + first, n_bytes);
+            memset(b->y + first, EP_POISON, n_bytes);
+        } else {
+            memcpy(b->y + first, from + first, n_bytes);
+        }
+    }
+}
+
+/* Combine in two halves, on two streams; own rows of y are computed in between. */
+static bool split_round(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_ep_plan *plan,
+                        int64_t round, const xp_ep_view *view, buffers *b, xp_stream *other) {
+    const xp_tensor y = xp_tensor_2d(b->y, p->dtype, b->assignment_rows, p->dim);
+    xp_tensor out = xp_tensor_2d(b->out, p->dtype, b->n_tokens, p->dim);
+    char *own = malloc((size_t)b->assignment_rows * b->row_bytes + 1);
+    if (!own)
+        abort();
+    move_own_rows(p, view, b, own, NULL);
+    xp_status status = xp_ep_combine_send(group, plan, round, &y, other);
+    if (status == XP_OK && env->rank % 2 == 0) /* on the others while sums are on their way */
+        status = xp_stream_sync(other);
+    move_own_rows(p, view, b, NULL, own);
+    free(own);
+    EP_CHECK(env, status == XP_OK, "combine send: %s", xp_last_error());
+    EP_OK(env, xp_ep_combine_recv(group, plan, round, &y, &out, env->stream));
+    EP_OK(env, xp_stream_sync(env->stream));
+    return true;
+}
+
+static bool run_split(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_ep_plan *plan,
+                      const ref_layout *layout, buffers *b) {
+    xp_stream *other;
+    bool ok = true;
+    EP_OK(env, xp_stream_create(env->device, XP_STREAM_COMPUTE, &other));
+    if (!ep_settle(env))
+        return false;
+    memset(b->out, EP_POISON, (size_t)b->n_tokens * b->row_bytes);
+    for (int64_t round = 0; round < b->n_rounds; round++) {
+        xp_ep_view view;
+        void *memory;
+        if (!ep_read_view(env, p, plan, round, b->assignment_rows, env->stream, &view, &memory))
+            return false;
+        ok = ok && check_view(env, p, layout, round, &view, b);
+        ok = split_round(env, p, group, plan, round, &view, b, other) && ok;
+        free(memory);
+    }
+    if (!ep_settle(env))
+        return false;
+    xp_stream_destroy(other);
     return ok;
 }
 
@@ -304,7 +310,8 @@ static bool check_counts(ep_env *env, const ep_problem *p, const ref_layout *min
 }
 
 static bool check_with(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_ep_plan *plan,
-                       xp_stream *stream, const ref_layout *mine, int64_t n_rounds, buffers *b) {
+                       xp_stream *stream, const ref_layout *mine, buffers *b) {
+    const int64_t n_rounds = b->n_rounds;
     xp_ep_counts counts;
     EP_OK(env, xp_ep_plan_build(group, b->ids, b->weights, b->n_tokens, stream, plan));
     EP_OK(env, xp_ep_plan_wait(plan, &counts));
@@ -312,6 +319,8 @@ static bool check_with(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_
     for (int64_t round = 0; round < n_rounds; round++)
         ok = check_round(env, p, group, plan, round, mine, b, stream) && ok;
     ok = ok && check_sums(env, p, b, b->out, "combine");
+    ok = run_split(env, p, group, plan, mine, b) && ok;
+    ok = ok && check_sums(env, p, b, b->out, "combine in two halves");
     ok = run_backward(env, p, group, plan, n_rounds, mine, b, stream) && ok;
     ok = ok && check_sums(env, p, b, b->dx, "dispatch backward") && check_weights(env, p, b);
     return ok;
@@ -331,27 +340,12 @@ bool ep_check_in_group(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_
             free(layout.rows);
     }
     buffers b = make_buffers(env, p, &sizes);
-    bool ok = ep_settle(env) && check_with(env, p, group, plan, stream, &mine, n_rounds, &b);
+    b.n_rounds = n_rounds;
+    bool ok = ep_settle(env) && check_with(env, p, group, plan, stream, &mine, &b);
     ok = ep_settle(env) && ok;
     free_buffers(env, &b);
     free(mine.rows);
     return ok;
-}
-
-bool ep_make_group(ep_env *env, const ep_problem *p, int n_slots, xp_ep_group **group) {
-    xp_ep_config config = {.max_tokens = p->max_tokens,
-                           .dim = p->dim,
-                           .top_k = p->top_k,
-                           .n_experts = p->n_experts,
-                           .dtype = p->dtype,
-                           .capacity_factor = p->capacity_factor,
-                           .send_copies = p->send_copies,
-                           .transport = env->transport,
-                           .timeout_s = env->timeout_s,
-                           .n_slots = n_slots,
-                           .host_synchronized = env->host_synchronized};
-    EP_OK(env, xp_ep_group_create(env->comm, env->device, &config, group));
-    return true;
 }
 
 bool ep_check_all(ep_env *env, const ep_problem *p, int n_repeats) {
@@ -365,19 +359,4 @@ bool ep_check_all(ep_env *env, const ep_problem *p, int n_repeats) {
     xp_ep_plan_destroy(plan);
     xp_ep_group_destroy(group);
     return ok;
-}
-
-ep_problem ep_problem_for(const ep_env *env, ep_routing routing) {
-    ep_problem p = {.n_ranks = env->n_ranks,
-                    .n_experts = env->n_ranks * 4,
-                    .top_k = 4,
-                    .max_tokens = 24,
-                    .dim = 16,
-                    .capacity_factor = 1e6,
-                    .dtype = env->dtype,
-                    .routing = routing,
-                    .seed = 1234};
-    for (int r = 0; r < env->n_ranks; r++)
-        p.tokens[r] = p.max_tokens;
-    return p;
 }

@@ -5,55 +5,11 @@
 #include <unistd.h>
 #include "faults.h"
 
-typedef struct setup {
-    ep_problem p;
-    xp_ep_group *group;
-    xp_ep_plan *plan;
-    int32_t *ids;
-    float *weights;
-    char *x, *recv, *y;
-    xp_tensor xt, rt, yt;
-} setup;
-
-static bool make_setup_for(ep_env *env, setup *s, const ep_problem *p) {
-    *s = (setup){.p = *p};
-    if (!ep_make_group(env, &s->p, 1, &s->group))
-        return false;
-    EP_OK(env, xp_ep_plan_create(s->group, &s->plan));
-    ep_fill_routing(&s->p, env->rank, &s->ids, &s->weights);
-    int64_t n = s->p.tokens[env->rank];
-    xp_ep_sizes sizes = xp_ep_group_sizes(s->group);
-    size_t row = (size_t)s->p.dim * xp_dtype_bytes(s->p.dtype);
-    size_t n_assignments = (size_t)(n * s->p.top_k);
-    s->ids = ep_share(env, s->ids, n_assignments * sizeof *s->ids);
-    s->weights = ep_share(env, s->weights, n_assignments * sizeof *s->weights);
-    s->x = ep_shared(env, (size_t)n * row);
-    s->recv = ep_shared(env, (size_t)sizes.recv_capacity * row);
-    s->y = ep_shared(env, (size_t)sizes.assignment_capacity * row);
-    s->xt = xp_tensor_2d(s->x, s->p.dtype, n, s->p.dim);
-    s->rt = xp_tensor_2d(s->recv, s->p.dtype, sizes.recv_capacity, s->p.dim);
-    s->yt = xp_tensor_2d(s->y, s->p.dtype, sizes.assignment_capacity, s->p.dim);
-    return ep_settle(env);
-}
-
-static bool make_setup(ep_env *env, setup *s, ep_routing routing) {
-    const ep_problem p = ep_problem_for(env, routing);
-    return make_setup_for(env, s, &p);
-}
-
-static void free_setup(ep_env *env, setup *s) {
-    xp_ep_plan_destroy(s->plan);
-    xp_ep_group_destroy(s->group);
-    void *all[] = {s->ids, s->weights, s->x, s->recv, s->y};
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-        ep_release(env, all[i]);
-}
-
 /* Wrong routing on one rank: refused on all, with that rank and token in the error; the group goes
  * on afterwards. */
 static bool refused(ep_env *env, const char *what, int32_t k0, int32_t k1, int64_t extra_tokens) {
-    setup s;
-    if (!make_setup(env, &s, ROUTE_RANDOM))
+    ep_setup s;
+    if (!ep_make_setup(env, &s, ROUTE_RANDOM))
         return false;
     int bad = env->n_ranks - 1;
     int64_t n = s.p.tokens[env->rank];
@@ -91,7 +47,7 @@ static bool refused(ep_env *env, const char *what, int32_t k0, int32_t k1, int64
     EP_CHECK(env, status == (stays ? XP_EINVAL : XP_OK), "%s: the group's state is %s", what,
              xp_status_name(status));
     bool ok = ep_settle(env) && ep_check_in_group(env, &s.p, s.group, s.plan, env->stream);
-    free_setup(env, &s);
+    ep_free_setup(env, &s);
     return ok;
 }
 
@@ -102,8 +58,8 @@ bool ep_wrong_routing(ep_env *env) {
 
 /* Tensors of the wrong shape are refused before anything is sent. */
 bool ep_wrong_tensors(ep_env *env) {
-    setup s;
-    if (!make_setup(env, &s, ROUTE_RANDOM))
+    ep_setup s;
+    if (!ep_make_setup(env, &s, ROUTE_RANDOM))
         return false;
     int64_t n = s.p.tokens[env->rank];
     EP_OK(env, xp_ep_plan_build(s.group, s.ids, s.weights, n, env->stream, s.plan));
@@ -129,7 +85,7 @@ bool ep_wrong_tensors(ep_env *env) {
     EP_OK(env, xp_stream_sync(env->stream));
     if (!ep_settle(env))
         return false;
-    free_setup(env, &s);
+    ep_free_setup(env, &s);
     return true;
 }
 
@@ -182,7 +138,7 @@ bool ep_rounds_in_order(ep_env *env) {
 
 /* Every rank but the faulty one must fail in time, naming it; afterwards everything can be taken
  * down. */
-static bool expect_failure(ep_env *env, setup *s, xp_status status, const char *expected) {
+static bool expect_failure(ep_env *env, ep_setup *s, xp_status status, const char *expected) {
     EP_CHECK(env, status == XP_ECOMM, "status %s, expected XP_ECOMM", xp_status_name(status));
     EP_CHECK(env, strstr(xp_last_error(), expected), "the error does not contain \"%s\": %s",
              expected, xp_last_error());
@@ -193,10 +149,15 @@ static bool expect_failure(ep_env *env, setup *s, xp_status status, const char *
     return true;
 }
 
-typedef enum fault_point { BEFORE_PLAN, BEFORE_DISPATCH, BEFORE_COMBINE, AFTER_ALL } fault_point;
+typedef enum fault_point {
+    BEFORE_PLAN,
+    BEFORE_DISPATCH,
+    BEFORE_COMBINE,
+    BEFORE_RECEIVE
+} fault_point;
 
 /* The calls of one layer up to the point at which the last rank goes missing. */
-static xp_status run_until(ep_env *env, setup *s, fault_point point, bool missing) {
+static xp_status run_until(ep_env *env, ep_setup *s, fault_point point, bool missing) {
     if (missing && point == BEFORE_PLAN)
         return XP_EINTERRUPTED;
     XP_TRY(xp_ep_plan_build(s->group, s->ids, s->weights, s->p.tokens[env->rank], env->stream,
@@ -206,16 +167,23 @@ static xp_status run_until(ep_env *env, setup *s, fault_point point, bool missin
     XP_TRY(xp_ep_dispatch(s->group, s->plan, 0, &s->xt, &s->rt, env->stream));
     if (missing && point == BEFORE_COMBINE)
         return XP_EINTERRUPTED;
-    XP_TRY(xp_ep_combine(s->group, s->plan, 0, &s->yt, &s->xt, env->stream));
+    if (point == BEFORE_RECEIVE) {
+        XP_TRY(xp_ep_combine_send(s->group, s->plan, 0, &s->yt, env->stream));
+        if (missing)
+            return XP_EINTERRUPTED;
+        XP_TRY(xp_ep_combine_recv(s->group, s->plan, 0, &s->yt, &s->xt, env->stream));
+    } else {
+        XP_TRY(xp_ep_combine(s->group, s->plan, 0, &s->yt, &s->xt, env->stream));
+    }
     /* On a GPU the calls return once queued, and only later one learns what became of them. */
     XP_TRY(xp_stream_sync(env->stream));
     return xp_ep_async_error(s->group);
 }
 
 static bool missing_at(ep_env *env, fault_point point, bool aborts) {
-    setup s;
+    ep_setup s;
     int gone = env->n_ranks - 1;
-    if (!make_setup(env, &s, ROUTE_RANDOM))
+    if (!ep_make_setup(env, &s, ROUTE_RANDOM))
         return false;
     xp_status status = run_until(env, &s, point, env->rank == gone);
     bool ok = true;
@@ -231,7 +199,7 @@ static bool missing_at(ep_env *env, fault_point point, bool aborts) {
         snprintf(expected, sizeof expected, aborts ? "out of memory on purpose" : "rank %d", gone);
         ok = expect_failure(env, &s, status, expected);
     }
-    free_setup(env, &s);
+    ep_free_setup(env, &s);
     return ok;
 }
 
@@ -247,8 +215,16 @@ bool ep_late_for_combine(ep_env *env) {
     return missing_at(env, BEFORE_COMBINE, false);
 }
 
+bool ep_late_for_receive(ep_env *env) {
+    return missing_at(env, BEFORE_RECEIVE, false);
+}
+
 bool ep_gives_up(ep_env *env) {
     return missing_at(env, BEFORE_DISPATCH, true);
+}
+
+bool ep_gives_up_after_sending(ep_env *env) {
+    return missing_at(env, BEFORE_RECEIVE, true);
 }
 
 typedef struct abort_soon {
@@ -264,7 +240,7 @@ static void *abort_main(void *context) {
 
 /* y of ones, and one combine that another thread of the last rank ends. Afterwards y means nothing.
  */
-static bool combine_and_abort(ep_env *env, setup *s) {
+static bool combine_and_abort(ep_env *env, ep_setup *s) {
     int64_t n = s->p.tokens[env->rank];
     for (int64_t i = 0; i < s->yt.shape[0] * s->p.dim; i++)
         ref_store(s->p.dtype, s->y, i, 1);
@@ -285,7 +261,7 @@ static bool combine_and_abort(ep_env *env, setup *s) {
 /* A rank that has nothing to add returns as soon as the group fails; what a peer is still reading
  * there is its caller's again only when the peer has stopped. */
 bool ep_abort_while_reading(ep_env *env) {
-    setup s;
+    ep_setup s;
     if (env->n_ranks > 3)
         return true; /* memory; three say what there is to say */
     ep_problem p = ep_problem_for(env, ROUTE_RANDOM);
@@ -297,7 +273,7 @@ bool ep_abort_while_reading(ep_env *env) {
     for (int r = 0; r < p.n_ranks; r++)
         p.tokens[r] = r == 0 ? p.max_tokens : 0;
     env->timeout_s = 10; /* nothing here waits that long unless sanitizers slow the reading down */
-    if (!make_setup_for(env, &s, &p))
+    if (!ep_make_setup_for(env, &s, &p))
         return false;
     bool ok = combine_and_abort(env, &s);
     const float poison = ref_load(p.dtype, s.recv, 0), sum = (float)p.top_k;
@@ -306,96 +282,6 @@ bool ep_abort_while_reading(ep_env *env) {
         ok = value == sum || value == poison ||
              ep_fail(env, "element %lld is %g, neither the sum nor untouched", (long long)i, value);
     }
-    free_setup(env, &s);
+    ep_free_setup(env, &s);
     return ok;
-}
-
-/* Once a rank for p2p, once an assignment for a2a: the bytes a dispatch says it sent, and memory as
- * query_sizes foretold. Further copies count in memory only. */
-static bool bytes_with(ep_env *env, int send_copies) {
-    setup s;
-    ep_problem p = ep_problem_for(env, ROUTE_HOLES);
-    p.send_copies = send_copies;
-    if (!make_setup_for(env, &s, &p))
-        return false;
-    int64_t rows = 0, assignments = 0, n_local = s.p.n_experts / s.p.n_ranks;
-    for (int64_t t = 0; t < s.p.tokens[env->rank]; t++) {
-        for (int r = 0; r < env->n_ranks; r++) {
-            int n = 0;
-            for (int k = 0; k < s.p.top_k; k++) {
-                int32_t e = s.ids[t * s.p.top_k + k];
-                n += e >= 0 && e / n_local == r && r != env->rank;
-            }
-            rows += n > 0;
-            assignments += n;
-        }
-    }
-    EP_OK(env,
-          xp_ep_plan_build(s.group, s.ids, s.weights, s.p.tokens[env->rank], env->stream, s.plan));
-    xp_ep_reset_stats(s.group);
-    EP_OK(env, xp_ep_dispatch(s.group, s.plan, 0, &s.xt, &s.rt, env->stream));
-    EP_OK(env, xp_stream_sync(env->stream));
-    xp_ep_stats stats;
-    xp_ep_get_stats(s.group, &stats);
-    int64_t expected = (env->transport == XP_EP_A2A ? assignments : rows) * s.p.dim *
-                       (int64_t)xp_dtype_bytes(s.p.dtype);
-    if (env->transport != XP_EP_HIERARCHICAL)
-        EP_CHECK(env, stats.bytes_sent_remote == expected, "%lld bytes sent, expected %lld",
-                 (long long)stats.bytes_sent_remote, (long long)expected);
-    xp_ep_sizes sizes = xp_ep_group_sizes(s.group);
-    int64_t reserved = xp_device_bytes(env->device, "ep");
-    EP_CHECK(env, reserved == (int64_t)(sizes.group_bytes + sizes.plan_bytes),
-             "%lld bytes reserved, %lld + %lld foretold", (long long)reserved,
-             (long long)sizes.group_bytes, (long long)sizes.plan_bytes);
-    if (!ep_settle(env))
-        return false;
-    free_setup(env, &s);
-    return true;
-}
-
-bool ep_bytes(ep_env *env) {
-    return bytes_with(env, 1) && bytes_with(env, 4);
-}
-
-/* The null device reserves the same bytes without any rank beside it. */
-bool ep_null_device(ep_env *env) {
-    ep_problem p = ep_problem_for(env, ROUTE_RANDOM);
-    xp_ep_config config = {.max_tokens = p.max_tokens,
-                           .dim = p.dim,
-                           .top_k = p.top_k,
-                           .n_experts = p.n_experts,
-                           .dtype = p.dtype,
-                           .capacity_factor = 2,
-                           .send_copies = 5,
-                           .n_ranks = env->n_ranks,
-                           .transport = env->transport};
-    xp_device_args args = {.kind = XP_DEVICE_NULL};
-    xp_device *device;
-    xp_ep_group *group;
-    xp_ep_plan *plan;
-    xp_stream *stream;
-    xp_ep_sizes sizes;
-    xp_ep_counts counts;
-    EP_OK(env, xp_device_create(&args, &device));
-    EP_OK(env, xp_stream_create(device, XP_STREAM_COMPUTE, &stream));
-    EP_OK(env, xp_ep_group_create(NULL, device, &config, &group));
-    EP_OK(env, xp_ep_plan_create(group, &plan));
-    EP_OK(env, xp_ep_query_sizes(&config, env->n_ranks, &sizes));
-    int64_t reserved = xp_device_bytes(device, "ep");
-    EP_OK(env, xp_ep_plan_build(group, NULL, NULL, p.max_tokens, stream, plan));
-    EP_OK(env, xp_ep_plan_wait(plan, &counts));
-    xp_tensor nothing = xp_tensor_2d(NULL, p.dtype, sizes.assignment_capacity, p.dim);
-    EP_OK(env, xp_ep_dispatch(group, plan, 0, &nothing, &nothing, stream));
-    EP_OK(env, xp_ep_combine(group, plan, 0, &nothing, &nothing, stream));
-    xp_ep_plan_destroy(plan);
-    xp_ep_group_destroy(group);
-    xp_stream_destroy(stream);
-    bool given_back = xp_device_bytes(device, "ep") == 0;
-    xp_device_destroy(device);
-    EP_CHECK(env,
-             reserved == (int64_t)(sizes.group_bytes + sizes.plan_bytes) && given_back &&
-                 counts.n_rounds == 1,
-             "the null device counted %lld bytes, query_sizes says %lld", (long long)reserved,
-             (long long)(sizes.group_bytes + sizes.plan_bytes));
-    return true;
 }

@@ -106,13 +106,15 @@ ref_layout ref_receive(const ep_problem *p, int rank, int64_t assignment_capacit
 void ref_combine(const ep_problem *p, int rank, int64_t assignment_capacity, const int *nodes,
                  int64_t token, float *out);
 
-/* ---- check.c ---- */
+/* ---- check.c, setup.c ---- */
 
 /** Everything about one routing, from layout to both backward directions, against the reference. */
 bool ep_check_all(ep_env *env, const ep_problem *p, int n_repeats);
 /** The same inside a group that the caller keeps. */
 bool ep_check_in_group(ep_env *env, const ep_problem *p, xp_ep_group *group, xp_ep_plan *plan,
                        xp_stream *stream);
+/** What test memory holds at first. */
+#define EP_POISON 0x5c
 /** Memory that both the test and the rank's device can address, poisoned; with 16 bytes behind. */
 void *ep_shared(ep_env *env, size_t n_bytes);
 void ep_release(ep_env *env, void *data);

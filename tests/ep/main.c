@@ -1,7 +1,7 @@
 /*
  * test_ep [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype f32|bf16] [--mpi]
  *         [--guest threads|processes] [--device cpu|cuda] [--gpus N] [--host-synchronized] [--quick]
- *         [--verbose]
+ *         [--timeout SECONDS] [--verbose]
  *
  * Without --mpi the ranks are threads, and everything that is not chosen runs in turn. With --mpi
  * this process is one rank (start it with mpirun) and the number of ranks is the launcher's. On
@@ -9,6 +9,7 @@
  * made by the hosts, no kernel waits.
  * --guest: communicators from a callback table, between threads or forked processes.
  * --quick: no case of many iterations and none about time, for tools that make everything slow.
+ * --timeout: of waits for other ranks under --mpi (60).
  * --verbose: a line and the seconds for each case as it ends.
  */
 #include <pthread.h>
@@ -41,11 +42,11 @@ typedef struct options {
     const char *name;
     bool mpi, cuda, host_synchronized, quick, verbose;
     bool guest_threads, guest_processes;
-    int n_gpus;
+    int n_gpus, timeout_s;
 } options;
 
 static bool parse(int argc, char **argv, options *o) {
-    *o = (options){.dtype = -1, .n_gpus = 1};
+    *o = (options){.dtype = -1, .n_gpus = 1, .timeout_s = 60};
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(argv[i], "--mpi") == 0) {
@@ -71,6 +72,8 @@ static bool parse(int argc, char **argv, options *o) {
             o->ranks = atoi(value);
         } else if (strcmp(argv[i - 1], "--gpus") == 0) {
             o->n_gpus = atoi(value);
+        } else if (strcmp(argv[i - 1], "--timeout") == 0) {
+            o->timeout_s = atoi(value);
         } else if (strcmp(argv[i - 1], "--guest") == 0) {
             o->guest_threads = strcmp(value, "threads") == 0;
             o->guest_processes = strcmp(value, "processes") == 0;
@@ -95,7 +98,7 @@ static bool parse(int argc, char **argv, options *o) {
             return false;
         }
     }
-    return o->ranks >= 0 && o->ranks <= 64 && o->n_gpus >= 1;
+    return o->ranks >= 0 && o->ranks <= 64 && o->n_gpus >= 1 && o->timeout_s >= 1;
 }
 
 /* One rank's part in one case; the communicator is there already. */
@@ -283,7 +286,7 @@ static bool warm_up(int index) {
 
 /* This process is one rank of a launcher's. */
 static int run_mpi(const options *o) {
-    ep_env env = {.timeout_s = 60};
+    ep_env env = {.timeout_s = o->timeout_s};
     if (test_world_create(60, 60, &env.comm) != XP_OK) {
         fprintf(stderr, "%s\n", xp_last_error());
         return 1;
@@ -327,7 +330,7 @@ int main(int argc, char **argv) {
                 "usage: %s [--ranks N] [--transport p2p|a2a|hierarchical] [--case NAME] [--dtype "
                 "f32|bf16] [--mpi] [--guest threads|processes] [--device cpu|cuda] [--gpus N] "
                 "[--host_synchronized] [--quick] "
-                "[--verbose]\n",
+                "[--timeout SECONDS] [--verbose]\n",
                 argv[0]);
         return 2;
     }

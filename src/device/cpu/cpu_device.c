@@ -6,6 +6,7 @@
 #include <string.h>
 #include "core/process.h"
 #include "device/cpu/blas_memory.h"
+#include "device/cpu/cpu_graph.h"
 #include "device/cpu/cpu_stream.h"
 #include "device/cpu/test_protect.h"
 #include "device/device_internal.h"
@@ -102,6 +103,10 @@ static const xp_device_vtable cpu_vtable = {
     .event_query = xp_cpu_event_query,
     .copy = xp_cpu_copy,
     .zero = xp_cpu_zero,
+    .graph_begin = xp_cpu_graph_begin,
+    .graph_end = xp_cpu_graph_end,
+    .graph_launch = xp_cpu_graph_launch,
+    .graph_destroy = xp_cpu_graph_destroy,
 };
 
 xp_status xp_cpu_device_create(const xp_device_args *args, xp_device **device) {

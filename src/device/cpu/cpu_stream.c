@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/file.h"
+#include "device/cpu/cpu_graph.h"
 #include "device/cpu/test_protect.h"
 
 #define QUEUE_LENGTH 256
@@ -225,6 +226,8 @@ xp_status xp_cpu_submit_named(xp_stream *stream, const char *name, xp_cpu_fn fn,
     cpu_stream *s = (cpu_stream *)stream;
     if (n_bytes > XP_CPU_MAX_ARGS)
         return xp_error(XP_EINTERNAL, "stream: %zu bytes of arguments", n_bytes);
+    if (stream->recording != NULL)
+        return xp_cpu_graph_add(stream->recording, name, fn, args, n_bytes);
     if (s->is_inline) {
         job now;
         now.fn = fn;

@@ -255,6 +255,56 @@ static xp_status cuda_move(xp_device *device, void *dst, const void *src, size_t
     return xp_cuda_check(cudaStreamSynchronize(NULL), "copying");
 }
 
+/* ---- graphs ------------------------------------------------------------------------------- */
+
+/* Other threads of the process, which copy and allocate meanwhile, are none of the recording's business. */
+static xp_status cuda_graph_begin(xp_stream *stream, xp_graph **graph) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    xp_cuda_graph *made = calloc(1, sizeof *made);
+    if (made == NULL)
+        return xp_error(XP_ENOMEM, "graph: out of memory");
+    const xp_status status = xp_cuda_check(
+        cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    if (status != XP_OK) {
+        free(made);
+        return status;
+    }
+    *graph = &made->base;
+    return XP_OK;
+}
+
+static xp_status cuda_graph_end(xp_stream *stream, xp_graph *graph, bool *any) {
+    xp_cuda_graph *made = (xp_cuda_graph *)graph;
+    cudaGraph_t recorded = NULL;
+    size_t n_nodes = 0;
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    xp_status status = xp_cuda_check(cudaStreamEndCapture(s, &recorded), "cudaStreamEndCapture");
+    if (status == XP_OK)
+        status = xp_cuda_check(cudaGraphGetNodes(recorded, NULL, &n_nodes), "cudaGraphGetNodes");
+    *any = n_nodes > 0;
+    if (status == XP_OK && *any)
+        status = xp_cuda_check(cudaGraphInstantiateWithFlags(&made->graph, recorded, 0),
+                               "cudaGraphInstantiate");
+    if (recorded != NULL)
+        cudaGraphDestroy(recorded);
+    return status;
+}
+
+static xp_status cuda_graph_launch(xp_graph *graph, xp_stream *stream) {
+    cudaStream_t s;
+    XP_TRY(xp_cuda_enter(stream, &s));
+    return xp_cuda_check(cudaGraphLaunch(((xp_cuda_graph *)graph)->graph, s), "cudaGraphLaunch");
+}
+
+static void cuda_graph_destroy(xp_graph *graph) {
+    xp_cuda_graph *made = (xp_cuda_graph *)graph;
+    if (made->graph != NULL && select_device(graph->device) == XP_OK)
+        cudaGraphExecDestroy(made->graph);
+    free(made);
+}
+
 static const xp_device_vtable cuda_vtable = {
     .enter = cuda_enter,
     .leave = cuda_leave,
@@ -279,6 +329,10 @@ static const xp_device_vtable cuda_vtable = {
     .copy = cuda_copy,
     .zero = cuda_zero,
     .move = cuda_move,
+    .graph_begin = cuda_graph_begin,
+    .graph_end = cuda_graph_end,
+    .graph_launch = cuda_graph_launch,
+    .graph_destroy = cuda_graph_destroy,
 };
 
 /* Take the capabilities named in `list` out. */

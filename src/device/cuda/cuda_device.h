@@ -40,6 +40,11 @@ typedef struct xp_cuda_event {
     cudaEvent_t event;
 } xp_cuda_event;
 
+typedef struct xp_cuda_graph {
+    xp_graph base;
+    cudaGraphExec_t graph; /* NULL while it is being recorded */
+} xp_cuda_graph;
+
 /** XP_OK, or XP_EDEVICE (XP_ENOMEM for memory) with what was being done and what CUDA says. */
 XP_NODISCARD xp_status xp_cuda_check(cudaError_t result, const char *doing);
 /** Make the stream's device the calling thread's current one and give the CUDA stream. */

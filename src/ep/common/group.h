@@ -20,6 +20,16 @@ typedef struct xp_ep_open_sum {
     int64_t next_round;
 } xp_ep_open_sum;
 
+/** A combine_send that waits for its combine_recv. */
+typedef struct xp_ep_open_combine {
+    const xp_ep_plan *plan; /* NULL: none */
+    int64_t round;
+    const void *y;
+    bool sent;          /* see xp_ep_backend.combine_send */
+    xp_stream *stream;  /* of combine_send */
+    xp_event *recorded; /* on it, behind combine_send */
+} xp_ep_open_combine;
+
 struct xp_ep_group {
     const xp_ep_backend *backend;
     xp_comm *comm; /* borrowed; NULL: one rank */
@@ -28,11 +38,12 @@ struct xp_ep_group {
     xp_ep_shape shape;
     int rank;
     double timeout_s;
-    int call_sms;          /* see xp_ep_group_set_sms() */
-    void *transport_state; /* windows, buffers, communicators: the transport's header says */
-    void *device_state;    /* GPU: xp_ep_cuda_state */
-    void *scratch;         /* of the plan kernels, n_slots times xp_ep_scratch_bytes() */
-    xp_ep_open_sum *sums;  /* [n_slots] */
+    int call_sms;                 /* see xp_ep_group_set_sms() */
+    void *transport_state;        /* windows, buffers, communicators: the transport's header says */
+    void *device_state;           /* GPU: xp_ep_cuda_state */
+    void *scratch;                /* of the plan kernels, n_slots times xp_ep_scratch_bytes() */
+    xp_ep_open_sum *sums;         /* [n_slots] */
+    xp_ep_open_combine *combines; /* [n_slots] */
     struct xp_ep_assignment **targets; /* [n_slots, R] host scratch of CPU plans */
     xp_ep_totals totals;
 };

@@ -41,6 +41,7 @@ const xp_cuda_backend *xp_cuda_backend_entry(void) {
         .peer_access = &xp_cuda_peer_access,
         .nccl = xp_nccl_open,
         .loaded_nccl = xp_nccl_open_loaded,
+        .attention_by_cudnn = xp_cuda_attention_by_cudnn,
     };
     return &backend;
 }

@@ -2,9 +2,9 @@
  * Grouped GEMM over the pool: one flat list of tiles over all experts, so that threads stay busy
  * whatever the routing.
  *
- * Forward and dgrad cut an expert's rows; wgrad, whose inner dimension the rows are, cuts the
- * weight instead, the finer the larger the expert's share of all rows. Cuts depend on the counts
- * only.
+ * Forward and dgrad cut an expert's rows: one segment, or two around a range that is left out.
+ * wgrad, whose inner dimension the rows are, cuts the weight instead, the finer the larger the
+ * expert's share of all rows. Cuts depend on the counts only.
  */
 #include "ops/cpu/grouped_gemm.h"
 
@@ -23,10 +23,10 @@ typedef struct job {
     xp_gemm_split columns; /* forward, dgrad: of the output */
 } job;
 
-/** Where a tile number leads: the tile-th tile of expert e. */
+/** Where a tile number leads: the tile-th tile of expert e, or of a segment of its rows. */
 typedef struct row_tile {
     int64_t expert, tile;
-    int64_t first_row, n_rows; /* of the expert */
+    int64_t first_row, n_rows; /* of the expert or the segment */
 } row_tile;
 
 static int64_t smaller(int64_t a, int64_t b) {
@@ -54,9 +54,28 @@ static int64_t n_row_tiles(const job *j, int64_t n_rows) {
     return xp_gemm_split_evenly(n_rows, j->max_rows_part).n_parts * j->columns.n_parts;
 }
 
+static int64_t segments_per_expert(const xp_grouped_args *args) {
+    return args->rows == XP_ROWS_OUT_OF_RANGE ? 2 : 1;
+}
+
+static row_tile segment_rows(const xp_grouped_args *args, int64_t segment) {
+    const int64_t e = segment / segments_per_expert(args);
+    if (args->rows == XP_ROWS_ALL)
+        return expert_rows(args, e);
+    int64_t first = args->row_range[2 * e], end = args->row_range[2 * e + 1];
+    if (args->rows == XP_ROWS_OUT_OF_RANGE && segment % 2 == 0) {
+        end = first;
+        first = args->offsets[e];
+    } else if (args->rows == XP_ROWS_OUT_OF_RANGE) {
+        first = end;
+        end = args->offsets[e + 1];
+    }
+    return (row_tile){.expert = e, .first_row = first, .n_rows = end - first};
+}
+
 static row_tile find_row_tile(const job *j, int64_t tile) {
-    for (int64_t e = 0;; e++) {
-        row_tile at = expert_rows(j->args, e);
+    for (int64_t segment = 0;; segment++) {
+        row_tile at = segment_rows(j->args, segment);
         int64_t n_tiles = n_row_tiles(j, at.n_rows);
         if (tile < n_tiles) {
             at.tile = tile;
@@ -125,8 +144,8 @@ static xp_status run_rows(xp_stream *stream, const xp_grouped_args *args, xp_til
         XP_TRY(xp_cpu_reserve_scratch(stream, j.scratch_bytes));
     }
     int64_t n_tiles = 0;
-    for (int64_t e = 0; e < args->n_experts; e++)
-        n_tiles += n_row_tiles(&j, expert_rows(args, e).n_rows);
+    for (int64_t s = 0; s < args->n_experts * segments_per_expert(args); s++)
+        n_tiles += n_row_tiles(&j, segment_rows(args, s).n_rows);
     xp_gemm_tiles_run(xp_cpu_stream_pool(stream), fn, &j, n_tiles);
     return XP_OK;
 }

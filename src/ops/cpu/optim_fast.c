@@ -122,6 +122,14 @@ static xp_status sum_squares(xp_stream *stream, const xp_sum_squares_args *args)
     return XP_OK;
 }
 
+static xp_status sum_squares_parts(xp_stream *stream, const xp_sum_squares_parts_args *args) {
+    for (int i = 0; i < args->n_parts; i++) {
+        const xp_sum_squares_args part = xp_sum_squares_of_part(args, i);
+        XP_TRY(sum_squares(stream, &part));
+    }
+    return XP_OK;
+}
+
 static xp_status sum(xp_stream *stream, const xp_sum_args *args) {
     enum { N_PARTS = 64 };
     double parts[N_PARTS];
@@ -192,6 +200,7 @@ void xp_cpu_optim_fast(xp_ops *ops, unsigned caps) {
         return;
     ops->adamw = adamw;
     ops->sum_squares = sum_squares;
+    ops->sum_squares_parts = sum_squares_parts;
     ops->axpy = axpy;
     ops->sum = sum;
 }

@@ -127,52 +127,68 @@ static int64_t n_weights(const xp_grouped_args *args) {
     return args->n > 0 && args->k > 0 ? args->n_experts : 0;
 }
 
+/* y rows [row, end) of expert e. */
+static void forward_rows(const xp_grouped_args *args, int64_t e, int64_t row, int64_t end) {
+    gemm_problem p = {
+        .m = end - row,
+        .n = args->n,
+        .k = args->k,
+        .a = rows_from(args->x, args->dtype, args->k, args->gather, row),
+        .b = {.data = args->w,
+              .dtype = args->dtype,
+              .first = e * args->n * args->k,
+              .ld = args->k,
+              .transposed = true},
+        .c = args->y,
+        .c_dtype = args->dtype,
+        .c_first = row * args->n,
+        .ldc = args->n,
+        .alpha = 1,
+    };
+    multiply(&p);
+}
+
+static void dgrad_rows(const xp_grouped_args *args, int64_t e, int64_t row, int64_t end) {
+    gemm_problem p = {
+        .m = end - row,
+        .n = args->k,
+        .k = args->n,
+        .a = rows_from(args->dy, args->dtype, args->n, args->gather_dy, row),
+        .b = {.data = args->w, .dtype = args->dtype, .first = e * args->n * args->k, .ld = args->k},
+        .c = args->y,
+        .c_dtype = args->dtype,
+        .c_first = row * args->k,
+        .ldc = args->k,
+        .alpha = 1,
+    };
+    multiply(&p);
+}
+
+static void each_expert(const xp_grouped_args *args,
+                        void (*rows)(const xp_grouped_args *args, int64_t e, int64_t row,
+                                     int64_t end)) {
+    for (int64_t e = 0; e < n_weights(args); e++) {
+        const int64_t first = args->offsets[e], end = args->offsets[e + 1];
+        if (args->rows == XP_ROWS_ALL) {
+            rows(args, e, first, end);
+        } else if (args->rows == XP_ROWS_IN_RANGE) {
+            rows(args, e, args->row_range[2 * e], args->row_range[2 * e + 1]);
+        } else {
+            rows(args, e, first, args->row_range[2 * e]);
+            rows(args, e, args->row_range[2 * e + 1], end);
+        }
+    }
+}
+
 static xp_status grouped_forward(xp_stream *stream, const xp_grouped_args *args) {
     (void)stream;
-    for (int64_t e = 0; e < n_weights(args); e++) {
-        int64_t row = args->offsets[e];
-        gemm_problem p = {
-            .m = args->offsets[e + 1] - row,
-            .n = args->n,
-            .k = args->k,
-            .a = rows_from(args->x, args->dtype, args->k, args->gather, row),
-            .b = {.data = args->w,
-                  .dtype = args->dtype,
-                  .first = e * args->n * args->k,
-                  .ld = args->k,
-                  .transposed = true},
-            .c = args->y,
-            .c_dtype = args->dtype,
-            .c_first = row * args->n,
-            .ldc = args->n,
-            .alpha = 1,
-        };
-        multiply(&p);
-    }
+    each_expert(args, forward_rows);
     return XP_OK;
 }
 
 static xp_status grouped_dgrad(xp_stream *stream, const xp_grouped_args *args) {
     (void)stream;
-    for (int64_t e = 0; e < n_weights(args); e++) {
-        int64_t row = args->offsets[e];
-        gemm_problem p = {
-            .m = args->offsets[e + 1] - row,
-            .n = args->k,
-            .k = args->n,
-            .a = rows_from(args->dy, args->dtype, args->n, args->gather_dy, row),
-            .b = {.data = args->w,
-                  .dtype = args->dtype,
-                  .first = e * args->n * args->k,
-                  .ld = args->k},
-            .c = args->y,
-            .c_dtype = args->dtype,
-            .c_first = row * args->k,
-            .ldc = args->k,
-            .alpha = 1,
-        };
-        multiply(&p);
-    }
+    each_expert(args, dgrad_rows);
     return XP_OK;
 }
 

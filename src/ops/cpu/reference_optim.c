@@ -56,6 +56,14 @@ static xp_status sum_squares(xp_stream *stream, const xp_sum_squares_args *args)
     return XP_OK;
 }
 
+static xp_status sum_squares_parts(xp_stream *stream, const xp_sum_squares_parts_args *args) {
+    for (int i = 0; i < args->n_parts; i++) {
+        const xp_sum_squares_args part = xp_sum_squares_of_part(args, i);
+        XP_TRY(sum_squares(stream, &part));
+    }
+    return XP_OK;
+}
+
 static xp_status axpy(xp_stream *stream, const xp_axpy_args *args) {
     (void)stream;
     for (int64_t i = 0; i < args->n; i++) {
@@ -88,6 +96,7 @@ void xp_cpu_optim_reference(xp_ops *ops) {
     ops->adamw = adamw;
     ops->clip_scale = clip_scale;
     ops->sum_squares = sum_squares;
+    ops->sum_squares_parts = sum_squares_parts;
     ops->axpy = axpy;
     ops->sum = sum;
     ops->draw = draw;

@@ -110,6 +110,20 @@ static xp_sdpa_shape backward_shape(const xp_cuda_device *device, const xp_atten
     return s;
 }
 
+bool xp_cuda_attention_by_cudnn(xp_device *device, const void *args, const char **why) {
+    xp_cuda_device *cuda = (xp_cuda_device *)device;
+    const xp_attention_args *a = args;
+    const xp_sdpa_shape shape = shape_of(a);
+    *why = "it does not serve this shape, or is left out of this device";
+    if (!suits_cudnn(cuda, a) || cudaSetDevice(cuda->index) != cudaSuccess)
+        return false;
+    const xp_sdpa_plan *plan = xp_sdpa_plan_get(cuda, &shape, why);
+    if (plan == NULL)
+        return false;
+    *why = "it needs more scratch";
+    return a->scratch_bytes >= xp_sdpa_plan_scratch(plan);
+}
+
 xp_status xp_cuda_attention_forward(xp_stream *stream, const xp_attention_args *a) {
     xp_cuda_device *device = (xp_cuda_device *)stream->device;
     cudaStream_t s;

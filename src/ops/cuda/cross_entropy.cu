@@ -1,5 +1,6 @@
 /* Cross-entropy over long rows: one pass for the softmax's maximum and sum (Milakov and Gimelshein,
  * "Online normalizer calculation for softmax", 2018), one for the gradient in place. */
+#include "ops/cuda/cross_entropy_cluster.h"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/reduce.cuh"
@@ -163,6 +164,8 @@ extern "C" xp_status xp_cuda_cross_entropy(xp_stream *stream, const xp_cross_ent
     XP_TRY(xp_cuda_enter(stream, &s));
     if (a->n_rows == 0)
         return XP_OK;
+    if (xp_cuda_cross_entropy_cluster_serves(device, a))
+        return xp_cuda_cross_entropy_cluster(s, device, a);
     const bool aligned = xp_is_aligned(a->logits);
     if (a->dtype == XP_F32)
         return aligned && a->vocab % 4 == 0 ? launch<float, 4>(a, device, s)

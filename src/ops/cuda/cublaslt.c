@@ -248,6 +248,12 @@ static xp_status choose(xp_cublaslt *lt, xp_cublaslt_plan *plan) {
     return XP_OK;
 }
 
+xp_status xp_cublaslt_choose_again(xp_cublaslt *lt) {
+    for (int i = 0; i < lt->n_plans; i++)
+        XP_TRY(choose(lt, &lt->plans[i]));
+    return XP_OK;
+}
+
 cublasStatus_t xp_cublaslt_run(const xp_cublaslt *lt, const xp_cublaslt_plan *plan,
                                const xp_gemm_args *args, float alpha,
                                const cublasLtMatmulAlgo_t *algo, void *workspace,

@@ -69,6 +69,8 @@ XP_NODISCARD xp_status xp_cublaslt_get(xp_cuda_device *device, xp_cublaslt **lt)
  * next call. */
 XP_NODISCARD xp_status xp_cublaslt_plan_get(xp_cublaslt *lt, const xp_gemm_args *args,
                                             size_t workspace_bytes, xp_cublaslt_plan **plan);
+/** The algorithms of the shapes that have been used, by lt->choices as they are now. */
+XP_NODISCARD xp_status xp_cublaslt_choose_again(xp_cublaslt *lt);
 /** The library's deterministic algorithms for the plan's shape, best guess first. @param[out] n  0: none */
 XP_NODISCARD xp_status
 xp_cublaslt_candidates(const xp_cublaslt *lt, const xp_cublaslt_plan *plan, int most,

@@ -131,7 +131,8 @@ static xp_status choose(xp_device *device, const xp_gemm_choice *choices, int n)
     if (n > 0)
         memcpy(lt->choices, choices, (size_t)n * sizeof *choices);
     lt->n_choices = n;
-    return XP_OK;
+    lt->tuning = false;
+    return xp_cublaslt_choose_again(lt);
 }
 
 static xp_status tune(xp_device *device) {

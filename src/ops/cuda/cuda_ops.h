@@ -39,6 +39,8 @@ XP_OP_LIST(XP_CUDA_PROTOTYPE)
  * and attention_plain.cu */
 size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_args *args,
                                  bool backward);
+/** For xp_cuda_backend.attention_by_cudnn. */
+bool xp_cuda_attention_by_cudnn(xp_device *device, const void *args, const char **why);
 /**
  * bf16, 1 to 65535 rows and heads, heads of 8 to 128 elements in eights, pointers and leading
  * dimensions of 16 bytes. Backward takes xp_attention_sums_bytes() of scratch.

@@ -6,9 +6,10 @@
 
 namespace {
 
-/* Elements of a thread: 16-byte accesses whose neighbours in a warp are neighbours in memory, of the
- * fp32 state in AdamW, of bf16 rows in axpy. */
-constexpr int THREADS = 256, EACH = 8, ADAMW_THREADS = 128, ADAMW_EACH = 4;
+/* Elements of a thread: accesses of the widest type are 16 bytes, so that neighbours in a warp are
+ * neighbours in memory: fp32 state in AdamW, the wider of both in axpy. */
+constexpr int THREADS = 256, ADAMW_THREADS = 128, ADAMW_EACH = 4;
+template <typename X, typename Y> constexpr int AXPY_EACH = sizeof(X) + sizeof(Y) == 4 ? 8 : 4;
 
 struct adamw_args {
     int64_t n;
@@ -73,6 +74,7 @@ static __device__ __forceinline__ void axpy_step(float alpha, const X *x, Y *y, 
 template <typename X, typename Y>
 __global__ void __launch_bounds__(THREADS)
     axpy(int64_t n, float alpha, const X *x, Y *y, bool acc, bool wide) {
+    constexpr int EACH = AXPY_EACH<X, Y>;
     const int64_t first = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * EACH;
     if (wide && first + EACH <= n) {
         axpy_step<X, Y, EACH>(alpha, x + first, y + first, acc);
@@ -80,10 +82,6 @@ __global__ void __launch_bounds__(THREADS)
     }
     for (int64_t i = first; i < first + EACH && i < n; i++)
         axpy_step<X, Y, 1>(alpha, x + i, y + i, acc);
-}
-
-unsigned blocks_of(int64_t n) {
-    return (unsigned)xp_ceil_div(n, THREADS * EACH);
 }
 
 template <typename G, typename P>
@@ -99,8 +97,9 @@ xp_status launch_adamw(const xp_adamw_args *a, const adamw_args *args, cudaStrea
 
 template <typename X, typename Y> xp_status launch_axpy(const xp_axpy_args *a, cudaStream_t s) {
     const bool wide = xp_is_aligned(a->x) && xp_is_aligned(a->y);
-    axpy<X, Y><<<blocks_of(a->n), THREADS, 0, s>>>(a->n, a->alpha, (const X *)a->x, (Y *)a->y,
-                                                   a->acc, wide);
+    const unsigned n_blocks = (unsigned)xp_ceil_div(a->n, THREADS * AXPY_EACH<X, Y>);
+    axpy<X, Y>
+        <<<n_blocks, THREADS, 0, s>>>(a->n, a->alpha, (const X *)a->x, (Y *)a->y, a->acc, wide);
     return xp_cuda_check(cudaGetLastError(), "axpy");
 }
 

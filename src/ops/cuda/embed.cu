@@ -6,7 +6,11 @@
 
 namespace {
 
-constexpr int THREADS = 128, RANK_THREADS = 256, SCAN_THREADS = 1024;
+constexpr int THREADS = 128, COUNT_THREADS = 256, SCAN_THREADS = 1024, SCAN_EACH = 16;
+/* A block of place() owns TOKENS tokens; PARTS threads share the comparisons of each. */
+constexpr int TOKENS = 64, PARTS = 16, TILE = TOKENS * PARTS;
+/* A block of sum_rows() owns IDS neighbouring ids. */
+constexpr int SUM_THREADS = 256, IDS = 8;
 
 /* A warp copies a token's row, W a word of any type that divides the row. An id outside the
  * vocabulary gives a row of NaN: the loss shows it, no other memory is read. */
@@ -30,65 +34,87 @@ static __device__ __forceinline__ bool is_known(int32_t id, int64_t vocab) {
 
 /* start: [V + 1], zero before; after: entry id + 1 is how often id occurs. */
 __global__ void count(int64_t n_tokens, int64_t vocab, const int32_t *ids, int32_t *start) {
-    const int64_t t = (int64_t)blockIdx.x * RANK_THREADS + threadIdx.x;
+    const int64_t t = (int64_t)blockIdx.x * COUNT_THREADS + threadIdx.x;
     if (t < n_tokens && is_known(ids[t], vocab))
         atomicAdd(&start[ids[t] + 1], 1);
 }
 
-/* One block: inclusive prefix sums of n integers in place. */
+/* One block: inclusive prefix sums of n integers in place. A warp owns SCAN_EACH * 32 neighbours at a
+ * time, loaded before the first is used. */
 __global__ void __launch_bounds__(SCAN_THREADS) scan(int64_t n, int32_t *x) {
     __shared__ int32_t of_warp[SCAN_THREADS / 32];
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     int32_t before = 0;
-    for (int64_t first = 0; first < n; first += SCAN_THREADS) {
-        const int64_t i = first + threadIdx.x;
-        int32_t sum = i < n ? x[i] : 0;
-        for (int step = 1; step < 32; step *= 2) {
-            const int32_t other = __shfl_up_sync(0xffffffffu, sum, step);
-            sum += lane >= step ? other : 0;
+    for (int64_t first = 0; first < n; first += SCAN_THREADS * SCAN_EACH) {
+        const int64_t at = first + (int64_t)warp * 32 * SCAN_EACH + lane;
+        int32_t sum[SCAN_EACH], carry = 0;
+#pragma unroll
+        for (int k = 0; k < SCAN_EACH; k++)
+            sum[k] = at + 32 * k < n ? x[at + 32 * k] : 0;
+#pragma unroll
+        for (int k = 0; k < SCAN_EACH; k++) {
+            for (int step = 1; step < 32; step *= 2) {
+                const int32_t other = __shfl_up_sync(0xffffffffu, sum[k], step);
+                sum[k] += lane >= step ? other : 0;
+            }
+            sum[k] += carry;
+            carry = __shfl_sync(0xffffffffu, sum[k], 31);
         }
         if (lane == 31)
-            of_warp[warp] = sum;
+            of_warp[warp] = carry;
         __syncthreads();
         int32_t warps_before = 0, all = 0;
         for (int w = 0; w < SCAN_THREADS / 32; w++) {
             warps_before += w < warp ? of_warp[w] : 0;
             all += of_warp[w];
         }
-        if (i < n)
-            x[i] = before + warps_before + sum;
+#pragma unroll
+        for (int k = 0; k < SCAN_EACH; k++)
+            if (at + 32 * k < n)
+                x[at + 32 * k] = before + warps_before + sum[k];
         before += all;
         __syncthreads();
     }
 }
 
-/* order[start[id] + (tokens before t with the same id)] = t. A thread a token; the ids before pass
- * through shared memory. T^2 / 2 comparisons of integers: no more than 0.1 ms for 16384 tokens, and
- * the order is that of the tokens by construction. */
-__global__ void __launch_bounds__(RANK_THREADS)
-    place(int64_t n_tokens, int64_t vocab, const int32_t *ids, const int32_t *start,
-          int32_t *order) {
-    __shared__ int4 tile[RANK_THREADS / 4];
-    const int64_t own = (int64_t)blockIdx.x * RANK_THREADS, t = own + threadIdx.x;
+/*
+ * order[start[id] + (tokens before t with the same id)] = t. The ids before pass through shared
+ * memory, TILE at a time; thread (part, token) compares its token with part's share of them. T^2 / 2
+ * comparisons of integers, and the order is that of the tokens by construction.
+ */
+__global__ void __launch_bounds__(TILE) place(int64_t n_tokens, int64_t vocab, const int32_t *ids,
+                                              const int32_t *start, int32_t *order) {
+    __shared__ int4 tile[TILE / 4];
+    __shared__ int32_t of_part[PARTS][TOKENS];
+    const int local = (int)threadIdx.x % TOKENS, part = (int)threadIdx.x / TOKENS;
+    const int64_t own = (int64_t)blockIdx.x * TOKENS, t = own + local;
     const int32_t id = t < n_tokens ? ids[t] : -1;
     int32_t rank = 0;
-    for (int64_t first = 0; first < own; first += RANK_THREADS) {
+    for (int64_t first = 0; first < own; first += TILE) {
+        const int64_t i = first + threadIdx.x;
         __syncthreads();
-        ((int32_t *)tile)[threadIdx.x] = ids[first + threadIdx.x];
+        ((int32_t *)tile)[threadIdx.x] = i < own ? ids[i] : INT32_MIN; /* no known id */
         __syncthreads();
-#pragma unroll 8
-        for (int i = 0; i < RANK_THREADS / 4; i++) {
-            const int4 other = tile[i];
+#pragma unroll
+        for (int k = 0; k < TOKENS / 4; k++) {
+            const int4 other = tile[part * (TOKENS / 4) + k];
             rank += (other.x == id) + (other.y == id) + (other.z == id) + (other.w == id);
         }
     }
     __syncthreads();
-    ((int32_t *)tile)[threadIdx.x] = id;
+    if (part == 0)
+        ((int32_t *)tile)[local] = id;
     __syncthreads();
-    for (int i = 0; i < (int)threadIdx.x; i++)
+    for (int i = part * (TOKENS / PARTS); i < (part + 1) * (TOKENS / PARTS) && i < local; i++)
         rank += ((int32_t *)tile)[i] == id;
-    if (t < n_tokens && is_known(id, vocab))
-        order[start[id] + rank] = (int32_t)t;
+    of_part[part][local] = rank;
+    __syncthreads();
+    if (part != 0 || t >= n_tokens || !is_known(id, vocab))
+        return;
+    rank = 0;
+    for (int k = 0; k < PARTS; k++)
+        rank += of_part[k][local];
+    order[start[id] + rank] = (int32_t)t;
 }
 
 struct sum_args {
@@ -97,36 +123,61 @@ struct sum_args {
     bool acc;
 };
 
-/* A block owns the row of one id, a thread vectors of it; AHEAD tokens are loaded at a time. */
-template <typename X, typename G, int N>
-__global__ void __launch_bounds__(THREADS) sum_rows(sum_args args, const X *dx, G *dtable) {
-    constexpr int AHEAD = 4;
-    const int32_t first = args.start[blockIdx.x], last = args.start[blockIdx.x + 1];
-    if (args.acc && first == last)
-        return;
-    for (int64_t v = threadIdx.x; v < args.n_vectors; v += THREADS) {
-        G *to = dtable + ((int64_t)blockIdx.x * args.n_vectors + v) * N;
-        float sum[N] = {};
-        if (args.acc)
-            load_many<G, N>(to, sum);
-        for (int32_t i = first; i < last; i += AHEAD) {
-            vec<X, N> rows[AHEAD];
+/* The sum of one vector over the tokens [first, last) of `order`. AHEAD tokens are loaded at a time,
+ * the next numbers of tokens with them: a frequent id has hundreds. */
+template <typename X, int N>
+static __device__ __forceinline__ void add_tokens(const sum_args &args, const X *dx, int64_t v,
+                                                  int32_t first, int32_t last, float (&sum)[N]) {
+    constexpr int AHEAD = 8;
+    int32_t token[AHEAD];
 #pragma unroll
-            for (int a = 0; a < AHEAD; a++)
-                if (i + a < last)
-                    rows[a] = load_vec<X, N>(dx + (args.order[i + a] * args.n_vectors + v) * N);
+    for (int a = 0; a < AHEAD; a++)
+        token[a] = first + a < last ? args.order[first + a] : 0;
+    for (int32_t i = first; i < last; i += AHEAD) {
+        vec<X, N> rows[AHEAD];
 #pragma unroll
-            for (int a = 0; a < AHEAD; a++)
-                if (i + a < last) {
-                    float x[N];
-                    unpack(rows[a], x);
+        for (int a = 0; a < AHEAD; a++)
+            if (i + a < last)
+                rows[a] = load_vec<X, N>(dx + (token[a] * args.n_vectors + v) * N);
 #pragma unroll
-                    for (int k = 0; k < N; k++)
-                        sum[k] += x[k];
-                }
-        }
-        store_many<G, N>(to, sum);
+        for (int a = 0; a < AHEAD; a++)
+            token[a] = i + AHEAD + a < last ? args.order[i + AHEAD + a] : 0;
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++)
+            if (i + a < last) {
+                float x[N];
+                unpack(rows[a], x);
+#pragma unroll
+                for (int k = 0; k < N; k++)
+                    sum[k] += x[k];
+            }
     }
+}
+
+/* A block owns the rows of IDS ids, a thread vectors of them. */
+template <typename X, typename G, int N>
+__global__ void __launch_bounds__(SUM_THREADS)
+    sum_rows(sum_args args, int64_t vocab, const X *dx, G *dtable) {
+    const int64_t own = (int64_t)blockIdx.x * IDS;
+    int32_t start[IDS + 1];
+#pragma unroll
+    for (int i = 0; i <= IDS; i++)
+        start[i] = args.start[own + i < vocab ? own + i : vocab];
+#pragma unroll 1
+    for (int64_t v = threadIdx.x; v < args.n_vectors; v += SUM_THREADS)
+#pragma unroll
+        for (int i = 0; i < IDS; i++) {
+            const bool none = start[i] == start[i + 1];
+            if (own + i >= vocab || (args.acc && none))
+                continue;
+            G *to = dtable + ((own + i) * args.n_vectors + v) * N;
+            float sum[N] = {};
+            if (args.acc)
+                load_many<G, N>(to, sum);
+            if (!none)
+                add_tokens<X, N>(args, dx, v, start[i], start[i + 1], sum);
+            store_many<G, N>(to, sum);
+        }
 }
 
 template <typename X, typename G>
@@ -138,11 +189,9 @@ xp_status launch_sum(const xp_embed_args *a, const int32_t *start, cudaStream_t 
                            .start = start,
                            .order = a->scratch,
                            .acc = a->acc};
-    const unsigned n_blocks = (unsigned)a->vocab;
-    if (wide)
-        sum_rows<X, G, WIDE><<<n_blocks, THREADS, 0, s>>>(args, (const X *)a->dx, (G *)a->dtable);
-    else
-        sum_rows<X, G, 1><<<n_blocks, THREADS, 0, s>>>(args, (const X *)a->dx, (G *)a->dtable);
+    const auto kernel = wide ? sum_rows<X, G, WIDE> : sum_rows<X, G, 1>;
+    kernel<<<(unsigned)xp_ceil_div(a->vocab, IDS), SUM_THREADS, 0, s>>>(
+        args, a->vocab, (const X *)a->dx, (G *)a->dtable);
     return xp_cuda_check(cudaGetLastError(), "embed_backward");
 }
 
@@ -160,10 +209,11 @@ xp_status sort_tokens(const xp_embed_args *a, int32_t *start, cudaStream_t s) {
                          "embed_backward"));
     if (a->n_tokens == 0)
         return XP_OK;
-    const unsigned n_blocks = (unsigned)xp_ceil_div(a->n_tokens, RANK_THREADS);
-    count<<<n_blocks, RANK_THREADS, 0, s>>>(a->n_tokens, a->vocab, a->ids, start);
+    count<<<(unsigned)xp_ceil_div(a->n_tokens, COUNT_THREADS), COUNT_THREADS, 0, s>>>(
+        a->n_tokens, a->vocab, a->ids, start);
     scan<<<1, SCAN_THREADS, 0, s>>>(a->vocab + 1, start);
-    place<<<n_blocks, RANK_THREADS, 0, s>>>(a->n_tokens, a->vocab, a->ids, start, a->scratch);
+    place<<<(unsigned)xp_ceil_div(a->n_tokens, TOKENS), TILE, 0, s>>>(a->n_tokens, a->vocab, a->ids,
+                                                                      start, a->scratch);
     return xp_cuda_check(cudaGetLastError(), "embed_backward");
 }
 

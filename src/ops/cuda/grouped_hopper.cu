@@ -17,7 +17,8 @@
  *
  * 2-CTA clusters compute 256 x 256 of c: each CTA loads half of every b tile by TMA multicast into
  * both. Single CTAs run forward and dgrad when max_rows / experts is small, and wgrad when m is one
- * tile. Every element is summed in the same order either way, so the bits are the same.
+ * tile. Every element is summed in the same order either way, so the bits are the same. The choice
+ * does not look at which part of the rows is computed: that is known on the device alone.
  */
 #include "ops/cuda/hopper_launch.h"
 #include "ops/cuda/launch.h"
@@ -192,6 +193,10 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
         mbarrier_init_fence();
     }
     __syncthreads();
+    if (P == WGRAD && p.n_experts <= SORTED_EXPERTS) {
+        sort_experts(offsets, p.n_experts, shared + ORDER_AT);
+        __syncthreads();
+    }
     if (N_CTAS > 1)
         cluster_sync(); /* the other CTA's barriers are initialised */
     if (threadIdx.x < PRODUCER_THREADS) {

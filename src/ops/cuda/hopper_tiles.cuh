@@ -7,6 +7,7 @@
 
 #include "ops/cuda/hopper.cuh"
 #include "ops/cuda/hopper_launch.h"
+#include "ops/cuda/tile_groups.cuh"
 
 enum {
     TILE_M = 128,
@@ -34,7 +35,9 @@ enum {
     TILE_BARRIERS_AT = BARRIERS_AT + 2 * N_STAGES * 8,
     TILES_AT = TILE_BARRIERS_AT + 2 * N_TILE_SLOTS * 8,
     OFFSETS_AT = TILES_AT + N_TILE_SLOTS * 4,
-    SHARED_BYTES = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4,
+    ORDER_AT = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4,
+    SORTED_EXPERTS = 256, /* wgrad takes at most so many by size, more as they come */
+    SHARED_BYTES = ORDER_AT + SORTED_EXPERTS,
     PRODUCER_REGISTERS = 88,
     CONSUMER_REGISTERS = 208,
     CLUSTER_CTAS = 2,
@@ -56,11 +59,15 @@ enum gemm_kind { FORWARD, DGRAD, WGRAD };
 
 /* Persistent tile scheduler over the list of all experts' tiles, each N_CTAS * TILE_M x TILE_N;
  * within an expert, column tiles run fastest. A cluster takes tile numbers in ascending order from a
- * counter in device memory (take_tile). The CTAs of a cluster differ in m0 alone. */
+ * counter in device memory (take_tile). The CTAs of a cluster differ in m0 alone.
+ *
+ * A tile of wgrad takes as long as its expert has rows, so the list begins with the expert that has
+ * most (longest processing time first, Graham 1969): what the last clusters still do is short. */
 struct tile_scheduler {
     uint32_t index, start; /* of this tile; of the expert's first tile */
+    int place;             /* of the expert in the list */
     int expert;
-    int first_row, n_rows;
+    int first_row, n_rows; /* of the expert, or of the segment of its rows that the tile is in */
     int m0, n0;
     int n_k_tiles;
     bool has_rows; /* this CTA's part of the tile has rows of c; else the CTA only loads b */
@@ -77,25 +84,58 @@ static __device__ __forceinline__ uint32_t n_parts(uint32_t n, uint32_t size) {
     return (n + size - 1) / size;
 }
 
+/* All threads, once offsets are there: order[i] is the expert with the (i + 1)-th most rows; of equal
+ * ones the first comes first. */
+static __device__ __forceinline__ void sort_experts(const int32_t *offsets, int n_experts,
+                                                    uint8_t *order) {
+    for (int e = (int)threadIdx.x; e < n_experts; e += N_THREADS) {
+        const int n_rows = offsets[e + 1] - offsets[e];
+        int place = 0;
+        for (int other = 0; other < n_experts; other++) {
+            const int others = offsets[other + 1] - offsets[other];
+            place += others > n_rows || (others == n_rows && other < e);
+        }
+        order[place] = (uint8_t)e;
+    }
+}
+
+template <gemm_kind P>
+static __device__ __forceinline__ int expert_at(const xp_tile_args &p, const int32_t *offsets,
+                                                int place) {
+    const uint8_t *order = (const uint8_t *)(offsets + XP_HOPPER_MAX_EXPERTS + 1);
+    return P == WGRAD && p.n_experts <= SORTED_EXPERTS ? order[place] : place;
+}
+
 template <gemm_kind P, int N_CTAS>
 static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_tile_args &p,
                                                  const int32_t *offsets) {
     constexpr int HEIGHT = N_CTAS * TILE_M;
     const uint32_t columns = n_parts((uint32_t)p.n, TILE_N);
-    for (; tile.expert < p.n_experts; tile.expert++) {
-        const int n_rows = offsets[tile.expert + 1] - offsets[tile.expert];
-        const int rows = P == WGRAD ? (int)p.m : n_rows;
+    for (; tile.place < p.n_experts; tile.place++) {
+        tile.expert = expert_at<P>(p, offsets, tile.place);
+        xp_segment rows = {offsets[tile.expert], offsets[tile.expert + 1] - offsets[tile.expert]},
+                   more = {0, 0};
+        if (P != WGRAD && p.row_range != nullptr)
+            xp_cut_rows(p, tile.expert, rows, more);
+        const uint32_t m = P == WGRAD ? (uint32_t)p.m : (uint32_t)rows.n_rows;
         /* adding nothing: c is neither read nor written */
-        const bool adds_nothing = P == WGRAD && p.acc && n_rows == 0;
-        const uint32_t n_tiles = adds_nothing ? 0 : n_parts((uint32_t)rows, HEIGHT) * columns;
+        const bool adds_nothing = P == WGRAD && p.acc && rows.n_rows == 0;
+        const uint32_t n_first = adds_nothing ? 0 : n_parts(m, HEIGHT) * columns,
+                       n_tiles =
+                           n_first +
+                           (P == WGRAD ? 0 : n_parts((uint32_t)more.n_rows, HEIGHT) * columns);
         if (tile.index < tile.start + n_tiles) {
-            const uint32_t own = tile.index - tile.start;
-            tile.first_row = offsets[tile.expert];
-            tile.n_rows = n_rows;
+            uint32_t own = tile.index - tile.start;
+            if (P != WGRAD && own >= n_first) {
+                own -= n_first;
+                rows = more;
+            }
+            tile.first_row = rows.first;
+            tile.n_rows = rows.n_rows;
             tile.m0 = (int)(own / columns) * HEIGHT + (N_CTAS > 1 ? cta_rank() * TILE_M : 0);
             tile.n0 = (int)(own % columns) * TILE_N;
-            tile.has_rows = tile.m0 < rows;
-            tile.n_k_tiles = (int)n_parts((uint32_t)(P == WGRAD ? n_rows : p.k), TILE_K);
+            tile.has_rows = tile.m0 < (P == WGRAD ? (int)p.m : rows.n_rows);
+            tile.n_k_tiles = (int)n_parts((uint32_t)(P == WGRAD ? rows.n_rows : p.k), TILE_K);
             return true;
         }
         tile.start += n_tiles;

@@ -21,6 +21,18 @@ static inline int64_t xp_min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/** Let a kernel have n_bytes of dynamic shared memory, and its SM as much as there is: several blocks
+ * are to be resident. */
+static inline xp_status xp_cuda_give_shared(const void *kernel, size_t n_bytes, const char *op) {
+    XP_TRY(xp_cuda_check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)n_bytes),
+        op));
+    return xp_cuda_check(cudaFuncSetAttribute(kernel,
+                                              cudaFuncAttributePreferredSharedMemoryCarveout,
+                                              cudaSharedmemCarveoutMaxShared),
+                         op);
+}
+
 /** Whether 16-byte accesses may start at this address. NULL is aligned: it is not used. */
 static inline bool xp_is_aligned(const void *data) {
     return (uintptr_t)data % 16 == 0;

@@ -6,14 +6,16 @@
  */
 #include "ops/cuda/qknorm_rope_tokens.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/mma.cuh"
 #include "ops/cuda/reduce.cuh"
 #include "ops/cuda/vector.cuh"
 #include "ops/ops_blocks.h"
 
 namespace {
 
-/* AHEAD: heads that a thread loads before it uses the first. */
-constexpr int FORWARD_THREADS = 128, FORWARD_AHEAD = 9, BACKWARD_THREADS = 256;
+/* AHEAD: heads that a thread loads before it uses the first; STAGES: heads under way in backward. */
+constexpr int FORWARD_THREADS = 128, FORWARD_AHEAD = 9;
+constexpr int BACKWARD_THREADS = 256, WARPS = BACKWARD_THREADS / 32, STAGES = 4;
 
 struct tokens {
     int64_t n_tokens;
@@ -33,18 +35,34 @@ template <int LANES> static __device__ __forceinline__ halves load_halves(const 
     return {load_vec<bf16, 8>(row), load_vec<bf16, 8>(row + LANES * 8)};
 }
 
+/* The weights of both norms in shared memory, in this thread's order: [q or k][half][LANES]. Registers
+ * have no room for them, and indexed they would be in local memory. */
+template <int LANES> struct norm_weights { uint4 of[2][2][LANES]; };
+
+/* By a warp for itself: it may use them after wait_groups() and a __syncwarp(). */
+template <int LANES>
+static __device__ __forceinline__ void copy_weights(const tokens &t, norm_weights<LANES> &w) {
+    for (int i = (int)threadIdx.x % 32; i < 4 * LANES; i += 32)
+        copy_async(&w.of[i / (2 * LANES)][i / LANES % 2][i % LANES],
+                   (i < 2 * LANES ? t.q_norm : t.k_norm) + i % (2 * LANES) * 8, true);
+}
+
+template <int LANES>
+static __device__ __forceinline__ halves weights_of(const norm_weights<LANES> &w, bool is_q,
+                                                    int lane) {
+    return {w.of[is_q ? 0 : 1][0][lane], w.of[is_q ? 0 : 1][1][lane]};
+}
+
 struct angles {
     float cosine[8], sine[8];
 };
 
 template <int LANES>
-static __device__ __forceinline__ angles load_angles(const tokens &t, int64_t token, int lane) {
+static __device__ __forceinline__ angles load_angles(const tokens &t, int position, int lane) {
     angles a;
-    const float *from = t.rope + (int64_t)t.positions[token] * (16 * LANES) + lane * 8;
-    unpack(load_vec<float, 4>(from), *(float(*)[4])a.cosine);
-    unpack(load_vec<float, 4>(from + 4), *(float(*)[4])(a.cosine + 4));
-    unpack(load_vec<float, 4>(from + LANES * 8), *(float(*)[4])a.sine);
-    unpack(load_vec<float, 4>(from + LANES * 8 + 4), *(float(*)[4])(a.sine + 4));
+    const float *from = t.rope + (int64_t)position * (16 * LANES) + lane * 8;
+    load_many<float, 8>(from, a.cosine);
+    load_many<float, 8>(from + LANES * 8, a.sine);
     return a;
 }
 
@@ -60,23 +78,31 @@ static __device__ __forceinline__ float rstd_of(const float (&x)[8], const float
 }
 
 template <int LANES>
-__global__ void __launch_bounds__(FORWARD_THREADS) forward(tokens t, bf16 *q, bf16 *k) {
+__global__ void __launch_bounds__(FORWARD_THREADS, 4) forward(tokens t, bf16 *q, bf16 *k) {
     constexpr int C = 16 * LANES, GROUPS = 32 / LANES;
     const int lane = (int)threadIdx.x % LANES, group = (int)threadIdx.x % 32 / LANES;
     const int n = t.n_q + t.n_k;
     const int64_t token = (int64_t)blockIdx.x * (FORWARD_THREADS / 32) + threadIdx.x / 32;
+    __shared__ norm_weights<LANES> weights_of_warp[FORWARD_THREADS / 32];
+    norm_weights<LANES> &weights = weights_of_warp[threadIdx.x / 32];
     if (token >= t.n_tokens)
         return;
+    copy_weights<LANES>(t, weights);
+    commit();
     const bf16 *in = t.qkv + token * (n + t.n_k) * C + lane * 8;
-    const angles a = load_angles<LANES>(t, token, lane);
-    const halves wq = load_halves<LANES>(t.q_norm + lane * 8);
-    const halves wk = load_halves<LANES>(t.k_norm + lane * 8);
+    const int position = t.positions[token];
+    angles a;
     for (int first = group; first - group < n; first += GROUPS * FORWARD_AHEAD) {
         halves h[FORWARD_AHEAD];
 #pragma unroll
         for (int u = 0; u < FORWARD_AHEAD; u++)
             h[u] = first + GROUPS * u < n ? load_halves<LANES>(in + (first + GROUPS * u) * C)
                                           : halves{};
+        if (first - group == 0) { /* after the heads: their address waits for the position */
+            a = load_angles<LANES>(t, position, lane);
+            wait_groups<0>();
+            __syncwarp();
+        }
 #pragma unroll
         for (int u = 0; u < FORWARD_AHEAD; u++) {
             const int head = first + GROUPS * u;
@@ -87,8 +113,9 @@ __global__ void __launch_bounds__(FORWARD_THREADS) forward(tokens t, bf16 *q, bf
             const float rstd = rstd_of<LANES>(x, y, t.eps);
             if (head >= n)
                 continue;
-            unpack(is_q ? wq.low : wk.low, wx);
-            unpack(is_q ? wq.high : wk.high, wy);
+            const halves w = weights_of<LANES>(weights, is_q, lane);
+            unpack(w.low, wx);
+            unpack(w.high, wy);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 x[i] = x[i] * rstd * wx[i];
@@ -151,39 +178,137 @@ backward_head(const tokens &t, const angles &a, const halves &in, const halves &
 }
 
 /*
+ * What a thread of backward() has under way, in shared memory: [slot][BACKWARD_THREADS] vectors of 16
+ * bytes, four slots (both halves of the head and of its gradient) for each of STAGES heads, then four
+ * (8 cosines, 8 sines) for each of two tokens. A thread reads what it has copied itself, so its own wait
+ * is all the synchronisation there is.
+ */
+constexpr int ANGLES_AT = 4 * STAGES, SLOTS = ANGLES_AT + 2 * 4;
+
+static __device__ __forceinline__ uint4 *slot_at(uint4 *ring, int slot) {
+    return ring + slot * BACKWARD_THREADS + threadIdx.x;
+}
+
+/* A head of a token in the order of the warp: all heads of a token, GROUPS at a time, then the warp's
+ * next token. */
+struct cursor {
+    int64_t token;
+    int head;
+};
+
+template <int LANES> static __device__ __forceinline__ cursor next_of(cursor at, int group, int n) {
+    at.head += 32 / LANES;
+    if (at.head - group >= n)
+        at = {at.token + WARPS, group};
+    return at;
+}
+
+template <int LANES>
+static __device__ __forceinline__ void copy_head(const tokens &t, cursor at, int64_t last, int lane,
+                                                 const bf16 *dq, const bf16 *dk, uint4 *ring,
+                                                 int stage) {
+    constexpr int C = 16 * LANES;
+    const int n = t.n_q + t.n_k;
+    if (at.token >= last || at.head >= n)
+        return;
+    const bf16 *in = t.qkv + (at.token * (n + t.n_k) + at.head) * C + lane * 8;
+    const bf16 *grad = (at.head < t.n_q ? dq + (at.token * t.n_q + at.head) * C
+                                        : dk + (at.token * t.n_k + at.head - t.n_q) * C) +
+                       lane * 8;
+    copy_async(slot_at(ring, 4 * stage), in, true);
+    copy_async(slot_at(ring, 4 * stage + 1), in + LANES * 8, true);
+    copy_async(slot_at(ring, 4 * stage + 2), grad, true);
+    copy_async(slot_at(ring, 4 * stage + 3), grad + LANES * 8, true);
+}
+
+template <int LANES>
+static __device__ __forceinline__ void copy_angles(const tokens &t, int position, int lane,
+                                                   uint4 *ring, int turn) {
+    const float *from = t.rope + (int64_t)position * (16 * LANES) + lane * 8;
+    const int slot = ANGLES_AT + 4 * turn;
+    copy_async(slot_at(ring, slot), from, true);
+    copy_async(slot_at(ring, slot + 1), from + 4, true);
+    copy_async(slot_at(ring, slot + 2), from + LANES * 8, true);
+    copy_async(slot_at(ring, slot + 3), from + LANES * 8 + 4, true);
+}
+
+static __device__ __forceinline__ angles copied_angles(uint4 *ring, int turn) {
+    angles a;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float cosine[4], sine[4];
+        unpack(vec<float, 4>{*slot_at(ring, ANGLES_AT + 4 * turn + i)}, cosine);
+        unpack(vec<float, 4>{*slot_at(ring, ANGLES_AT + 4 * turn + 2 + i)}, sine);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            a.cosine[4 * i + k] = cosine[k];
+            a.sine[4 * i + k] = sine[k];
+        }
+    }
+    return a;
+}
+
+/* The position of the warp's tokens; any where there is none. */
+static __device__ __forceinline__ int position_of(const tokens &t, int64_t token, int64_t last) {
+    return token < last ? t.positions[token] : 0;
+}
+
+/*
  * A block owns block_tokens tokens, its warps take them in turn. Every thread group sums the norm
- * weights' gradients of its heads in registers; at the end the block adds its groups in order.
+ * weights' gradients of its heads in registers; at the end the block adds its groups in order. Heads
+ * are copied STAGES - 1 turns before they are used, angles a token before.
  */
 template <int LANES>
-__global__ void __launch_bounds__(BACKWARD_THREADS)
+__global__ void __launch_bounds__(BACKWARD_THREADS, 2)
     backward(tokens t, int64_t block_tokens, const bf16 *dq, const bf16 *dk, bf16 *dqkv,
              float *partial) {
     constexpr int C = 16 * LANES, GROUPS = 32 / LANES, N_SUMS = BACKWARD_THREADS / LANES;
-    extern __shared__ float shared[]; /* [N_SUMS, 2C] */
+    extern __shared__ uint4 ring[];
+    float *shared = (float *)ring; /* at the end: [N_SUMS, 2C] */
     const int lane = (int)threadIdx.x % LANES, group = (int)threadIdx.x % 32 / LANES,
               n = t.n_q + t.n_k;
     const int64_t first = blockIdx.x * block_tokens;
     const int64_t last = first + block_tokens < t.n_tokens ? first + block_tokens : t.n_tokens;
-    const halves wq = load_halves<LANES>(t.q_norm + lane * 8);
-    const halves wk = load_halves<LANES>(t.k_norm + lane * 8);
+    __shared__ norm_weights<LANES> weights_of_warp[WARPS];
+    norm_weights<LANES> &weights = weights_of_warp[threadIdx.x / 32];
     weight_sums dw = {};
-    for (int64_t token = first + threadIdx.x / 32; token < last; token += BACKWARD_THREADS / 32) {
-        const int64_t row = token * (n + t.n_k) * C + lane * 8;
-        const angles a = load_angles<LANES>(t, token, lane);
-        for (int head = group; head - group < n;
-             head += GROUPS) { /* whole warps: sums over a head */
-            const bool valid = head < n, is_q = head < t.n_q;
-            halves in = {}, grad = {};
-            if (valid) {
-                const bf16 *from = is_q ? dq + (token * t.n_q + head) * C
-                                        : dk + (token * t.n_k + head - t.n_q) * C;
-                in = load_halves<LANES>(t.qkv + row + head * C);
-                grad = load_halves<LANES>(from + lane * 8);
-            }
-            backward_head<LANES>(t, a, in, grad, is_q ? wq : wk, is_q, valid, dqkv + row + head * C,
-                                 dw);
-        }
+    cursor at = {first + threadIdx.x / 32, group}, ahead = at;
+    copy_weights<LANES>(t, weights);
+    copy_angles<LANES>(t, position_of(t, at.token, last), lane, ring, 0);
+    int next_position = position_of(t, at.token + WARPS, last);
+    for (int i = 0; i < STAGES - 1; i++, ahead = next_of<LANES>(ahead, group, n)) {
+        copy_head<LANES>(t, ahead, last, lane, dq, dk, ring, i);
+        commit();
     }
+    angles a = {};
+    int stage = 0, turn = 0;
+    for (; at.token < last; at = next_of<LANES>(at, group, n), stage = (stage + 1) % STAGES) {
+        wait_groups<STAGES - 2>();
+        __syncwarp(); /* the weights, at the first turn */
+        if (at.head ==
+            group) { /* the next token's angles are the newest copies of its first turn */
+            if (n <= GROUPS * (STAGES - 2))
+                wait_groups<0>();
+            a = copied_angles(ring, turn);
+            turn ^= 1;
+            copy_angles<LANES>(t, next_position, lane, ring, turn);
+            next_position = position_of(t, at.token + 2 * WARPS, last);
+        }
+        copy_head<LANES>(t, ahead, last, lane, dq, dk, ring, (stage + STAGES - 1) % STAGES);
+        commit();
+        ahead = next_of<LANES>(ahead, group, n);
+        const bool valid = at.head < n, is_q = at.head < t.n_q;
+        halves in = {}, grad = {};
+        if (valid) {
+            in = {*slot_at(ring, 4 * stage), *slot_at(ring, 4 * stage + 1)};
+            grad = {*slot_at(ring, 4 * stage + 2), *slot_at(ring, 4 * stage + 3)};
+        }
+        bf16 *out = dqkv + (at.token * (n + t.n_k) + at.head) * C + lane * 8;
+        backward_head<LANES>(t, a, in, grad, weights_of<LANES>(weights, is_q, lane), is_q, valid,
+                             out, dw);
+    }
+    wait_groups<0>();
+    __syncthreads(); /* the ring's memory becomes the sums' */
     float *mine = shared + threadIdx.x / LANES * 2 * C + lane * 8;
 #pragma unroll
     for (int k = 0; k < 2; k++)
@@ -218,13 +343,16 @@ template <int LANES> void launch_forward(const xp_qknorm_rope_args *a, cudaStrea
     forward<LANES><<<n_blocks, FORWARD_THREADS, 0, s>>>(tokens_of(a), (bf16 *)a->q, (bf16 *)a->k);
 }
 
-/* [N_SUMS, 2C] floats: 32 KB whatever LANES is. */
-template <int LANES> void launch_backward(const xp_qknorm_rope_backward_args *a, cudaStream_t s) {
+template <int LANES>
+xp_status launch_backward(const xp_qknorm_rope_backward_args *a, cudaStream_t s) {
+    constexpr size_t SHARED = SLOTS * BACKWARD_THREADS * sizeof(uint4);
+    static_assert(SHARED >= BACKWARD_THREADS * 32 * sizeof(float), "[N_SUMS, 2C]");
     const int64_t n_tokens = a->forward.n_tokens;
-    backward<LANES><<<(unsigned)xp_ops_n_gpu_blocks(n_tokens), BACKWARD_THREADS,
-                      BACKWARD_THREADS * 32 * sizeof(float), s>>>(
+    XP_TRY(xp_cuda_give_shared((const void *)backward<LANES>, SHARED, "qknorm_rope_backward"));
+    backward<LANES><<<(unsigned)xp_ops_n_gpu_blocks(n_tokens), BACKWARD_THREADS, SHARED, s>>>(
         tokens_of(&a->forward), xp_ops_gpu_block_rows(n_tokens), (const bf16 *)a->dq,
         (const bf16 *)a->dk, (bf16 *)a->dqkv, a->scratch);
+    return xp_cuda_check(cudaGetLastError(), "qknorm_rope_backward");
 }
 
 } // namespace
@@ -250,10 +378,7 @@ extern "C" xp_status xp_cuda_qknorm_tokens_forward(cudaStream_t stream,
 extern "C" xp_status xp_cuda_qknorm_tokens_backward(cudaStream_t stream,
                                                     const xp_qknorm_rope_backward_args *args) {
     if (args->forward.head_dim == 64)
-        launch_backward<4>(args, stream);
-    else if (args->forward.head_dim == 128)
-        launch_backward<8>(args, stream);
-    else
-        launch_backward<16>(args, stream);
-    return xp_cuda_check(cudaGetLastError(), "qknorm_rope_backward");
+        return launch_backward<4>(args, stream);
+    return args->forward.head_dim == 128 ? launch_backward<8>(args, stream)
+                                         : launch_backward<16>(args, stream);
 }

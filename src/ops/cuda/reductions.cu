@@ -1,36 +1,19 @@
 /* Sums in fp64 in a fixed order. */
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
-#include "ops/cuda/reduce.cuh"
-#include "ops/cuda/vector.cuh"
+#include "ops/cuda/sum_squares.cuh"
 #include "ops/ops_blocks.h"
 
 namespace {
 
-constexpr int THREADS = 256, LAST_THREADS = 1024;
-
-/* A block owns XP_OPS_SUM_BLOCK neighbouring elements, a thread vectors threadIdx.x, threadIdx.x +
- * THREADS, ... of them. */
+/* A block owns XP_OPS_SUM_BLOCK neighbouring elements. */
 template <typename T, int N>
-__global__ void __launch_bounds__(THREADS) square_blocks(int64_t n, const T *x, double *out) {
-    __shared__ double partial[THREADS / 32];
+__global__ void __launch_bounds__(SQUARE_THREADS)
+    square_blocks(int64_t n, const T *x, double *out) {
+    __shared__ double partial[SQUARE_THREADS / 32];
     const int64_t first = (int64_t)blockIdx.x * XP_OPS_SUM_BLOCK;
     const int64_t rest = n - first < XP_OPS_SUM_BLOCK ? n - first : XP_OPS_SUM_BLOCK;
-    double sum = 0;
-#pragma unroll 4
-    for (int64_t i = threadIdx.x * N; i + N <= rest; i += THREADS * N) {
-        float v[N];
-        unpack(load_vec<T, N>(x + first + i), v);
-#pragma unroll
-        for (int k = 0; k < N; k++)
-            sum += (double)v[k] * (double)v[k];
-    }
-    const int64_t tail = rest / N * N + threadIdx.x; /* fewer than N elements */
-    if (tail < rest) {
-        const double v = (double)to_float(x[first + tail]);
-        sum += v * v;
-    }
-    sum = block_sum(sum, partial);
+    const double sum = block_squares<T, N>(x + first, rest, partial);
     if (threadIdx.x == 0)
         out[blockIdx.x] = sum;
 }
@@ -40,11 +23,7 @@ template <typename T>
 __global__ void __launch_bounds__(LAST_THREADS)
     add_all(int64_t n, const T *x, double *out, bool acc) {
     __shared__ double partial[LAST_THREADS / 32];
-    double sum = 0;
-#pragma unroll 8
-    for (int64_t i = threadIdx.x; i < n; i += LAST_THREADS)
-        sum += (double)x[i];
-    sum = block_sum(sum, partial);
+    const double sum = block_total<T>(x, n, partial);
     if (threadIdx.x == 0)
         *out = acc ? *out + sum : sum;
 }
@@ -65,7 +44,7 @@ __global__ void clip(const xp_clip_scale_args a) {
 template <typename T, int N>
 xp_status launch_squares(const xp_sum_squares_args *args, int64_t n_blocks, cudaStream_t s) {
     square_blocks<T, N>
-        <<<(unsigned)n_blocks, THREADS, 0, s>>>(args->n, (const T *)args->x, args->scratch);
+        <<<(unsigned)n_blocks, SQUARE_THREADS, 0, s>>>(args->n, (const T *)args->x, args->scratch);
     return xp_cuda_check(cudaGetLastError(), "sum_squares");
 }
 

@@ -11,8 +11,13 @@ namespace {
  * touch neighbouring memory whatever the width. Narrow rows, and backward: a warp owns a row, so
  * that p is read once and dp is a sum over lanes; a lane loads AHEAD vectors of every input before
  * it uses the first. Loads and stores carry no cache hints: on an H200 evict-first loads cost 6 %.
+ *
+ * Where only the device knows how many rows there are, the bound may be twice as large, and blocks
+ * without work cost half a nanosecond each. Then the grid has at most GRID_AN_SM blocks an SM, and
+ * each takes its part of the rows there are: work that is near in time stays near in memory, and
+ * the parts are small enough for the last ones to end together.
  */
-constexpr int THREADS = 128, AHEAD = 3;
+constexpr int THREADS = 128, AHEAD = 3, FLAT_GRID_AN_SM = 256, ROWS_GRID_AN_SM = 64;
 
 struct rows {
     int64_t n_rows;
@@ -37,14 +42,22 @@ template <typename T> static __device__ __forceinline__ float sigmoid(float a) {
         return 1.0f / (1.0f + expf(-a));
 }
 
+/* The units of this block: [first, last) of n, in order over the grid. */
+struct span {
+    int64_t first, last;
+};
+static __device__ __forceinline__ span block_span(int64_t n, int unit) {
+    const int64_t units = (n + unit - 1) / unit, each = (units + gridDim.x - 1) / gridDim.x;
+    const int64_t first = blockIdx.x * each * unit, last = first + each * unit;
+    return {first, last < n ? last : n};
+}
+
 /* Vector i of the output, counted over all rows; fewer than 2^32 vectors. */
 template <typename T, int N>
-__global__ void __launch_bounds__(THREADS)
-    forward_flat(rows r, const T *__restrict__ a, const T *__restrict__ b, T *__restrict__ h) {
-    const uint32_t i = blockIdx.x * THREADS + threadIdx.x, width = (uint32_t)r.n_vectors;
-    if (i >= (uint64_t)valid_rows(r) * width)
-        return;
-    const uint32_t row = i / width;
+static __device__ __forceinline__ void forward_vector(const rows &r, uint32_t i,
+                                                      const T *__restrict__ a,
+                                                      const T *__restrict__ b, T *__restrict__ h) {
+    const uint32_t width = (uint32_t)r.n_vectors, row = i / width;
     const int64_t from = row * r.ld + (int64_t)(i - row * width) * N;
     const vec<T, N> va = load_vec<T, N>(a + from), vb = load_vec<T, N>(b + from);
     const float p = r.p == NULL ? 1.0f : r.p[row];
@@ -55,6 +68,23 @@ __global__ void __launch_bounds__(THREADS)
     for (int k = 0; k < N; k++)
         x[k] = x[k] * sigmoid<T>(x[k]) * y[k] * p;
     store_vec<T, N>(h + (int64_t)i * N, x);
+}
+
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS)
+    forward_flat(rows r, const T *__restrict__ a, const T *__restrict__ b, T *__restrict__ h) {
+    const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
+    if (i < (uint64_t)r.n_rows * (uint32_t)r.n_vectors)
+        forward_vector<T, N>(r, i, a, b, h);
+}
+
+/* The same for a number of rows that is on the device. */
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS)
+    forward_valid(rows r, const T *__restrict__ a, const T *__restrict__ b, T *__restrict__ h) {
+    const span mine = block_span(valid_rows(r) * r.n_vectors, THREADS);
+    for (int64_t i = mine.first + threadIdx.x; i < mine.last; i += THREADS)
+        forward_vector<T, N>(r, (uint32_t)i, a, b, h);
 }
 
 template <typename T, int N>
@@ -115,12 +145,11 @@ static __device__ __forceinline__ float backward_vector(const vec<T, N> &va, con
     return dp;
 }
 
+/* One row, by the warp. */
 template <typename T, int N>
-__global__ void __launch_bounds__(THREADS)
-    backward(rows r, const T *a, const T *b, const T *dh, T *da, T *db, T *h, float *dp) {
-    const int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-    if (row >= valid_rows(r))
-        return;
+static __device__ __forceinline__ void backward_row(const rows &r, int64_t row, const T *a,
+                                                    const T *b, const T *dh, T *da, T *db, T *h,
+                                                    float *dp) {
     const float p = r.p == NULL ? 1.0f : r.p[row];
     const int64_t packed = row * r.n_vectors * N;
     a += row * r.ld;
@@ -151,6 +180,23 @@ __global__ void __launch_bounds__(THREADS)
         dp[row] = sum;
 }
 
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS)
+    backward(rows r, const T *a, const T *b, const T *dh, T *da, T *db, T *h, float *dp) {
+    const int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (row < r.n_rows)
+        backward_row<T, N>(r, row, a, b, dh, da, db, h, dp);
+}
+
+/* The same for a number of rows that is on the device. */
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS)
+    backward_valid(rows r, const T *a, const T *b, const T *dh, T *da, T *db, T *h, float *dp) {
+    const span mine = block_span(valid_rows(r), THREADS / 32);
+    for (int64_t row = mine.first + threadIdx.x / 32; row < mine.last; row += THREADS / 32)
+        backward_row<T, N>(r, row, a, b, dh, da, db, h, dp);
+}
+
 rows rows_of(const xp_silu_gate_prob_args *args, int64_t ldd, int n) {
     return (rows){.n_rows = args->n_rows,
                   .n_rows_device = args->n_rows_device,
@@ -160,12 +206,26 @@ rows rows_of(const xp_silu_gate_prob_args *args, int64_t ldd, int n) {
                   .p = args->p};
 }
 
+/* A launch: where it is queued, and how many SMs there are. */
+struct target {
+    cudaStream_t stream;
+    int n_sms;
+};
+
 template <typename T, int N>
-xp_status launch_forward(const xp_silu_gate_prob_args *args, cudaStream_t stream) {
+xp_status launch_forward(const xp_silu_gate_prob_args *args, const target &t) {
     const int64_t n_vectors = args->n_rows * (args->dim / N);
+    const cudaStream_t stream = t.stream;
     if (N > 1 && n_vectors < UINT32_MAX - THREADS) {
-        forward_flat<T, N><<<(unsigned)xp_ceil_div(n_vectors, THREADS), THREADS, 0, stream>>>(
-            rows_of(args, 0, N), (const T *)args->a, (const T *)args->b, (T *)args->h);
+        const int64_t n_blocks = xp_ceil_div(n_vectors, THREADS);
+        const rows r = rows_of(args, 0, N);
+        const T *a = (const T *)args->a, *b = (const T *)args->b;
+        if (args->n_rows_device == NULL)
+            forward_flat<T, N><<<(unsigned)n_blocks, THREADS, 0, stream>>>(r, a, b, (T *)args->h);
+        else
+            forward_valid<T, N>
+                <<<(unsigned)xp_min_i64(n_blocks, (int64_t)t.n_sms * FLAT_GRID_AN_SM), THREADS, 0,
+                   stream>>>(r, a, b, (T *)args->h);
         return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_forward");
     }
     const unsigned n_blocks = (unsigned)xp_ceil_div(args->n_rows, THREADS / 32);
@@ -175,10 +235,13 @@ xp_status launch_forward(const xp_silu_gate_prob_args *args, cudaStream_t stream
 }
 
 template <typename T, int N>
-xp_status launch_backward(const xp_silu_gate_prob_backward_args *args, cudaStream_t stream) {
+xp_status launch_backward(const xp_silu_gate_prob_backward_args *args, const target &t) {
     const xp_silu_gate_prob_args *f = &args->forward;
-    const unsigned n_blocks = (unsigned)xp_ceil_div(f->n_rows, THREADS / 32);
-    backward<T, N><<<n_blocks, THREADS, 0, stream>>>(
+    const bool on_device = f->n_rows_device != NULL;
+    const int64_t all = xp_ceil_div(f->n_rows, THREADS / 32);
+    const int64_t n_blocks = on_device ? xp_min_i64(all, (int64_t)t.n_sms * ROWS_GRID_AN_SM) : all;
+    const auto kernel = on_device ? backward_valid<T, N> : backward<T, N>;
+    kernel<<<(unsigned)n_blocks, THREADS, 0, t.stream>>>(
         rows_of(f, args->ldd, N), (const T *)f->a, (const T *)f->b, (const T *)args->dh,
         (T *)args->da, (T *)args->db, (T *)f->h, args->dp);
     return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_backward");
@@ -199,10 +262,11 @@ extern "C" xp_status xp_cuda_silu_gate_prob_forward(xp_stream *stream,
     XP_TRY(xp_cuda_enter(stream, &s));
     if (args->n_rows == 0 || args->dim == 0)
         return XP_OK;
+    const target t = {s, xp_cuda_device_of(stream)->n_sms};
     if (args->dtype == XP_F32)
-        return is_wide(args) ? launch_forward<float, 4>(args, s)
-                             : launch_forward<float, 1>(args, s);
-    return is_wide(args) ? launch_forward<bf16, 8>(args, s) : launch_forward<bf16, 1>(args, s);
+        return is_wide(args) ? launch_forward<float, 4>(args, t)
+                             : launch_forward<float, 1>(args, t);
+    return is_wide(args) ? launch_forward<bf16, 8>(args, t) : launch_forward<bf16, 1>(args, t);
 }
 
 extern "C" xp_status xp_cuda_silu_gate_prob_backward(xp_stream *stream,
@@ -217,9 +281,10 @@ extern "C" xp_status xp_cuda_silu_gate_prob_backward(xp_stream *stream,
                    ? XP_OK
                    : xp_cuda_check(cudaMemsetAsync(args->dp, 0, (size_t)f->n_rows * 4, s),
                                    "silu_gate_prob_backward");
+    const target t = {s, xp_cuda_device_of(stream)->n_sms};
     const bool wide = is_wide(f) && args->ldd % (f->dtype == XP_F32 ? 4 : 8) == 0 &&
                       xp_is_aligned(args->da) && xp_is_aligned(args->db) && xp_is_aligned(args->dh);
     if (f->dtype == XP_F32)
-        return wide ? launch_backward<float, 4>(args, s) : launch_backward<float, 1>(args, s);
-    return wide ? launch_backward<bf16, 8>(args, s) : launch_backward<bf16, 1>(args, s);
+        return wide ? launch_backward<float, 4>(args, t) : launch_backward<float, 1>(args, t);
+    return wide ? launch_backward<bf16, 8>(args, t) : launch_backward<bf16, 1>(args, t);
 }

@@ -19,21 +19,24 @@ static xp_status reserve(xp_cuda_device *device) {
     return XP_OK;
 }
 
-xp_status xp_cuda_tile_counter(xp_cuda_device *device, cudaStream_t stream, uint32_t **counter) {
+xp_status xp_cuda_tile_counter(xp_stream *stream, uint32_t **counter) {
+    xp_cuda_device *device = (xp_cuda_device *)stream->device;
+    const cudaStream_t s = ((const xp_cuda_stream *)stream)->stream;
+    const bool ours = stream->recording != NULL;
     enum cudaStreamCaptureStatus capturing;
     *counter = NULL;
-    XP_TRY(xp_cuda_check(cudaStreamIsCapturing(stream, &capturing), "cudaStreamIsCapturing"));
-    if (capturing != cudaStreamCaptureStatusNone)
+    XP_TRY(xp_cuda_check(cudaStreamIsCapturing(s, &capturing), "cudaStreamIsCapturing"));
+    if (capturing != cudaStreamCaptureStatusNone && !ours)
         return XP_OK;
     int i = 0;
-    while (i < device->n_counter_streams && device->counter_streams[i] != stream)
+    while (i < device->n_counter_streams && device->counter_streams[i] != s)
         i++;
-    if (i == XP_CUDA_COUNTER_STREAMS)
+    if (i == XP_CUDA_COUNTER_STREAMS || (ours && device->tile_counters == NULL))
         return XP_OK;
     if (device->tile_counters == NULL)
         XP_TRY(reserve(device));
     if (i == device->n_counter_streams)
-        device->counter_streams[device->n_counter_streams++] = stream;
+        device->counter_streams[device->n_counter_streams++] = s;
     *counter = (uint32_t *)((char *)device->tile_counters + (size_t)i * COUNTER_BYTES);
     return XP_OK;
 }

@@ -27,6 +27,8 @@ typedef struct xp_tile_args {
     int64_t b_expert, c_expert;         /* elements between two experts' matrices; 0: rows */
     const int32_t *offsets;             /* [n_experts + 1] or NULL: one dense GEMM */
     int n_experts;
+    const int32_t *row_range; /* [n_experts, 2] with rows_are_m, or NULL: all rows */
+    xp_grouped_rows rows;     /* with row_range: which are computed */
     bool rows_are_m, trans_a, trans_b;
     bool trans_c; /* c is stored [n, m], rows ldc apart: grouped_hopper's wgrad alone */
     bool ab_f32, c_f32;
@@ -45,11 +47,11 @@ int64_t xp_cuda_tile_blocks(const xp_tile_args *problem, int tile_m, int tile_n)
 
 /**
  * The stream's counter for xp_tile_args.counter. Launches of a stream run one after the other, so one
- * counter serves them all. NULL while the stream captures a graph, whose launches may run beside
- * others of the stream, and for streams past XP_CUDA_COUNTER_STREAMS. The device's first call
- * allocates.
+ * counter serves them all, and our own graphs, which are launched on the stream that recorded them. NULL
+ * while somebody else captures the stream, whose graph may run beside others of the stream, and for
+ * streams past XP_CUDA_COUNTER_STREAMS. The device's first call allocates, unless it is recorded.
  */
-xp_status xp_cuda_tile_counter(xp_cuda_device *device, cudaStream_t stream, uint32_t **counter);
+xp_status xp_cuda_tile_counter(xp_stream *stream, uint32_t **counter);
 
 /** SIMT fp32 FMA, any type and alignment: fp32 grouped GEMM, and dense GEMM that cuBLASLt has no
  * algorithm for. */

@@ -8,24 +8,57 @@
 /** One block's tile of a GEMM. */
 struct xp_tile {
     int expert;
-    int64_t first_row; /* offsets[expert]; 0 in a dense GEMM */
-    int64_t m0, n0;    /* first row and column of c, counted in the expert's matrix */
-    int64_t n_m, n_k;  /* this expert's m and k */
+    int64_t first_row; /* of the expert, or of the segment of its rows; 0 in a dense GEMM */
+    int64_t m0, n0;    /* first row and column of c, counted from there */
+    int64_t n_m, n_k;  /* m and k from there */
 };
+
+/** Assignment rows that follow each other. */
+struct xp_segment {
+    int first, n_rows;
+};
+
+/** From all rows of an expert to those that a call with row_range computes: `rows`, and after them
+ * `more`, which are none unless a range is left out. */
+static __device__ __forceinline__ void xp_cut_rows(const xp_tile_args &p, int expert,
+                                                   xp_segment &rows, xp_segment &more) {
+    const int from = p.row_range[2 * expert], to = p.row_range[2 * expert + 1];
+    more = {to, 0};
+    if (p.rows == XP_ROWS_IN_RANGE) {
+        rows = {from, to - from};
+    } else {
+        more.n_rows = rows.first + rows.n_rows - to;
+        rows.n_rows = from - rows.first;
+    }
+}
+
+/** The rows of an expert that are computed. */
+static __device__ __forceinline__ void xp_expert_rows(const xp_tile_args &p, int expert,
+                                                      xp_segment &rows, xp_segment &more) {
+    rows = {p.offsets[expert], p.offsets[expert + 1] - p.offsets[expert]};
+    more = {0, 0};
+    if (p.row_range != nullptr)
+        xp_cut_rows(p, expert, rows, more);
+}
+
+static __device__ __forceinline__ int xp_n_row_tiles(const xp_segment &rows, int tile_rows) {
+    return (rows.n_rows + tile_rows - 1) / tile_rows;
+}
 
 /**
  * Expert and tile of the `slot`-th tile of `tile_rows` rows, counted over the experts. All lanes of
  * a warp call it together and get the same. @return false past the last tile
  */
-static __device__ __forceinline__ bool xp_find_rows(const int32_t *offsets, int n_experts,
-                                                    int64_t slot, int tile_rows, int *expert,
-                                                    int64_t *tile) {
+static __device__ __forceinline__ bool xp_find_rows(const xp_tile_args &p, int64_t slot,
+                                                    int tile_rows, int *expert, int64_t *tile) {
     const int lane = (int)threadIdx.x % 32;
     int64_t before = 0;
-    for (int base = 0; base < n_experts; base += 32) {
+    for (int base = 0; base < p.n_experts; base += 32) {
         const int e = base + lane;
-        const int own =
-            e < n_experts ? (offsets[e + 1] - offsets[e] + tile_rows - 1) / tile_rows : 0;
+        xp_segment rows = {0, 0}, more = {0, 0};
+        if (e < p.n_experts)
+            xp_expert_rows(p, e, rows, more);
+        const int own = xp_n_row_tiles(rows, tile_rows) + xp_n_row_tiles(more, tile_rows);
         int sum = own;
         for (int step = 1; step < 32; step *= 2) {
             const int other = __shfl_up_sync(0xffffffffu, sum, step);
@@ -54,22 +87,25 @@ static __device__ __forceinline__ bool xp_find_tile(const xp_tile_args &p, int64
     t->n_m = p.m;
     t->n_k = p.k;
     if (p.offsets != nullptr && p.rows_are_m) {
-        if (!xp_find_rows(p.offsets, p.n_experts, row_tile, tile_m, &t->expert, &row_tile))
+        if (!xp_find_rows(p, row_tile, tile_m, &t->expert, &row_tile))
             return false;
+        xp_segment rows, more;
+        xp_expert_rows(p, t->expert, rows, more);
+        const int n_first = xp_n_row_tiles(rows, tile_m);
+        if (row_tile >= n_first) {
+            row_tile -= n_first;
+            rows = more;
+        }
+        t->first_row = rows.first;
+        t->n_m = rows.n_rows;
     } else if (p.offsets != nullptr) {
         const int64_t rows = (p.m + tile_m - 1) / tile_m;
         t->expert = (int)(row_tile / rows);
         row_tile %= rows;
+        t->first_row = p.offsets[t->expert];
+        t->n_k = p.offsets[t->expert + 1] - t->first_row;
     }
     t->m0 = row_tile * tile_m;
-    if (p.offsets != nullptr) {
-        t->first_row = p.offsets[t->expert];
-        const int64_t n_rows = p.offsets[t->expert + 1] - t->first_row;
-        if (p.rows_are_m)
-            t->n_m = n_rows;
-        else
-            t->n_k = n_rows;
-    }
     return true;
 }
 

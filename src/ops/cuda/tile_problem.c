@@ -9,6 +9,8 @@ xp_tile_args xp_cuda_grouped_problem(const xp_grouped_args *args, xp_grouped_kin
                       .ab_f32 = args->dtype == XP_F32,
                       .c_f32 = args->dtype == XP_F32,
                       .alpha = 1.0F,
+                      .row_range = args->rows != XP_ROWS_ALL ? args->row_range : NULL,
+                      .rows = args->rows,
                       .spare_sms = args->spare_sms};
     const int64_t n = args->n, k = args->k;
     switch (kind) {
@@ -40,6 +42,8 @@ int64_t xp_cuda_tile_blocks(const xp_tile_args *p, int tile_m, int tile_n) {
     const int64_t columns = xp_ceil_div(p->n, tile_n), rows = xp_ceil_div(p->m, tile_m);
     if (p->offsets == NULL)
         return rows * columns;
-    /* Every expert's last tile may be a part of one. */
-    return (p->rows_are_m ? rows + p->n_experts : rows * p->n_experts) * columns;
+    if (!p->rows_are_m)
+        return rows * p->n_experts * columns;
+    /* The last tile of each segment may be a part of one. */
+    return (rows + (p->rows == XP_ROWS_OUT_OF_RANGE ? 2 : 1) * p->n_experts) * columns;
 }

@@ -124,6 +124,37 @@ static void test_phases(void **state) {
     xp_device_destroy(device);
 }
 
+static xp_status wrong_gemm(xp_stream *stream, const xp_gemm_args *args) {
+    XP_TRY(xp_ops_reference()->gemm(stream, args));
+    ((uint16_t *)args->c)[1000] = xp_bf16_from_f32(100);
+    ((uint16_t *)args->c)[2000] = xp_bf16_from_f32(400);
+    return XP_OK;
+}
+
+static xp_status nan_gemm(xp_stream *stream, const xp_gemm_args *args) {
+    XP_TRY(wrong_gemm(stream, args));
+    ((uint16_t *)args->c)[3000] = 0x7fc0;
+    return XP_OK;
+}
+
+static void test_wrong_op(void **state) {
+    const xp_device_args args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
+    xp_device *device = NULL;
+    char text[256];
+    xp_ops ops = *xp_ops_reference();
+    (void)state;
+    assert_int_equal(xp_device_create(&args, &device), XP_OK);
+    assert_int_equal(xp_self_test_table(device, &ops, XP_BF16, text, sizeof text), XP_OK);
+    ops.gemm = wrong_gemm;
+    assert_int_equal(xp_self_test_table(device, &ops, XP_BF16, text, sizeof text), XP_EINTERNAL);
+    assert_non_null(strstr(xp_last_error(), "GEMM is wrong: the largest difference"));
+    assert_non_null(strstr(xp_last_error(), "at element 2000 (400 instead of "));
+    ops.gemm = nan_gemm;
+    assert_int_equal(xp_self_test_table(device, &ops, XP_BF16, text, sizeof text), XP_EINTERNAL);
+    assert_non_null(strstr(xp_last_error(), "is inf, at element 3000 (nan instead of "));
+    xp_device_destroy(device);
+}
+
 static void test_self_tests(void **state) {
     (void)state;
     char text[256] = "";
@@ -138,10 +169,9 @@ static void test_self_tests(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_samples),
-        cmocka_unit_test(test_ep_bytes),
-        cmocka_unit_test(test_phases),
-        cmocka_unit_test(test_self_tests),
+        cmocka_unit_test(test_samples),  cmocka_unit_test(test_ep_bytes),
+        cmocka_unit_test(test_phases),   cmocka_unit_test(test_self_tests),
+        cmocka_unit_test(test_wrong_op),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

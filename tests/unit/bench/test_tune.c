@@ -5,9 +5,11 @@
 #include <cmocka.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include "ops/gemm_choice.h"
 #include "tune.h"
+#include "tune_print.h"
 
 /* Pairs of 1 s by default and `ratio` s, plus and minus `spread`. */
 static xp_tune_verdict judge(double ratio, double spread, int n, xp_tune_pair *pair) {
@@ -228,11 +230,99 @@ static void test_search(void **state) {
     assert_string_equal(report.candidates[report.n - 1].why_not, "it changes the order of sums");
 }
 
+/* ---- GEMM algorithms of a step ----------------------------------------------------------- */
+
+typedef struct made_up_steps {
+    double ratio, noise, drift; /* of variant 1; of a turn; all steps become slower, a turn */
+    double turn_s;
+    int n_turns, n_first[2]; /* which variant begins a pair */
+} made_up_steps;
+
+static xp_status take_turn(void *context, int variant, double *step_s, double *spent_s) {
+    made_up_steps *s = context;
+    const double noise = 1 + s->noise * ((double)(s->n_turns * 7 % 16) / 8 - 1);
+    s->n_first[variant] += s->n_turns % 2 == 0;
+    *step_s = 0.1 * (variant == 1 ? s->ratio : 1) * noise * (1 + s->drift * s->n_turns);
+    *spent_s = s->turn_s;
+    s->n_turns++;
+    return s->turn_s > 0 ? XP_OK : XP_ECOMM;
+}
+
+static xp_tune_verdict turns_of(made_up_steps *s, double seconds, xp_tune_pair *pair) {
+    xp_tune_verdict verdict = XP_TUNE_NOT_MEASURED;
+    const xp_tune_turns turns = {.turn = take_turn, .context = s, .seconds = seconds};
+    assert_int_equal(xp_tune_take_turns(&turns, pair, &verdict), XP_OK);
+    return verdict;
+}
+
+static void test_turns(void **state) {
+    xp_tune_pair pair;
+    made_up_steps s = {.ratio = 0.97, .noise = 0.002, .turn_s = 0.4};
+    (void)state;
+    assert_int_equal(turns_of(&s, 30, &pair), XP_TUNE_FASTER);
+    assert_true(fabs(pair.ratio - 0.97) < 0.004 && fabs(pair.default_s - 0.1) < 0.001);
+    assert_true(s.n_turns < 30 &&
+                s.n_turns == 2 * pair.n_pairs); /* known before the time is over */
+    assert_true(abs(s.n_first[0] - s.n_first[1]) <= 1);
+    /* each GEMM faster alone and the step slower, as at a power limit; faster by too little */
+    s = (made_up_steps){.ratio = 1.013, .noise = 0.002, .turn_s = 0.4};
+    assert_int_equal(turns_of(&s, 30, &pair), XP_TUNE_SLOWER);
+    s = (made_up_steps){.ratio = 0.995, .noise = 0.001, .turn_s = 0.4};
+    assert_int_equal(turns_of(&s, 30, &pair), XP_TUNE_SAME);
+    /* a GPU that becomes warm is no difference */
+    s = (made_up_steps){.ratio = 1, .drift = 0.02, .turn_s = 0.4};
+    assert_int_equal(turns_of(&s, 30, &pair), XP_TUNE_SAME);
+    /* noise that hides it; no time for as many turns as a judgement needs */
+    s = (made_up_steps){.ratio = 0.97, .noise = 0.2, .turn_s = 0.4};
+    assert_int_equal(turns_of(&s, 30, &pair), XP_TUNE_SAME);
+    assert_int_equal(s.n_turns, 76); /* the pair that is begun within 30 s is ended */
+    s = (made_up_steps){.ratio = 0.5, .turn_s = 4};
+    assert_int_equal(turns_of(&s, 30, &pair), XP_TUNE_UNCLEAR);
+    /* a step that fails ends it */
+    s = (made_up_steps){.ratio = 1};
+    xp_tune_verdict verdict = XP_TUNE_NOT_MEASURED;
+    const xp_tune_turns turns = {.turn = take_turn, .context = &s, .seconds = 30};
+    assert_int_equal(xp_tune_take_turns(&turns, &pair, &verdict), XP_ECOMM);
+    assert_int_equal(verdict, XP_TUNE_NOT_MEASURED);
+}
+
+/* What is written: only what won. */
+static void test_gemms_won(void **state) {
+    static xp_tune_gemms gemms;
+    const tune_result result = {.gemms = &gemms, .gemm_for = "GPU X; cuBLASLt 13.1.0"};
+    (void)state;
+    gemms.n = 3;
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(xp_gemm_choice_parse("64x32x16:nt:bf16:bf16:0", &gemms.shapes[i]), XP_OK);
+    for (int verdict = XP_TUNE_NOT_MEASURED; verdict <= XP_TUNE_UNCLEAR; verdict++) {
+        gemms.verdict = (xp_tune_verdict)verdict;
+        gemms.shapes[1].index = 0;
+        assert_false(xp_tune_gemms_won(&gemms)); /* the library's own choices everywhere */
+        gemms.shapes[1].index = 4;
+        assert_int_equal(xp_tune_gemms_n_other(&gemms), 1);
+        assert_int_equal(xp_tune_gemms_won(&gemms), verdict == XP_TUNE_FASTER);
+        xp_text toml = {0}, json = {0};
+        tune_add_gemms_toml(&toml, &result);
+        tune_add_gemms_json(&json, &result);
+        const char *wanted = verdict == XP_TUNE_FASTER ? "\"written\": true" : "\"written\": false";
+        assert_non_null(strstr(json.data, wanted));
+        if (verdict == XP_TUNE_FASTER)
+            assert_true(strstr(toml.data, "[gemm]\ntuned_for = \"GPU X; cuBLASLt 13.1.0\"\n") &&
+                        strstr(toml.data, "    \"64x32x16:nt:bf16:bf16:4\", # ") &&
+                        !strstr(toml.data, "bf16:0\""));
+        else
+            assert_int_equal(toml.length, 0);
+        xp_text_free(&toml);
+        xp_text_free(&json);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_verdicts),  cmocka_unit_test(test_layer),
         cmocka_unit_test(test_tuned_for), cmocka_unit_test(test_gemm_choices),
-        cmocka_unit_test(test_search),
+        cmocka_unit_test(test_search),    cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_gemms_won),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

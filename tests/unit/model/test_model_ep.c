@@ -11,6 +11,8 @@
 
 #include "device/recorder.h"
 #include "harness.h"
+#include "model/model_internal.h"
+#include "model/moe_core_internal.h"
 
 enum { MAX_RANKS = 3, ROWS = 6, SEQ = 7, MAX_OPS = 1024 };
 
@@ -24,6 +26,7 @@ typedef struct rank_job {
     xp_param_table *table;
     int64_t counts[3 * 6];
     bool accumulates;            /* a second pass adds to the gradients */
+    bool row_by_row;             /* the experts' rows do not depend on each other's number */
     char order[2][MAX_OPS * 24]; /* recorded ops of the last pass: compute, worker */
 } rank_job;
 
@@ -56,14 +59,24 @@ static void record_step(rank_job *job, xp_test_model *t) {
     xp_recorder_destroy(recorder);
 }
 
+/* A fast GEMM of a CPU sums a row in an order that may depend on how many rows there are. */
+static xp_status forward_row_by_row(xp_stream *stream, const xp_grouped_args *args) {
+    return xp_ops_reference()->grouped_forward(stream, args);
+}
+
 static void *rank_main(void *arg) {
     rank_job *job = arg;
     xp_test_model t;
+    xp_ops ops;
     xp_comm *comm = NULL;
     xp_test_must(xp_thread_world_comm(job->world, job->rank, &comm));
     job->args.ep_comm = comm;
     job->args.n_rows = ROWS / job->n_ranks;
     xp_test_model_create(job->args, 1, &t);
+    ops = *t.model->core->ops;
+    if (job->row_by_row)
+        ops.grouped_forward = forward_row_by_row;
+    t.model->core->ops = &ops;
     copy_rows(job, &t);
     if (job->accumulates) {
         (void)xp_test_step(&t);
@@ -177,6 +190,7 @@ static void test_overlap_and_rounds(void **state) {
 
 typedef struct run {
     rank_job jobs[MAX_RANKS];
+    bool row_by_row; /* of the jobs */
 } run;
 
 static void run_ranks(int n_ranks, const xp_test_model *whole, xp_model_args args, run *r) {
@@ -190,7 +204,8 @@ static void run_ranks(int n_ranks, const xp_test_model *whole, xp_model_args arg
                                 .n_ranks = n_ranks,
                                 .args = args,
                                 .whole = whole,
-                                .accumulates = true};
+                                .accumulates = true,
+                                .row_by_row = r->row_by_row};
         assert_int_equal(pthread_create(&threads[i], NULL, rank_main, &r->jobs[i]), 0);
     }
     for (int i = 0; i < n_ranks; i++)
@@ -214,9 +229,10 @@ static void same_bits(int n_ranks, xp_model_args args) {
     run *plain = calloc(1, sizeof *plain), *beside = calloc(1, sizeof *beside);
     assert_non_null(plain);
     assert_non_null(beside);
+    plain->row_by_row = beside->row_by_row = true;
     args.overlap = XP_OVERLAP_NONE;
     run_ranks(n_ranks, &whole, args, plain);
-    args.overlap = XP_OVERLAP_BACKWARD;
+    args.overlap = XP_OVERLAP_GEMMS;
     run_ranks(n_ranks, &whole, args, beside);
     for (int i = 0; i < n_ranks; i++) {
         const rank_job *a = &plain->jobs[i], *b = &beside->jobs[i];
@@ -231,20 +247,23 @@ static void same_bits(int n_ranks, xp_model_args args) {
     xp_test_model_destroy(&whole);
 }
 
-/* The ops of `names` in their order, from the loss ("sum") on. */
-static void only(const char *text, const char *const *names, char *out) {
-    const char *at = strstr(text, "|sum|");
-    for (*out = '\0'; at && at[1]; at = strchr(at + 1, '|')) {
-        const size_t n = strcspn(at + 1, "|");
+/* The ops of `names` in their order, up to the loss ("sum") or from it on. */
+static void only(const char *text, bool forward, const char *const *names, char *out) {
+    const char *loss = strstr(text, "|sum|"), *end = forward ? loss : text + strlen(text);
+    const char *at = forward ? text : loss;
+    for (*out = '\0'; loss && at < end; at += strcspn(at, "|") + 1) {
+        const size_t n = strcspn(at, "|");
         for (const char *const *name = names; *name; name++)
-            if (strlen(*name) == n && strncmp(at + 1, *name, n) == 0)
+            if (strlen(*name) == n && strncmp(at, *name, n) == 0)
                 strcat(strcat(out, *name), " ");
     }
 }
 
-/* Two layers backward: what is queued on which stream, and where the weight gradients stand. */
+/* Two layers: what is queued on which stream. Forward, the experts' GEMMs of own rows and of other
+ * ranks' rows; backward, where the weight gradients stand. */
 static void test_order_of_work(void **state) {
     (void)state;
+    static const char *const forward_names[] = {"dispatch", "combine", "grouped_forward", NULL};
     static const char *const names[] = {"combine backward", "dispatch backward",  "grouped_dgrad",
                                         "grouped_wgrad",    "attention_backward", NULL};
     xp_arch arch = xp_test_moe_arch();
@@ -258,27 +277,35 @@ static void test_order_of_work(void **state) {
     assert_non_null(r);
     args.ep.capacity_factor = 4.0; /* one round */
     run_ranks(2, &whole, args, r);
-    only(r->jobs[0].order[0], names, order);
+    only(r->jobs[0].order[0], true, forward_names, order);
+    assert_string_equal(order, "dispatch grouped_forward grouped_forward combine "
+                               "dispatch grouped_forward grouped_forward combine ");
+    only(r->jobs[0].order[0], false, names, order);
     assert_string_equal(order, "combine backward grouped_dgrad grouped_dgrad grouped_wgrad "
                                "grouped_wgrad dispatch backward attention_backward "
                                "combine backward grouped_dgrad grouped_dgrad grouped_wgrad "
                                "grouped_wgrad dispatch backward attention_backward ");
     assert_string_equal(r->jobs[0].order[1], "");
     free_ranks(2, r);
-    args.overlap = XP_OVERLAP_BACKWARD;
+    args.overlap = XP_OVERLAP_GEMMS;
     run_ranks(2, &whole, args, r);
-    only(r->jobs[0].order[0], names, order);
+    only(r->jobs[0].order[0], true, forward_names, order);
+    assert_string_equal(order, "grouped_forward grouped_forward grouped_forward grouped_forward "
+                               "combine grouped_forward grouped_forward grouped_forward "
+                               "grouped_forward combine ");
+    only(r->jobs[0].order[0], false, names, order);
     assert_string_equal(order, "grouped_dgrad grouped_dgrad grouped_wgrad attention_backward "
                                "grouped_wgrad grouped_dgrad grouped_dgrad grouped_wgrad "
                                "attention_backward grouped_wgrad ");
-    assert_string_equal(r->jobs[0].order[1], "combine backward|dispatch backward|"
+    assert_string_equal(r->jobs[0].order[1], "dispatch|dispatch|"
+                                             "combine backward|dispatch backward|"
                                              "combine backward|dispatch backward|");
     free_ranks(2, r);
     free(r);
     xp_test_model_destroy(&whole);
 }
 
-static void test_beside_weight_gradients(void **state) {
+static void test_beside_gemms(void **state) {
     (void)state;
     xp_arch arch = xp_test_moe_arch();
     arch.n_layers = 3;
@@ -372,7 +399,7 @@ int main(void) {
         cmocka_unit_test(test_ranks_equal_one),
         cmocka_unit_test(test_overlap_and_rounds),
         cmocka_unit_test(test_order_of_work),
-        cmocka_unit_test(test_beside_weight_gradients),
+        cmocka_unit_test(test_beside_gemms),
         cmocka_unit_test(test_null_device_counts_a_rank),
         cmocka_unit_test(test_one_rank_ignores_overlap),
     };

@@ -125,6 +125,16 @@ static void refuse_products(const fixture *f) {
     expect_refused(f->ops->grouped_forward(f->stream, &grouped),
                    "grouped_forward: offsets is NULL");
     expect_refused(f->ops->grouped_wgrad(f->stream, &grouped), "grouped_wgrad: offsets is NULL");
+    static const int32_t offsets[2] = {0, 1}, range[2] = {0, 0};
+    xp_grouped_args part = grouped;
+    part.offsets = offsets, part.dy = memory, part.rows = XP_ROWS_IN_RANGE;
+    expect_refused(f->ops->grouped_forward(f->stream, &part), "grouped_forward: row_range is NULL");
+    expect_refused(f->ops->grouped_dgrad(f->stream, &part), "grouped_dgrad: row_range is NULL");
+    part.row_range = range;
+    assert_int_equal(f->ops->grouped_forward(f->stream, &part), XP_OK);
+    expect_refused(f->ops->grouped_wgrad(f->stream, &part), "XP_ROWS_ALL");
+    part.rows = (xp_grouped_rows)3;
+    expect_refused(f->ops->grouped_dgrad(f->stream, &part), "no value of xp_grouped_rows");
 }
 
 static void refuse_others(const fixture *f) {

@@ -163,6 +163,63 @@ static void bf16_and_resuming(void **state) {
     assert_same_weights(&once, &late, 1);
 }
 
+/* Passes that are recorded once and launched again: the bits of passes that are queued op by op. */
+static void recorded_passes_give_the_same_bits(void **state) {
+    static const char *const caps[] = {"test_protect", "test_protect,test_defer"};
+    setenv("NGPU", "1", 1);
+    for (size_t i = 0; i < sizeof variants / sizeof variants[0]; i++) {
+        variant v = variants[i];
+        xp_train_result plain = train(*state, "ops", NULL, "float32", &v, "12");
+        int n = 0;
+        while (v.options[n])
+            n += 2;
+        v.options[n] = "training.cuda_graph";
+        v.options[n + 1] = "true";
+        for (int late = 0; late < 2; late++) {
+            xp_train_result graphs =
+                train(*state, late ? "graphs-late" : "graphs", caps[late], "float32", &v, "12");
+            assert_same_weights(&plain, &graphs, 1);
+            assert_int_equal(graphs.n_step_allocs, 0);
+        }
+    }
+}
+
+static void recorded_passes_of_data_parallel_ranks(void **state) {
+    setenv("NGPU", "2", 1);
+    variant v = {"ranks-graphs", {NULL}};
+    xp_train_result plain = train(*state, "ops", NULL, "float32", &v, "8");
+    v.options[0] = "training.cuda_graph";
+    v.options[1] = "true";
+    xp_train_result graphs = train(*state, "graphs", "test_protect", "float32", &v, "8");
+    assert_same_weights(&plain, &graphs, 2);
+    setenv("NGPU", "1", 1);
+}
+
+/* Two passes of a kind as they are, then recordings; of experts over several ranks none. */
+static void which_passes_are_recorded(void **state) {
+    static const variant v = {"kinds",
+                              {"training.cuda_graph", "true", "training.global_batch_size", "6"}};
+    xp_config_set *set = configure(*state, "kinds", "test_protect", "float32", &v);
+    xp_train_shared *shared = NULL;
+    xp_trainer *t = NULL;
+    must(xp_train_shared_create(xp_config_get(set), NULL, &shared));
+    must(xp_trainer_open(set, shared, NULL, 1, NULL, &t));
+    must(xp_trainer_start(t));
+    /* The first of three microbatches is one kind, the other two are another. */
+    int64_t before = 0;
+    for (int step = 0; step < 4; step++) {
+        xp_step_record record;
+        must(xp_trainer_step(t, &record));
+        const int64_t n = xp_model_n_graph_passes(t->run.model);
+        assert_int_equal(n - before, step == 0 ? 0 : step == 1 ? 2 : 3);
+        before = n;
+    }
+    assert_null(xp_model_graph_failure(t->run.model));
+    xp_trainer_close(t);
+    xp_train_shared_destroy(shared);
+    xp_config_destroy(set);
+}
+
 static void rank_threads(void **state) {
     static const char *const degrees[] = {"1", "2"};
     setenv("NGPU", "2", 1);
@@ -207,6 +264,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(guarded_runs_give_the_bits_of_plain_ones),
         cmocka_unit_test(bf16_and_resuming),
+        cmocka_unit_test(recorded_passes_give_the_same_bits),
+        cmocka_unit_test(recorded_passes_of_data_parallel_ranks),
+        cmocka_unit_test(which_passes_are_recorded),
         cmocka_unit_test(rank_threads),
         cmocka_unit_test(a_step_does_not_wait),
     };

@@ -7,6 +7,7 @@
 
 #include "ep/a2a/cuda/kernels.h"
 #include "ep/common/cuda/metadata.h"
+#include "ep/common/defaults.h"
 #include "ep/cuda/backends.h"
 
 static xp_status group_create(xp_ep_group *group) {
@@ -92,6 +93,8 @@ const xp_ep_backend xp_ep_cuda_a2a = {
     .plan_wait = xp_ep_cuda_plan_wait,
     .dispatch = dispatch,
     .combine = combine,
+    .combine_send = xp_ep_no_combine_send,
+    .combine_recv = combine,
     .async_error = xp_ep_cuda_routing_error,
     .abort_flags = xp_ep_cuda_abort_flags_of,
     .add_stats = xp_ep_cuda_add_stats,

@@ -125,6 +125,12 @@ bool xp_ep_cuda_can_combine(const xp_ep_cuda_rows *rows, const void *y, const vo
 xp_status xp_ep_cuda_push_sums(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                const xp_ep_cuda_rows *rows, const xp_ep_cuda_peers *peers,
                                const xp_ep_cuda_arrivals *arrivals, const void *y, void *out);
+/** With can_combine(), behind the push_sums of this rank: all of combine_rows when there is one round, as
+ * the other ranks tell of their sums. rows->n_waiting_blocks blocks at most. */
+xp_status xp_ep_cuda_combine_tokens(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                                    const xp_ep_cuda_rows *rows,
+                                    const xp_ep_cuda_arrivals *arrivals, const void *combine_rows,
+                                    const void *y, void *out);
 xp_status xp_ep_cuda_push_weights(cudaStream_t stream, const xp_ep_cuda_plan *plan, int64_t round,
                                   const xp_ep_cuda_peers *peers, const float *d_weight);
 /** The second level of the sum: combine_rows has one row a send row, of all rounds so far; with one

@@ -193,49 +193,124 @@ out:
     return end(call, status);
 }
 
-static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args) {
-    const p2p_area *mine = xp_ep_p2p_area(call, call->group->rank);
-    xp_status status = XP_OK;
+/* A combine in progress. */
+typedef struct combine_work {
     cudaStream_t stream;
-    if (xp_ep_call_is_empty(call))
-        return xp_ep_call_check_plan(call);
+    xp_ep_cuda_plan plan;
+    xp_ep_cuda_rows rows;
+    bool tells; /* the group: see xp_ep_p2p_cuda */
+    xp_ep_cuda_arrivals arrivals;
+} combine_work;
+
+/* Behind begin(); the epoch is the call's. */
+static combine_work combine_work_of(const xp_ep_call *call, cudaStream_t stream) {
+    combine_work work = {.stream = stream,
+                         .plan = plan_view(call),
+                         .rows = xp_ep_cuda_rows_of(call),
+                         .tells = xp_ep_p2p_cuda_of(call->group)->tells};
+    if (work.tells)
+        work.arrivals = arrivals_of(call, NULL);
+    return work;
+}
+
+/* First-level sums to their sources. `whole`: combined here as well, when there is one round. */
+static xp_status push(const xp_ep_call *call, const combine_work *work,
+                      const xp_ep_combine_args *args, bool whole) {
+    const xp_ep_cuda_peers peers = peers_of(call, NULL);
+    const xp_ep_barrier ready = {.point = P2P_READY, .min_rounds = call->round};
+    const bool tells = work->tells && xp_ep_cuda_can_tell_sums(&work->rows, args->y);
+    XP_TRY(xp_ep_p2p_cuda_barrier(call, work->stream, &ready));
+    XP_TRY(xp_ep_cuda_push_sums(work->stream, &work->plan, &work->rows, &peers,
+                                tells ? &work->arrivals : NULL, args->y, whole ? args->out : NULL));
+    if (work->tells && !tells)
+        XP_TRY(xp_ep_cuda_tell_all(work->stream, &work->plan, &work->rows, true, &work->arrivals));
+    XP_TRY(send_copies(call, work->stream, &work->plan, true, args->y));
+    return args->d_weight == NULL ? XP_OK
+                                  : xp_ep_cuda_push_weights(work->stream, &work->plan, call->round,
+                                                            &peers, args->d_weight);
+}
+
+/* Second-level sums. `whole`: they are done when there is one round. */
+static xp_status gather(const xp_ep_call *call, const combine_work *work,
+                        const xp_ep_combine_args *args, bool whole) {
+    const p2p_area *mine = xp_ep_p2p_area(call, call->group->rank);
+    const xp_ep_barrier data = {.point = P2P_DATA, .min_rounds = call->round};
+    XP_TRY(xp_ep_p2p_cuda_barrier(call, work->stream, &data));
+    XP_TRY(xp_ep_cuda_combine_rows(work->stream, &work->plan, &work->rows, mine->combine_rows,
+                                   args->y, args->out, whole));
+    return args->d_weight == NULL || args->d_topk_weight == NULL
+               ? XP_OK
+               : xp_ep_cuda_scatter_weights(work->stream, &work->plan, call->round, mine->weights,
+                                            args->d_topk_weight);
+}
+
+/* What precedes begin() in a combine. */
+static xp_status check_combine(const xp_ep_call *call) {
     /* The ranks' hosts do not know of each other's refusals: what all refuse alike comes first. */
     XP_TRY(xp_ep_call_check_order(call));
     XP_TRY(check_plan(call));
     xp_ep_add(&call->group->totals.n_combines, 1);
+    return XP_OK;
+}
+
+static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args) {
+    xp_status status = XP_OK;
+    cudaStream_t stream;
+    if (xp_ep_call_is_empty(call))
+        return xp_ep_call_check_plan(call);
+    XP_TRY(check_combine(call));
     XP_TRY(begin(call, &stream));
-    const xp_ep_cuda_plan v = plan_view(call);
-    const xp_ep_cuda_rows rows = xp_ep_cuda_rows_of(call);
-    const xp_ep_cuda_peers peers = peers_of(call, NULL);
-    const xp_ep_barrier ready = {.point = P2P_READY, .min_rounds = call->round};
-    const xp_ep_barrier data = {.point = P2P_DATA, .min_rounds = call->round};
-    const bool group_tells = xp_ep_p2p_cuda_of(call->group)->tells;
-    const bool tells = group_tells && xp_ep_cuda_can_tell_sums(&rows, args->y);
-    const bool whole = group_tells && xp_ep_cuda_can_combine(&rows, args->y, args->out);
     XP_TRY_GOTO(status, xp_ep_cuda_clear_weights(call, stream, args), out);
     xp_ep_p2p_begin(call);
-    xp_ep_cuda_arrivals arrivals = {0};
-    if (group_tells)
-        arrivals = arrivals_of(call, NULL);
-    XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &ready), out);
-    XP_TRY_GOTO(status,
-                xp_ep_cuda_push_sums(stream, &v, &rows, &peers, tells ? &arrivals : NULL, args->y,
-                                     whole ? args->out : NULL),
-                out);
-    if (group_tells && !tells)
-        XP_TRY_GOTO(status, xp_ep_cuda_tell_all(stream, &v, &rows, true, &arrivals), out);
-    XP_TRY_GOTO(status, send_copies(call, stream, &v, true, args->y), out);
-    if (args->d_weight != NULL)
+    const combine_work work = combine_work_of(call, stream);
+    const bool whole = work.tells && xp_ep_cuda_can_combine(&work.rows, args->y, args->out);
+    XP_TRY_GOTO(status, push(call, &work, args, whole), out);
+    status = gather(call, &work, args, whole);
+out:
+    return end(call, status);
+}
+
+/* Where the hosts make the barriers, they would wait for the others' experts here. */
+static xp_status combine_send(const xp_ep_call *sent_call, const void *y, bool *sent) {
+    xp_ep_call call = *sent_call;
+    cudaStream_t stream;
+    *sent = xp_ep_p2p_sync_mode(call.group) == XP_EP_SYNC_KERNEL;
+    call.n_tokens = call.plan->n_tokens;
+    if (!*sent)
+        return XP_OK;
+    if (xp_ep_call_is_empty(&call))
+        return xp_ep_call_check_plan(&call);
+    XP_TRY(check_combine(&call));
+    XP_TRY(begin(&call, &stream));
+    xp_ep_p2p_begin(&call);
+    const combine_work work = combine_work_of(&call, stream);
+    const xp_ep_combine_args args = {.y = y};
+    return end(&call, push(&call, &work, &args, false));
+}
+
+/* Blocks that may wait for peers while none of this slot sends: see agree_on_telling(). */
+static int receiving_blocks(const xp_ep_group *group) {
+    return group->shape.n_slots == 1 ? xp_ep_cuda_device(group)->n_sms
+                                     : xp_ep_cuda_state_of(group)->n_waiting_blocks;
+}
+
+static xp_status combine_recv(const xp_ep_call *call, const xp_ep_combine_args *args) {
+    xp_status status = XP_OK;
+    cudaStream_t stream;
+    XP_TRY(xp_ep_call_check_plan(call));
+    if (xp_ep_call_is_empty(call))
+        return XP_OK;
+    XP_TRY(begin(call, &stream));
+    combine_work work = combine_work_of(call, stream);
+    work.rows.n_waiting_blocks = receiving_blocks(call->group);
+    const bool whole = work.tells && xp_ep_cuda_can_combine(&work.rows, args->y, args->out);
+    if (whole)
         XP_TRY_GOTO(status,
-                    xp_ep_cuda_push_weights(stream, &v, call->round, &peers, args->d_weight), out);
-    XP_TRY_GOTO(status, xp_ep_p2p_cuda_barrier(call, stream, &data), out);
-    XP_TRY_GOTO(
-        status,
-        xp_ep_cuda_combine_rows(stream, &v, &rows, mine->combine_rows, args->y, args->out, whole),
-        out);
-    if (args->d_weight != NULL && args->d_topk_weight != NULL)
-        status =
-            xp_ep_cuda_scatter_weights(stream, &v, call->round, mine->weights, args->d_topk_weight);
+                    xp_ep_cuda_combine_tokens(stream, &work.plan, &work.rows, &work.arrivals,
+                                              xp_ep_p2p_area(call, call->group->rank)->combine_rows,
+                                              args->y, args->out),
+                    out);
+    status = gather(call, &work, args, whole);
 out:
     return end(call, status);
 }
@@ -258,6 +333,8 @@ const xp_ep_backend xp_ep_cuda_p2p = {
     .plan_wait = plan_wait,
     .dispatch = dispatch,
     .combine = combine,
+    .combine_send = combine_send,
+    .combine_recv = combine_recv,
     .async_error = async_error,
     .abort_flags = xp_ep_cuda_abort_flags_of,
     .add_stats = xp_ep_cuda_add_stats,

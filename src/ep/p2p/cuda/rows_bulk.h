@@ -47,6 +47,7 @@ xp_status xp_ep_cuda_push_sums_bulk(cudaStream_t stream, const xp_ep_cuda_plan *
                                     const xp_ep_cuda_arrivals *arrivals, const void *y, void *out);
 xp_status xp_ep_cuda_load_dispatch_bulk(bool *usable);
 xp_status xp_ep_cuda_load_sums_bulk(bool *usable);
+xp_status xp_ep_cuda_load_tokens_bulk(bool *usable);
 
 #ifdef __cplusplus
 }

@@ -88,7 +88,8 @@ static xp_status load_kernels(xp_ep_group *group) {
     XP_TRY(xp_ep_cuda_load_p2p_plan());
     XP_TRY(xp_ep_cuda_load_p2p_rows());
     XP_TRY(xp_ep_cuda_load_dispatch_bulk(&state->bulk));
-    return xp_ep_cuda_load_sums_bulk(&state->bulk);
+    XP_TRY(xp_ep_cuda_load_sums_bulk(&state->bulk));
+    return xp_ep_cuda_load_tokens_bulk(&state->bulk);
 }
 
 /* Collective. */

@@ -313,9 +313,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
         send_sums<T>(p, units, y, worker, ring);
     } else {
         const token_work work = {y, peers.combine_rows[p.rank], out, pieces,
-                                 p.top_k <= 8    ? 8
-                                 : p.top_k <= 16 ? 16
-                                                 : 32};
+                                 lanes_a_token(p.top_k)};
         token_ring ring = {stages, hopper_shared(bars[warp]), 0, 0};
         combine_tokens<T>(p, arrivals, work, worker, ((int)gridDim.x - n_senders) * WARPS, ring);
     }

@@ -9,6 +9,11 @@
 
 #include "ep/p2p/cuda/sums_bulk.cuh"
 
+/** Lanes that look up a token's loads. */
+static __host__ __device__ __forceinline__ int lanes_a_token(int top_k) {
+    return top_k <= 8 ? 8 : top_k <= 16 ? 16 : 32;
+}
+
 #if __CUDA_ARCH__ >= 900
 
 /* A load of a token: a sum of another rank, or one of this rank's expert rows. */
