@@ -219,6 +219,16 @@ static void check_ranged(ck_context *ctx) {
     ranged_cases(ctx, experts, own, 136, 72, XP_BF16);
     experts.spare_sms = 100000;
     ranged_cases(ctx, experts, own, 136, 72, XP_BF16);
+    /* More experts than keep their ranges in a GPU's shared memory: 0 to 3 rows each. */
+    enum { N_MOST = 263 };
+    int32_t tiny[N_MOST + 1] = {0}, last[2 * N_MOST];
+    for (int e = 0; e < N_MOST; e++) {
+        tiny[e + 1] = tiny[e] + e % 4;
+        last[2 * e] = tiny[e + 1] - (e % 4 + 1) / 2;
+        last[2 * e + 1] = tiny[e + 1];
+    }
+    const routing most = {"most experts", N_MOST, tiny[N_MOST], 50, tiny, false, 0};
+    ranged_cases(ctx, most, last, 16, 24, XP_BF16);
 }
 
 static void check_grouped(ck_context *ctx) {

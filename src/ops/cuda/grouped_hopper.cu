@@ -182,6 +182,9 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
     int32_t *offsets = (int32_t *)(shared + OFFSETS_AT);
     for (int i = (int)threadIdx.x; i <= p.n_experts; i += N_THREADS)
         offsets[i] = p.offsets[i];
+    if (P != WGRAD && p.row_range != nullptr && p.n_experts <= RANGED_EXPERTS)
+        for (int i = (int)threadIdx.x; i < 2 * p.n_experts; i += N_THREADS)
+            offsets[p.n_experts + 1 + i] = p.row_range[i];
     if (threadIdx.x == 0) {
         for (int s = 0; s < N_STAGES; s++) {
             const uint32_t full = base + BARRIERS_AT + (uint32_t)s * 8;

@@ -37,7 +37,8 @@ enum {
     OFFSETS_AT = TILES_AT + N_TILE_SLOTS * 4,
     ORDER_AT = OFFSETS_AT + (XP_HOPPER_MAX_EXPERTS + 1) * 4,
     SORTED_EXPERTS = 256, /* wgrad takes at most so many by size, more as they come */
-    SHARED_BYTES = ORDER_AT + SORTED_EXPERTS,
+    RANGED_EXPERTS = 240, /* whose row ranges fit behind the offsets (forward, dgrad) */
+    SHARED_BYTES = OFFSETS_AT + (3 * RANGED_EXPERTS + 1) * 4,
     PRODUCER_REGISTERS = 88,
     CONSUMER_REGISTERS = 208,
     CLUSTER_CTAS = 2,
@@ -47,6 +48,7 @@ enum {
 };
 
 static_assert(SHARED_BYTES <= 227 * 1024, "what a block may use");
+static_assert(ORDER_AT + SORTED_EXPERTS <= SHARED_BYTES, "the offsets and the order fit");
 static_assert(LIST_K_TILES * K_LINES * LINES / 4 == 32, "a list fills a warp");
 
 /* setmaxnreg redistributes the registers that the block was launched with: 64 K over its threads,
@@ -106,6 +108,18 @@ static __device__ __forceinline__ int expert_at(const xp_tile_args &p, const int
     return P == WGRAD && p.n_experts <= SORTED_EXPERTS ? order[place] : place;
 }
 
+/* Cut an expert's rows to those that the call computes. The ranges lie behind the offsets: a load from
+ * global memory would wait behind all copies of the producer that are on their way. */
+static __device__ __forceinline__ void cut_rows(const xp_tile_args &p, const int32_t *offsets,
+                                                int expert, xp_segment &rows, xp_segment &more) {
+    if (p.n_experts <= RANGED_EXPERTS) {
+        const int32_t *range = offsets + p.n_experts + 1 + 2 * expert;
+        xp_cut_rows(p, range[0], range[1], rows, more);
+    } else {
+        xp_cut_rows(p, p.row_range[2 * expert], p.row_range[2 * expert + 1], rows, more);
+    }
+}
+
 template <gemm_kind P, int N_CTAS>
 static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_tile_args &p,
                                                  const int32_t *offsets) {
@@ -116,7 +130,7 @@ static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_
         xp_segment rows = {offsets[tile.expert], offsets[tile.expert + 1] - offsets[tile.expert]},
                    more = {0, 0};
         if (P != WGRAD && p.row_range != nullptr)
-            xp_cut_rows(p, tile.expert, rows, more);
+            cut_rows(p, offsets, tile.expert, rows, more);
         const uint32_t m = P == WGRAD ? (uint32_t)p.m : (uint32_t)rows.n_rows;
         /* adding nothing: c is neither read nor written */
         const bool adds_nothing = P == WGRAD && p.acc && rows.n_rows == 0;

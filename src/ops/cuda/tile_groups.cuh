@@ -18,11 +18,10 @@ struct xp_segment {
     int first, n_rows;
 };
 
-/** From all rows of an expert to those that a call with row_range computes: `rows`, and after them
- * `more`, which are none unless a range is left out. */
-static __device__ __forceinline__ void xp_cut_rows(const xp_tile_args &p, int expert,
+/** From all rows of an expert to those that a call with row_range computes, given the expert's range:
+ * `rows`, and after them `more`, which are none unless a range is left out. */
+static __device__ __forceinline__ void xp_cut_rows(const xp_tile_args &p, int from, int to,
                                                    xp_segment &rows, xp_segment &more) {
-    const int from = p.row_range[2 * expert], to = p.row_range[2 * expert + 1];
     more = {to, 0};
     if (p.rows == XP_ROWS_IN_RANGE) {
         rows = {from, to - from};
@@ -38,7 +37,7 @@ static __device__ __forceinline__ void xp_expert_rows(const xp_tile_args &p, int
     rows = {p.offsets[expert], p.offsets[expert + 1] - p.offsets[expert]};
     more = {0, 0};
     if (p.row_range != nullptr)
-        xp_cut_rows(p, expert, rows, more);
+        xp_cut_rows(p, p.row_range[2 * expert], p.row_range[2 * expert + 1], rows, more);
 }
 
 static __device__ __forceinline__ int xp_n_row_tiles(const xp_segment &rows, int tile_rows) {

@@ -56,11 +56,18 @@ static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args)
     XP_TRY(xp_ep_call_check_plan(call));
     xp_ep_add(&call->group->totals.n_combines, 1);
     XP_TRY(xp_ep_cuda_enter(call, &stream));
-    XP_TRY(xp_ep_cuda_clear_weights(call, stream, args));
     const xp_ep_cuda_plan v = xp_ep_cuda_plan_view(call);
     const xp_ep_cuda_rows rows = xp_ep_cuda_rows_of(call);
-    XP_TRY(xp_ep_cuda_local_combine(stream, &v, &rows, args->y, args->out));
-    if (args->d_topk_weight == NULL || args->d_weight == NULL)
+    const xp_ep_cuda_local_sums sums = {.y = args->y,
+                                        .d_weight = args->d_weight,
+                                        .out = args->out,
+                                        .d_topk_weight = args->d_topk_weight};
+    const bool has_weights = args->d_topk_weight != NULL && args->d_weight != NULL;
+    const bool at_once = has_weights && v.max_rounds == 1;
+    if (!at_once)
+        XP_TRY(xp_ep_cuda_clear_weights(call, stream, args));
+    XP_TRY(xp_ep_cuda_local_combine(stream, &v, &rows, &sums));
+    if (!has_weights || at_once)
         return XP_OK;
     return xp_ep_cuda_local_weights(stream, &v, call->round, args->d_weight, args->d_topk_weight);
 }
