@@ -58,7 +58,8 @@ static xp_status open_lane(bench_rank *r, int i) {
  */
 static xp_status plan_lane(bench_rank *r, lane *l) {
     xp_ep_counts counts;
-    XP_TRY(xp_ep_plan_build(l->group, r->ids, r->weights, r->c->n_tokens, r->d.stream, l->plan));
+    XP_TRY(xp_ep_plan_build(l->group, r->device_ids, r->device_weights, r->c->n_tokens, r->d.stream,
+                            l->plan));
     XP_TRY(xp_ep_plan_wait(l->plan, &counts));
     l->n_rounds = counts.n_rounds;
     l->n_recv = counts.n_recv;
@@ -158,6 +159,7 @@ static xp_status fill_row(bench_rank *r, int i) {
                                    .dispatch_bytes = 2 * recv * row,
                                    .combine_bytes = (sums[1] + 2 * stored + sums[2]) * row,
                                    .n_samples = l->op_s[0].n};
+    r->rows[i].plan_s = xp_bench_samples_median(&l->plan_s);
     for (int op = 0; op < XP_BENCH_EP_N_OPS; op++)
         r->rows[i].op_s[op] = xp_bench_samples_median(&l->op_s[op]);
     return XP_OK;

@@ -50,6 +50,7 @@ typedef struct xp_bench_ep_row {
     bool failed; /* with the reason; nothing else is set then */
     char error[512];
     int64_t n_rounds;
+    double plan_s;                  /* from routing in device memory to a plan */
     double op_s[XP_BENCH_EP_N_OPS]; /* 0: not measured */
     double memcpy_bytes_per_s;      /* bytes read plus bytes written */
     /* xp_bench_link's; 0: there is none to measure */

@@ -45,6 +45,20 @@ static xp_status take_rows(xp_bench_ep_rank *r, int64_t n_rows, uint64_t seed, v
     return status;
 }
 
+/* The routing as a router leaves it. */
+static xp_status upload_routing(xp_bench_ep_rank *r) {
+    const size_t n = (size_t)r->c->n_tokens * (size_t)r->c->top_k;
+    void *ids = r->ids, *weights = r->weights;
+    if (r->d.backend) {
+        XP_TRY(xp_device_alloc(r->d.device, n * sizeof *r->ids, "routing", &ids));
+        XP_TRY(xp_device_alloc(r->d.device, n * sizeof *r->weights, "routing", &weights));
+    }
+    r->device_ids = ids;
+    r->device_weights = weights;
+    XP_TRY(upload(r, ids, r->ids, n * sizeof *r->ids));
+    return upload(r, weights, r->weights, n * sizeof *r->weights);
+}
+
 static xp_status take_weights(xp_bench_ep_rank *r, int64_t n, float **weights) {
     void *data;
     XP_TRY(xp_device_alloc(r->d.device, (size_t)n * sizeof **weights, "weights", &data));
@@ -55,6 +69,7 @@ static xp_status take_weights(xp_bench_ep_rank *r, int64_t n, float **weights) {
 xp_status xp_bench_ep_take_memory(xp_bench_ep_rank *r) {
     const xp_bench_ep_case *c = r->c;
     const uint64_t seed = (uint64_t)r->rank->rank * 4 + 1;
+    XP_TRY(upload_routing(r));
     XP_TRY(take_rows(r, c->n_tokens, seed, &r->x));
     XP_TRY(take_rows(r, c->n_tokens, seed + 1, &r->out));
     XP_TRY(take_rows(r, r->recv_rows, seed + 2, &r->recv));

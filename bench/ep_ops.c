@@ -1,4 +1,4 @@
-/* The four ops of a transport, timed. On a GPU all calls of a sample are queued before the first is waited for, the L2 cache is
+/* The plan and the four ops of a transport, timed. On a GPU all calls of a sample are queued before the first is waited for, the L2 cache is
  * overwritten before each, and events stand around each: one call's data is not in the cache for the next, and what the host does
  * is not in the times. */
 #include "core/file.h"
@@ -13,6 +13,7 @@ typedef struct calls {
     xp_bench_ep_rank *rank;
     const xp_bench_lane *lane;
     xp_bench_ep_op op;
+    xp_status (*queue)(void *context); /* queue_op, or queue_plan, which has no op */
 } calls;
 
 /* All rounds. */
@@ -41,6 +42,14 @@ static xp_status queue_op(void *context) {
     return XP_OK;
 }
 
+/* The same routing again: the same plan. */
+static xp_status queue_plan(void *context) {
+    const calls *a = context;
+    const xp_bench_ep_rank *r = a->rank;
+    return xp_ep_plan_build(a->lane->group, r->device_ids, r->device_weights, r->c->n_tokens,
+                            r->d.stream, a->lane->plan);
+}
+
 /* Ranks that share a GPU wait for each other's, or one's would run beside another's call. */
 static xp_status queue_flush(void *context) {
     const calls *a = context;
@@ -54,7 +63,7 @@ static xp_status queue_flush(void *context) {
 static xp_status sample_on_gpu(calls *a, xp_bench_samples *samples) {
     double seconds[GPU_CALLS];
     const xp_timed_calls timed = {
-        .n = GPU_CALLS, .before = queue_flush, .call = queue_op, .context = a};
+        .n = GPU_CALLS, .before = queue_flush, .call = a->queue, .context = a};
     XP_TRY(xp_bench_ep_barrier(a->rank));
     XP_TRY(a->rank->d.backend->time_each(a->rank->d.stream, &timed, seconds));
     XP_TRY(xp_ep_async_error(a->lane->group));
@@ -66,7 +75,7 @@ static xp_status sample_on_gpu(calls *a, xp_bench_samples *samples) {
 
 static xp_status call_and_wait(calls *a, double *seconds) {
     const double began = xp_time_s();
-    XP_TRY(queue_op(a));
+    XP_TRY(a->queue(a));
     XP_TRY(xp_stream_sync(a->rank->d.stream));
     *seconds += xp_time_s() - began;
     return XP_OK;
@@ -78,15 +87,18 @@ static int n_ops(const xp_bench_ep_rank *r) {
 
 /* Ops in turns, as in a step. */
 static xp_status sample_on_cpu(xp_bench_ep_rank *r, xp_bench_lane *l) {
-    double seconds[XP_BENCH_EP_N_OPS] = {0};
+    double seconds[XP_BENCH_EP_N_OPS + 1] = {0}; /* and the plan */
     XP_TRY(xp_bench_ep_barrier(r));
     for (int i = 0; i < l->n_inner; i++) {
+        calls plan = {.rank = r, .lane = l, .queue = queue_plan};
+        XP_TRY(call_and_wait(&plan, &seconds[XP_BENCH_EP_N_OPS]));
         for (int op = 0; op < n_ops(r); op++) {
-            calls a = {.rank = r, .lane = l, .op = (xp_bench_ep_op)op};
+            calls a = {.rank = r, .lane = l, .op = (xp_bench_ep_op)op, .queue = queue_op};
             XP_TRY(call_and_wait(&a, &seconds[op]));
         }
     }
-    XP_TRY(xp_bench_ep_reduce(r, seconds, XP_BENCH_EP_N_OPS, XP_MAX));
+    XP_TRY(xp_bench_ep_reduce(r, seconds, XP_BENCH_EP_N_OPS + 1, XP_MAX));
+    xp_bench_samples_add(&l->plan_s, seconds[XP_BENCH_EP_N_OPS] / l->n_inner);
     for (int op = 0; op < n_ops(r); op++)
         xp_bench_samples_add(&l->op_s[op], seconds[op] / l->n_inner);
     return XP_OK;
@@ -95,8 +107,10 @@ static xp_status sample_on_cpu(xp_bench_ep_rank *r, xp_bench_lane *l) {
 xp_status xp_bench_lane_sample(xp_bench_ep_rank *r, xp_bench_lane *l) {
     if (!r->d.backend)
         return sample_on_cpu(r, l);
+    calls plan = {.rank = r, .lane = l, .queue = queue_plan};
+    XP_TRY(sample_on_gpu(&plan, &l->plan_s));
     for (int op = 0; op < n_ops(r); op++) {
-        calls a = {.rank = r, .lane = l, .op = (xp_bench_ep_op)op};
+        calls a = {.rank = r, .lane = l, .op = (xp_bench_ep_op)op, .queue = queue_op};
         XP_TRY(sample_on_gpu(&a, &l->op_s[op]));
     }
     return XP_OK;
@@ -107,7 +121,7 @@ xp_status xp_bench_lane_warm_up(xp_bench_ep_rank *r, xp_bench_lane *l) {
     for (int i = 0; i < 2; i++) {
         seconds = 0;
         for (int op = 0; op < n_ops(r); op++) {
-            calls a = {.rank = r, .lane = l, .op = (xp_bench_ep_op)op};
+            calls a = {.rank = r, .lane = l, .op = (xp_bench_ep_op)op, .queue = queue_op};
             XP_TRY(call_and_wait(&a, &seconds));
         }
     }

@@ -13,7 +13,7 @@ typedef struct xp_bench_lane {
     xp_ep_plan *plan;
     int64_t n_rounds, n_recv, n_assignments;
     int n_inner; /* calls of a sample */
-    xp_bench_samples op_s[XP_BENCH_EP_N_OPS];
+    xp_bench_samples plan_s, op_s[XP_BENCH_EP_N_OPS];
 } xp_bench_lane;
 
 typedef struct xp_bench_ep_rank {
@@ -21,8 +21,9 @@ typedef struct xp_bench_ep_rank {
     xp_bench_ep_row *rows;
     xp_bench_rank *rank;
     xp_bench_device d;
-    int32_t *ids;
-    float *weights, *d_weights, *d_topk_weights; /* the last two: with the backward ops */
+    int32_t *ids, *device_ids; /* the same routing for the host and in device memory */
+    float *weights, *device_weights;
+    float *d_weights, *d_topk_weights; /* the last two: with the backward ops */
     void *x, *recv, *y, *out;
     int64_t recv_rows, assignment_rows;
     char *copy_from, *copy_to;
@@ -41,9 +42,9 @@ XP_NODISCARD xp_status xp_bench_ep_take_routing(xp_bench_ep_rank *r);
 /** Rows of the largest of the lanes, and what is copied. */
 XP_NODISCARD xp_status xp_bench_ep_take_memory(xp_bench_ep_rank *r);
 
-/** Run every op, and choose how many calls make a sample; the same on every rank. */
+/** Run every op and the plan, and choose how many calls make a sample; the same on every rank. */
 XP_NODISCARD xp_status xp_bench_lane_warm_up(xp_bench_ep_rank *r, xp_bench_lane *lane);
-/** Add samples of every op. */
+/** Add samples of every op and of the plan. */
 XP_NODISCARD xp_status xp_bench_lane_sample(xp_bench_ep_rank *r, xp_bench_lane *lane);
 
 #endif

@@ -303,7 +303,8 @@ int bench_ep(int argc, char **argv) {
     };
     const cli_syntax command = {
         .usage = "expar bench ep [options]",
-        .about = "Times dispatch and combine for every combination of the lists, the transports of "
+        .about = "Times plan, dispatch and combine for every combination of the lists, the "
+                 "transports of "
                  "a shape in turns; between "
                  "them the\nlink (each rank copies into the next one's memory) and a memcpy. On "
                  "GPUs each rank is a process "

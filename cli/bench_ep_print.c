@@ -38,6 +38,7 @@ static const char *transport_name(const xp_bench_ep_case *c, int i) {
 void bench_ep_print_head(bool backward) {
     printf("%2s %6s %5s %2s %4s %4s %-7s %-12s %8s", "R", "T", "D", "K", "E", "SMs", "routing",
            "transport", "link MB");
+    printf(" %9s", "plan us");
     for (int op = 0; op < (backward ? XP_BENCH_EP_N_OPS : 2); op++)
         printf(" %11s %6s", ops[op].title, "link");
     printf(" %9s %9s %9s %7s\n", "link GB/s", "one way", "memcpy", "share");
@@ -75,7 +76,7 @@ void bench_ep_print_row(const xp_bench_ep_case *c, const xp_bench_ep_row *rows, 
         printf("failed: %s\n", row->error);
         return;
     }
-    printf("%8.1f", row->link_bytes / MIB);
+    printf("%8.1f %9.1f", row->link_bytes / MIB, row->plan_s * 1e6);
     print_ops(c, row);
     printf(" %9.1f %6.1f%%", row->memcpy_bytes_per_s * 1e-9, 100 * share_of_memcpy(row));
     const xp_bench_ep_row *a2a = find(c, rows, XP_EP_A2A);
@@ -87,7 +88,8 @@ void bench_ep_print_row(const xp_bench_ep_case *c, const xp_bench_ep_row *rows, 
 }
 
 void bench_ep_print_notes(void) {
-    printf("\nlink MB: what the busiest rank sends to other ranks, or receives from them, in one "
+    printf("\nplan us: from routing in device memory to a plan.\n"
+           "link MB: what the busiest rank sends to other ranks, or receives from them, in one "
            "op. link GB/s: what a rank sends\n"
            "while every rank copies into the next one's memory, in the same run; one way: while "
            "its receiver sends nothing.\n"
@@ -112,6 +114,7 @@ static void add_figures(xp_text *t, const xp_bench_ep_case *c, const xp_bench_ep
     xp_text_printf(t, ", \"rounds\": %lld, \"samples\": %d", (long long)row->n_rounds,
                    row->n_samples);
     add_number(t, "moved_bytes", "", row->moved_bytes);
+    add_number(t, "plan", "_s", row->plan_s);
     for (int op = 0; op < (c->backward ? XP_BENCH_EP_N_OPS : 2); op++)
         add_number(t, ops[op].json, "_s", row->op_s[op]);
     add_number(t, "dispatch_bytes", "", row->dispatch_bytes);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #define WIDTH 110 /* of the screen, as far as words allow */
-#define LEFT  28  /* where texts begin */
+#define LEFT  30  /* where texts begin */
 
 void doctor_begin_section(doctor *d, const char *name) {
     d->section = name;
@@ -37,7 +37,7 @@ static void print_line(doctor_finding state, const char *name, const char *advic
                        const char *text) {
     static const char *const words[] = {"yes", "no", "NO"};
     char remedy[1200];
-    printf("  %-4s %-20s ", words[state], name);
+    printf("  %-4s %-22s ", words[state], name);
     print_wrapped(text);
     if (state == FOUND || !advice)
         return;

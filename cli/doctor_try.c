@@ -126,48 +126,62 @@ int doctor_on_gpus(void) {
 
 /* ---- ranks ------------------------------------------------------------------------------- */
 
-static xp_status try_gpus(const xp_bench_rank *rank, xp_bench_device *d) {
+/* What a rank is at, for the finding where it fails. */
+typedef struct rank_test {
+    const char *name;
+    bool leads;
+} rank_test;
+
+static void passed(const rank_test *test, const char *text) {
+    if (test->leads)
+        doctor_child_tell(FOUND, test->name, text);
+}
+
+static xp_status try_gpus(const xp_bench_rank *rank, xp_bench_device *d, rank_test *test) {
     char text[256];
     bool has;
+    test->name = DOCTOR_GPUS_SUM;
     XP_TRY(xp_self_test_gpus_open(rank, d, &has));
     if (!has)
         return XP_OK;
     XP_TRY(xp_self_test_gpus_sum(rank, d, text, sizeof text));
-    if (rank->rank == 0)
-        doctor_child_tell(FOUND, DOCTOR_GPUS_SUM, text);
-    XP_TRY(xp_self_test_gpus_ep(rank, d, text, sizeof text));
     XP_TRY(xp_comm_barrier(rank->world, NULL)); /* rank 0 speaks for all */
-    if (rank->rank == 0)
-        doctor_child_tell(FOUND, DOCTOR_GPUS_EP, text);
+    passed(test, text);
+    test->name = DOCTOR_GPUS_EP;
+    XP_TRY(xp_self_test_gpus_ep(rank, d, text, sizeof text));
+    XP_TRY(xp_comm_barrier(rank->world, NULL));
+    passed(test, text);
     return XP_OK;
 }
 
-static xp_status try_rank(xp_comm *world, bool without_gpus, xp_bench_device *d) {
+static xp_status try_rank(xp_comm *world, bool without_gpus, xp_bench_device *d, rank_test *test) {
     xp_bench_rank rank = {
         .rank = xp_comm_rank(world), .n_ranks = xp_comm_size(world), .world = world};
     for (int r = 0; r < rank.n_ranks; r++)
         rank.n_local += xp_comm_node(world, r) == xp_comm_node(world, rank.rank);
+    test->leads = rank.rank == 0;
     char text[96];
     XP_TRY(xp_self_test_comm(world));
     snprintf(text, sizeof text, "%d processes on %d node%s agree on a sum", rank.n_ranks,
              xp_comm_n_nodes(world), xp_comm_n_nodes(world) == 1 ? "" : "s");
-    if (rank.rank == 0)
-        doctor_child_tell(FOUND, DOCTOR_PROCESSES, text);
-    return without_gpus ? XP_OK : try_gpus(&rank, d);
+    passed(test, text);
+    return without_gpus ? XP_OK : try_gpus(&rank, d, test);
 }
 
 int doctor_as_rank(bool without_gpus) {
     xp_comm *world = NULL;
     xp_bench_device d = {.gpu = -1};
+    rank_test test = {.name = DOCTOR_PROCESSES};
     xp_status status = xp_mpi_world_comm(RANK_S, RANK_S, &world);
     if (status == XP_OK)
-        status = try_rank(world, without_gpus, &d);
+        status = try_rank(world, without_gpus, &d, &test);
     if (status != XP_OK) {
         if (world)
             xp_comm_abort(world, NULL);
-        const int code = cli_fail(status);
+        doctor_child_tell(BROKEN, test.name, xp_last_error());
         fflush(NULL);
-        _exit(code); /* MPI cannot be left in good order, and a GPU may still wait */
+        _exit(
+            cli_exit_code(status)); /* MPI cannot be left in good order, and a GPU may still wait */
     }
     xp_comm_destroy(world);
     xp_bench_device_close(&d);

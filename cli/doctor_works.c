@@ -56,8 +56,9 @@ static void report_ranks_gpus(doctor *d, const doctor_tries *tries) {
              "NCCL_DEBUG=INFO mpirun -n %d expar doctor; with NCCL_P2P_DISABLE=1 it goes past the "
              "links; in a container --ipc=host",
              tries->n_ranks);
+    const doctor_child_line *sum = doctor_child_find(&tries->ranks, DOCTOR_GPUS_SUM);
     report_child(d, &tries->ranks, DOCTOR_GPUS_SUM, sum_advice);
-    if (doctor_child_find(&tries->ranks, DOCTOR_GPUS_SUM))
+    if (sum && sum->state == FOUND)
         report_child(d, &tries->ranks, DOCTOR_GPUS_EP,
                      "see nvidia-smi topo -p2p r and nvlink -s; in a container --ipc=host "
                      "--pid=host; parallelism.expert_parallel_comm_backend = \"standard\" goes "
@@ -90,9 +91,14 @@ static void report_processes(doctor *d, const doctor_tries *tries) {
              "run it by hand: mpirun -n %d expar doctor; on the CPU ranks as threads (NGPU=n) work "
              "without it",
              tries->n_ranks);
-    doctor_report(d, sum || tries->ranks.ended_well ? FOUND : otherwise, name, advice, "%s",
-                  sum ? sum->text : tries->ranks.last);
-    if (sum && tries->with_gpus)
+    const bool agree = sum && sum->state == FOUND;
+    const doctor_child_line *last =
+        tries->with_gpus ? doctor_child_find(&tries->ranks, DOCTOR_GPUS_EP) : sum;
+    /* nothing is wrong, and yet they end badly */
+    const bool ends_badly = last && last->state == FOUND && !tries->ranks.ended_well;
+    doctor_report(d, agree && !ends_badly ? FOUND : otherwise, name, advice, "%s",
+                  sum && !ends_badly ? sum->text : tries->ranks.last);
+    if (agree && tries->with_gpus)
         report_ranks_gpus(d, tries);
 }
 

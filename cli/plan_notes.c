@@ -22,15 +22,16 @@ static void explain_numbers(const plan *p) {
     printf("    link %.0f %% (p2p, reductions), %.0f %% (all-to-all), network %.0f %%\n",
            100 * h->reached.link, 100 * h->reached.all_to_all, 100 * h->reached.network);
     printf("  beside other work: %.0f %% of a gradient reduction's time, %.0f %% of the backward "
-           "pass's "
-           "exchange, %.0f %% of an exchange with expert_parallel_overlap = true\n",
+           "pass's exchange, %.0f %% of the forward pass's as long as GEMMs of own rows run,\n"
+           "    %.0f %% of an exchange with expert_parallel_overlap = true\n",
            100 * h->reached.reductions_hide, 100 * h->reached.backward_hides,
-           100 * h->reached.overlap_hides);
-    printf(
-        "  fixed: %.1f us a kernel, %.1f us of the host to launch it, %.0f us a plan and %.1f ns "
-        "an assignment, %.0f us a layer for ranks that wait for each other\n",
-        h->costs.kernel_us, h->costs.launch_us, h->costs.plan_us, h->costs.plan_assignment_ns,
-        h->costs.rendezvous_us);
+           100 * h->reached.forward_hides, 100 * h->reached.overlap_hides);
+    printf("  fixed: %.1f us a kernel (%.1f in a CUDA graph), %.1f us of the host to launch it, "
+           "%.0f us a "
+           "plan and %.1f ns "
+           "an assignment, %.0f us a layer for ranks that wait for each other\n",
+           h->costs.kernel_us, h->costs.graph_kernel_us, h->costs.launch_us, h->costs.plan_us,
+           h->costs.plan_assignment_ns, h->costs.rendezvous_us);
     printf("  routing is even, or forced as configured; documents count as whole rows\n");
 }
 

@@ -103,6 +103,8 @@ struct xp_comm {
     bool calls_back;   /* collectives call the caller's transport: only on the calling thread */
     bool same_process; /* a plain pointer of one rank is valid on all (threads of one process) */
     double timeout_s;
+    int max_ctas; /* of a GPU that a collective takes at most; 0: as many as NCCL likes. Read when
+                     collectives are prepared; equal on all ranks */
     _Atomic(const char *) phase;
     int64_t n_windows;               /* made or tried so far: the same on all ranks */
     struct xp_failure_hooks *hooks;  /* of the world; see comm/on_failure.h */

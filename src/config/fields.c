@@ -108,8 +108,8 @@ static const xp_field fields[] = {
     {CHOICE(training, backend, "auto", "auto|cpu|cuda"),
      .help = "where to compute; auto: on a GPU when this machine has one that works"},
     {AUTO_SWITCH(training, cuda_graph),
-     .help = "launch whole passes as CUDA graphs, with experts on one rank each; auto: where "
-             "launches take much of a step"},
+     .help = "launch whole passes as CUDA graphs, without expert parallelism; auto: with one rank, "
+             "where launches take much of a step"},
 
     {CHOICE(optimizer, name, "AdamW", "AdamW"), TT, .help = "the optimizer"},
     {FLOAT(optimizer, lr, "8e-4", 0, 1e6), TT, .help = "peak learning rate"},
@@ -185,7 +185,7 @@ static const xp_field fields[] = {
      .help = "tokens sent as one piece; no effect yet"},
     {FLOAT(deepep, overlap_split, "0.5", 0, 1),
      .help = "share of the microbatch in the first half, with expert_parallel_overlap = true"},
-    {INT(deepep, overlap_num_sms, "0", 0, 1024), .unset = "deepep.num_sms, else 16",
+    {INT(deepep, overlap_num_sms, "0", 0, 1024), .unset = "16, 24 for combine send",
      .help = "GPU multiprocessors for dispatch and combine that run beside GEMMs"},
     {STRING(deepep, tuned_for, NULL),
      .help =

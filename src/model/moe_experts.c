@@ -99,11 +99,11 @@ static xp_silu_gate_prob_args activation(const xp_moe_job *j, const xp_ep_view *
 }
 
 /* Which rows a GEMM computes. Those of this rank's own tokens run beside an exchange. */
-static void choose_rows(const xp_moe_job *j, const xp_ep_view *view, xp_grouped_rows rows,
+static void choose_rows(const xp_ep_view *view, xp_grouped_rows rows, int spare_sms,
                         xp_grouped_args *gemm) {
     gemm->rows = rows;
     gemm->row_range = rows != XP_ROWS_ALL ? view->own_rows : NULL;
-    gemm->spare_sms = rows == XP_ROWS_IN_RANGE ? j->spare_sms : 0;
+    gemm->spare_sms = rows == XP_ROWS_IN_RANGE ? spare_sms : 0;
 }
 
 /* gate_up = recv[gather] w13^T. Own rows are read where their tokens are: they need no dispatch. */
@@ -115,7 +115,7 @@ static xp_status first_product(const xp_moe_job *j, const xp_ep_view *view, xp_g
     gemm.x = own ? part_rows(j, j->pass->x) : recv_of(j);
     gemm.w = j->pass->weights->w13;
     gemm.y = gate_up_of(j);
-    choose_rows(j, view, rows, &gemm);
+    choose_rows(view, rows, j->spare_sms, &gemm);
     return own && j->n_tokens == 0 ? XP_OK : j->core->ops->grouped_forward(j->compute, &gemm);
 }
 
@@ -126,7 +126,7 @@ static xp_status second_product(const xp_moe_job *j, const xp_ep_view *view, xp_
     gemm.x = core->h;
     gemm.w = j->pass->weights->w2;
     gemm.y = j->slot->rows;
-    choose_rows(j, view, rows, &gemm);
+    choose_rows(view, rows, j->send_sms, &gemm);
     return rows == XP_ROWS_IN_RANGE && j->n_tokens == 0
                ? XP_OK
                : core->ops->grouped_forward(j->compute, &gemm);
@@ -173,6 +173,7 @@ static xp_status forward_leave(const xp_moe_job *j) {
     }
     XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
     XP_TRY(after(j, j->slot->ready, j->comm));
+    xp_ep_group_set_sms(group, j->send_sms);
     XP_TRY(xp_ep_combine_send(group, j->part->plan, j->round, &y, j->comm));
     XP_TRY(second_product(j, &view, XP_ROWS_IN_RANGE));
     xp_ep_group_set_sms(group, 0);

@@ -16,6 +16,7 @@ typedef struct xp_moe_job {
     int64_t round;
     int turn;      /* which of slot->received has d_out */
     int spare_sms; /* that the GEMMs beside the exchange leave to it */
+    int send_sms;  /* the same for combine_send */
     bool first;    /* of the pass: weight gradients start here */
     bool last;     /* of the pass */
 } xp_moe_job;

@@ -16,6 +16,12 @@ static int overlap_sms(const xp_moe_core *core) {
     return args->overlap_sms > 0 ? args->overlap_sms : chosen;
 }
 
+/* Of combine_send, which adds rows up as well and has a shorter GEMM beside it. */
+static int send_sms(const xp_moe_core *core) {
+    const int n_sms = overlap_sms(core);
+    return core->args.overlap_sms > 0 ? n_sms : n_sms + n_sms / 2;
+}
+
 /* Job i of the pass, counting the parts' rounds through; false past the last. */
 static bool job_at(xp_moe_core *core, const xp_moe_pass *pass, int64_t i, xp_stream *compute,
                    xp_stream *comm, xp_moe_job *j) {
@@ -39,6 +45,7 @@ static bool job_at(xp_moe_core *core, const xp_moe_pass *pass, int64_t i, xp_str
                           .round = index,
                           .turn = core->turn,
                           .spare_sms = compute != comm ? overlap_sms(core) : 0,
+                          .send_sms = compute != comm ? send_sms(core) : 0,
                           .first = i == 0,
                           .last = p + 1 == core->n_parts && index + 1 == part->n_rounds};
         return true;
@@ -61,7 +68,7 @@ static void choose_streams(const xp_moe_phases *phase, xp_moe_job *j) {
     if (j->round == 0 || j->core->n_parts > 1 || phase->all_rounds_beside)
         return;
     j->comm = j->compute;
-    j->spare_sms = 0;
+    j->spare_sms = j->send_sms = 0;
 }
 
 static xp_status run_jobs(xp_moe_core *core, const xp_moe_pass *pass, const xp_moe_phases *phase,

@@ -48,6 +48,23 @@ static xp_status queue_loss_scale(xp_model *model, float loss_scale, xp_stream *
     return xp_event_record(model->scale_copied[slot], stream);
 }
 
+/* Batches that lie as the device's arrays do go in one copy. */
+static xp_status copy_batch(xp_model *model, const xp_model_batch *batch, xp_stream *stream) {
+    const xp_model_work *work = &model->work;
+    const int64_t n = model->n_tokens;
+    const size_t n_bytes = (size_t)n * sizeof(int32_t);
+    if (batch->targets == batch->tokens + n && batch->positions == batch->targets + n &&
+        work->targets == work->tokens + n && work->positions == work->targets + n) {
+        XP_TRY(xp_copy(stream, work->tokens, batch->tokens, 3 * n_bytes));
+    } else {
+        XP_TRY(xp_copy(stream, work->tokens, batch->tokens, n_bytes));
+        XP_TRY(xp_copy(stream, work->targets, batch->targets, n_bytes));
+        XP_TRY(xp_copy(stream, work->positions, batch->positions, n_bytes));
+    }
+    return model->has_doc_start ? xp_copy(stream, work->doc_start, batch->doc_start, n_bytes)
+                                : XP_OK;
+}
+
 /* The batch to the device, the losses to zero. */
 static xp_status begin(xp_model *model, const xp_model_batch *batch, bool training,
                        xp_stream *stream) {
@@ -64,12 +81,7 @@ static xp_status begin(xp_model *model, const xp_model_batch *batch, bool traini
     model->n_valid = 0;
     for (int64_t i = 0; i < model->n_tokens; i++)
         model->n_valid += batch->targets[i] >= 0;
-    const size_t n_bytes = (size_t)model->n_tokens * sizeof(int32_t);
-    XP_TRY(xp_copy(stream, work->tokens, batch->tokens, n_bytes));
-    XP_TRY(xp_copy(stream, work->targets, batch->targets, n_bytes));
-    XP_TRY(xp_copy(stream, work->positions, batch->positions, n_bytes));
-    if (model->has_doc_start)
-        XP_TRY(xp_copy(stream, work->doc_start, batch->doc_start, n_bytes));
+    XP_TRY(copy_batch(model, batch, stream));
     XP_TRY(queue_loss_scale(model, batch->loss_scale, stream));
     if (model->core)
         xp_moe_core_begin(model->core);

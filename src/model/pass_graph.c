@@ -45,7 +45,10 @@ xp_status xp_pass_graphs_create(xp_pass_graphs **graphs) {
     return *graphs ? XP_OK : xp_error(XP_ENOMEM, "no memory for recorded passes");
 }
 
+/* What was launched last may still run. */
 static void drop_pieces(pass_kind *kind) {
+    if (kind->n_pieces > 0)
+        (void)!xp_stream_sync(kind->key.stream);
     for (int i = 0; i < kind->n_pieces; i++)
         xp_graph_destroy(kind->pieces[i].graph);
     free(kind->pieces);

@@ -15,7 +15,7 @@
 typedef struct xp_pass_graphs xp_pass_graphs;
 
 XP_NODISCARD xp_status xp_pass_graphs_create(xp_pass_graphs **graphs);
-/** NULL is accepted. */
+/** Before the streams of its passes. NULL is accepted. */
 void xp_pass_graphs_destroy(xp_pass_graphs *graphs);
 /**
  * A training pass whose batch is on its way. The first passes of a kind are run as they are: they load

@@ -6,6 +6,10 @@
 #include "device/device_internal.h"
 #include "parallel/shard_internal.h"
 
+/* Gradients are reduced beside GEMMs that fill the GPU: a collective that waits for another rank keeps
+ * its SMs from them, and so few carry a layer's gradients over NVLink in a tenth of its backward. */
+#define BESIDE_CTAS 8
+
 /* ---- create ------------------------------------------------------------------------------ */
 
 static xp_status split_comms(xp_shard *shard) {
@@ -14,10 +18,12 @@ static xp_status split_comms(xp_shard *shard) {
     for (int kind = 0; kind < 2; kind++) {
         if (groups[kind]) {
             XP_TRY(xp_comm_split(groups[kind], 0, &shard->reduce_comm[kind]));
+            shard->reduce_comm[kind]->max_ctas = BESIDE_CTAS;
             xp_comm_set_phase(shard->reduce_comm[kind], "gradient reduction");
         }
         if (replicas[kind]) {
             XP_TRY(xp_comm_split(replicas[kind], 0, &shard->replica_comm[kind]));
+            shard->replica_comm[kind]->max_ctas = BESIDE_CTAS;
             xp_comm_set_phase(shard->replica_comm[kind], "gradient all-reduce over replicas");
         }
     }
@@ -298,9 +304,11 @@ static xp_status update_in_one_run(xp_shard *shard, const xp_adam_step *step, xp
 typedef xp_status (*piece_fn)(xp_shard *shard, const xp_shard_piece *piece,
                               const xp_adam_step *step, xp_stream *stream);
 
+/* In the order in which the next forward pass needs them: the embedding is gathered first, beside the
+ * updates of all others, and the head last, beside the forward pass. */
 static xp_status for_each_bucket(xp_shard *shard, piece_fn fn, const xp_adam_step *step,
                                  xp_stream *stream) {
-    for (int b = 0; b < shard->plan.n_buckets; b++) {
+    for (int b = shard->plan.n_buckets - 1; b >= 0; b--) {
         const xp_shard_bucket *bucket = &shard->plan.buckets[b];
         for (int i = 0; i < bucket->n_pieces; i++)
             XP_TRY(fn(shard, &shard->plan.pieces[bucket->first_piece + i], step, stream));

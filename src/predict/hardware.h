@@ -43,11 +43,13 @@ typedef struct xp_hardware {
         double reductions_hide; /* of the time of gradient reductions, beside the backward pass */
         double backward_hides;  /* of the backward pass's exchange, beside weight gradients: what it
                                    saves, less what these lose */
+        double forward_hides;   /* of the forward pass's, as far as GEMMs of own rows are as long */
         double overlap_hides; /* of an exchange, with parallelism.expert_parallel_overlap = true */
     } reached;
     struct {
-        double kernel_us; /* of the device, for a kernel whatever its work */
-        double launch_us; /* of the host, for a kernel */
+        double kernel_us;       /* of the device, for a kernel whatever its work */
+        double launch_us;       /* of the host, for a kernel */
+        double graph_kernel_us; /* as kernel_us, for a kernel of a CUDA graph */
         double plan_us, plan_assignment_ns;
         double rendezvous_us; /* ranks that wait for each other in an exchange, a layer */
     } costs;

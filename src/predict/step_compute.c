@@ -4,7 +4,7 @@
 
 #define TILE 128.0 /* rows and columns of a GEMM's tile: fewer tiles than SMs leave SMs idle */
 
-/* Kernels of a layer and pass, of the head, and of the update of a layer: traces of a step. */
+/* Kernels of a layer and pass, of the head, and of the update of a layer and step: traces of a step. */
 enum {
     MOE_FORWARD = 18,
     MOE_BACKWARD = 32,
@@ -12,7 +12,9 @@ enum {
     DENSE_BACKWARD = 22,
     EXCHANGE_KERNELS = 12, /* of a layer with EP, both ways */
     HEAD_KERNELS = 24,
-    UPDATE_KERNELS = 4
+    UPDATE_KERNELS = 2, /* of GPUs with peers */
+    STEP_KERNELS = 8,   /* norm and update of a step */
+    GRAPH_LAUNCHES = 6  /* of a pass that is one CUDA graph: the batch, the graph, the losses */
 };
 
 static double qkv_width(const xp_arch *a) {
@@ -158,14 +160,25 @@ static void add_head(const xp_sizes *s, xp_step_prediction *p) {
                                        3 * s->element * logits / s->rates.memory);
 }
 
-double xp_predict_n_kernels(const xp_sizes *s) {
-    const double layers = (double)s->arch.n_layers, passes = (double)s->n_passes;
+/* Kernels of all passes, whatever their work. */
+static double n_pass_kernels(const xp_sizes *s) {
     double each = s->is_moe ? MOE_FORWARD + MOE_BACKWARD : DENSE_FORWARD + DENSE_BACKWARD;
     if (s->recompute == XP_RECOMPUTE_FULL)
         each += s->is_moe ? MOE_FORWARD : DENSE_FORWARD;
     if (s->is_moe && s->ep_size > 1)
         each += EXCHANGE_KERNELS * s->n_parts;
-    return passes * (layers * each + HEAD_KERNELS) + layers * UPDATE_KERNELS;
+    return (double)s->n_passes * ((double)s->arch.n_layers * each + HEAD_KERNELS);
+}
+
+void xp_predict_launches(const xp_sizes *s, bool in_graphs, xp_step_prediction *p) {
+    const xp_hardware *h = s->hardware;
+    const double update = (double)s->arch.n_layers * UPDATE_KERNELS + STEP_KERNELS,
+                 passes = n_pass_kernels(s),
+                 launches = in_graphs ? (double)s->n_passes * GRAPH_LAUNCHES : passes;
+    p->launch_s = (passes * (in_graphs ? h->costs.graph_kernel_us : h->costs.kernel_us) +
+                   update * h->costs.kernel_us) *
+                  1e-6;
+    p->host_s = (launches + update) * h->costs.launch_us * 1e-6;
 }
 
 void xp_predict_compute(const xp_sizes *s, xp_step_prediction *p) {
@@ -182,6 +195,4 @@ void xp_predict_compute(const xp_sizes *s, xp_step_prediction *p) {
             times * (s->n_parts * h->costs.plan_us * 1e-6 +
                      h->costs.plan_assignment_ns * 1e-9 * s->tokens * (double)s->arch.top_k);
     add_head(s, p);
-    p->launch_s = xp_predict_n_kernels(s) * h->costs.kernel_us * 1e-6;
-    p->host_s = xp_predict_n_kernels(s) * h->costs.launch_us * 1e-6;
 }

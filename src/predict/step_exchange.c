@@ -61,6 +61,20 @@ static rows rows_sent(const xp_sizes *s) {
     }
 }
 
+static double smaller(double a, double b) {
+    return a < b ? a : b;
+}
+
+/* What `each` of n_ops dispatches and combines hide behind GEMMs. Forward it is the GEMMs of a rank's own
+ * rows, one of R parts of the forward third; only over p2p does combine hide behind the shorter one. */
+static double hidden_beside_gemms(const xp_sizes *s, const xp_step_prediction *p, double each,
+                                  double n_ops) {
+    const xp_hardware *h = s->hardware;
+    const double own = p->experts_s / 3 / s->ep_size, w13 = own * 2 / 3;
+    const double forward = s->transport == XP_EP_P2P ? smaller(2 * each, own) : smaller(each, w13);
+    return h->reached.backward_hides * each * (n_ops - 2) + h->reached.forward_hides * forward;
+}
+
 void xp_predict_exchange(const xp_sizes *s, xp_step_prediction *p) {
     if (!s->is_moe || s->ep_size == 1)
         return;
@@ -80,7 +94,7 @@ void xp_predict_exchange(const xp_sizes *s, xp_step_prediction *p) {
         all += s->n_parts * n_ops * times * s->latency_s;
     if (s->n_parts > 1)
         p->hidden_exchange_s = h->reached.overlap_hides * all;
-    else if (s->hides_backward) /* all but dispatch and combine of the forward pass */
-        p->hidden_exchange_s = h->reached.backward_hides * all * (n_ops - 2) / n_ops;
+    else if (s->hides_exchange)
+        p->hidden_exchange_s = hidden_beside_gemms(s, p, all / n_ops, n_ops);
     p->exchange_s = all - p->hidden_exchange_s;
 }

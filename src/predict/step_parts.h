@@ -24,18 +24,18 @@ typedef struct xp_sizes {
     xp_recompute recompute;
     bool is_moe, saves_recv;
     int n_parts;         /* of a microbatch: 2 with halves */
-    bool hides_backward; /* the backward pass's exchange, beside weight gradients */
+    bool hides_exchange; /* beside GEMMs: forward of own rows, backward weight gradients */
     xp_forced_mode forced;
     xp_ep_transport transport;
     int ep_size, ep_nodes;
     double latency_s; /* between nodes */
 } xp_sizes;
 
-/** Forward, backward, recomputation of all layers, and the head; kernels' fixed costs. */
+/** Forward, backward, recomputation of all layers, and the head. */
 void xp_predict_compute(const xp_sizes *s, xp_step_prediction *p);
-/** Kernels of a step, whatever their work. */
-double xp_predict_n_kernels(const xp_sizes *s);
-/** Dispatch and combine. */
+/** Fixed costs of the step's kernels and launches; `in_graphs`: of passes launched as CUDA graphs. */
+void xp_predict_launches(const xp_sizes *s, bool in_graphs, xp_step_prediction *p);
+/** Dispatch and combine; after the compute. */
 void xp_predict_exchange(const xp_sizes *s, xp_step_prediction *p);
 /** The update, gradients between ranks; after the compute. */
 void xp_predict_update(const xp_sizes *s, const xp_mesh *mesh, const xp_cluster *cluster,

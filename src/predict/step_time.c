@@ -52,7 +52,7 @@ static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, cons
     const xp_overlap overlap = xp_overlap_choose(config->parallelism.expert_parallel_overlap, ranks,
                                                  !c->hardware->is_cpu, layout->shares_gpus);
     s->n_parts = overlap == XP_OVERLAP_HALVES && ranks > 1 ? 2 : 1;
-    s->hides_backward = overlap == XP_OVERLAP_GEMMS;
+    s->hides_exchange = overlap == XP_OVERLAP_GEMMS;
     s->ep_nodes = layout->ep_nodes > 1 ? layout->ep_nodes : 1;
     xp_ep_config ep = {.transport = xp_run_transport(config, &s->arch), .n_nodes = s->ep_nodes};
     XP_TRY(xp_ep_choose_transport(&ep, s->ep_nodes == 1));
@@ -60,14 +60,25 @@ static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, cons
     return XP_OK;
 }
 
-/* Of a step, from which training.cuda_graph = auto records passes: for less it is not worth a thing that can fail. */
+static void add_launches(const xp_sizes *s, bool in_graphs, xp_step_prediction *p) {
+    xp_predict_launches(s, in_graphs, p);
+    p->step_s = p->dense_s + p->attention_s + p->experts_s + p->memory_s + p->head_s +
+                p->exchange_s + p->gradients_s + p->optimizer_s + p->launch_s;
+    if (p->host_s > p->step_s) { /* the GPU waits for the host */
+        p->launch_s += p->host_s - p->step_s;
+        p->step_s = p->host_s;
+    }
+}
+
+/* Of a step, from which training.cuda_graph = auto records passes. */
 static const double launches_worth_graphs = 0.1;
 
-static bool uses_graphs(const xp_config *config, const xp_sizes *s, const xp_step_prediction *p) {
+static bool uses_graphs(const xp_config *config, const xp_sizes *s, int n_ranks,
+                        const xp_step_prediction *p) {
     const int64_t asked = config->training.cuda_graph;
     if (s->hardware->is_cpu || (s->is_moe && s->ep_size > 1) || asked == 0)
         return false;
-    return asked > 0 || p->launch_s > launches_worth_graphs * p->step_s;
+    return asked > 0 || (n_ranks == 1 && p->launch_s > launches_worth_graphs * p->step_s);
 }
 
 xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout, const xp_cluster *cluster,
@@ -78,13 +89,10 @@ xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout, const 
     xp_predict_compute(&s, &p);
     xp_predict_exchange(&s, &p);
     xp_predict_update(&s, layout, cluster, &p);
-    p.step_s = p.dense_s + p.attention_s + p.experts_s + p.memory_s + p.head_s + p.exchange_s +
-               p.gradients_s + p.optimizer_s + p.launch_s;
-    if (p.host_s > p.step_s) { /* the GPU waits for the host */
-        p.launch_s += p.host_s - p.step_s;
-        p.step_s = p.host_s;
-    }
-    p.uses_graphs = uses_graphs(config, &s, &p);
+    add_launches(&s, false, &p);
+    p.uses_graphs = uses_graphs(config, &s, layout->n_ranks, &p);
+    if (p.uses_graphs)
+        add_launches(&s, true, &p);
     p.tokens = s.tokens * (double)s.n_passes;
     p.n_passes = s.n_passes;
     p.transport = s.is_moe && s.ep_size > 1 ? s.transport : XP_EP_AUTO;

@@ -1,4 +1,5 @@
 /* Whether a run's passes are launched as CUDA graphs: training.cuda_graph. */
+#include "comm/provider.h"
 #include "device/device_internal.h"
 #include "model/model.h"
 #include "predict/step_time.h"
@@ -21,15 +22,29 @@ static bool pays(const xp_trainer *t) {
     return xp_predict_step(t->config, &t->run.mesh, &cluster, &p) == XP_OK && p.uses_graphs;
 }
 
+/* Rank threads with GPUs share the driver's locks, and to make a graph takes memory: one thread would hold
+ * the lock that another needs to launch the collective for which the first one's GPU waits. */
+static xp_status use_graphs(xp_trainer *t) {
+    if (t->world && xp_device_get_kind(t->device) == XP_DEVICE_CUDA &&
+        xp_comm_same_process(t->world))
+        return xp_error(XP_ENOTSUP, "ranks are threads of one process");
+    return xp_model_use_graphs(t->run.model);
+}
+
+/* By itself, one rank alone: graphs between reductions have not been measured. */
+static bool is_chosen(const xp_trainer *t) {
+    return !t->world && xp_device_get_kind(t->device) == XP_DEVICE_CUDA && pays(t);
+}
+
 xp_status xp_trainer_choose_graphs(xp_trainer *t) {
     const int64_t asked = t->config->training.cuda_graph;
     if (asked == 0)
         return XP_OK;
-    if (asked < 0 && (xp_device_get_kind(t->device) != XP_DEVICE_CUDA || !pays(t))) {
+    if (asked < 0 && !is_chosen(t)) {
         xp_error_clear();
         return XP_OK;
     }
-    const xp_status status = xp_model_use_graphs(t->run.model);
+    const xp_status status = use_graphs(t);
     if (status == XP_ENOTSUP) {
         if (asked > 0)
             xp_trainer_warn(t, "training.cuda_graph has no effect: %s", xp_last_error());

@@ -93,4 +93,8 @@ void ck_loss_cases(ck_context *ctx) {
         loss_cases(ctx, shapes[i][0], shapes[i][1], XP_F32);
         loss_cases(ctx, shapes[i][0], shapes[i][1], XP_BF16);
     }
+    /* several rows a cluster of one, two and four CTAs */
+    static const int64_t many[][2] = {{400, 32768}, {200, 50304}, {100, 151936}};
+    for (size_t i = 0; ctx->gpu && i < sizeof many / sizeof many[0]; i++)
+        loss_cases(ctx, many[i][0], many[i][1], XP_BF16);
 }

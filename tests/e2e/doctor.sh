@@ -56,7 +56,7 @@ if command -v mpirun > /dev/null && [ -n "${MPIRUN:-}" ]; then
     ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0 timeout 60 "$EXPAR" doctor --job.dump_folder out --ranks 3 > doctor.log 2>&1
     rc=$?
     expect_rc 0 "doctor --ranks 3"
-    expect_text doctor.log "yes  processes (mpirun)   3 processes on 1 node agree on a sum"
+    expect_text doctor.log "yes  processes (mpirun) \+3 processes on 1 node agree on a sum"
     # no mpirun, and one that fails: a "no" on the CPU, broken where it was asked for
     mkdir -p failing
     printf '#!/bin/sh\necho "There are not enough slots available"\nexit 1\n' > failing/mpirun
@@ -67,7 +67,7 @@ if command -v mpirun > /dev/null && [ -n "${MPIRUN:-}" ]; then
             PATH=$path "$EXPAR" doctor --job.dump_folder out $ranks > doctor.log 2>&1
             rc=$?
             expect_rc $([ -z "$ranks" ] && echo 0 || echo 1) "PATH=$path doctor $ranks"
-            expect_text doctor.log "processes (mpirun)   \(there is no mpirun\|There are not enough slots\)"
+            expect_text doctor.log "processes (mpirun) \+\(there is no mpirun\|There are not enough slots\)"
             expect_text doctor.log "-> \(apt-get install openmpi-bin\|run it by hand: mpirun\)"
         done
     done
@@ -146,19 +146,19 @@ if command -v mpirun > /dev/null; then
     env "${two[@]}" PATH=/nowhere "$EXPAR" doctor --job.dump_folder out > doctor.log 2>&1
     rc=$?
     expect_rc 1 "two GPUs without mpirun"
-    expect_text doctor.log "NO   processes (mpirun)   there is no mpirun"
+    expect_text doctor.log "NO   processes (mpirun) \+there is no mpirun"
     # ranks with a GPU each: sums, rows to experts and back; and ranks that find theirs broken
     export ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
     env "${two[@]}" "$EXPAR" doctor --job.dump_folder out > doctor.log 2>&1
     rc=$?
     expect_rc 0 "two GPUs with mpirun"
-    expect_text doctor.log "yes  all-reduce (GPUs)    2 ranks on GPUs agree on a sum"
-    expect_text doctor.log "yes  expert exchange (GPUs) rows went to 2 ranks on GPUs and back, p2p and a2a"
+    expect_text doctor.log "yes  all-reduce (GPUs) \+2 ranks on GPUs agree on a sum"
+    expect_text doctor.log "yes  expert exchange (GPUs) \+rows went to 2 ranks on GPUs and back, p2p and a2a"
     env "${two[@]}" FAKE_LOST=1 "$EXPAR" doctor --job.dump_folder out > doctor.log 2>&1
     rc=$?
     expect_rc 1 "two GPUs, one of them lost"
-    expect_text doctor.log "yes  processes (mpirun)   2 processes on 1 node agree on a sum"
-    expect_text doctor.log "NO   all-reduce (GPUs)    .*fell off the bus"
+    expect_text doctor.log "yes  processes (mpirun) \+2 processes on 1 node agree on a sum"
+    expect_text doctor.log "NO   all-reduce (GPUs) \+.*fell off the bus"
     expect_no doctor.log "expert exchange (GPUs)"
     env "${two[@]}" "$EXPAR" doctor --job.dump_folder out --ranks 3 > doctor.log 2>&1
     rc=$?

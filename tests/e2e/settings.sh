@@ -78,6 +78,10 @@ expect_text out.log "NGPU=2"
 run train tiny.toml --job.dump_folder n $short --checkpoint.interval 3
 expect_rc 0 "an interval without checkpoints"
 expect_text out.log "checkpoint.interval (command line) has no effect: checkpoint.enable is off"
+# shellcheck disable=SC2086
+run train tiny.toml --job.dump_folder n2 $short --training.backend cpu --training.cuda_graph
+expect_rc 0 "CUDA graphs on a CPU"
+expect_text out.log "training.cuda_graph has no effect: cpu has no CUDA graphs"
 run config tiny.toml --profiling.profile_freq 3
 expect_text out.log "profiling.profile_freq (command line) has no effect"
 # shellcheck disable=SC2086

@@ -361,6 +361,7 @@ const ep_case ep_cases[] = {
     {"rounds-in-order", ep_rounds_in_order, false, true, 1, false},
     {"halves-in-order", ep_halves_in_order, false, true, 1, false},
     {"sent-and-left", ep_sent_and_left, false, true, 1, false},
+    {"epochs-start-over", ep_epochs_start_over, false, false, 2, false},
     {"two-slots", ep_two_slots, false, false, 1, false},
     {"worker-stream", ep_worker_stream, false, false, 1, true},
     {"bytes", ep_bytes, false, false, 1, false},

@@ -32,6 +32,7 @@ bool ep_halves_in_order(ep_env *env);
 bool ep_sent_and_left(ep_env *env);
 bool ep_abort_while_reading(ep_env *env);
 bool ep_thousand_iterations(ep_env *env);
+bool ep_epochs_start_over(ep_env *env);
 bool ep_two_slots(ep_env *env);
 bool ep_worker_stream(ep_env *env);
 bool ep_bytes(ep_env *env);

@@ -1,6 +1,7 @@
 /* Many calls in a row, and calls on streams of their own. */
 #include <stdlib.h>
 #include <string.h>
+#include "ep/p2p/p2p.h"
 #include "faults.h"
 
 static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) {
@@ -201,5 +202,35 @@ bool ep_worker_stream(ep_env *env) {
     xp_ep_group_destroy(group);
     EP_CHECK(env, reserved == after, "%lld allocations inside plan, dispatch or combine",
              (long long)(after - reserved));
+    return ok;
+}
+
+/* The calls of years: epochs far ahead, so that words of calls long ago would count as to come, and
+ * epochs that start over. A large problem needs words that the small ones between do not write. */
+bool ep_epochs_start_over(ep_env *env) {
+    const uint32_t jumps[] = {0, 0x7ffffff0U, 0xfffffff0U};
+    ep_problem large = ep_problem_for(env, ROUTE_HOLES), small = large;
+    xp_ep_group *group = NULL;
+    xp_ep_plan *plan = NULL;
+    if (env->transport != XP_EP_P2P)
+        return true;
+    large.max_tokens = small.max_tokens = 300;
+    for (int r = 0; r < env->n_ranks; r++) {
+        large.tokens[r] = large.max_tokens - r;
+        small.tokens[r] = 1 + r;
+    }
+    if (!ep_make_group(env, &large, 1, &group))
+        return false;
+    EP_OK(env, xp_ep_plan_create(group, &plan));
+    bool ok = true;
+    for (size_t i = 0; i < sizeof jumps / sizeof jumps[0]; i++) {
+        if (jumps[i] != 0)
+            ((p2p_state *)group->transport_state)->epochs[0] = jumps[i];
+        for (int n = 0; n < 4 && i > 0; n++)
+            ok = ep_check_in_group(env, &small, group, plan, env->stream) && ok;
+        ok = ep_check_in_group(env, &large, group, plan, env->stream) && ok;
+    }
+    xp_ep_plan_destroy(plan);
+    xp_ep_group_destroy(group);
     return ok;
 }

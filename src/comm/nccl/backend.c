@@ -101,7 +101,7 @@ static xp_status connect_ranks(xp_nccl_backend *e) {
     XP_TRY(comm->provider->run(comm, &call));
     void *nccl = NULL;
     const xp_nccl_state state =
-        e->calls->comm_init(e->base.device, comm->size, &id, comm->rank, &nccl);
+        e->calls->comm_init(e->base.device, comm->size, &id, comm->rank, comm->max_ctas, &nccl);
     pthread_mutex_lock(&e->lock);
     e->nccl = nccl;
     pthread_mutex_unlock(&e->lock);

@@ -21,9 +21,10 @@ typedef enum xp_nccl_state {
 
 typedef struct xp_nccl_calls {
     xp_nccl_state (*get_unique_id)(xp_nccl_id *id);
-    /** @param[out] nccl  the communicator, also while BUSY; NULL after a failure that made none */
+    /** @param max_ctas  thread blocks of a kernel at most; 0: NCCL's choice
+     * @param[out] nccl  the communicator, also while BUSY; NULL after a failure that made none */
     xp_nccl_state (*comm_init)(xp_device *device, int n_ranks, const xp_nccl_id *id, int rank,
-                               void **nccl);
+                               int max_ctas, void **nccl);
     /** OK, BUSY, or FAILED with what has happened to it, also on other ranks. */
     xp_nccl_state (*comm_state)(void *nccl);
     /** Of one communicator: finalize and, once it is not BUSY any more, destroy; or abort alone,

@@ -90,11 +90,13 @@ static xp_nccl_state get_unique_id(xp_nccl_id *id) {
 }
 
 static xp_nccl_state comm_init(xp_device *device, int n_ranks, const xp_nccl_id *id, int rank,
-                               void **nccl) {
+                               int max_ctas, void **nccl) {
     ncclUniqueId name;
     ncclComm_t comm = NULL;
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
+    if (max_ctas > 0)
+        config.maxCTAs = max_ctas;
     memcpy(name.internal, id->bytes, sizeof name.internal);
     *nccl = NULL;
     const xp_cuda_device *cuda = (const xp_cuda_device *)device;

@@ -8,7 +8,7 @@ int32_t *xp_ep_call_tile_counts(const xp_ep_call *call) {
 
 int32_t *xp_ep_call_own_counts(const xp_ep_call *call) {
     const xp_ep_shape *s = &call->group->shape;
-    return xp_ep_call_tile_counts(call) + s->n_tiles * (s->n_experts + s->n_ranks + 3);
+    return xp_ep_call_tile_counts(call) + s->n_tiles * xp_ep_tile_ints(s);
 }
 
 xp_status xp_ep_call_check_plan(const xp_ep_call *call) {

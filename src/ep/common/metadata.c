@@ -1,10 +1,9 @@
 #include "ep/common/metadata.h"
 
 void xp_ep_metadata_carve(const xp_ep_shape *s, xp_ep_carver *c, xp_ep_metadata *metadata) {
-    metadata->assignments_out =
-        xp_ep_carve(c, (size_t)s->max_send_assignments * sizeof(xp_ep_assignment));
-    metadata->assignments_in =
-        xp_ep_carve(c, (size_t)s->max_recv_assignments * sizeof(xp_ep_assignment));
+    const size_t each = xp_ep_assignment_bytes(s);
+    metadata->assignments_out = xp_ep_carve(c, (size_t)s->max_send_assignments * each);
+    metadata->assignments_in = xp_ep_carve(c, (size_t)s->max_recv_assignments * each);
     metadata->weights_out = xp_ep_carve(c, (size_t)s->assignment_capacity * sizeof(float));
     metadata->weights_in = xp_ep_carve(c, (size_t)s->max_send_assignments * sizeof(float));
     const size_t at_once = s->metadata_bytes * (size_t)s->n_ranks;

@@ -10,11 +10,12 @@
 
 typedef struct xp_ep_metadata {
     xp_comm *comm; /* the slot's own, so that two slots can be in a collective at the same time */
-    xp_ep_assignment *assignments_out; /* [max_send_assignments] */
-    xp_ep_assignment *assignments_in;  /* [max_recv_assignments] */
-    float *weights_out;                /* [P] */
-    float *weights_in;                 /* [max_send_assignments] */
-    char *at_once_out, *at_once_in;    /* [R] of metadata_bytes: counts, then assignments */
+    /* xp_ep_assignment, on GPUs xp_ep_gpu_assignment: */
+    void *assignments_out;          /* [max_send_assignments] */
+    void *assignments_in;           /* [max_recv_assignments] */
+    float *weights_out;             /* [P] */
+    float *weights_in;              /* [max_send_assignments] */
+    char *at_once_out, *at_once_in; /* [R] of metadata_bytes: counts, then assignments */
     xp_ep_exchange exchange; /* [R] CPU: the exchange being made. A GPU's is in its device state */
 } xp_ep_metadata;
 

@@ -56,7 +56,8 @@ xp_status xp_ep_shape_make(const xp_ep_config *c, int n_ranks, xp_ep_shape *shap
                      .send_copies = c->send_copies ? c->send_copies : 1,
                      .max_tokens = c->max_tokens,
                      .dim = c->dim,
-                     .dtype = c->dtype};
+                     .dtype = c->dtype,
+                     .on_gpu = c->on_gpu};
     s.row_bytes = (size_t)c->dim * xp_dtype_bytes(c->dtype);
     if (c->max_tokens > INT32_MAX / n_ranks / s.row_assignments / 2 ||
         c->max_tokens > INT32_MAX / c->top_k)
@@ -134,8 +135,20 @@ int32_t *xp_ep_carve_ints(xp_ep_carver *carver, int64_t n) {
     return xp_ep_carve(carver, (size_t)n * sizeof(int32_t));
 }
 
+size_t xp_ep_assignment_bytes(const xp_ep_shape *shape) {
+    return shape->on_gpu ? sizeof(xp_ep_gpu_assignment) : sizeof(xp_ep_assignment);
+}
+
+int64_t xp_ep_tile_ints(const xp_ep_shape *s) {
+    return s->n_experts + s->n_ranks + 3 + (s->on_gpu ? s->n_ranks : 0);
+}
+
 size_t xp_ep_scratch_bytes(const xp_ep_shape *s) {
-    int64_t ints = s->n_tiles * (s->n_experts + s->n_ranks + 3) + s->counts_ints;
+    int64_t ints = s->n_tiles * xp_ep_tile_ints(s) + s->counts_ints;
+    if (s->on_gpu)
+        ints += XP_EP_GPU_SCRATCH_WORDS;
+    if (s->on_gpu && s->max_rounds > 1)
+        ints += (s->n_tiles + s->max_rounds) * s->n_local;
     return ((size_t)ints * sizeof(int32_t) + 255) / 256 * 256;
 }
 

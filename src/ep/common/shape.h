@@ -33,8 +33,9 @@ typedef struct xp_ep_shape {
     int64_t max_send_assignments; /* M * K */
     int64_t max_recv_rows;        /* R * M */
     int64_t max_recv_assignments; /* R * M * row_assignments */
-    bool local;      /* one rank, one round: recv row t is token t, with or without assignments */
-    int counts_ints; /* length of a rank's counts, see XP_EP_COUNTS_* */
+    bool local; /* one rank, one round: recv row t is token t, with or without assignments */
+    bool on_gpu;
+    int counts_ints;     /* length of a rank's counts, see XP_EP_COUNTS_* */
     int64_t tile_tokens; /* tokens per tile of the plan kernels; tile borders are fixed */
     int64_t n_tiles;
     /* CPU, over collectives: a rank's counts and all assignments that it can send to one rank, small
@@ -61,8 +62,16 @@ int64_t xp_ep_shape_rounds(const xp_ep_shape *shape, int64_t n_assignments);
 /** The first assignment of a round. A row belongs to the round in which its first assignment lies. */
 int64_t xp_ep_shape_round_start(const xp_ep_shape *shape, int64_t n_assignments, int64_t round);
 
-/** Bytes of one slot's scratch of the plan kernels: counts by tile, then this rank's counts. */
+/** Bytes of one assignment on its way: xp_ep_assignment, on GPUs xp_ep_gpu_assignment. */
+size_t xp_ep_assignment_bytes(const xp_ep_shape *shape);
+
+/** Bytes of one slot's scratch of the plan kernels: counts by tile, then this rank's counts, then on
+ * GPUs XP_EP_GPU_SCRATCH_WORDS and with several rounds counts of local experts by tile of each round. */
 size_t xp_ep_scratch_bytes(const xp_ep_shape *shape);
+#define XP_EP_GPU_SCRATCH_WORDS 6
+/** Ints of a tile's counts: assignments of each expert, rows to each rank, then the CPU's errors; on
+ * GPUs also assignments to each rank. */
+int64_t xp_ep_tile_ints(const xp_ep_shape *shape);
 
 /** Hands out pieces of a region in steps of 256 bytes; with a NULL base it only counts. */
 typedef struct xp_ep_carver {

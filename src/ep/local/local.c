@@ -2,11 +2,11 @@
 
 #include <stdlib.h>
 
-static size_t carve(const xp_ep_shape *shape, char *base, xp_ep_assignment **assignments) {
+static size_t carve(const xp_ep_shape *shape, char *base, void **assignments) {
     xp_ep_carver carver = {.base = base};
     for (int i = 0; i < shape->n_slots; i++) {
-        void *at =
-            xp_ep_carve(&carver, (size_t)shape->max_send_assignments * sizeof(xp_ep_assignment));
+        void *at = xp_ep_carve(&carver,
+                               (size_t)shape->max_send_assignments * xp_ep_assignment_bytes(shape));
         if (assignments)
             assignments[i] = at;
     }
@@ -14,7 +14,7 @@ static size_t carve(const xp_ep_shape *shape, char *base, xp_ep_assignment **ass
 }
 
 size_t xp_ep_local_group_bytes(const xp_ep_shape *shape, const xp_ep_config *config) {
-    (void)config; /* the same on every device */
+    (void)config; /* the shape says all */
     return carve(shape, NULL, NULL);
 }
 

@@ -5,7 +5,7 @@
 #include "ep/common/call.h"
 
 typedef struct xp_ep_local_state {
-    xp_ep_assignment **assignments; /* [n_slots] */
+    void **assignments; /* [n_slots] xp_ep_assignment, on GPUs xp_ep_gpu_assignment */
     void *memory;
 } xp_ep_local_state;
 
@@ -14,7 +14,7 @@ size_t xp_ep_local_group_bytes(const xp_ep_shape *shape, const xp_ep_config *con
 XP_NODISCARD xp_status xp_ep_local_state_create(xp_ep_group *group);
 void xp_ep_local_state_destroy(xp_ep_group *group);
 
-static inline xp_ep_assignment *xp_ep_local_assignments(const xp_ep_call *call) {
+static inline void *xp_ep_local_assignments(const xp_ep_call *call) {
     return ((const xp_ep_local_state *)call->group->transport_state)->assignments[call->plan->slot];
 }
 

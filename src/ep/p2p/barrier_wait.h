@@ -24,11 +24,14 @@
 #define XP_EP_HOST_ABORT_POLLS 1024U
 
 typedef struct xp_ep_wait_args {
-    const uint32_t *flag;       /* the peer's, in this rank's window */
+    const uint32_t *flag;       /* the peer's word, in this rank's window */
     uint32_t epoch;             /* to reach */
     const uint32_t *failed;     /* in this rank's window; not 0: a rank's report */
     const uint32_t *host_abort; /* not 0: this rank's host has given up */
     uint64_t timeout_ns;
+    /* The word must be the epoch itself. For words that not every call writes: one that was last written
+     * 2^31 calls ago would count as ahead. Only where its writer cannot be ahead of who waits. */
+    bool exact;
 } xp_ep_wait_args;
 
 typedef enum xp_ep_wait_result {
@@ -60,10 +63,14 @@ XP_EP_WAIT_FN bool xp_ep_is_behind(uint32_t seen, uint32_t wanted) {
     return (int32_t)(seen - wanted) < 0;
 }
 
+XP_EP_WAIT_FN bool xp_ep_has_reached(const xp_ep_wait_args *args, uint32_t seen) {
+    return args->exact ? seen == args->epoch : !xp_ep_is_behind(seen, args->epoch);
+}
+
 /** @param[out] report  the word that was found in `failed`, with XP_EP_WAIT_REPORTED */
 XP_EP_WAIT_FN xp_ep_wait_result xp_ep_wait_for_flag(const xp_ep_wait_args *args, uint32_t *report) {
     xp_ep_wait_timer timer = {now_ns(), 0};
-    for (uint32_t n_polls = 1; xp_ep_is_behind(load_acquire(args->flag), args->epoch); n_polls++) {
+    for (uint32_t n_polls = 1; !xp_ep_has_reached(args, load_acquire(args->flag)); n_polls++) {
         *report = load_acquire(args->failed);
         if (*report != 0)
             return XP_EP_WAIT_REPORTED;

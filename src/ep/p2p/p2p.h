@@ -4,9 +4,10 @@
  * (between processes) recv rows.
  *
  * A call on a slot has an epoch, the same on all ranks because all ranks make the same calls in the
- * same order. Flag (point, p) in this rank's window is the epoch of rank p's last call that has
- * reached that point. No rank can run two calls ahead into memory still in use, because every call
- * waits for something of every peer.
+ * same order. Epochs count from 1 to 2^32 - 1 and then start over; 0 is what a window starts with.
+ * Flag (point, p) in this rank's window is the epoch of rank p's last call that has reached that point.
+ * No rank can run two calls ahead into memory still in use, because every call waits for something of
+ * every peer.
  */
 #ifndef XP_EP_P2P_P2P_H
 #define XP_EP_P2P_P2P_H
@@ -19,7 +20,7 @@
 /** Synchronisation points of a call. */
 typedef enum p2p_point {
     P2P_COUNTS = 0,  /* the peer's counts are in my window; CPU: its assignments as well */
-    P2P_ASSIGNMENTS, /* GPU: its assignments are */
+    P2P_ASSIGNMENTS, /* GPU: its assignments are in its own */
     P2P_STARTS,      /* where its rounds start is */
     P2P_READY,       /* the peer's rows may be written, or its expert rows read, from now on */
     P2P_DATA,        /* the peer has written mine, and has read mine */
@@ -46,10 +47,12 @@ typedef struct p2p_area {
     xp_ep_expert_rows *expert_rows; /* [R] threads: rank d's expert rows for me, written by d */
     int32_t *rank_counts;           /* [R, counts_ints] */
     int32_t *starts;                /* [R, max_rounds] */
-    xp_ep_assignment *assignments;  /* [max_recv_assignments] */
-    float *weights;                 /* [max_send_assignments] gradients of weights */
-    char *combine_rows;             /* [max_send_rows, D] first-level sums for this rank's tokens */
-    char *recv;                     /* [recv_capacity, D]; processes only */
+    /* CPU: xp_ep_assignment [max_recv_assignments] for this rank, written by the others. GPU:
+     * xp_ep_gpu_assignment [max_send_assignments] of this rank, which the others read. */
+    void *assignments;
+    float *weights;     /* [max_send_assignments] gradients of weights */
+    char *combine_rows; /* [max_send_rows, D] first-level sums for this rank's tokens */
+    char *recv;         /* [recv_capacity, D]; processes only */
     uint32_t
         *arrived; /* [R, arrival words] processes: epochs of the rows here, written by rank d */
     char *copies; /* [R - 1, max_tokens, D] copies from each peer; with send_copies > 1 */
@@ -59,7 +62,7 @@ typedef struct p2p_state {
     xp_window *window;
     p2p_area *areas;       /* [n_slots, R] */
     uint32_t *epochs;      /* [n_slots] */
-    uint32_t *plan_epochs; /* [n_slots] CPU: of the last plan */
+    uint32_t *last_epochs; /* [n_slots] CPU: of the last plan; GPU: of the last call with rows */
     /* Peers can use any address of this rank: rows go straight into the caller's recv_x, and sums
      * read the callers' expert rows. */
     bool direct;
@@ -92,6 +95,9 @@ static inline char *xp_ep_p2p_copies(const xp_ep_call *call, int peer) {
     return xp_ep_p2p_area(call, peer)->copies + (size_t)at * (size_t)s->max_tokens * s->row_bytes;
 }
 
+static inline uint32_t xp_ep_p2p_next_epoch(uint32_t epoch) {
+    return epoch == UINT32_MAX ? 1 : epoch + 1;
+}
 /** Begin a call on its slot: the next epoch. */
 void xp_ep_p2p_begin(const xp_ep_call *call);
 uint32_t xp_ep_p2p_epoch(const xp_ep_call *call);

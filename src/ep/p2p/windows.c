@@ -25,7 +25,8 @@ static size_t carve(const xp_ep_shape *s, bool direct, char *base, p2p_area *a) 
     a->expert_rows = xp_ep_carve(&c, n_ranks * sizeof *a->expert_rows);
     a->rank_counts = xp_ep_carve_ints(&c, (int64_t)s->n_ranks * s->counts_ints);
     a->starts = xp_ep_carve_ints(&c, s->n_ranks * s->max_rounds);
-    a->assignments = xp_ep_carve(&c, (size_t)s->max_recv_assignments * sizeof *a->assignments);
+    const int64_t n_assignments = s->on_gpu ? s->max_send_assignments : s->max_recv_assignments;
+    a->assignments = xp_ep_carve(&c, (size_t)n_assignments * xp_ep_assignment_bytes(s));
     a->weights = xp_ep_carve(&c, (size_t)s->max_send_assignments * sizeof *a->weights);
     a->combine_rows = xp_ep_carve(&c, (size_t)s->max_send_rows * s->row_bytes);
     const size_t n_words = n_ranks * (size_t)xp_ep_p2p_arrival_words(s);
@@ -57,8 +58,8 @@ xp_status xp_ep_p2p_windows_create(xp_ep_group *group) {
     state->direct = xp_comm_same_process(group->comm);
     state->areas = calloc((size_t)s->n_slots * (size_t)s->n_ranks, sizeof *state->areas);
     state->epochs = calloc((size_t)s->n_slots, sizeof *state->epochs);
-    state->plan_epochs = calloc((size_t)s->n_slots, sizeof *state->plan_epochs);
-    if (!state->areas || !state->epochs || !state->plan_epochs)
+    state->last_epochs = calloc((size_t)s->n_slots, sizeof *state->last_epochs);
+    if (!state->areas || !state->epochs || !state->last_epochs)
         return xp_error(XP_ENOMEM, "no memory for an expert parallel group");
     const size_t each = area_bytes(s, state->direct);
     XP_TRY(xp_comm_window_create(group->comm, group->device, each * (size_t)s->n_slots, "ep",
@@ -78,7 +79,7 @@ void xp_ep_p2p_windows_destroy(xp_ep_group *group) {
     xp_comm_window_destroy(state->window);
     free(state->areas);
     free(state->epochs);
-    free(state->plan_epochs);
+    free(state->last_epochs);
     free(state);
     group->transport_state = NULL;
 }
@@ -86,7 +87,8 @@ void xp_ep_p2p_windows_destroy(xp_ep_group *group) {
 void xp_ep_p2p_begin(const xp_ep_call *call) {
     p2p_state *state = call->group->transport_state;
     xp_comm_show_phase(call->group->comm, call->phase);
-    state->epochs[call->plan->slot]++;
+    uint32_t *epoch = &state->epochs[call->plan->slot];
+    *epoch = xp_ep_p2p_next_epoch(*epoch);
 }
 
 uint32_t xp_ep_p2p_epoch(const xp_ep_call *call) {

@@ -1,5 +1,6 @@
 #include "ops/cuda/hopper_launch.h"
 
+#include <pthread.h>
 #include "ops/cuda/launch.h"
 
 bool xp_cuda_hopper_fits(const xp_cuda_device *device, const xp_tile_args *p) {
@@ -15,14 +16,22 @@ int xp_cuda_hopper_ctas(const xp_cuda_device *device, const xp_tile_args *p, int
     return (n_clusters > 1 ? n_clusters : 1) * cluster_ctas;
 }
 
-xp_status xp_cuda_hopper_map(const xp_hopper_boxes *b, CUtensorMap *map) {
-    /* A driver function, found through the runtime: nothing links to the driver's library. */
-    __typeof__(cuTensorMapEncodeTiled) *encode = NULL;
+/* A driver function, found through the runtime: nothing links to the driver's library. Looked up once a
+ * process, constant afterwards; NULL: the driver has none. */
+static pthread_once_t encode_once = PTHREAD_ONCE_INIT;
+static __typeof__(cuTensorMapEncodeTiled) *encode;
+
+static void find_encode(void) {
     enum cudaDriverEntryPointQueryResult found;
-    XP_TRY(
-        xp_cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode,
-                                                       12000, cudaEnableDefault, &found),
-                      "cuTensorMapEncodeTiled"));
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000,
+                                         cudaEnableDefault, &found) != cudaSuccess) {
+        cudaGetLastError();
+        encode = NULL;
+    }
+}
+
+xp_status xp_cuda_hopper_map(const xp_hopper_boxes *b, CUtensorMap *map) {
+    pthread_once(&encode_once, find_encode);
     if (encode == NULL)
         return xp_error(XP_ENOTSUP, "this driver has no cuTensorMapEncodeTiled; install one for "
                                     "CUDA 12 or newer, or leave out the capability wgmma");

@@ -12,7 +12,7 @@ static __device__ __forceinline__ uint32_t shared_address(const void *at) {
 }
 
 /** Copy 16 bytes to shared memory, or zeros when not `valid`: `from` is then not read. */
-static __device__ __forceinline__ void copy_async(void *to, const void *from, bool valid) {
+static __device__ __forceinline__ void copy_async(bf16 *to, const bf16 *from, bool valid) {
     const int n_bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                  "l"(from), "r"(n_bytes)

@@ -13,9 +13,8 @@
 
 namespace {
 
-/* AHEAD: heads that a thread loads before it uses the first; STAGES: heads under way in backward. */
-constexpr int FORWARD_THREADS = 128, FORWARD_AHEAD = 9;
-constexpr int BACKWARD_THREADS = 256, WARPS = BACKWARD_THREADS / 32, STAGES = 4;
+/* AHEAD: heads that a thread loads before it uses the first. */
+constexpr int FORWARD_THREADS = 128, FORWARD_AHEAD = 9, BACKWARD_THREADS = 256;
 
 struct tokens {
     int64_t n_tokens;
@@ -43,7 +42,7 @@ template <int LANES> struct norm_weights { uint4 of[2][2][LANES]; };
 template <int LANES>
 static __device__ __forceinline__ void copy_weights(const tokens &t, norm_weights<LANES> &w) {
     for (int i = (int)threadIdx.x % 32; i < 4 * LANES; i += 32)
-        copy_async(&w.of[i / (2 * LANES)][i / LANES % 2][i % LANES],
+        copy_async((bf16 *)&w.of[i / (2 * LANES)][i / LANES % 2][i % LANES],
                    (i < 2 * LANES ? t.q_norm : t.k_norm) + i % (2 * LANES) * 8, true);
 }
 
@@ -133,14 +132,15 @@ __global__ void __launch_bounds__(FORWARD_THREADS, 4) forward(tokens t, bf16 *q,
     }
 }
 
-/* Gradients of the norm weights, this thread's elements: [q or k][half]. */
-typedef float weight_sums[2][2][8];
+/* Gradient of a norm's weight, this thread's elements: [half]. */
+typedef float weight_sums[2][8];
 
-/* Gradient of one head through rotation and norm; dw += its part. Every thread of the warp calls it. */
+/* Gradient of one head through rotation and norm; dw += its part. Every thread of the warp calls it;
+ * zeros add nothing. */
 template <int LANES>
-static __device__ __forceinline__ void
-backward_head(const tokens &t, const angles &a, const halves &in, const halves &grad,
-              const halves &w, bool is_q, bool valid, bf16 *out, weight_sums &dw) {
+static __device__ __forceinline__ void backward_head(float eps, const angles &a, const halves &in,
+                                                     const halves &grad, const halves &w,
+                                                     bool valid, bf16 *out, weight_sums &dw) {
     float x[8], y[8], gx[8], gy[8], wx[8], wy[8], dot = 0;
     unpack(in.low, x);
     unpack(in.high, y);
@@ -148,7 +148,7 @@ backward_head(const tokens &t, const angles &a, const halves &in, const halves &
     unpack(grad.high, gy);
     unpack(w.low, wx);
     unpack(w.high, wy);
-    const float rstd = rstd_of<LANES>(x, y, t.eps);
+    const float rstd = rstd_of<LANES>(x, y, eps);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const float back = gx[i] * a.cosine[i] + gy[i] * a.sine[i]; /* the rotation turned back */
@@ -156,11 +156,8 @@ backward_head(const tokens &t, const angles &a, const halves &in, const halves &
         gx[i] = back;
         x[i] *= rstd;
         y[i] *= rstd;
-        const float dwx = gx[i] * x[i], dwy = gy[i] * y[i];
-        dw[0][0][i] += is_q ? dwx : 0.0f;
-        dw[0][1][i] += is_q ? dwy : 0.0f;
-        dw[1][0][i] += is_q ? 0.0f : dwx;
-        dw[1][1][i] += is_q ? 0.0f : dwy;
+        dw[0][i] = __fadd_rn(dw[0][i], __fmul_rn(gx[i], x[i]));
+        dw[1][i] = __fadd_rn(dw[1][i], __fmul_rn(gy[i], y[i]));
         gx[i] *= wx[i];
         gy[i] *= wy[i];
         dot += gx[i] * x[i] + gy[i] * y[i];
@@ -177,146 +174,74 @@ backward_head(const tokens &t, const angles &a, const halves &in, const halves &
     store_vec<bf16, 8>(out + LANES * 8, gy);
 }
 
-/*
- * What a thread of backward() has under way, in shared memory: [slot][BACKWARD_THREADS] vectors of 16
- * bytes, four slots (both halves of the head and of its gradient) for each of STAGES heads, then four
- * (8 cosines, 8 sines) for each of two tokens. A thread reads what it has copied itself, so its own wait
- * is all the synchronisation there is.
- */
-constexpr int ANGLES_AT = 4 * STAGES, SLOTS = ANGLES_AT + 2 * 4;
-
-static __device__ __forceinline__ uint4 *slot_at(uint4 *ring, int slot) {
-    return ring + slot * BACKWARD_THREADS + threadIdx.x;
-}
-
-/* A head of a token in the order of the warp: all heads of a token, GROUPS at a time, then the warp's
- * next token. */
-struct cursor {
-    int64_t token;
-    int head;
-};
-
-template <int LANES> static __device__ __forceinline__ cursor next_of(cursor at, int group, int n) {
-    at.head += 32 / LANES;
-    if (at.head - group >= n)
-        at = {at.token + WARPS, group};
-    return at;
-}
-
+/* All q or all k heads of a token, by the warp: n_heads rows of C at in, grad and out. A head is loaded
+ * while the one before it is worked on. */
 template <int LANES>
-static __device__ __forceinline__ void copy_head(const tokens &t, cursor at, int64_t last, int lane,
-                                                 const bf16 *dq, const bf16 *dk, uint4 *ring,
-                                                 int stage) {
-    constexpr int C = 16 * LANES;
-    const int n = t.n_q + t.n_k;
-    if (at.token >= last || at.head >= n)
-        return;
-    const bf16 *in = t.qkv + (at.token * (n + t.n_k) + at.head) * C + lane * 8;
-    const bf16 *grad = (at.head < t.n_q ? dq + (at.token * t.n_q + at.head) * C
-                                        : dk + (at.token * t.n_k + at.head - t.n_q) * C) +
-                       lane * 8;
-    copy_async(slot_at(ring, 4 * stage), in, true);
-    copy_async(slot_at(ring, 4 * stage + 1), in + LANES * 8, true);
-    copy_async(slot_at(ring, 4 * stage + 2), grad, true);
-    copy_async(slot_at(ring, 4 * stage + 3), grad + LANES * 8, true);
-}
-
-template <int LANES>
-static __device__ __forceinline__ void copy_angles(const tokens &t, int position, int lane,
-                                                   uint4 *ring, int turn) {
-    const float *from = t.rope + (int64_t)position * (16 * LANES) + lane * 8;
-    const int slot = ANGLES_AT + 4 * turn;
-    copy_async(slot_at(ring, slot), from, true);
-    copy_async(slot_at(ring, slot + 1), from + 4, true);
-    copy_async(slot_at(ring, slot + 2), from + LANES * 8, true);
-    copy_async(slot_at(ring, slot + 3), from + LANES * 8 + 4, true);
-}
-
-static __device__ __forceinline__ angles copied_angles(uint4 *ring, int turn) {
-    angles a;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float cosine[4], sine[4];
-        unpack(vec<float, 4>{*slot_at(ring, ANGLES_AT + 4 * turn + i)}, cosine);
-        unpack(vec<float, 4>{*slot_at(ring, ANGLES_AT + 4 * turn + 2 + i)}, sine);
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            a.cosine[4 * i + k] = cosine[k];
-            a.sine[4 * i + k] = sine[k];
-        }
+static __device__ __forceinline__ void
+backward_heads(float eps, const angles &a, const halves &w, int n_heads, int group, const bf16 *in,
+               const bf16 *grad, bf16 *out, weight_sums &dw) {
+    constexpr int C = 16 * LANES, GROUPS = 32 / LANES;
+    halves x = {}, g = {};
+    if (group < n_heads) {
+        x = load_halves<LANES>(in + group * C);
+        g = load_halves<LANES>(grad + group * C);
     }
-    return a;
-}
-
-/* The position of the warp's tokens; any where there is none. */
-static __device__ __forceinline__ int position_of(const tokens &t, int64_t token, int64_t last) {
-    return token < last ? t.positions[token] : 0;
+#pragma unroll 1
+    for (int head = group; head - group < n_heads; head += GROUPS) { /* whole warps */
+        halves next_x = {}, next_g = {};
+        if (head + GROUPS < n_heads) {
+            next_x = load_halves<LANES>(in + (head + GROUPS) * C);
+            next_g = load_halves<LANES>(grad + (head + GROUPS) * C);
+        }
+        backward_head<LANES>(eps, a, x, g, w, head < n_heads, out + head * C, dw);
+        x = next_x;
+        g = next_g;
+    }
 }
 
 /*
  * A block owns block_tokens tokens, its warps take them in turn. Every thread group sums the norm
- * weights' gradients of its heads in registers; at the end the block adds its groups in order. Heads
- * are copied STAGES - 1 turns before they are used, angles a token before.
+ * weights' gradients of its heads in registers; at the end the block adds its groups in order.
  */
 template <int LANES>
 __global__ void __launch_bounds__(BACKWARD_THREADS, 2)
     backward(tokens t, int64_t block_tokens, const bf16 *dq, const bf16 *dk, bf16 *dqkv,
              float *partial) {
-    constexpr int C = 16 * LANES, GROUPS = 32 / LANES, N_SUMS = BACKWARD_THREADS / LANES;
-    extern __shared__ uint4 ring[];
-    float *shared = (float *)ring; /* at the end: [N_SUMS, 2C] */
+    constexpr int C = 16 * LANES, N_SUMS = BACKWARD_THREADS / LANES;
+    extern __shared__ float shared[]; /* [N_SUMS, 2C] */
+    __shared__ norm_weights<LANES> weights_of_warp[BACKWARD_THREADS / 32];
+    norm_weights<LANES> &weights = weights_of_warp[threadIdx.x / 32];
     const int lane = (int)threadIdx.x % LANES, group = (int)threadIdx.x % 32 / LANES,
               n = t.n_q + t.n_k;
     const int64_t first = blockIdx.x * block_tokens;
     const int64_t last = first + block_tokens < t.n_tokens ? first + block_tokens : t.n_tokens;
-    __shared__ norm_weights<LANES> weights_of_warp[WARPS];
-    norm_weights<LANES> &weights = weights_of_warp[threadIdx.x / 32];
-    weight_sums dw = {};
-    cursor at = {first + threadIdx.x / 32, group}, ahead = at;
+    weight_sums dw_q = {}, dw_k = {};
     copy_weights<LANES>(t, weights);
-    copy_angles<LANES>(t, position_of(t, at.token, last), lane, ring, 0);
-    int next_position = position_of(t, at.token + WARPS, last);
-    for (int i = 0; i < STAGES - 1; i++, ahead = next_of<LANES>(ahead, group, n)) {
-        copy_head<LANES>(t, ahead, last, lane, dq, dk, ring, i);
-        commit();
-    }
-    angles a = {};
-    int stage = 0, turn = 0;
-    for (; at.token < last; at = next_of<LANES>(at, group, n), stage = (stage + 1) % STAGES) {
-        wait_groups<STAGES - 2>();
-        __syncwarp(); /* the weights, at the first turn */
-        if (at.head ==
-            group) { /* the next token's angles are the newest copies of its first turn */
-            if (n <= GROUPS * (STAGES - 2))
-                wait_groups<0>();
-            a = copied_angles(ring, turn);
-            turn ^= 1;
-            copy_angles<LANES>(t, next_position, lane, ring, turn);
-            next_position = position_of(t, at.token + 2 * WARPS, last);
-        }
-        copy_head<LANES>(t, ahead, last, lane, dq, dk, ring, (stage + STAGES - 1) % STAGES);
-        commit();
-        ahead = next_of<LANES>(ahead, group, n);
-        const bool valid = at.head < n, is_q = at.head < t.n_q;
-        halves in = {}, grad = {};
-        if (valid) {
-            in = {*slot_at(ring, 4 * stage), *slot_at(ring, 4 * stage + 1)};
-            grad = {*slot_at(ring, 4 * stage + 2), *slot_at(ring, 4 * stage + 3)};
-        }
-        bf16 *out = dqkv + (at.token * (n + t.n_k) + at.head) * C + lane * 8;
-        backward_head<LANES>(t, a, in, grad, weights_of<LANES>(weights, is_q, lane), is_q, valid,
-                             out, dw);
-    }
+    commit();
     wait_groups<0>();
-    __syncthreads(); /* the ring's memory becomes the sums' */
+    __syncwarp();
+    int64_t token = first + threadIdx.x / 32;
+    int position = token < last ? t.positions[token] : 0;
+    for (; token < last; token += BACKWARD_THREADS / 32) {
+        const int64_t row = token * (n + t.n_k) * C + lane * 8;
+        const bf16 *in = t.qkv + row, *grad_q = dq + token * t.n_q * C + lane * 8,
+                   *grad_k = dk + token * t.n_k * C + lane * 8;
+        const angles a = load_angles<LANES>(t, position, lane);
+        if (token + BACKWARD_THREADS / 32 < last)
+            position = t.positions[token + BACKWARD_THREADS / 32];
+        backward_heads<LANES>(t.eps, a, weights_of<LANES>(weights, true, lane), t.n_q, group, in,
+                              grad_q, dqkv + row, dw_q);
+        backward_heads<LANES>(t.eps, a, weights_of<LANES>(weights, false, lane), t.n_k, group,
+                              in + t.n_q * C, grad_k, dqkv + row + t.n_q * C, dw_k);
+    }
     float *mine = shared + threadIdx.x / LANES * 2 * C + lane * 8;
 #pragma unroll
-    for (int k = 0; k < 2; k++)
+    for (int half = 0; half < 2; half++)
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                mine[k * C + half * (C / 2) + i] = dw[k][half][i];
+        for (int i = 0; i < 8; i++) {
+            mine[half * (C / 2) + i] = dw_q[half][i];
+            mine[C + half * (C / 2) + i] = dw_k[half][i];
+        }
     __syncthreads();
     for (int c = (int)threadIdx.x; c < 2 * C; c += BACKWARD_THREADS) {
         float sum = 0;
@@ -343,16 +268,13 @@ template <int LANES> void launch_forward(const xp_qknorm_rope_args *a, cudaStrea
     forward<LANES><<<n_blocks, FORWARD_THREADS, 0, s>>>(tokens_of(a), (bf16 *)a->q, (bf16 *)a->k);
 }
 
-template <int LANES>
-xp_status launch_backward(const xp_qknorm_rope_backward_args *a, cudaStream_t s) {
-    constexpr size_t SHARED = SLOTS * BACKWARD_THREADS * sizeof(uint4);
-    static_assert(SHARED >= BACKWARD_THREADS * 32 * sizeof(float), "[N_SUMS, 2C]");
+/* [N_SUMS, 2C] floats: 32 KB whatever LANES is. */
+template <int LANES> void launch_backward(const xp_qknorm_rope_backward_args *a, cudaStream_t s) {
     const int64_t n_tokens = a->forward.n_tokens;
-    XP_TRY(xp_cuda_give_shared((const void *)backward<LANES>, SHARED, "qknorm_rope_backward"));
-    backward<LANES><<<(unsigned)xp_ops_n_gpu_blocks(n_tokens), BACKWARD_THREADS, SHARED, s>>>(
+    backward<LANES><<<(unsigned)xp_ops_n_gpu_blocks(n_tokens), BACKWARD_THREADS,
+                      BACKWARD_THREADS * 32 * sizeof(float), s>>>(
         tokens_of(&a->forward), xp_ops_gpu_block_rows(n_tokens), (const bf16 *)a->dq,
         (const bf16 *)a->dk, (bf16 *)a->dqkv, a->scratch);
-    return xp_cuda_check(cudaGetLastError(), "qknorm_rope_backward");
 }
 
 } // namespace
@@ -378,7 +300,10 @@ extern "C" xp_status xp_cuda_qknorm_tokens_forward(cudaStream_t stream,
 extern "C" xp_status xp_cuda_qknorm_tokens_backward(cudaStream_t stream,
                                                     const xp_qknorm_rope_backward_args *args) {
     if (args->forward.head_dim == 64)
-        return launch_backward<4>(args, stream);
-    return args->forward.head_dim == 128 ? launch_backward<8>(args, stream)
-                                         : launch_backward<16>(args, stream);
+        launch_backward<4>(args, stream);
+    else if (args->forward.head_dim == 128)
+        launch_backward<8>(args, stream);
+    else
+        launch_backward<16>(args, stream);
+    return xp_cuda_check(cudaGetLastError(), "qknorm_rope_backward");
 }

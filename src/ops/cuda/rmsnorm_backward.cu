@@ -3,7 +3,6 @@
 #include "ops/cuda/launch.h"
 #include "ops/cuda/partial_sums.h"
 #include "ops/cuda/reduce.cuh"
-#include "ops/cuda/rmsnorm_backward_ring.h"
 #include "ops/cuda/vector.cuh"
 #include "ops/ops_blocks.h"
 
@@ -169,8 +168,6 @@ xp_status launch(const xp_rmsnorm_backward_args *a, cudaStream_t stream) {
 }
 
 xp_status backward_rows(const xp_rmsnorm_backward_args *a, cudaStream_t stream) {
-    if (xp_cuda_rmsnorm_ring_serves(a))
-        return xp_cuda_rmsnorm_ring_backward(stream, a);
     const bool aligned = xp_is_aligned(a->s) && xp_is_aligned(a->dy) &&
                          xp_is_aligned(a->d_residual) && xp_is_aligned(a->dx);
     if (a->dtype == XP_F32)

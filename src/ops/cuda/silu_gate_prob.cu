@@ -17,7 +17,7 @@ namespace {
  * each takes its part of the rows there are: work that is near in time stays near in memory, and
  * the parts are small enough for the last ones to end together.
  */
-constexpr int THREADS = 128, AHEAD = 3, FLAT_GRID_AN_SM = 256, ROWS_GRID_AN_SM = 64;
+constexpr int THREADS = 128, AHEAD = 3, GRID_AN_SM = 256;
 
 struct rows {
     int64_t n_rows;
@@ -184,16 +184,7 @@ template <typename T, int N>
 __global__ void __launch_bounds__(THREADS)
     backward(rows r, const T *a, const T *b, const T *dh, T *da, T *db, T *h, float *dp) {
     const int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-    if (row < r.n_rows)
-        backward_row<T, N>(r, row, a, b, dh, da, db, h, dp);
-}
-
-/* The same for a number of rows that is on the device. */
-template <typename T, int N>
-__global__ void __launch_bounds__(THREADS)
-    backward_valid(rows r, const T *a, const T *b, const T *dh, T *da, T *db, T *h, float *dp) {
-    const span mine = block_span(valid_rows(r), THREADS / 32);
-    for (int64_t row = mine.first + threadIdx.x / 32; row < mine.last; row += THREADS / 32)
+    if (row < valid_rows(r))
         backward_row<T, N>(r, row, a, b, dh, da, db, h, dp);
 }
 
@@ -223,9 +214,8 @@ xp_status launch_forward(const xp_silu_gate_prob_args *args, const target &t) {
         if (args->n_rows_device == NULL)
             forward_flat<T, N><<<(unsigned)n_blocks, THREADS, 0, stream>>>(r, a, b, (T *)args->h);
         else
-            forward_valid<T, N>
-                <<<(unsigned)xp_min_i64(n_blocks, (int64_t)t.n_sms * FLAT_GRID_AN_SM), THREADS, 0,
-                   stream>>>(r, a, b, (T *)args->h);
+            forward_valid<T, N><<<(unsigned)xp_min_i64(n_blocks, (int64_t)t.n_sms * GRID_AN_SM),
+                                  THREADS, 0, stream>>>(r, a, b, (T *)args->h);
         return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_forward");
     }
     const unsigned n_blocks = (unsigned)xp_ceil_div(args->n_rows, THREADS / 32);
@@ -235,13 +225,10 @@ xp_status launch_forward(const xp_silu_gate_prob_args *args, const target &t) {
 }
 
 template <typename T, int N>
-xp_status launch_backward(const xp_silu_gate_prob_backward_args *args, const target &t) {
+xp_status launch_backward(const xp_silu_gate_prob_backward_args *args, cudaStream_t stream) {
     const xp_silu_gate_prob_args *f = &args->forward;
-    const bool on_device = f->n_rows_device != NULL;
-    const int64_t all = xp_ceil_div(f->n_rows, THREADS / 32);
-    const int64_t n_blocks = on_device ? xp_min_i64(all, (int64_t)t.n_sms * ROWS_GRID_AN_SM) : all;
-    const auto kernel = on_device ? backward_valid<T, N> : backward<T, N>;
-    kernel<<<(unsigned)n_blocks, THREADS, 0, t.stream>>>(
+    const unsigned n_blocks = (unsigned)xp_ceil_div(f->n_rows, THREADS / 32);
+    backward<T, N><<<n_blocks, THREADS, 0, stream>>>(
         rows_of(f, args->ldd, N), (const T *)f->a, (const T *)f->b, (const T *)args->dh,
         (T *)args->da, (T *)args->db, (T *)f->h, args->dp);
     return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_backward");
@@ -281,10 +268,9 @@ extern "C" xp_status xp_cuda_silu_gate_prob_backward(xp_stream *stream,
                    ? XP_OK
                    : xp_cuda_check(cudaMemsetAsync(args->dp, 0, (size_t)f->n_rows * 4, s),
                                    "silu_gate_prob_backward");
-    const target t = {s, xp_cuda_device_of(stream)->n_sms};
     const bool wide = is_wide(f) && args->ldd % (f->dtype == XP_F32 ? 4 : 8) == 0 &&
                       xp_is_aligned(args->da) && xp_is_aligned(args->db) && xp_is_aligned(args->dh);
     if (f->dtype == XP_F32)
-        return wide ? launch_backward<float, 4>(args, t) : launch_backward<float, 1>(args, t);
-    return wide ? launch_backward<bf16, 8>(args, t) : launch_backward<bf16, 1>(args, t);
+        return wide ? launch_backward<float, 4>(args, s) : launch_backward<float, 1>(args, s);
+    return wide ? launch_backward<bf16, 8>(args, s) : launch_backward<bf16, 1>(args, s);
 }

@@ -176,7 +176,7 @@ static xp_nccl_state get_unique_id(xp_nccl_id *id) {
 }
 
 static xp_nccl_state comm_init(xp_device *device, int n_ranks, const xp_nccl_id *id, int rank,
-                               void **nccl) {
+                               int max_ctas, void **nccl) {
     (void)device;
     fake_comm *comm = calloc(1, sizeof *comm);
     if (!comm || id->bytes[XP_NCCL_ID_BYTES - 1] != 0x5a)
@@ -185,9 +185,12 @@ static xp_nccl_state comm_init(xp_device *device, int n_ranks, const xp_nccl_id 
     comm->rank = rank;
     comm->n_ranks = n_ranks;
     comm->n_busy = 3;
-    record(me,
-           (fake_call){
-               .fn = FAKE_INIT, .nccl = comm, .n_ranks = n_ranks, .rank = rank, .id = comm->id});
+    record(me, (fake_call){.fn = FAKE_INIT,
+                           .nccl = comm,
+                           .n_ranks = n_ranks,
+                           .rank = rank,
+                           .id = comm->id,
+                           .max_ctas = max_ctas});
     *nccl = NULL;
     if (rank == failing_rank) {
         free(comm);

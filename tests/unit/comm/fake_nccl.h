@@ -28,10 +28,10 @@ typedef enum fake_fn {
 typedef struct fake_call {
     fake_fn fn;
     void *nccl;
-    int n_ranks, rank; /* INIT */
-    int id;            /* INIT: which of the ids that were given out */
-    int peer;          /* SEND, RECV; the root of a BROADCAST */
-    int64_t n;         /* bytes; elements of reductions */
+    int n_ranks, rank, max_ctas; /* INIT */
+    int id;                      /* INIT: which of the ids that were given out */
+    int peer;                    /* SEND, RECV; the root of a BROADCAST */
+    int64_t n;                   /* bytes; elements of reductions */
     xp_dtype dtype;
     xp_reduce_op op;
     xp_stream *stream;

@@ -205,7 +205,7 @@ static void *expect_start(rank_job *job, int *at, int id) {
     if (job->rank == 0)
         NEXT(job, at, FAKE_GET_ID);
     const fake_call *init = &fake_calls(job->rank)[(*at)++];
-    RANK_CHECK(job, init->fn == FAKE_INIT && init->n_ranks == job->n_ranks);
+    RANK_CHECK(job, init->fn == FAKE_INIT && init->n_ranks == job->n_ranks && init->max_ctas == 0);
     RANK_CHECK(job, init->rank == job->rank && init->id == id);
     NEXT(job, at, FAKE_ALL_REDUCE);
     const int64_t n = xp_nccl_scratch_bytes(job->n_ranks, 0) / 2 / job->n_ranks;
@@ -258,13 +258,14 @@ static void split_body(rank_job *job) {
     rig r;
     xp_comm *half;
     RANK_CHECK(job, xp_comm_split(job->comm, job->rank % 2, &half) == XP_OK);
+    half->max_ctas = 3;
     if (!rig_build(job, half, &r, XP_STREAM_COMPUTE, 0))
         job->n_wrong++;
     const int n = fake_n_calls(job->rank);
     for (int i = 0; i < n && i < 2; i++) {
         const fake_call *c = &fake_calls(job->rank)[i];
-        RANK_CHECK(job, c->fn != FAKE_INIT ||
-                            (c->n_ranks == xp_comm_size(half) && c->rank == xp_comm_rank(half)));
+        RANK_CHECK(job, c->fn != FAKE_INIT || (c->n_ranks == xp_comm_size(half) &&
+                                               c->rank == xp_comm_rank(half) && c->max_ctas == 3));
     }
     xp_comm_backend_destroy(r.backend);
     r.backend = NULL;

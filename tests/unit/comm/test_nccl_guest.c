@@ -23,8 +23,8 @@ static void *caller_init(rank_job *job, xp_device **device) {
     if (job->rank == 0)
         RANK_CHECK(job, fake_nccl.get_unique_id(&id) == XP_NCCL_OK);
     RANK_CHECK(job, xp_comm_broadcast(job->comm, &id, sizeof id, 0, NULL) == XP_OK);
-    RANK_CHECK(job,
-               fake_nccl.comm_init(*device, job->n_ranks, &id, job->rank, &nccl) == XP_NCCL_BUSY);
+    RANK_CHECK(job, fake_nccl.comm_init(*device, job->n_ranks, &id, job->rank, 0, &nccl) ==
+                        XP_NCCL_BUSY);
     while (fake_nccl.comm_state(nccl) == XP_NCCL_BUSY) {
     }
     return nccl;

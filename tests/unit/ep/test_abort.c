@@ -43,13 +43,17 @@ static void store(uint32_t *word, uint32_t value) {
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
 }
 
+static xp_ep_wait_args args_of(const words *w, uint32_t epoch, double timeout_s) {
+    return (xp_ep_wait_args){.flag = &w->flag,
+                             .epoch = epoch,
+                             .failed = &w->failed,
+                             .host_abort = &w->host_abort,
+                             .timeout_ns = (uint64_t)(timeout_s * 1e9)};
+}
+
 static xp_ep_wait_result wait_on(const words *w, uint32_t epoch, double timeout_s,
                                  uint32_t *report) {
-    const xp_ep_wait_args args = {.flag = &w->flag,
-                                  .epoch = epoch,
-                                  .failed = &w->failed,
-                                  .host_abort = &w->host_abort,
-                                  .timeout_ns = (uint64_t)(timeout_s * 1e9)};
+    const xp_ep_wait_args args = args_of(w, epoch, timeout_s);
     return xp_ep_wait_for_flag(&args, report);
 }
 
@@ -89,6 +93,20 @@ static void test_reached(void **state) {
     /* A barrier that everybody has reached holds, whatever has happened since. */
     w.failed = w.host_abort = 1;
     assert_int_equal(wait_on(&w, 1, 60, &report), XP_EP_WAIT_REACHED);
+}
+
+/* A word that no call has written since 2^31 calls has not come, and none that is ahead either. */
+static void test_exact(void **state) {
+    (void)state;
+    words w = {.flag = 7};
+    uint32_t report = 0;
+    const uint32_t epochs[] = {7, 8, 6, 7 + 0x7fffffffU, 7 + 0x80000000U, 7 + 0x80000001U, 0};
+    for (size_t i = 0; i < sizeof epochs / sizeof epochs[0]; i++) {
+        xp_ep_wait_args args = args_of(&w, epochs[i], 0.01);
+        args.exact = true;
+        assert_int_equal(xp_ep_wait_for_flag(&args, &report),
+                         i == 0 ? XP_EP_WAIT_REACHED : XP_EP_WAIT_TIMED_OUT);
+    }
 }
 
 static void test_reported(void **state) {
@@ -210,9 +228,9 @@ static void test_kernel_error(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reached),     cmocka_unit_test(test_reported),
-        cmocka_unit_test(test_host_abort),  cmocka_unit_test(test_timed_out),
-        cmocka_unit_test(test_watch),       cmocka_unit_test(test_healthy),
-        cmocka_unit_test(test_kernel_error)};
+        cmocka_unit_test(test_reached),   cmocka_unit_test(test_exact),
+        cmocka_unit_test(test_reported),  cmocka_unit_test(test_host_abort),
+        cmocka_unit_test(test_timed_out), cmocka_unit_test(test_watch),
+        cmocka_unit_test(test_healthy),   cmocka_unit_test(test_kernel_error)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -40,7 +40,7 @@ xp_ep_assignment *xp_ep_cpu_metadata_target(const xp_ep_call *call, const xp_ep_
     if (s->metadata_bytes > 0)
         return (xp_ep_assignment *)(metadata->at_once_out + (size_t)dest * s->metadata_bytes +
                                     xp_ep_metadata_counts_bytes(s));
-    return metadata->assignments_out + call->plan->send_assignment_base[dest];
+    return (xp_ep_assignment *)metadata->assignments_out + call->plan->send_assignment_base[dest];
 }
 
 /* Counts and assignments in one exchange of fixed size. */

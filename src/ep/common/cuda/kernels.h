@@ -2,11 +2,17 @@
  * The plan kernels of a GPU, and what all its row kernels take. Counts stay on the device: every
  * launch is sized by bounds that the host knows, and reads on the device how much of that is used.
  *
- *   route -> totals -> (exchange) -> derive -> send -> (exchange) -> find rows -> rounds
- *         -> count, scan, scatter -> (exchange of where rounds start)
+ *   count -> (exchange of counts) -> list -> (exchange of assignments) -> place
+ *         with more than one round: -> (exchange of where rounds start), count rounds -> place rounds
  *
- * Orders are those of the CPU's plan (ep/common/plan.h), fixed by prefix sums over tiles of tokens,
- * so the results are the same bytes. No plan or row kernel waits for another rank.
+ * With one round, every rank's counts tell where each assignment stands in its expert's list, so its
+ * source works that out (list). With several, the expert's rank counts by round; the kernels for that
+ * leave at once otherwise. Orders are those of the CPU's plan (ep/common/plan.h), fixed by prefix sums
+ * over tiles of tokens, so the results are the same bytes.
+ *
+ * No block waits for another block of its grid: what needs all of them is done by the one that ends
+ * last. The kernels declared here do not wait for other ranks either; p2p/cuda/plan.cu makes kernels
+ * that do of the same bodies (plan_counts.cuh, plan_lists.cuh, plan_recv.cuh).
  */
 #ifndef XP_EP_COMMON_CUDA_KERNELS_H
 #define XP_EP_COMMON_CUDA_KERNELS_H
@@ -21,7 +27,7 @@ extern "C" {
 
 #define XP_EP_CUDA_MAX_RANKS XP_EP_GPU_MAX_RANKS /* one lane per rank */
 
-/** The first barrier that failed: see p2p/cuda/barrier.cu. */
+/** The first barrier that failed: see p2p/cuda/barrier.cuh. */
 typedef struct xp_ep_cuda_failure {
     int32_t kind;              /* 0: none; else xp_ep_barrier_failure; written last */
     int32_t reporter, missing; /* who waited, for whom */
@@ -43,6 +49,7 @@ typedef struct xp_ep_cuda_status {
  * and meanings: xp_ep_plan. Passed by value. */
 typedef struct xp_ep_cuda_plan {
     int n_ranks, rank, n_experts, n_local, top_k, row_assignments, counts_ints;
+    int n_blocks;                /* of a plan kernel at most */
     int32_t bad_kind, bad_value; /* what the host has found wrong with this rank's routing, or 0 */
     /* This slot's abort word; not 0: a barrier has failed and kernels return at once. NULL where no
      * barrier runs on the device. */
@@ -52,19 +59,24 @@ typedef struct xp_ep_cuda_plan {
     int64_t tile_tokens, n_tokens;
     const int32_t *topk_idx;
     const float *topk_weight;
-    int32_t *tile_counts; /* [n_tiles, E + R], then [n_tiles, L] */
-    unsigned long long
-        *refused;         /* [1] smallest (token, kind, value) of a bad assignment; ~0: none */
-    int32_t *own_counts;  /* [counts_ints] this rank's */
-    int32_t *rank_counts; /* [R, counts_ints] */
-    /* All ranks' assignments at rank d; with packs_assignments this rank's send assignments. */
-    xp_ep_assignment *assignments_to[XP_EP_CUDA_MAX_RANKS];
-    bool packs_assignments;
-    const xp_ep_assignment *assignments; /* received */
+    int32_t *tile_counts;  /* [n_tiles, E + 2 R] */
+    int32_t *round_counts; /* [n_tiles + max_rounds, L]; with max_rounds > 1 */
+    /* [1] ~0 less the smallest (token, kind, value) of a bad assignment; 0: none. A plan leaves 0. */
+    unsigned long long *refused;
+    unsigned *n_done;         /* [1] blocks of the running kernel that are done; each leaves 0 */
+    int32_t *own_counts;      /* [counts_ints] this rank's */
+    const int32_t *counts_in; /* [R, counts_ints] as they have come; rank_counts or copied there */
+    int32_t *rank_counts;     /* [R, counts_ints] */
+    xp_ep_gpu_assignment *assignments_out; /* [send assignments] of this rank */
+    /* Those for this rank, by source: with `pulls` in the source's assignments_out, else in recv
+     * order. */
+    const xp_ep_gpu_assignment *assignments_in[XP_EP_CUDA_MAX_RANKS];
+    bool pulls;
     int32_t *send_row_base, *send_assignment_base, *recv_row_base, *recv_assignment_base;
     int32_t *dest_row_base, *dest_assignment_base, *source_row_base, *source_assignment_base;
     int32_t *send_token, *send_assignment, *assignment_entry, *token_first, *token_row, *send_round;
-    int32_t *dest_slot;         /* first [R, max_rounds] for the sources, then as in xp_ep_plan */
+    int32_t
+        *dest_slot; /* several rounds: first [R, max_rounds] for the sources; as in xp_ep_plan */
     int32_t *first_assignments; /* xp_ep_plan's round_assignments */
     int32_t *recv_assignment, *round_row, *assignment_pos, *offsets, *gather, *n_recv;
     int32_t *own_rows, *own_token;
@@ -76,18 +88,19 @@ typedef struct xp_ep_cuda_plan {
 } xp_ep_cuda_plan;
 
 /** Count this rank's assignments; plan->own_counts is complete after it. */
-xp_status xp_ep_cuda_route(cudaStream_t stream, const xp_ep_cuda_plan *plan);
-/** With every rank's counts: prefix sums, then the lists of rows and assignments to send. */
-xp_status xp_ep_cuda_build_send(cudaStream_t stream, const xp_ep_cuda_plan *plan);
-/** With every assignment for this rank: rounds and the experts' lists. */
-xp_status xp_ep_cuda_build_recv(cudaStream_t stream, const xp_ep_cuda_plan *plan);
-/** plan->dest_slot from `starts` [R, max_rounds], where each destination wants this rank's rows. */
+xp_status xp_ep_cuda_count_plan(cudaStream_t stream, const xp_ep_cuda_plan *plan);
+/** With every rank's counts_in: prefix sums, the lists of rows and assignments to send, and with one
+ * round all that follows for this rank's own assignments. */
+xp_status xp_ep_cuda_list_plan(cudaStream_t stream, const xp_ep_cuda_plan *plan);
+/** With assignments_in: rounds and the experts' lists. */
+xp_status xp_ep_cuda_place_plan(cudaStream_t stream, const xp_ep_cuda_plan *plan);
+/** With several rounds: plan->dest_slot from `starts` [R, max_rounds], where each destination wants
+ * this rank's rows. */
 xp_status xp_ep_cuda_set_dest_slots(cudaStream_t stream, const xp_ep_cuda_plan *plan,
                                     const int32_t *starts);
 
 /** Load the kernels of this file: see state.h. */
-xp_status xp_ep_cuda_load_plan_send(void);
-xp_status xp_ep_cuda_load_plan_recv(void);
+xp_status xp_ep_cuda_load_plan(void);
 xp_status xp_ep_cuda_load_weights(void);
 
 /** Rows as the row kernels see them, and how many blocks may copy or add them. */

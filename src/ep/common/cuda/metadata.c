@@ -45,7 +45,7 @@ xp_ep_span xp_ep_cuda_recv_assignments(const xp_ep_call *call, int r) {
 
 /* All assignments, each at its index: read_counts() has made one round of them. */
 static xp_status exchange_assignments(const xp_ep_call *call, const xp_ep_metadata *metadata) {
-    const int64_t size = sizeof(xp_ep_assignment);
+    const int64_t size = sizeof(xp_ep_gpu_assignment);
     for (int r = 0; r < call->group->shape.n_ranks; r++) {
         const xp_ep_span out = xp_ep_cuda_send_assignments(call, r),
                          in = xp_ep_cuda_recv_assignments(call, r);
@@ -73,20 +73,19 @@ xp_status xp_ep_cuda_metadata_build(const xp_ep_call *call, cudaStream_t stream,
     const xp_ep_cuda_fetch rounds = {plan->host->round_assignments, plan->round_assignments,
                                      (size_t)(s->max_rounds + 1) * 2 * (size_t)s->n_ranks *
                                          sizeof(int32_t)};
-    v->packs_assignments = true;
-    for (int d = 0; d < s->n_ranks; d++)
-        v->assignments_to[d] = metadata->assignments_out;
-    v->assignments = metadata->assignments_in;
-    XP_TRY(xp_ep_cuda_route(stream, v));
+    v->assignments_out = metadata->assignments_out;
+    for (int r = 0; r < s->n_ranks; r++)
+        v->assignments_in[r] = metadata->assignments_in;
+    XP_TRY(xp_ep_cuda_count_plan(stream, v));
     xp_comm_set_phase(metadata->comm, call->phase);
     XP_TRY(xp_comm_all_gather(metadata->comm, v->own_counts, v->rank_counts, s->counts_ints, XP_I32,
                               call->stream));
-    XP_TRY(xp_ep_cuda_build_send(stream, v));
+    XP_TRY(xp_ep_cuda_list_plan(stream, v));
     XP_TRY(fetch(call, counts, more->first, more->n_first));
     XP_TRY(xp_ep_counts_check(call->group, plan->host->rank_counts));
     read_counts(call);
     XP_TRY(exchange_assignments(call, metadata));
-    XP_TRY(xp_ep_cuda_build_recv(stream, v));
+    XP_TRY(xp_ep_cuda_place_plan(stream, v));
     return plan->n_rounds > 1 ? fetch(call, rounds, more->last, more->n_last) : XP_OK;
 }
 

@@ -42,8 +42,9 @@ xp_ep_cuda_plan xp_ep_cuda_plan_view(const xp_ep_call *call) {
     const xp_ep_group *group = call->group;
     const xp_ep_plan *plan = call->plan;
     const xp_ep_shape *s = &group->shape;
-    int32_t *tiles = xp_ep_call_tile_counts(call);
-    const int64_t counts = s->n_tiles * (s->n_experts + s->n_ranks);
+    int32_t *own_counts = xp_ep_call_own_counts(call), *words = own_counts + s->counts_ints;
+    words += (uintptr_t)words % 8 / sizeof *words;
+    const int n_sms = xp_ep_cuda_device(group)->n_sms / 2 / s->n_slots;
     return (xp_ep_cuda_plan){
         .n_ranks = s->n_ranks,
         .rank = group->rank,
@@ -60,10 +61,14 @@ xp_ep_cuda_plan xp_ep_cuda_plan_view(const xp_ep_call *call) {
         .max_tokens = s->max_tokens,
         .tile_tokens = s->tile_tokens,
         .n_tokens = plan->n_tokens,
-        .tile_counts = tiles,
-        /* The CPU keeps a tile's errors behind its counts: room for one word here. */
-        .refused = (unsigned long long *)(tiles + (counts + 1) / 2 * 2),
-        .own_counts = xp_ep_call_own_counts(call),
+        /* Blocks that may wait for peers, of all slots together, leave half of the SMs to others. */
+        .n_blocks = n_sms > 1 ? n_sms : 1,
+        .tile_counts = xp_ep_call_tile_counts(call),
+        .refused = (unsigned long long *)words,
+        .n_done = (unsigned *)(words + 2),
+        .round_counts = own_counts + s->counts_ints + XP_EP_GPU_SCRATCH_WORDS,
+        .own_counts = own_counts,
+        .counts_in = plan->rank_counts,
         .rank_counts = plan->rank_counts,
         .send_row_base = plan->send_row_base,
         .send_assignment_base = plan->send_assignment_base,

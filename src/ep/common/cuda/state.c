@@ -71,8 +71,7 @@ static xp_status warm_up(const xp_ep_group *group) {
 }
 
 static xp_status load_kernels(const xp_ep_group *group) {
-    XP_TRY(xp_ep_cuda_load_plan_send());
-    XP_TRY(xp_ep_cuda_load_plan_recv());
+    XP_TRY(xp_ep_cuda_load_plan());
     XP_TRY(xp_ep_cuda_load_weights());
     return warm_up(group);
 }
@@ -86,6 +85,9 @@ xp_status xp_ep_cuda_state_create(xp_ep_group *group, size_t n_bytes) {
     XP_TRY(xp_ep_shape_check_gpu(&group->shape));
     XP_TRY(xp_cuda_check(cudaSetDevice(device->index), device->base.name));
     XP_TRY(create_status(state));
+    /* What plan kernels count down they leave at 0, and find it there. */
+    XP_TRY(xp_device_clear(group->device, group->scratch,
+                           xp_ep_scratch_bytes(&group->shape) * (size_t)group->shape.n_slots));
     XP_TRY(load_kernels(group));
     /* num_sms bounds what runs beside the experts of other ranks; one rank has no others. */
     state->n_row_blocks = state->n_local_blocks = device->n_sms * 8;

@@ -22,13 +22,13 @@ static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing
     xp_ep_cuda_plan v = xp_ep_cuda_plan_start(call, routing);
     if (v.bad_kind != XP_EP_ROUTING_OK)
         return xp_ep_cuda_plan_finish(call, &v);
-    v.assignments_to[0] = xp_ep_local_assignments(call);
-    v.assignments = xp_ep_local_assignments(call);
+    v.assignments_out = xp_ep_local_assignments(call);
+    v.assignments_in[0] = v.assignments_out;
     v.own_counts = call->plan->rank_counts; /* its counts are all there are */
     XP_TRY(xp_ep_cuda_enter(call, &stream));
-    XP_TRY(xp_ep_cuda_route(stream, &v));
-    XP_TRY(xp_ep_cuda_build_send(stream, &v));
-    XP_TRY(xp_ep_cuda_build_recv(stream, &v));
+    XP_TRY(xp_ep_cuda_count_plan(stream, &v));
+    XP_TRY(xp_ep_cuda_list_plan(stream, &v));
+    XP_TRY(xp_ep_cuda_place_plan(stream, &v));
     return xp_ep_cuda_plan_finish(call, &v);
 }
 
@@ -56,11 +56,18 @@ static xp_status combine(const xp_ep_call *call, const xp_ep_combine_args *args)
     XP_TRY(xp_ep_call_check_plan(call));
     xp_ep_add(&call->group->totals.n_combines, 1);
     XP_TRY(xp_ep_cuda_enter(call, &stream));
-    XP_TRY(xp_ep_cuda_clear_weights(call, stream, args));
     const xp_ep_cuda_plan v = xp_ep_cuda_plan_view(call);
     const xp_ep_cuda_rows rows = xp_ep_cuda_rows_of(call);
-    XP_TRY(xp_ep_cuda_local_combine(stream, &v, &rows, args->y, args->out));
-    if (args->d_topk_weight == NULL || args->d_weight == NULL)
+    const xp_ep_cuda_local_sums sums = {.y = args->y,
+                                        .d_weight = args->d_weight,
+                                        .out = args->out,
+                                        .d_topk_weight = args->d_topk_weight};
+    const bool has_weights = args->d_topk_weight != NULL && args->d_weight != NULL;
+    const bool at_once = has_weights && v.max_rounds == 1;
+    if (!at_once)
+        XP_TRY(xp_ep_cuda_clear_weights(call, stream, args));
+    XP_TRY(xp_ep_cuda_local_combine(stream, &v, &rows, &sums));
+    if (!has_weights || at_once)
         return XP_OK;
     return xp_ep_cuda_local_weights(stream, &v, call->round, args->d_weight, args->d_topk_weight);
 }

@@ -64,14 +64,34 @@ static __device__ __forceinline__ void row_value(float (&value)[N], const xp_ep_
         value[i] = rounded<T>(value[i]);
 }
 
+/* d_topk_weight of a token, a thread an assignment: of its assignment row; 0 for -1. */
+static __device__ __forceinline__ void token_weights(const xp_ep_cuda_plan &p, int64_t t,
+                                                     const float *d_weight, float *d_topk_weight) {
+    const int begin = p.token_first[t], end = p.token_first[t + 1];
+    for (int k = (int)threadIdx.x; k < p.top_k; k += (int)blockDim.x) {
+        const int entry = (int)(t * p.top_k + k);
+        float value = 0;
+        for (int i = begin; i < end; i++) {
+            const int32_t *first = p.recv_assignment + p.token_row[i];
+            for (int a = first[0]; a < first[1]; a++)
+                if (p.assignment_entry[a] == entry)
+                    value = d_weight[p.assignment_pos[a]];
+        }
+        d_topk_weight[entry] = value;
+    }
+}
+
 /*
  * out[t] = sum over the token's rows of the rounds so far. One block per token. In round 0 every
  * token is written, later only those with a row of this round.
  */
 template <typename T, int N>
 static __global__ void __launch_bounds__(N_THREADS)
-    combine_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t dim, const T *y, T *out) {
+    combine_kernel(const xp_ep_cuda_plan p, int64_t round, int64_t dim, const T *y, T *out,
+                   const float *d_weight, float *d_topk_weight) {
     for (int64_t t = blockIdx.x; t < p.n_tokens; t += gridDim.x) {
+        if (d_topk_weight != nullptr)
+            token_weights(p, t, d_weight, d_topk_weight);
         const int begin = p.token_first[t], end = p.token_first[t + 1];
         bool fresh = round == 0;
         for (int i = begin; i < end && !fresh; i++) {
@@ -81,7 +101,8 @@ static __global__ void __launch_bounds__(N_THREADS)
         }
         if (!fresh)
             continue;
-        for (int64_t column = (int64_t)threadIdx.x * N; column < dim; column += N_THREADS * N) {
+        for (int64_t column = (int64_t)threadIdx.x * N; column < dim;
+             column += (int64_t)blockDim.x * N) {
             float sum[N] = {};
             bool any = false;
             for (int i = begin; i < end; i++) {
@@ -140,24 +161,31 @@ xp_status xp_ep_cuda_local_dispatch(cudaStream_t stream, const xp_ep_cuda_plan *
 
 template <typename T, int N>
 static void launch_combine(cudaStream_t stream, const xp_ep_cuda_plan *p,
-                           const xp_ep_cuda_rows *rows, const void *y, void *out) {
-    combine_kernel<T, N><<<blocks_for(p->n_tokens, rows->n_blocks), N_THREADS, 0, stream>>>(
-        *p, rows->round, rows->dim, (const T *)y, (T *)out);
+                           const xp_ep_cuda_rows *rows, const xp_ep_cuda_local_sums *sums) {
+    const bool weights =
+        p->max_rounds == 1 && sums->d_weight != nullptr && sums->d_topk_weight != nullptr;
+    /* As many threads as a row has vectors: of short rows more are on an SM at once. */
+    const int64_t n_warps = tiles_of(rows->dim, 32 * N);
+    const int n_threads = n_warps * 32 < N_THREADS ? (int)n_warps * 32 : N_THREADS;
+    const int n_blocks = rows->n_blocks * (N_THREADS / n_threads);
+    combine_kernel<T, N><<<blocks_for(p->n_tokens, n_blocks), n_threads, 0, stream>>>(
+        *p, rows->round, rows->dim, (const T *)sums->y, (T *)sums->out,
+        weights ? sums->d_weight : nullptr, weights ? sums->d_topk_weight : nullptr);
 }
 
 xp_status xp_ep_cuda_local_combine(cudaStream_t stream, const xp_ep_cuda_plan *p,
-                                   const xp_ep_cuda_rows *rows, const void *y, void *out) {
+                                   const xp_ep_cuda_rows *rows, const xp_ep_cuda_local_sums *sums) {
     if (p->n_tokens == 0)
         return XP_OK;
-    const bool wide = is_wide(rows, y, out);
+    const bool wide = is_wide(rows, sums->y, sums->out);
     if (rows->bf16 && wide)
-        launch_combine<bf16, 8>(stream, p, rows, y, out);
+        launch_combine<bf16, 8>(stream, p, rows, sums);
     else if (rows->bf16)
-        launch_combine<bf16, 1>(stream, p, rows, y, out);
+        launch_combine<bf16, 1>(stream, p, rows, sums);
     else if (wide)
-        launch_combine<float, 4>(stream, p, rows, y, out);
+        launch_combine<float, 4>(stream, p, rows, sums);
     else
-        launch_combine<float, 1>(stream, p, rows, y, out);
+        launch_combine<float, 1>(stream, p, rows, sums);
     return xp_cuda_check(cudaGetLastError(), "expert parallel combine");
 }
 

@@ -21,7 +21,7 @@
  * many assignments the others send, so each source has room for all that it can send. */
 static xp_ep_assignment *slot_of(const xp_ep_call *call, int dest, int source) {
     const xp_ep_shape *s = &call->group->shape;
-    return xp_ep_p2p_area(call, dest)->assignments +
+    return (xp_ep_assignment *)xp_ep_p2p_area(call, dest)->assignments +
            (ptrdiff_t)source * s->max_tokens * s->row_assignments;
 }
 
@@ -85,10 +85,10 @@ static xp_status exchange_starts(const xp_ep_call *call) {
  * since then has waited for all peers to begin it, and so to end that plan; else they are waited for
  * here. All ranks make the same calls and decide alike. */
 static xp_status begin_plan(const xp_ep_call *call) {
-    uint32_t *last = &((p2p_state *)call->group->transport_state)->plan_epochs[call->plan->slot];
+    uint32_t *last = &((p2p_state *)call->group->transport_state)->last_epochs[call->plan->slot];
     xp_ep_p2p_begin(call);
     const uint32_t epoch = xp_ep_p2p_epoch(call);
-    const bool follows = *last + 1 == epoch;
+    const bool follows = xp_ep_p2p_next_epoch(*last) == epoch;
     *last = epoch;
     return follows ? xp_ep_p2p_barrier(call, P2P_READY) : XP_OK;
 }

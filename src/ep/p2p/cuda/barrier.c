@@ -29,7 +29,14 @@ static uint32_t *flags_of(const xp_ep_call *call, const p2p_area *area, p2p_poin
     return (uint32_t *)(area->flags + (int)point * call->group->shape.n_ranks);
 }
 
-static xp_ep_barrier_args barrier_args(const xp_ep_call *call, const xp_ep_barrier *barrier) {
+/* The barrier behind rows waits longer than the kernels that wait for rows: a rank that waits for rows in
+ * vain reports whose they are before others miss that rank. */
+static double time_limit(const xp_ep_call *call, p2p_point point) {
+    const double limit = call->group->timeout_s;
+    return point != P2P_DATA ? limit : limit + (limit < 20 ? limit / 4 : 5);
+}
+
+xp_ep_barrier_args xp_ep_p2p_barrier_args(const xp_ep_call *call, const xp_ep_barrier *barrier) {
     const xp_ep_group *group = call->group;
     const xp_ep_p2p_cuda *state = xp_ep_p2p_cuda_of(group);
     xp_ep_barrier_args args = {
@@ -40,7 +47,7 @@ static xp_ep_barrier_args barrier_args(const xp_ep_call *call, const xp_ep_barri
         .epoch = xp_ep_p2p_epoch(call),
         .waits = xp_ep_p2p_sync_mode(group) == XP_EP_SYNC_KERNEL,
         .locks = barrier->locks,
-        .timeout_ns = (uint64_t)(group->timeout_s * 1e9),
+        .timeout_ns = (uint64_t)(time_limit(call, barrier->point) * 1e9),
         .round = call->round,
         .min_rounds = barrier->min_rounds,
         .totals = call->plan->totals,
@@ -117,13 +124,33 @@ xp_status xp_ep_p2p_join_barriers(const xp_ep_call *call, cudaStream_t stream) {
     return event_barrier(call, stream, P2P_DATA);
 }
 
+/* ---- words of rows ------------------------------------------------------------------------- */
+
+/* Nobody writes them before this rank has reached READY. When epochs start over, those of the last time
+ * are cleared: a word is the epoch of a call of this turn, or 0. */
+static xp_status clear_old_arrivals(const xp_ep_call *call, cudaStream_t stream) {
+    const p2p_state *state = call->group->transport_state;
+    const xp_ep_shape *s = &call->group->shape;
+    const p2p_area *mine = xp_ep_p2p_area(call, call->group->rank);
+    uint32_t *last = &state->last_epochs[call->plan->slot];
+    const bool starts_over = xp_ep_p2p_epoch(call) < *last;
+    *last = xp_ep_p2p_epoch(call);
+    if (!starts_over || mine->arrived == NULL)
+        return XP_OK;
+    const size_t n_words = (size_t)s->n_ranks * (size_t)xp_ep_p2p_arrival_words(s);
+    return xp_cuda_check(cudaMemsetAsync(mine->arrived, 0, n_words * sizeof *mine->arrived, stream),
+                         call->phase);
+}
+
 /* ---- in the group's mode ------------------------------------------------------------------- */
 
 xp_status xp_ep_p2p_cuda_barrier(const xp_ep_call *call, cudaStream_t stream,
                                  const xp_ep_barrier *barrier) {
     const xp_ep_sync_mode sync = xp_ep_p2p_sync_mode(call->group);
+    if (barrier->point == P2P_READY)
+        XP_TRY(clear_old_arrivals(call, stream));
     if (sync == XP_EP_SYNC_KERNEL || barrier->n_payload > 0 || barrier->payload_address != NULL) {
-        const xp_ep_barrier_args args = barrier_args(call, barrier);
+        const xp_ep_barrier_args args = xp_ep_p2p_barrier_args(call, barrier);
         XP_TRY(xp_ep_cuda_launch_barrier(stream, &args));
     }
     if (sync == XP_EP_SYNC_KERNEL)

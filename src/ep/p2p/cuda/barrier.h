@@ -14,6 +14,8 @@ typedef struct xp_ep_barrier {
     const void *payload_address; /* or this address for everybody */
 } xp_ep_barrier;
 
+/** The same for a kernel that makes the barrier itself. */
+xp_ep_barrier_args xp_ep_p2p_barrier_args(const xp_ep_call *call, const xp_ep_barrier *barrier);
 /** What is queued behind the barrier on any rank sees all that was queued before it on every rank. */
 XP_NODISCARD xp_status xp_ep_p2p_cuda_barrier(const xp_ep_call *call, cudaStream_t stream,
                                               const xp_ep_barrier *barrier);

@@ -53,8 +53,12 @@ static __device__ __forceinline__ void arrival_fence() {
 static __device__ __forceinline__ bool wait_for_arrival(const xp_ep_cuda_plan &p,
                                                         const xp_ep_cuda_arrivals &arrivals,
                                                         const uint32_t *arrived, int source) {
-    const xp_ep_wait_args args = {arrived, arrivals.epoch, &arrivals.abort->failed,
-                                  &p.status->host_abort, arrivals.timeout_ns};
+    const xp_ep_wait_args args = {arrived,
+                                  arrivals.epoch,
+                                  &arrivals.abort->failed,
+                                  &p.status->host_abort,
+                                  arrivals.timeout_ns,
+                                  true};
     uint32_t report = 0;
     const xp_ep_wait_result result = xp_ep_wait_for_flag(&args, &report);
     if (result == XP_EP_WAIT_REACHED) {

@@ -31,6 +31,7 @@ typedef struct xp_ep_abort_flags {
     /* Counters of the row kernel that runs; barriers, which lie between any two, set them to 0. */
     uint32_t n_started; /* combine: blocks */
     uint32_t n_taken;   /* dispatch: chunks */
+    uint32_t failing;   /* a block of a plan kernel has waited in vain and aborts for all */
 } xp_ep_abort_flags;
 
 /** A barrier of all ranks on their streams. Arrays are indexed by rank. */
@@ -60,6 +61,15 @@ xp_status xp_ep_cuda_load_barrier(void);
 xp_status xp_ep_cuda_load_p2p_rows(void);
 
 xp_status xp_ep_cuda_launch_barrier(cudaStream_t stream, const xp_ep_barrier_args *barrier);
+
+/** The barriers of a plan, which its kernels make themselves. */
+typedef struct xp_ep_plan_barriers {
+    xp_ep_barrier_args counts, assignments, starts;
+} xp_ep_plan_barriers;
+/** A whole plan; `starts` as in xp_ep_cuda_set_dest_slots(). Each rank on a GPU of its own. */
+xp_status xp_ep_cuda_p2p_plan(cudaStream_t stream, const xp_ep_cuda_plan *plan,
+                              const xp_ep_plan_barriers *barriers, const int32_t *starts);
+xp_status xp_ep_cuda_load_p2p_plan(void);
 
 /** Where rows go, by rank. */
 typedef struct xp_ep_cuda_peers {

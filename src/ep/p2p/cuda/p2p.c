@@ -9,6 +9,7 @@
 #include "ep/common/defaults.h"
 #include "ep/cuda/backends.h"
 #include "ep/p2p/cuda/barrier.h"
+#include "ep/p2p/cuda/plan.h"
 #include "ep/p2p/cuda/rows_bulk.h"
 
 /* ---- around a call ------------------------------------------------------------------------- */
@@ -79,62 +80,6 @@ static xp_status check_plan(const xp_ep_call *call) {
 
 /* ---- plan ---------------------------------------------------------------------------------- */
 
-/* Only the receiver knows where the rows of later rounds start. */
-static xp_status exchange_starts(const xp_ep_call *call, cudaStream_t stream,
-                                 const xp_ep_cuda_plan *v) {
-    const int64_t n_rounds = call->group->shape.max_rounds;
-    if (n_rounds > 1)
-        XP_TRY(xp_ep_p2p_cuda_barrier(call, stream,
-                                      &(xp_ep_barrier){.point = P2P_STARTS,
-                                                       .min_rounds = 1,
-                                                       .payload = v->dest_slot,
-                                                       .n_payload = n_rounds,
-                                                       .stride = n_rounds}));
-    return xp_ep_cuda_set_dest_slots(stream, v, xp_ep_p2p_area(call, call->group->rank)->starts);
-}
-
-/* Where the host waits anyway, it reports bad routing at once and need not launch empty rounds. */
-static xp_status read_plan(const xp_ep_call *call) {
-    const xp_ep_shape *s = &call->group->shape;
-    xp_ep_plan *plan = call->plan;
-    const xp_ep_cuda_fetch all[] = {
-        {plan->host->rank_counts, plan->rank_counts,
-         (size_t)s->n_ranks * (size_t)s->counts_ints * sizeof *plan->rank_counts},
-        {plan->host->totals, plan->totals, sizeof *plan->totals},
-    };
-    XP_TRY(xp_ep_cuda_fetch_all(call, all, 2));
-    plan->n_rounds = plan->host->totals[0];
-    plan->host_knows_rounds = true;
-    return xp_ep_counts_check(call->group, plan->host->rank_counts);
-}
-
-static xp_status build(const xp_ep_call *call, cudaStream_t stream, xp_ep_cuda_plan *v) {
-    const xp_ep_shape *s = &call->group->shape;
-    const p2p_area *mine = xp_ep_p2p_area(call, call->group->rank);
-    for (int d = 0; d < s->n_ranks; d++)
-        v->assignments_to[d] = xp_ep_p2p_area(call, d)->assignments;
-    v->assignments = mine->assignments;
-    XP_TRY(xp_ep_cuda_route(stream, v));
-    XP_TRY(xp_ep_p2p_cuda_barrier(call, stream,
-                                  &(xp_ep_barrier){.point = P2P_COUNTS,
-                                                   .min_rounds = -1,
-                                                   .payload = v->own_counts,
-                                                   .n_payload = s->counts_ints}));
-    XP_TRY(xp_cuda_check(
-        cudaMemcpyAsync(v->rank_counts, mine->rank_counts,
-                        (size_t)s->n_ranks * (size_t)s->counts_ints * sizeof *v->rank_counts,
-                        cudaMemcpyDeviceToDevice, stream),
-        call->phase));
-    XP_TRY(xp_ep_cuda_build_send(stream, v));
-    /* Also when routing is refused: a rank that went on to its next plan would overwrite counts
-     * that others still read. */
-    XP_TRY(xp_ep_p2p_cuda_barrier(call, stream,
-                                  &(xp_ep_barrier){.point = P2P_ASSIGNMENTS, .min_rounds = -1}));
-    XP_TRY(xp_ep_cuda_build_recv(stream, v));
-    XP_TRY(exchange_starts(call, stream, v));
-    return xp_ep_p2p_sync_mode(call->group) == XP_EP_SYNC_HOST ? read_plan(call) : XP_OK;
-}
-
 static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing) {
     cudaStream_t stream;
     call->plan->valid = false;
@@ -142,7 +87,7 @@ static xp_status plan_build(const xp_ep_call *call, const xp_ep_routing *routing
     xp_ep_cuda_plan v = xp_ep_cuda_plan_start(call, routing);
     watch_abort(call, &v);
     xp_ep_p2p_begin(call);
-    XP_TRY(end(call, build(call, stream, &v)));
+    XP_TRY(end(call, xp_ep_p2p_cuda_build_plan(call, stream, &v)));
     return xp_ep_cuda_plan_finish(call, &v);
 }
 

@@ -85,6 +85,7 @@ static xp_status load_kernels(xp_ep_group *group) {
     xp_ep_cuda_state *state = xp_ep_cuda_state_of(group);
     state->bulk = xp_ep_cuda_device(group)->bulk;
     XP_TRY(xp_ep_cuda_load_barrier());
+    XP_TRY(xp_ep_cuda_load_p2p_plan());
     XP_TRY(xp_ep_cuda_load_p2p_rows());
     XP_TRY(xp_ep_cuda_load_dispatch_bulk(&state->bulk));
     XP_TRY(xp_ep_cuda_load_sums_bulk(&state->bulk));
