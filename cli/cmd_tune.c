@@ -120,6 +120,9 @@ static xp_status measure_gemms_in(tune_options *o, const xp_bench_host *host, in
         status = xp_bench_step_prepare(set, folder, n_ranks);
     if (status == XP_OK)
         status = xp_config_override(set, "optimizer.lr", "0");
+    if (status ==
+        XP_OK) /* a recorded pass would go on with the algorithms that it was recorded with */
+        status = xp_config_override(set, "training.cuda_graph", "false");
     const xp_tune_gemms_args args = {.config = set,
                                      .host = host,
                                      .n_ranks = n_ranks,

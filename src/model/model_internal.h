@@ -98,7 +98,9 @@ static inline char *xp_offset(const void *data, int64_t n_elements, xp_dtype dty
 /** head_dim^-0.5. */
 float xp_attention_scale(const xp_arch *arch);
 
-/** pass.c: all of a training pass behind its batch. */
+/** pass_layers.c: behind the batch, up to what the head reads; all of a training pass. */
+XP_NODISCARD xp_status xp_pass_forward(xp_model *model, const xp_model_hooks *hooks,
+                                       xp_stream *stream);
 XP_NODISCARD xp_status xp_pass_run(xp_model *model, const xp_model_hooks *hooks, xp_stream *stream);
 
 /** Residual stream in and out: normed input from (input, branch), branch out. `layer`'s activations

@@ -172,9 +172,13 @@ static xp_status record_pieces(xp_model *model, recorder *r) {
     return end_piece(r);
 }
 
+static xp_moe_recomputed recomputed_of(const xp_model *model) {
+    return model->core ? xp_moe_core_recomputed(model->core) : (xp_moe_recomputed){0};
+}
+
 static xp_status record(xp_model *model, pass_kind *kind, xp_stream *stream) {
     recorder r = {.kind = kind, .stream = stream};
-    const xp_moe_recomputed before = xp_model_recomputed(model);
+    const xp_moe_recomputed before = recomputed_of(model);
     xp_status status = record_pieces(model, &r);
     if (r.recording) {
         xp_graph *rest = NULL;
@@ -184,7 +188,7 @@ static xp_status record(xp_model *model, pass_kind *kind, xp_stream *stream) {
         xp_graph_destroy(rest);
         status = xp_error(status, "%s", text);
     }
-    const xp_moe_recomputed after = xp_model_recomputed(model);
+    const xp_moe_recomputed after = recomputed_of(model);
     kind->recomputed = (xp_moe_recomputed){.n_rounds = after.n_rounds - before.n_rounds,
                                            .n_overflow = after.n_overflow - before.n_overflow};
     if (model->core)
@@ -209,7 +213,7 @@ static xp_status launch(xp_model *model, const pass_kind *kind, const xp_model_h
             XP_TRY(hooks->group_needed(hooks->context, piece->group));
     }
     if (model->core) {
-        xp_moe_recomputed sum = xp_model_recomputed(model);
+        xp_moe_recomputed sum = recomputed_of(model);
         sum.n_rounds += kind->recomputed.n_rounds;
         sum.n_overflow += kind->recomputed.n_overflow;
         xp_moe_core_set_recomputed(model->core, sum);

@@ -87,6 +87,15 @@ static xp_status cpu_stream_from_native(xp_device *device, void *native, xp_stre
     return xp_cpu_stream_create(device, XP_STREAM_COMPUTE, stream);
 }
 
+static xp_status cpu_graph_launch(xp_graph *graph, xp_stream *stream) {
+    size_t n;
+    const xp_cpu_job *jobs = xp_cpu_graph_jobs(graph, &n);
+    for (size_t i = 0; i < n; i++)
+        XP_TRY(
+            xp_cpu_submit_named(stream, jobs[i].name, jobs[i].fn, jobs[i].args, jobs[i].n_bytes));
+    return XP_OK;
+}
+
 static const xp_device_vtable cpu_vtable = {
     .destroy = cpu_destroy,
     .alloc = cpu_alloc,
@@ -105,7 +114,7 @@ static const xp_device_vtable cpu_vtable = {
     .zero = xp_cpu_zero,
     .graph_begin = xp_cpu_graph_begin,
     .graph_end = xp_cpu_graph_end,
-    .graph_launch = xp_cpu_graph_launch,
+    .graph_launch = cpu_graph_launch,
     .graph_destroy = xp_cpu_graph_destroy,
 };
 

@@ -4,16 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct recorded_job {
-    xp_cpu_fn fn;
-    const char *name;
-    size_t n_bytes;
-    _Alignas(16) char args[XP_CPU_MAX_ARGS];
-} recorded_job;
-
 typedef struct cpu_graph {
     xp_graph base;
-    recorded_job *jobs; /* [capacity] */
+    xp_cpu_job *jobs; /* [capacity] */
     size_t n, capacity;
 } cpu_graph;
 
@@ -31,13 +24,13 @@ xp_status xp_cpu_graph_add(xp_graph *graph, const char *name, xp_cpu_fn fn, cons
     cpu_graph *g = (cpu_graph *)graph;
     if (g->n == g->capacity) {
         const size_t capacity = g->capacity == 0 ? 64 : 2 * g->capacity;
-        recorded_job *grown = realloc(g->jobs, capacity * sizeof *grown);
+        xp_cpu_job *grown = realloc(g->jobs, capacity * sizeof *grown);
         if (grown == NULL)
             return xp_error(XP_ENOMEM, "graph: out of memory");
         g->jobs = grown;
         g->capacity = capacity;
     }
-    recorded_job *job = &g->jobs[g->n++];
+    xp_cpu_job *job = &g->jobs[g->n++];
     job->fn = fn;
     job->name = name;
     job->n_bytes = n_bytes;
@@ -51,12 +44,10 @@ xp_status xp_cpu_graph_end(xp_stream *stream, xp_graph *graph, bool *any) {
     return XP_OK;
 }
 
-xp_status xp_cpu_graph_launch(xp_graph *graph, xp_stream *stream) {
-    const cpu_graph *g = (cpu_graph *)graph;
-    for (size_t i = 0; i < g->n; i++)
-        XP_TRY(xp_cpu_submit_named(stream, g->jobs[i].name, g->jobs[i].fn, g->jobs[i].args,
-                                   g->jobs[i].n_bytes));
-    return XP_OK;
+const xp_cpu_job *xp_cpu_graph_jobs(const xp_graph *graph, size_t *n) {
+    const cpu_graph *g = (const cpu_graph *)graph;
+    *n = g->n;
+    return g->jobs;
 }
 
 void xp_cpu_graph_destroy(xp_graph *graph) {
