@@ -7,8 +7,8 @@
 #include "parallel/shard_internal.h"
 
 /* Gradients are reduced beside GEMMs that fill the GPU: a collective that waits for another rank keeps
- * its SMs from them, and so few carry a layer's gradients over NVLink in a tenth of its backward. */
-#define BESIDE_CTAS 8
+ * its SMs from them. Fewer do not keep up with the backward pass (docs/performance-log.md). */
+#define BESIDE_CTAS 16
 
 /* ---- create ------------------------------------------------------------------------------ */
 

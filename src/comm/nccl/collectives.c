@@ -6,8 +6,9 @@
 
 /* Up to here everybody gets everything and adds it all: one call instead of two. */
 #define SMALL_BYTES ((int64_t)64 << 10)
-/* What others send of a reduction lies here until it is added; more of it makes no call faster. */
-#define MOST_SCRATCH    ((int64_t)64 << 20)
+/* What others send of a reduction lies here until it is added. Beside GEMMs that fill a GPU each kernel
+ * of a reduction waits for an SM, so a layer's gradients go in one piece, not in several. */
+#define MOST_SCRATCH    ((int64_t)192 << 20)
 #define UNKNOWN_SCRATCH ((int64_t)16 << 20)
 
 static int64_t smaller(int64_t a, int64_t b) {

@@ -108,7 +108,7 @@ static void near_runs_on_record(void **state) {
           1,
           {EP("2"), BACKEND("deepep"), "--moe.num_experts", "32", FORCED("spread"), NULL}},
          NULL,
-         92156,
+         93137,
          0.05},
         {{"h200", 1, 1, {"--model.n_layers", "48", NULL}}, former_kernels, 19800, 0.05},
         {{"h200", 1, 1, {"--model.n_layers", "48", "--training.local_batch_size", "6", NULL}},
