@@ -44,7 +44,8 @@ typedef struct ep_case {
     bool breaks_world; /* needs ranks of its own: it ends with a failed communicator */
     bool any_dtype;    /* once is enough, the row type does not matter */
     int min_ranks;
-    bool host_only; /* reads and writes device memory itself */
+    bool host_only;   /* reads and writes device memory itself */
+    double timeout_s; /* of a world that it breaks without waiting for it to pass; 0: a short one */
 } ep_case;
 extern const ep_case ep_cases[];
 extern const int n_ep_cases;

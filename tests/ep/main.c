@@ -177,9 +177,15 @@ static bool report(const ep_env *env, const ep_case *c) {
     return false;
 }
 
+static double time_limit(const ep_case *c, int n_ranks, double least_s) {
+    if (!c->breaks_world)
+        return 20;
+    return c->timeout_s > 0 ? c->timeout_s : ep_time_limit(n_ranks, least_s);
+}
+
 static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_transport transport,
                         xp_dtype dtype) {
-    double timeout_s = !c->breaks_world ? 20 : ep_time_limit(n_ranks, o->cuda ? 1 : 0.5);
+    const double timeout_s = time_limit(c, n_ranks, o->cuda ? 1 : 0.5);
     xp_thread_world *world = NULL;
     rank_thread *threads = calloc((size_t)n_ranks, sizeof *threads);
     int nodes[64];
@@ -212,7 +218,7 @@ static bool run_threads(const options *o, const ep_case *c, int n_ranks, xp_ep_t
 static bool run_processes(const options *o, const ep_case *c, int n_ranks,
                           xp_ep_transport transport, xp_dtype dtype) {
     ep_env envs[64];
-    const double timeout_s = c->breaks_world ? ep_time_limit(n_ranks, 0.5) : 20;
+    const double timeout_s = time_limit(c, n_ranks, 0.5);
     for (int r = 0; r < n_ranks; r++)
         envs[r] = env_of(o, r, n_ranks, transport, dtype, timeout_s);
     bool ok = ep_run_processes(envs, n_ranks, c, run_body);
