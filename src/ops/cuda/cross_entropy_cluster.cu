@@ -16,11 +16,8 @@
 
 namespace {
 
-constexpr int THREADS = 1024, WARPS = THREADS / 32, BUFFERS = 3, MOST_CTAS = 8;
-constexpr int ROUNDS = 5;              /* vectors that a thread has in registers at a time */
-constexpr int N = 8;                   /* logits of a vector */
-constexpr uint32_t LOAD_BYTES = 16384; /* of one bulk load */
-constexpr float LOG2_E = 1.44269504f;
+constexpr int THREADS = 1024, BUFFERS = 3, MOST_CTAS = 8;
+constexpr int N = 8; /* logits of a vector */
 constexpr int64_t STATIC_BYTES = 1024;
 /* For shorter rows the kernel of a block a row is faster. */
 constexpr int64_t LEAST_VECTORS = 4096;
@@ -35,6 +32,11 @@ struct loss_args {
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr int WARPS = THREADS / 32;
+constexpr int ROUNDS = 5;              /* vectors that a thread has in registers at a time */
+constexpr uint32_t LOAD_BYTES = 16384; /* of one bulk load */
+constexpr float LOG2_E = 1.44269504f;
+
 /* The sum of exp(x) is sum * 2^base, base the largest x times LOG2_E: exponentials to base 2 take one
  * instruction, and a product that is fused with the subtraction rounds once. */
 struct running {
