@@ -11,6 +11,7 @@
  */
 #include "ops/cuda/cross_entropy_cluster.h"
 #include "ops/cuda/hopper.cuh"
+#include "ops/cuda/hopper_launch.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/vector.cuh"
 
@@ -311,7 +312,8 @@ extern "C" bool xp_cuda_cross_entropy_cluster_serves(const xp_cuda_device *devic
                                                      const xp_cross_entropy_args *a) {
     const int64_t n_vectors = a->vocab / N;
     if (!device->wgmma || !device->bulk || a->dtype != XP_BF16 || !a->write_grad ||
-        a->vocab % N != 0 || !xp_is_aligned(a->logits) || n_vectors < LEAST_VECTORS)
+        a->vocab % N != 0 || !xp_is_aligned(a->logits) || n_vectors < LEAST_VECTORS ||
+        !xp_cuda_hopper_is_built())
         return false;
     const int n_ctas = ctas_for(device, n_vectors);
     const int64_t part = xp_ceil_div(n_vectors, n_ctas);

@@ -18,8 +18,9 @@ typedef enum xp_ep_barrier_failure {
 
 /**
  * A slot's abort flags, at the head of its part of the window. `failed` may be set by peers, and only
- * barriers read it. `aborted` is set by this rank's barriers alone, so that all blocks of the kernels
- * behind one see the same value: they return at once and touch nobody's memory.
+ * barriers read it. `aborted` is set by this rank's barriers and plan kernels alone, so that all blocks
+ * of the kernels behind one see the same value: they return at once and touch nobody's memory. (Threads
+ * of the plan kernel that sets it may see either: that group has failed by then.)
  */
 typedef struct xp_ep_abort_flags {
     uint32_t failed; /* 0, or who missed whom where: see barrier.cu */
