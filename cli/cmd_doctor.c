@@ -80,7 +80,8 @@ static void print_end(const doctor *d) {
         printf("\nThis machine can train on %d GPU%s: expar train CONFIG\n", d->n_gpus,
                d->n_gpus == 1 ? "" : "s");
     else
-        printf("\nThis machine can train on the CPU: ./run_train.sh\n");
+        printf("\nThis machine can train on the CPU: expar train CONFIG, or ./run_train.sh in a "
+               "checkout\n");
 }
 
 static int examine(doctor *d) {

@@ -35,11 +35,12 @@ void tune_print_head(const xp_tune_args *args, const xp_tune_report *report) {
            xp_dtype_name(f->dtype), (long long)report->n_tokens);
     if (report->n_tokens != f->tokens)
         printf(" (of a microbatch's %lld)", (long long)f->tokens);
-    printf("\nmeasured: forward and backward of one MoE layer, in turns with the defaults; at most "
-           "%.0f s\n\n",
-           args->seconds);
+    printf("\n");
     if (report->n > 0)
-        printf("%-46s %9s %9s  %s\n", "setting", "ms", "default", "against the default");
+        printf(
+            "measured: forward and backward of one MoE layer, in turns with the defaults; at most "
+            "%.0f s\n\n%-46s %9s %9s  %s\n",
+            args->seconds, "setting", "ms", "default", "against the default");
     fflush(stdout);
 }
 

@@ -47,6 +47,19 @@ class Stats(NamedTuple):
     wait_s: float
 
 
+def _compare(exchange: Exchange, **arguments: Any) -> None:
+    """Refuse, on every rank, arguments of a group that differ from rank 0's: its ranks write into each other's buffers."""
+    lines = [f"{name} is {value}" for name, value in arguments.items()]
+    send = torch.frombuffer(bytearray("\n".join(lines).encode()[:512].ljust(512)), dtype=torch.uint8)
+    recv = [torch.empty_like(send) for _ in range(exchange.size)]
+    exchange.all_gather(send, recv)
+    all_lines = [bytes(part.tolist()).decode(errors="replace").rstrip().split("\n") for part in recv]
+    for rank, theirs in enumerate(all_lines):
+        for ours, other in zip(all_lines[0], theirs):
+            if ours != other:
+                raise ValueError(f"{ours} on rank 0, {other} on rank {rank}: all ranks of a group give the same arguments")
+
+
 class Group:
     """The ranks that share E experts, with all buffers of dispatch and combine.
 
@@ -73,11 +86,11 @@ class Group:
         rank, size, device, dtype, dim, top_k, num_experts, num_local_experts (L), max_tokens, static
         assignment_capacity (P), recv_capacity, max_rounds: see include/expar/ep.h.
 
-    Creation is collective, and so is close(): call it (or use the group in a `with`) before
-    torch.distributed.destroy_process_group().
+    Creation is collective, with the same arguments on every rank. So is close(): call it (or use the group in a `with`)
+    before torch.distributed.destroy_process_group().
 
     Raises:
-        ValueError: an argument is wrong; the message names it.
+        ValueError: an argument is wrong, or another rank gives another one; the message names it.
         NotImplementedError: the transport cannot work between these ranks, or this build has no code for the device.
         MemoryError; ExparError: another rank failed (code XP_ECOMM). Nothing is kept.
     """
@@ -108,6 +121,8 @@ class Group:
         try:
             if exchange is not None and exchange.size > 1:
                 self._comm = Comm(exchange, timeout)
+                _compare(exchange, num_experts=num_experts, top_k=top_k, dim=dim, max_tokens=max_tokens, dtype=dtype,
+                         device=self.device.type, capacity_factor=float(capacity_factor), backend=backend, static=self.static)
             self._call("xp_ep_group_create", None if self._comm is None else self._comm.pointer, self._device.pointer,
                        ctypes.byref(config), ctypes.byref(created))
         except BaseException:

@@ -121,6 +121,16 @@ class MoELayer(nn.Module):
         self._calls_since_update = 0
         self.reset_parameters()
 
+    def _apply(self, fn: Any, *others: Any) -> "MoELayer":
+        """Of to(), bfloat16() and the like. The bias and the counts stay fp32: a step of the bias would be lost in bf16."""
+        before = {name: self._buffers[name] for name in ("expert_bias", "tokens_per_expert")}
+        super()._apply(fn, *others)
+        for name, buffer in before.items():
+            now = self._buffers[name]
+            if buffer is not None and now is not None and now.dtype != torch.float32:
+                self._buffers[name] = buffer.to(now.device)
+        return self
+
     def reset_parameters(self, std: float = 0.02, out_std: float = 0.02) -> None:
         """N(0, std), down_proj N(0, out_std). With the same torch seed on every rank the layer is the same for every number
         of ranks."""
@@ -142,7 +152,11 @@ class MoELayer(nn.Module):
         return self.gate.parameters()
 
     def route(self, x: Tensor) -> Routing:
-        """The router on x [T, D], in fp32."""
+        """The router on x [T, D], in fp32, under torch.autocast, too."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._route(x)
+
+    def _route(self, x: Tensor) -> Routing:
         args = self.args
         scores = SCORES[args.score_func](x.float() @ self.gate.weight.float().t())
         if args.force_load_balance is not None:

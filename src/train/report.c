@@ -44,10 +44,12 @@ double xp_trainer_recent_loss(const xp_trainer *t) {
     return n > 0 ? sum / (double)n : NAN;
 }
 
-/* Of the whole step, with validation and checkpoints. The first step after a start is longer than others. */
+/* Of the whole step, with validation and checkpoints. The first step after a start is longer than others, and the
+ * validation before it would stand for one before every step. */
 static double step_mean_s(const xp_trainer *t) {
     const int64_t n = t->step - t->first_step;
-    return n > 1 ? (t->run_s - t->first_step_s) / (double)(n - 1) : t->run_s;
+    return n > 1 ? (t->run_s - t->first_step_s) / (double)(n - 1)
+                 : t->interval_s / (double)t->interval_steps;
 }
 
 /* Training does not end for want of a line: what could not be written is tried again. */

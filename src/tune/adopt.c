@@ -97,17 +97,17 @@ static xp_status take(xp_config_set *set, const decision *d) {
     XP_TRY(xp_config_take_tuned(set, tuned, &n_taken));
     const xp_config *c = xp_config_get(set);
     const int n_values = (tuned->transport[0] != '\0') + (tuned->num_sms > 0);
-    int n = snprintf(text, sizeof text, "%s fits this machine and model: ", tuned->path);
+    int n = snprintf(text, sizeof text, "%s fits this machine and model", tuned->path);
     if (n_values == 0)
-        snprintf(text + n, sizeof text - (size_t)n, "the defaults are the fastest that it found");
+        snprintf(text + n, sizeof text - (size_t)n, ": the defaults are the fastest that it found");
     else if (n_taken == 0)
-        snprintf(text + n, sizeof text - (size_t)n, "but [deepep] is set already");
+        snprintf(text + n, sizeof text - (size_t)n, ", but [deepep] is set already");
     else if (c->deepep.num_sms > 0)
-        snprintf(text + n, sizeof text - (size_t)n, "deepep.transport %s, deepep.num_sms %lld%s",
+        snprintf(text + n, sizeof text - (size_t)n, ": deepep.transport %s, deepep.num_sms %lld%s",
                  c->deepep.transport, (long long)c->deepep.num_sms,
                  n_taken < n_values ? " (one of them is the user's)" : "");
     else
-        snprintf(text + n, sizeof text - (size_t)n, "deepep.transport %s", c->deepep.transport);
+        snprintf(text + n, sizeof text - (size_t)n, ": deepep.transport %s", c->deepep.transport);
     return xp_config_set_tuned_note(set, text, false);
 }
 

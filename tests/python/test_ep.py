@@ -149,6 +149,7 @@ def on_rank(rank, size):
         with make_group(halves[rank // 2], "cpu") as group, make_group(halves[rank // 2], "cpu", dim=DIM) as other:
             check_layer(test, group, "natural", [9, 14], 1)
             check_layer(test, other, "skewed", [3, 0], 2)
+    differing_arguments(test, rank, size)
     if size == 2:
         lost_rank(test, rank)
 
@@ -172,6 +173,20 @@ def failing_exchange(test):
     with test.assertRaises(ExparError) as caught:
         make_group(Broken(dist.group.WORLD), "cpu", timeout=5)
     test.assertIn("the network is gone", str(caught.exception))
+
+
+def differing_arguments(test, rank, size):
+    """Ranks that do not agree on a group would write past each other's buffers: each of them refuses it."""
+    import torch.distributed as dist
+
+    last = size - 1
+    for ours, theirs in (({}, dict(max_tokens=7)), (dict(backend="standard"), dict(backend="deepep"))):
+        (name, value), = theirs.items()
+        with test.assertRaises(ValueError) as caught:
+            make_group(dist.group.WORLD, "cpu", **(theirs if rank == last else ours))
+        test.assertIn(f"{name} is {value} on rank {last}", str(caught.exception))
+    with make_group(dist.group.WORLD, "cpu") as group:
+        group.plan(torch.tensor([[0, 1, 2]]))
 
 
 def lost_rank(test, rank):

@@ -278,6 +278,22 @@ class OneRank(TestCase):
             self.assertEqual(topk_idx.flatten().bincount().tolist(), [16 * TOP_K // EXPERTS] * EXPERTS)
             layer(x)
 
+    def test_buffers_stay_fp32(self):
+        layer = make_layer(dtype=torch.bfloat16)
+        layer.expert_bias += 1 / 3
+        layer.to(torch.bfloat16)
+        layer(torch.ones(5, DIM, dtype=torch.bfloat16))
+        self.assertEqual(layer.expert_bias.tolist(), torch.full((EXPERTS,), 1 / 3).tolist())
+        self.assertEqual(float(layer.tokens_per_expert.sum()), 5 * TOP_K)
+
+    def test_autocast_leaves_the_router_alone(self):
+        layer, x = make_layer(), tokens(9, 1)[0]
+        want = layer.route(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got, _ = layer.route(x), layer(x)
+        for part, expected in zip(got, want):
+            self.assertTrue(torch.equal(part, expected))
+
     def test_training(self):
         train_both(self, make_layer())
         train_both(self, make_layer(capacity_factor=0.5), recompute=True)
