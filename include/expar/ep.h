@@ -132,7 +132,8 @@ XP_API XP_NODISCARD xp_status xp_ep_query_sizes(const xp_ep_config *config, int 
 /* ---- group --------------------------------------------------------------------------------- */
 
 /**
- * Reserve all buffers of a group (device memory under the tag "ep"). Collective.
+ * Reserve all buffers of a group (device memory under the tag "ep"). Collective; every rank gives the same
+ * config, but for num_sms, timeout_s and shares_gpus (XP_EINVAL on all of them names what differs).
  * @param comm    borrowed, must outlive the group; NULL: a group of one rank
  * @param device  borrowed, must outlive the group
  * @param config  copied

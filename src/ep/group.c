@@ -113,6 +113,7 @@ xp_status xp_ep_group_create(xp_comm *comm, xp_device *device, const xp_ep_confi
     g->timeout_s = config->timeout_s > 0 ? config->timeout_s : comm ? xp_comm_timeout(comm) : 1.0;
     xp_status status = XP_OK;
     XP_TRY_GOTO(status, complete_config(g), fail);
+    XP_TRY_GOTO(status, xp_ep_check_same_config(comm, &g->config), fail);
     XP_TRY_GOTO(status, xp_ep_shape_make(&g->config, n_ranks, &g->shape), fail);
     XP_TRY_GOTO(
         status,

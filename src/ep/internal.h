@@ -20,6 +20,8 @@ size_t xp_ep_comm_bytes(const xp_ep_config *config, int n_ranks);
  * @return XP_OK; XP_ENOTSUP: p2p was asked for and the ranks span several nodes
  */
 XP_NODISCARD xp_status xp_ep_choose_transport(xp_ep_config *config, bool peer_accessible);
+/** Collective (nothing for one rank). XP_EINVAL on every rank when a config is not rank 0's. */
+XP_NODISCARD xp_status xp_ep_check_same_config(xp_comm *comm, const xp_ep_config *config);
 
 /**
  * How many rounds calls with this plan need, as far as the host knows without waiting.

@@ -357,6 +357,7 @@ const ep_case ep_cases[] = {
     {"returns-rank-count", returns_rank_count, false, false, 1, true, 0},
     {"thousand-iterations", ep_thousand_iterations, false, false, 1, false, 0},
     {"wrong-routing", ep_wrong_routing, false, true, 1, false, 0},
+    {"unlike-configs", ep_unlike_configs, false, true, 2, false, 0},
     {"wrong-tensors", ep_wrong_tensors, false, true, 1, false, 0},
     {"rounds-in-order", ep_rounds_in_order, false, true, 1, false, 0},
     {"halves-in-order", ep_halves_in_order, false, true, 1, false, 0},

@@ -56,6 +56,42 @@ bool ep_wrong_routing(ep_env *env) {
            refused(env, "below -1", -2, 1, 0) && refused(env, "too many tokens", 0, 0, 1);
 }
 
+/* Ranks that do not give the same config are told so, all of them, and can go on. */
+bool ep_unlike_configs(ep_env *env) {
+    static const char *const names[] = {"max_tokens", "dim", "top_k", "dtype", "capacity_factor"};
+    const bool other = env->rank == env->n_ranks - 1;
+    const ep_problem same = ep_problem_for(env, ROUTE_RANDOM);
+    for (int i = 0; i < 5; i++) {
+        ep_problem p = same;
+        if (other) {
+            p.max_tokens += i == 0;
+            p.dim += i == 1 ? 16 : 0;
+            p.top_k -= i == 2;
+            p.dtype = i != 3 ? p.dtype : p.dtype == XP_F32 ? XP_BF16 : XP_F32;
+            p.capacity_factor += i == 4;
+        }
+        const xp_ep_config config = {.max_tokens = p.max_tokens,
+                                     .dim = p.dim,
+                                     .top_k = p.top_k,
+                                     .n_experts = p.n_experts,
+                                     .dtype = p.dtype,
+                                     .capacity_factor = p.capacity_factor,
+                                     .transport = env->transport,
+                                     .timeout_s = env->timeout_s};
+        xp_ep_group *group = NULL;
+        const xp_status status = xp_ep_group_create(env->comm, env->device, &config, &group);
+        EP_CHECK(env, status == XP_EINVAL, "%s: status %s", names[i], xp_status_name(status));
+        EP_CHECK(env, strstr(xp_last_error(), names[i]) != NULL, "%s: the error is '%s'", names[i],
+                 xp_last_error());
+    }
+    ep_setup s;
+    if (!ep_make_setup_for(env, &s, &same))
+        return false;
+    const bool ok = ep_check_in_group(env, &s.p, s.group, s.plan, env->stream);
+    ep_free_setup(env, &s);
+    return ok;
+}
+
 /* Tensors of the wrong shape are refused before anything is sent. */
 bool ep_wrong_tensors(ep_env *env) {
     ep_setup s;

@@ -20,6 +20,7 @@ bool ep_make_setup(ep_env *env, ep_setup *s, ep_routing routing);
 void ep_free_setup(ep_env *env, ep_setup *s);
 
 bool ep_wrong_routing(ep_env *env);
+bool ep_unlike_configs(ep_env *env);
 bool ep_wrong_tensors(ep_env *env);
 bool ep_rounds_in_order(ep_env *env);
 bool ep_late_for_plan(ep_env *env);
