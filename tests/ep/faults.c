@@ -83,6 +83,8 @@ bool ep_unlike_configs(ep_env *env) {
         EP_CHECK(env, status == XP_EINVAL, "%s: status %s", names[i], xp_status_name(status));
         EP_CHECK(env, strstr(xp_last_error(), names[i]) != NULL, "%s: the error is '%s'", names[i],
                  xp_last_error());
+        EP_CHECK(env, i != 3 || strstr(xp_last_error(), xp_dtype_name(XP_BF16)) != NULL,
+                 "a dtype without its name: '%s'", xp_last_error());
     }
     ep_setup s;
     if (!ep_make_setup_for(env, &s, &same))
