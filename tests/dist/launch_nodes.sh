@@ -138,7 +138,7 @@ start twice --training.steps 100000
 trains twice
 kill -STOP "$(far_rank)"
 kill -TERM "$(launcher_of twice)"
-sleep 1.2
+sleep 1.6 # a second signal counts from 1 s after the first, as the launcher saw it
 kill -TERM "$(launcher_of twice)" || fail "one SIGTERM ended a run that could not save"
 finish twice 1
 echo "ok: launch over nodes"

@@ -103,11 +103,12 @@ one_error wrong.log "set NGPU=2"
 nothing_left "wrong runs"
 
 # ---- no mpirun, another mpirun, one that fails
-mkdir -p none other failing
+mkdir -p none other failing slow
 ln -s "$(command -v bash)" "$(command -v sed)" "$(command -v sh)" none/ 2> /dev/null
 printf '#!/bin/sh\necho HYDRA build details:\n' > other/mpirun
 printf '#!/bin/sh\n[ "$1" = --version ] && { echo "mpirun (Open MPI) 4.1.4"; exit 0; }\necho "no slots: the reason" >&2\nexit 3\n' > failing/mpirun
-chmod +x other/mpirun failing/mpirun
+printf '#!/bin/sh\n[ "$1" = --version ] || sleep 30\nPATH=%q exec mpirun "$@"\n' "$PATH" > slow/mpirun
+chmod +x other/mpirun failing/mpirun slow/mpirun
 PATH=$WORK/none processes 2 absent
 expect_rc 1 "no mpirun"
 one_error absent.log "apt-get install openmpi-bin"
@@ -143,11 +144,11 @@ wait_for_steps() { # DUMP_FOLDER
     done
     fail "$1 does not get to step 20"
 }
-ended() { # RC WHAT SECONDS: the launcher ends in time
+ended() { # RC|any WHAT SECONDS: the launcher ends in time; its exit code is left in rc
     local began=$SECONDS
     wait $launcher
     rc=$?
-    expect_rc "$1" "$2"
+    [ "$1" = any ] || expect_rc "$1" "$2"
     [ $((SECONDS - began)) -le "$3" ] || fail "$2: took $((SECONDS - began)) s"
 }
 mpirun_of() {
@@ -178,19 +179,34 @@ for ((i = 0; i < times; i++)); do
         # shellcheck disable=SC2046
         kill -STOP $(ranks_of)
         kill -$signal $launcher
-        sleep 1.1
+        sleep 1.6 # a second signal counts from 1 s after the first, as the launcher saw it
         kill -0 $launcher || fail "one SIG$signal ended a run that could not save"
         kill -$signal $launcher
         ended 1 "SIG$signal twice" 3
         nothing_left "SIG$signal twice"
 
-        # Before there is anything to save.
-        start 2 early-$signal
-        sleep 0.0$((RANDOM % 10))
+        # Before there is anything to save: mpirun does not come to its ranks.
+        PATH=$WORK/slow:$PATH start 2 early-$signal
+        sleep 0.$((RANDOM % 5))
         kill -$signal $launcher
-        wait $launcher
-        [ $? -eq $((128 + $(kill -l $signal))) ] || fail "SIG$signal at the start: another exit code"
-        nothing_left "SIG$signal at the start"
+        ended $((128 + $(kill -l $signal))) "SIG$signal before there are ranks" 10
+        expect_no early-$signal.log "^step:"
+        nothing_left "SIG$signal before there are ranks"
+        # At any moment of a start: the signal's exit code and nothing done, or a run that has stopped in order.
+        for moment in 0.0 0.2 0.4; do
+            start 2 start-$signal
+            sleep $moment$((RANDOM % 10))
+            kill -$signal $launcher
+            ended any "SIG$signal at the start" 10
+            if [ "$rc" -eq 0 ]; then
+                expect_text start-$signal.log "^stopped: step"
+            else
+                expect_rc $((128 + $(kill -l $signal))) "SIG$signal at the start"
+                expect_no start-$signal.log "^step:"
+            fi
+            expect_no start-$signal.log "^error:"
+            nothing_left "SIG$signal at the start"
+        done
     done
     # To the process group, as a terminal sends it, and a second time by `timeout`.
     rm -rf group

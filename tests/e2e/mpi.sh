@@ -76,7 +76,7 @@ tr '\0' '\n' < "/proc/${ranks[0]}/environ" | grep -qx 'OMPI_COMM_WORLD_RANK=0' |
 kill -STOP "${ranks[1]}"
 sleep 0.3
 kill -TERM "${ranks[0]}"
-sleep 1.2
+sleep 1.6 # a second signal counts from 1 s after the first, as the rank saw it
 kill -0 "${ranks[0]}" || fail "one SIGTERM ended a rank that could not save"
 kill -TERM "${ranks[0]}"
 for _ in $(seq 25); do
