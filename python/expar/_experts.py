@@ -162,8 +162,8 @@ def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, d_out: Optional[Tensor], *_: Any) -> Tuple[Optional[Tensor], ...]:
-    x, w13, w2, kept_recv, kept_gate_up = ctx.saved_tensors
+def _backward(ctx: Any, saved: Tuple[Tensor, ...], d_out: Optional[Tensor], *_: Any) -> Tuple[Optional[Tensor], ...]:
+    x, w13, w2, kept_recv, kept_gate_up = saved
     x, w13, w2 = _device.dense(x), _device.dense(w13), _device.dense(w2)
     handle, group = ctx.handle, ctx.handle.group
     group._enter()

@@ -32,7 +32,7 @@ def fused_silu_gate_prob(x1: Tensor, x2: Tensor, prob: Tensor, n_rows: Optional[
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit; nothing is computed.
-        RuntimeError: in a second backward (create_graph=True), which there is none of.
+        RuntimeError: in a second backward (through gradients made with create_graph=True), which there is none of.
     """
     _check(x1, x2, prob, n_rows)
     return _silu_gate_prob(x1, x2, prob, n_rows)
@@ -173,7 +173,7 @@ _silu_gate_prob = _op.define(
     "silu_gate_prob", "(Tensor x1, Tensor x2, Tensor prob, Tensor? n_rows) -> Tensor",
     _forward, lambda x1, x2, prob, n_rows: _like(x1),
     lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    lambda ctx, dout: (*_silu_gate_prob_backward(*ctx.saved_tensors, dout), None))
+    lambda ctx, saved, dout: (*_silu_gate_prob_backward(*saved, dout), None))
 _silu_gate_prob_packed_backward = _op.define(
     "silu_gate_prob_packed_backward", "(Tensor x12, Tensor prob, Tensor? n_rows, Tensor dout) -> (Tensor, Tensor)",
     _packed_backward, lambda x12, prob, n_rows, dout: (_like(x12), _like(prob)))
@@ -181,4 +181,4 @@ _silu_gate_prob_packed = _op.define(
     "silu_gate_prob_packed", "(Tensor x12, Tensor prob, Tensor? n_rows) -> Tensor",
     _packed_forward, lambda x12, prob, n_rows: x12.new_empty((x12.shape[0], x12.shape[1] // 2)),
     lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    lambda ctx, dout: (*_silu_gate_prob_packed_backward(*ctx.saved_tensors, dout), None))
+    lambda ctx, saved, dout: (*_silu_gate_prob_packed_backward(*saved, dout), None))

@@ -115,8 +115,8 @@ def _add_rows(rows: Tensor, offsets: Tensor, gather: Tensor, n_rows: int) -> Ten
     return total.index_add_(0, index, rows.float().masked_fill_(~used[:, None], 0))[:n_rows].to(rows.dtype)
 
 
-def _backward(ctx: Any, dy: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor], None, None]:
-    x, weight, offsets, gather = ctx.saved_tensors
+def _backward(ctx: Any, saved: Tuple[Any, ...], dy: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor], None, None]:
+    x, weight, offsets, gather = saved
     dx = dw = None
     if ctx.needs_input_grad[0]:
         dx = _grouped_mm_dgrad(dy, weight, offsets)

@@ -211,6 +211,16 @@ class OneRank(TestCase):
                 compare(self, make_layer(**changes), [33],
                         run=lambda layer, x: checkpoint(layer, x, use_reentrant=reentrant))
 
+    def test_no_second_derivative(self):
+        layer = make_layer()
+        x = tokens(6, 0)[0].requires_grad_()
+        for leaf in (x, layer.experts.w13, layer.gate.weight):
+            (gradient,) = torch.autograd.grad(layer(x).sum(), leaf, create_graph=True)
+            with self.assertRaises(RuntimeError) as caught:
+                (gradient.pow(2).sum() + leaf.pow(2).sum()).backward()
+            self.assertIn("expar::moe_experts has no second derivative", str(caught.exception))
+        layer.group.close()
+
     def test_dropping_dprob_would_be_seen(self):
         """The router's gradient comes through the routing weights alone."""
         layer = make_layer()
