@@ -123,6 +123,20 @@ class FusedActivation(TestCase):
                 fused_silu_gate_prob(*arguments)
             self.assertIn(part, str(caught.exception))
 
+    def test_wrong_types(self):
+        x, prob = torch.randn(4, 8), torch.rand(4, 1)
+        for part, call in (("x1 is None, must be a torch.Tensor", lambda: fused_silu_gate_prob(None, x, prob)),
+                           ("x2 is a list", lambda: fused_silu_gate_prob(x, [1], prob)),
+                           ("prob is 0.5", lambda: fused_silu_gate_prob(x, x, 0.5)),
+                           ("n_rows is 3", lambda: fused_silu_gate_prob(x, x, prob, 3)),
+                           ("x1 is a numpy.ndarray", lambda: fused_silu_gate_prob(x.numpy(), x, prob)),
+                           ("x12 is None", lambda: fused_silu_gate_prob_packed(None, prob)),
+                           ("prob is None", lambda: fused_silu_gate_prob_packed(x, None)),
+                           ("x2 is None", lambda: silu_gate_prob_reference(x, None, prob))):
+            with self.assertRaises(TypeError) as caught:
+                call()
+            self.assertIn(part, str(caught.exception))
+
     def test_library_message(self):
         """An error of the library itself comes with its text."""
         from expar import _capi, _device
