@@ -31,6 +31,9 @@ typedef struct xp_sizes {
     double latency_s; /* between nodes */
 } xp_sizes;
 
+/** Errors as of xp_predict_step(). */
+XP_NODISCARD xp_status xp_predict_sizes(const xp_config *config, const xp_mesh *layout,
+                                        const xp_cluster *cluster, xp_sizes *sizes);
 /** Forward, backward, recomputation of all layers, and the head. */
 void xp_predict_compute(const xp_sizes *s, xp_step_prediction *p);
 /** Fixed costs of the step's kernels and launches; `in_graphs`: of passes launched as CUDA graphs. */

@@ -30,8 +30,8 @@ static xp_status read_dtype(const xp_config *config, const xp_hardware *h, xp_si
     return XP_OK;
 }
 
-static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, const xp_cluster *c,
-                            xp_sizes *s) {
+xp_status xp_predict_sizes(const xp_config *config, const xp_mesh *layout, const xp_cluster *c,
+                           xp_sizes *s) {
     int64_t global;
     memset(s, 0, sizeof *s);
     XP_TRY(xp_arch_from_config(config, &s->arch));
@@ -85,7 +85,7 @@ xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout, const 
                           xp_step_prediction *prediction) {
     xp_step_prediction p = {0};
     xp_sizes s;
-    XP_TRY(read_sizes(config, layout, cluster, &s));
+    XP_TRY(xp_predict_sizes(config, layout, cluster, &s));
     xp_predict_compute(&s, &p);
     xp_predict_exchange(&s, &p);
     xp_predict_update(&s, layout, cluster, &p);
