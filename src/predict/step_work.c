@@ -66,8 +66,8 @@ static widths widths_of(const xp_sizes *s) {
                     .q = q,
                     .kv = kv,
                     .qkv = q + 2 * kv,
-                    .ffn = s->is_moe ? (double)a->top_k * (double)a->moe_dim
-                                     : (double)a->hidden_dim};
+                    .ffn =
+                        s->is_moe ? (double)a->top_k * (double)a->moe_dim : (double)a->hidden_dim};
 }
 
 static void add_attention(counter *c, const widths *w, double layers, bool again) {
@@ -172,8 +172,8 @@ static void add_exchange(counter *c, const widths *w, double layers, const xp_st
     part->link_bytes = p->link_bytes + p->network_bytes;
     part->bound = XP_BOUND_LINK;
     if (!hides_exchange(s))
-        part->floor_s = fmax(p->link_bytes / c->work->limits.link,
-                             p->network_bytes / c->work->limits.network);
+        part->floor_s =
+            fmax(p->link_bytes / c->work->limits.link, p->network_bytes / c->work->limits.network);
 }
 
 static void choose_bounds(counter *c) {
@@ -201,12 +201,12 @@ static xp_step_limits limits_of(const xp_cluster *cluster) {
                                 .link = memory / 2,
                                 .network = cluster->network_gbps * 1e9,
                                 .measured = true};
-    return (xp_step_limits){
-        .flops = measured_or(h->measured.gemm_tflops, h->limits.tflops) * 1e12,
-        .memory = measured_or(h->measured.copy_tbps, h->limits.memory_tbps) * 1e12,
-        .link = measured_or(h->measured.link_gbps, h->limits.link_gbps) * 1e9,
-        .network = cluster->network_gbps * 1e9,
-        .measured = h->measured.gemm_tflops > 0 && h->measured.copy_tbps > 0};
+    return (xp_step_limits){.flops = measured_or(h->measured.gemm_tflops, h->limits.tflops) * 1e12,
+                            .memory =
+                                measured_or(h->measured.copy_tbps, h->limits.memory_tbps) * 1e12,
+                            .link = measured_or(h->measured.link_gbps, h->limits.link_gbps) * 1e9,
+                            .network = cluster->network_gbps * 1e9,
+                            .measured = h->measured.gemm_tflops > 0 && h->measured.copy_tbps > 0};
 }
 
 xp_status xp_predict_work(const xp_config *config, const xp_mesh *layout, const xp_cluster *cluster,
@@ -241,28 +241,28 @@ xp_status xp_predict_work(const xp_config *config, const xp_mesh *layout, const 
 /* ---- names ---------------------------------------------------------------------------------- */
 
 const char *xp_part_name(xp_part part) {
-    static const char *const names[XP_N_PARTS] = {
-        [XP_PART_ATTENTION_FORWARD] = "attention forward",
-        [XP_PART_ATTENTION_BACKWARD] = "attention backward",
-        [XP_PART_DENSE_FORWARD] = "dense GEMMs forward",
-        [XP_PART_DENSE_BACKWARD] = "dense GEMMs backward",
-        [XP_PART_EXPERT_FORWARD] = "expert GEMMs forward",
-        [XP_PART_EXPERT_DGRAD] = "expert GEMMs dgrad",
-        [XP_PART_EXPERT_WGRAD] = "expert GEMMs wgrad",
-        [XP_PART_ACTIVATION] = "activation",
-        [XP_PART_NORMS] = "norms",
-        [XP_PART_QK_NORM_ROPE] = "QK-norm + RoPE",
-        [XP_PART_ROUTER] = "router",
-        [XP_PART_PLAN] = "plan",
-        [XP_PART_EXCHANGE] = "exchange and sums",
-        [XP_PART_HEAD] = "head GEMMs",
-        [XP_PART_CROSS_ENTROPY] = "cross-entropy",
-        [XP_PART_EMBEDDING] = "embedding",
-        [XP_PART_OPTIMIZER] = "optimizer",
-        [XP_PART_OTHER] = "copies and other ops",
-        [XP_PART_COLLECTIVES] = "collectives, exposed",
-        [XP_PART_OUTSIDE] = "validation, checkpoint",
-        [XP_PART_GAPS] = "gaps"};
+    static const char *const names[XP_N_PARTS] = {[XP_PART_ATTENTION_FORWARD] = "attention forward",
+                                                  [XP_PART_ATTENTION_BACKWARD] =
+                                                      "attention backward",
+                                                  [XP_PART_DENSE_FORWARD] = "dense GEMMs forward",
+                                                  [XP_PART_DENSE_BACKWARD] = "dense GEMMs backward",
+                                                  [XP_PART_EXPERT_FORWARD] = "expert GEMMs forward",
+                                                  [XP_PART_EXPERT_DGRAD] = "expert GEMMs dgrad",
+                                                  [XP_PART_EXPERT_WGRAD] = "expert GEMMs wgrad",
+                                                  [XP_PART_ACTIVATION] = "activation",
+                                                  [XP_PART_NORMS] = "norms",
+                                                  [XP_PART_QK_NORM_ROPE] = "QK-norm + RoPE",
+                                                  [XP_PART_ROUTER] = "router",
+                                                  [XP_PART_PLAN] = "plan",
+                                                  [XP_PART_EXCHANGE] = "exchange and sums",
+                                                  [XP_PART_HEAD] = "head GEMMs",
+                                                  [XP_PART_CROSS_ENTROPY] = "cross-entropy",
+                                                  [XP_PART_EMBEDDING] = "embedding",
+                                                  [XP_PART_OPTIMIZER] = "optimizer",
+                                                  [XP_PART_OTHER] = "copies and other ops",
+                                                  [XP_PART_COLLECTIVES] = "collectives, exposed",
+                                                  [XP_PART_OUTSIDE] = "validation, checkpoint",
+                                                  [XP_PART_GAPS] = "gaps"};
     return names[part];
 }
 

@@ -6,11 +6,11 @@
 
 typedef struct xp_trace_floors {
     char hardware[XP_HARDWARE_NAME];
-    xp_step_work work;         /* of one rank's step */
+    xp_step_work work; /* of one rank's step */
     double part_us[XP_N_PARTS];
-    double sum_us, floor_us;   /* of all parts */
-    double step_us;            /* by the host's clock; 0: the file does not say */
-    bool documents;            /* attention does not see whole rows */
+    double sum_us, floor_us; /* of all parts */
+    double step_us;          /* by the host's clock; 0: the file does not say */
+    bool documents;          /* attention does not see whole rows */
 } xp_trace_floors;
 
 /**

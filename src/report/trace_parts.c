@@ -105,8 +105,7 @@ static void add(const beside *b, xp_part part, double begin, double end, double 
 static void add_gap(const beside *b, double begin, double end, double *parts) {
     if (end <= begin)
         return;
-    const double host = covered(begin, end, &b->host),
-                 exchange = covered(begin, end, &b->exchange),
+    const double host = covered(begin, end, &b->host), exchange = covered(begin, end, &b->exchange),
                  collectives = covered(begin, end, &b->communication) - exchange,
                  left = end - begin - host;
     parts[XP_PART_OUTSIDE] += host;

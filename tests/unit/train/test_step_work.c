@@ -29,9 +29,9 @@ static void make_ideal(xp_hardware *h) {
 
 static void work_out(const char *const *words, int n_ranks, void (*adjust)(xp_hardware *),
                      both *out) {
-    char *argv[MAX_WORDS] = {"--model.flavor",     "30B-A3B", "--moe.num_experts",
-                             "16",                 "--training.seq_len", "4096",
-                             "--training.local_batch_size", "4", "--training.dtype", "bfloat16"};
+    char *argv[MAX_WORDS] = {"--model.flavor",     "30B-A3B", "--moe.num_experts",           "16",
+                             "--training.seq_len", "4096",    "--training.local_batch_size", "4",
+                             "--training.dtype",   "bfloat16"};
     int argc = 10;
     xp_config_set *set = NULL;
     xp_mesh layout;
@@ -87,7 +87,9 @@ static void same_as_the_predictor(void **state) {
         {1, {"--training.global_batch_size", "16", NULL}},
         {2, {"--parallelism.expert_parallel_degree", "2", NULL}},
         {1, {"--model.flavor", "0.6B", "--moe.num_experts", "0", NULL}},
-        {1, {"--model.flavor", "0.6B", "--moe.num_experts", "0", "--activation_checkpoint.mode", "selective", NULL}},
+        {1,
+         {"--model.flavor", "0.6B", "--moe.num_experts", "0", "--activation_checkpoint.mode",
+          "selective", NULL}},
     };
     for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
         both b;
@@ -142,10 +144,9 @@ static void figures_by_hand(void **state) {
 /* An exchange takes its bytes over the link, unless it can hide. */
 static void exchange_between_ranks(void **state) {
     (void)state;
-    static const char *const words[][8] = {
-        {"--parallelism.expert_parallel_degree", "2",
-         "--parallelism.no_expert_parallel_overlap", NULL},
-        {"--parallelism.expert_parallel_degree", "2", NULL}};
+    static const char *const words[][8] = {{"--parallelism.expert_parallel_degree", "2",
+                                            "--parallelism.no_expert_parallel_overlap", NULL},
+                                           {"--parallelism.expert_parallel_degree", "2", NULL}};
     both b;
     work_out(words[0], 2, NULL, &b);
     const xp_part_work *w = &b.work.parts[XP_PART_EXCHANGE];
@@ -170,8 +171,8 @@ static void data_sheet_limits(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_as_the_predictor),  cmocka_unit_test(memory_bound_ops),
-        cmocka_unit_test(figures_by_hand),        cmocka_unit_test(exchange_between_ranks),
+        cmocka_unit_test(same_as_the_predictor), cmocka_unit_test(memory_bound_ops),
+        cmocka_unit_test(figures_by_hand),       cmocka_unit_test(exchange_between_ranks),
         cmocka_unit_test(data_sheet_limits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
