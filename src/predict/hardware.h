@@ -25,6 +25,13 @@ typedef struct xp_hardware {
         double link_gbps;    /* to the other GPUs of the node, GB/s one way; CPU: unused */
         double units;        /* SMs of a GPU, cores of a CPU */
     } limits;
+    /* What programs reach that do nothing else: what floors are told by. 0: not measured. A file's own only, never
+     * of the one that it leans on; a CPU's [limits] are measured. */
+    struct {
+        double gemm_tflops; /* bf16 8192^3 */
+        double copy_tbps;   /* read and written bytes together */
+        double link_gbps;   /* a plain copy to another GPU of the node, one way */
+    } measured;
     struct {
         double gpus_per_node;
         double gbps; /* to other nodes, GB/s of each GPU, one way */

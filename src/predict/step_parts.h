@@ -44,6 +44,9 @@ typedef struct xp_layer_times {
     double head;                            /* of a pass, forward and backward */
 } xp_layer_times;
 
+/** Errors as of xp_predict_step(). */
+XP_NODISCARD xp_status xp_predict_sizes(const xp_config *config, const xp_mesh *layout,
+                                        const xp_cluster *cluster, xp_sizes *sizes);
 /** Forward, backward, recomputation of all layers, and the head. */
 void xp_predict_compute(const xp_sizes *s, xp_layer_times *layer, xp_step_prediction *p);
 /** Whether the sums of a token's K rows are part of the exchange (else memory-bound ops). */

@@ -40,8 +40,8 @@ static void choose_sms(const xp_config *config, xp_sizes *s) {
     s->send_sms = (int)(own > 0 ? own : chosen + chosen / 2);
 }
 
-static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, const xp_cluster *c,
-                            xp_sizes *s) {
+xp_status xp_predict_sizes(const xp_config *config, const xp_mesh *layout, const xp_cluster *c,
+                           xp_sizes *s) {
     const xp_hardware *h = c->hardware;
     int64_t global;
     memset(s, 0, sizeof *s);
@@ -104,7 +104,7 @@ xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout, const 
     xp_step_prediction p = {0};
     xp_sizes s;
     xp_layer_times layer;
-    XP_TRY(read_sizes(config, layout, cluster, &s));
+    XP_TRY(xp_predict_sizes(config, layout, cluster, &s));
     xp_predict_compute(&s, &layer, &p);
     xp_predict_exchange(&s, &layer, &p);
     xp_predict_update(&s, layout, cluster, &layer, &p);
