@@ -24,7 +24,6 @@ typedef struct key {
     { #section, #name, offsetof(xp_hardware, section.name), low, high }
 /* Above 1 where a kernel of our own beats the library that the limit was measured with. */
 #define SHARE(name) KEY(reached, name, 0.001, 20)
-#define PART(name)  KEY(reached, name, 0, 1)
 
 static const key keys[] = {
     KEY(limits, memory_gib, 0.01, 1e6),
@@ -54,12 +53,13 @@ static const key keys[] = {
     KEY(reached, adding_256_rows, 1, 100),
     SHARE(memory),
     SHARE(link),
+    SHARE(link_backward),
+    SHARE(link_alone),
     SHARE(all_to_all),
+    SHARE(collectives),
     SHARE(network),
-    PART(reductions_hide),
-    PART(backward_hides),
-    PART(forward_hides),
-    PART(overlap_hides),
+    KEY(reached, collectives_cost, 0, 100),
+    KEY(reached, overlap_hides, 0, 1),
     KEY(costs, kernel_us, 0, 1e6),
     KEY(costs, launch_us, 0, 1e6),
     KEY(costs, graph_kernel_us, 0, 1e6),

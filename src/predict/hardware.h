@@ -46,11 +46,13 @@ typedef struct xp_hardware {
         double grouped_2048_rows, grouped_256_rows; /* of that, where an expert has so few rows */
         double wgrad;                               /* of the grouped rate; depth: the rows */
         double adding_16384_rows, adding_2048_rows, adding_256_rows; /* times longer, >= 1 */
-        double memory, link, all_to_all, network;
-        double reductions_hide; /* of the time of gradient reductions, beside the backward pass */
-        double backward_hides;  /* of the backward pass's exchange, beside weight gradients: what it
-                                   saves, less what these lose */
-        double forward_hides;   /* of the forward pass's, as far as GEMMs of own rows are as long */
+        double memory;
+        double link, link_backward; /* dispatch and combine beside GEMMs, on few SMs; beside weight
+                                       gradients */
+        double link_alone;          /* with the GPU to themselves */
+        double all_to_all, collectives, network; /* collectives: reductions and gathers in a node */
+        double collectives_cost; /* what other work loses beside collectives in a node, of the time
+                                    that these need alone */
         double overlap_hides; /* of an exchange, with parallelism.expert_parallel_overlap = true */
     } reached;
     struct {

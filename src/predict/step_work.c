@@ -220,9 +220,10 @@ xp_status xp_predict_work(const xp_config *config, const xp_mesh *layout, const 
     counter c = {.s = &s, .work = &made};
     const widths w = widths_of(&s);
     const double layers = (double)s.arch.n_layers * (double)s.n_passes;
-    xp_predict_compute(&s, &p);
-    xp_predict_exchange(&s, &p);
-    xp_predict_update(&s, layout, cluster, &p);
+    xp_layer_times layer;
+    xp_predict_compute(&s, &layer, &p);
+    xp_predict_exchange(&s, &layer, &p);
+    xp_predict_update(&s, layout, cluster, &layer, &p);
     add_attention(&c, &w, layers, s.recompute == XP_RECOMPUTE_FULL);
     add_dense(&c, &w, layers);
     add_norms(&c, &w, layers);
