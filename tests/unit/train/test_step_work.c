@@ -90,6 +90,9 @@ static void same_as_the_predictor(void **state) {
         {1,
          {"--model.flavor", "0.6B", "--moe.num_experts", "0", "--activation_checkpoint.mode",
           "selective", NULL}},
+        {1,
+         {"--model.flavor", "0.6B", "--moe.num_experts", "0", "--activation_checkpoint.mode", "full",
+          NULL}},
     };
     for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
         both b;
