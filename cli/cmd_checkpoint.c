@@ -102,7 +102,7 @@ static xp_status open_all(const char *folder, entry **entries, int64_t *n) {
     if (status == XP_OK)
         status = xp_steps_list(holds_steps, &steps, n);
     if (status == XP_OK && *n == 0)
-        status = xp_error(XP_ENOENT, "no complete checkpoint in %s", holds_steps);
+        status = xp_ckpt_none_in(holds_steps);
     if (status == XP_OK && (*entries = calloc((size_t)*n, sizeof **entries)) == NULL)
         status = xp_error(XP_ENOMEM, "no memory for %lld checkpoints", (long long)*n);
     for (int64_t i = 0; status == XP_OK && i < *n; i++) {

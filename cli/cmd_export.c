@@ -84,7 +84,7 @@ static xp_status run(const export_options *o) {
     int64_t seq_len = 0;
     xp_status status = xp_inference_find_ckpt(o->checkpoint, o->step, &ckpt);
     if (status == XP_ENOENT && o->step < 0)
-        status = xp_error(XP_ENOENT, "no complete checkpoint in %s", o->checkpoint);
+        status = xp_ckpt_none_in(o->checkpoint);
     if (status == XP_OK)
         status = export_ckpt(o, ckpt, &has_bias, &seq_len);
     xp_ckpt_close(ckpt);

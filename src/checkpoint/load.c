@@ -138,12 +138,19 @@ xp_status xp_ckpt_suggest_older(const char *folder, int64_t step, xp_status stat
                     (long long)older, (long long)older);
 }
 
+xp_status xp_ckpt_none_in(const char *folder) {
+    char run[512];
+    if (xp_folder_find_below(folder, "checkpoint", run, sizeof run))
+        return xp_error(XP_ENOENT, "no complete checkpoint in %s; did you mean %s?", folder, run);
+    return xp_error(XP_ENOENT, "no complete checkpoint in %s", folder);
+}
+
 xp_status xp_ckpt_open(const char *folder, int64_t step, xp_ckpt **ckpt) {
     int64_t wanted = step;
     if (step < 0)
         XP_TRY(newest_step(folder, -1, &wanted));
     if (wanted < 0)
-        return xp_error(XP_ENOENT, "no complete checkpoint in %s", folder);
+        return xp_ckpt_none_in(folder);
     return xp_ckpt_suggest_older(folder, wanted, open_step(folder, wanted, ckpt));
 }
 

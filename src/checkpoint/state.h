@@ -87,6 +87,9 @@ typedef struct xp_ckpt xp_ckpt;
 /** @param step -1 = the newest complete one. XP_ENOENT when there is none (not an error to print
  * when starting fresh). */
 XP_NODISCARD xp_status xp_ckpt_open(const char *folder, int64_t step, xp_ckpt **ckpt);
+/** The error of a folder that was given and holds no complete checkpoint: names a run below it, where there is one.
+ * @return XP_ENOENT */
+XP_NODISCARD xp_status xp_ckpt_none_in(const char *folder);
 /** For a checkpoint found damaged while it was read: when FOLDER holds one before `step`, the last
  * error tells how to load that. Gives `status` back; other statuses than XP_EFORMAT are left as
  * they are. */

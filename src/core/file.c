@@ -321,3 +321,42 @@ int64_t xp_process_rss(void) {
     fclose(file);
     return n == 2 ? (int64_t)resident * sysconf(_SC_PAGESIZE) : 0;
 }
+
+/* ---- a folder below ---------------------------------------------------------------------- */
+
+typedef struct search {
+    const char *inside;
+    char *below;
+    size_t n_bytes;
+} search;
+
+static xp_status look_below(void *context, const char *folder, const char *name) {
+    const search *s = context;
+    char path[PATH_MAX], inside[PATH_MAX];
+    struct stat st;
+    const int n = snprintf(path, sizeof path, "%s/%s", folder, name);
+    const int k = snprintf(inside, sizeof inside, "%s/%s", path, s->inside);
+    if (n >= (int)s->n_bytes || k >= (int)sizeof inside || stat(inside, &st) != 0)
+        return XP_OK;
+    if (s->below[0] == '\0' || strcmp(path, s->below) < 0)
+        memcpy(s->below, path, (size_t)n + 1);
+    return XP_OK;
+}
+
+bool xp_folder_find_below(const char *path, const char *inside, char *below, size_t n_bytes) {
+    search s = {.inside = inside, .below = below, .n_bytes = n_bytes};
+    char plain[PATH_MAX];
+    size_t n = strlen(path);
+    below[0] = '\0';
+    while (n > 1 && path[n - 1] == '/')
+        n--;
+    if (n >= sizeof plain)
+        return false;
+    memcpy(plain, path, n);
+    plain[n] = '\0';
+    if (xp_folder_each(plain, look_below, &s) != XP_OK) {
+        xp_error_clear();
+        below[0] = '\0';
+    }
+    return below[0] != '\0';
+}

@@ -35,6 +35,9 @@ XP_NODISCARD xp_status xp_folder_each(const char *path, xp_folder_entry_fn entry
 XP_NODISCARD xp_status xp_path_exists(const char *path, bool *exists);
 /** *folder = there is a folder of this name. Errors as of xp_path_exists(). */
 XP_NODISCARD xp_status xp_path_is_folder(const char *path, bool *folder);
+/** The folder below `path`, the first in the alphabet, that holds something called `inside`. For messages: false
+ * when there is none, or when it cannot be found out. @param[out] below  "path/NAME" */
+bool xp_folder_find_below(const char *path, const char *inside, char *below, size_t n_bytes);
 /** "a/b"; NULL when memory is out. Caller frees. */
 char *xp_path_join(const char *a, const char *b);
 

@@ -201,8 +201,10 @@ static xp_status record(xp_model *model, pass_kind *kind, xp_stream *stream) {
 
 /* ---- launching ----------------------------------------------------------------------------- */
 
+/* @param[out] begun  false: nothing of the pass is under way */
 static xp_status launch(xp_model *model, const pass_kind *kind, const xp_model_hooks *hooks,
-                        xp_stream *stream) {
+                        xp_stream *stream, bool *begun) {
+    *begun = false;
     for (int i = 0; i < kind->n_pieces; i++) {
         const pass_piece *piece = &kind->pieces[i];
         if (piece->graph)
@@ -211,6 +213,7 @@ static xp_status launch(xp_model *model, const pass_kind *kind, const xp_model_h
             XP_TRY(hooks->group_ready(hooks->context, piece->group));
         else
             XP_TRY(hooks->group_needed(hooks->context, piece->group));
+        *begun = true;
     }
     if (model->core) {
         xp_moe_recomputed sum = recomputed_of(model);
@@ -226,6 +229,17 @@ static bool runs_as_it_is(const xp_device *device) {
     return device->recorder != NULL || device->host_synchronized;
 }
 
+/* From now on; the last error says why. */
+static xp_status go_on_without(xp_model *model, const xp_model_hooks *hooks, xp_stream *stream) {
+    xp_pass_graphs *graphs = model->graphs;
+    graphs->failed = true;
+    snprintf(graphs->failure, sizeof graphs->failure, "%s", xp_last_error());
+    xp_error_clear();
+    if (model->core)
+        xp_moe_core_begin(model->core);
+    return xp_pass_run(model, hooks, stream);
+}
+
 xp_status xp_pass_graphs_run(xp_model *model, const xp_model_hooks *hooks, xp_stream *stream) {
     xp_pass_graphs *graphs = model->graphs;
     pass_key key;
@@ -235,14 +249,14 @@ xp_status xp_pass_graphs_run(xp_model *model, const xp_model_hooks *hooks, xp_st
     pass_kind *kind = find_kind(graphs, &key);
     if (!kind || (!kind->recorded && kind->n_seen++ < N_WARM_UP))
         return xp_pass_run(model, hooks, stream);
-    if (!kind->recorded && record(model, kind, stream) != XP_OK) {
-        graphs->failed = true;
-        snprintf(graphs->failure, sizeof graphs->failure, "%s", xp_last_error());
-        xp_error_clear();
-        if (model->core)
-            xp_moe_core_begin(model->core);
-        return xp_pass_run(model, hooks, stream);
-    }
-    graphs->n_launched++;
-    return launch(model, kind, hooks, stream);
+    if (!kind->recorded && record(model, kind, stream) != XP_OK)
+        return go_on_without(model, hooks, stream);
+    bool begun;
+    const xp_status status = launch(model, kind, hooks, stream, &begun);
+    /* The first launch of a graph takes memory of the GPU. */
+    if (status == XP_ENOMEM && !begun)
+        return go_on_without(model, hooks, stream);
+    if (status == XP_OK)
+        graphs->n_launched++;
+    return status;
 }

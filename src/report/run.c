@@ -196,10 +196,14 @@ static xp_status find_in_folder(xp_report_run *run, bool follow) {
     XP_TRY(xp_path_exists(run->metrics_path, &found));
     if (found || follow)
         return XP_OK;
+    const char *file = strrchr(run->metrics_path, '/') + 1;
+    char below[512];
+    if (xp_folder_find_below(run->folder, file, below, sizeof below))
+        return xp_error(XP_ENOENT, "%s has no %s; did you mean %s?", run->folder, file, below);
     return xp_error(XP_ENOENT,
                     "%s has no %s: either it is no dump folder (job.dump_folder), or the run has "
                     "not finished its first step",
-                    run->folder, strrchr(run->metrics_path, '/') + 1);
+                    run->folder, file);
 }
 
 static xp_status open_run(const char *path, bool follow, xp_report_run *run) {

@@ -62,7 +62,7 @@ void xp_trainer_check_graphs(xp_trainer *t) {
         return;
     t->graphs_failed = true;
     xp_trainer_warn(t,
-                    "training.cuda_graph: a pass could not be recorded (%s); passes are "
+                    "training.cuda_graph: a pass could not be launched as a graph (%s); passes are "
                     "launched kernel by kernel, which gives the same results",
                     failure);
 }

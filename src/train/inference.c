@@ -304,7 +304,7 @@ xp_status xp_inference_open(const xp_inference_args *args, xp_inference *inferen
         xp_ckpt *ckpt = NULL;
         status = xp_inference_find_ckpt(args->checkpoint, args->step, &ckpt);
         if (status == XP_ENOENT && args->step < 0)
-            status = xp_error(XP_ENOENT, "no complete checkpoint in %s", args->checkpoint);
+            status = xp_ckpt_none_in(args->checkpoint);
         if (status == XP_OK)
             status = fill_from_ckpt(&made, args, ckpt);
         xp_ckpt_close(ckpt);

@@ -131,7 +131,7 @@ XP_NODISCARD xp_status xp_trainer_compare(xp_trainer *t, const xp_ckpt *ckpt, bo
 /* graphs.c */
 /** Before the first step: training.cuda_graph, which is said or warned about. */
 XP_NODISCARD xp_status xp_trainer_choose_graphs(xp_trainer *t);
-/** After a step: warns once when a pass could not be recorded. */
+/** After a step: warns once when a pass could not be recorded, or not launched for want of memory. */
 void xp_trainer_check_graphs(xp_trainer *t);
 
 /* batches.c */

@@ -60,7 +60,16 @@ expect_text out.log "^step-20 "
 mkdir empty
 run list empty
 expect_rc 1 "list of an empty folder"
-expect_text out.log "no complete checkpoint"
+expect_text out.log "no complete checkpoint in empty$"
+mkdir runs # the folder above a run's
+ln -s ../a runs/a
+for command in list show verify; do
+    run $command runs
+    expect_rc 1 "$command of the folder above a run's"
+    expect_text out.log "no complete checkpoint in runs; did you mean runs/a?$"
+done
+"$EXPAR" generate --checkpoint runs --prompt x > generate.log 2>&1 && fail "generate from the folder above a run's"
+expect_text generate.log "did you mean runs/a?$"
 run verify a --step 15
 expect_rc 1 "verify of a step that is not there"
 run verfy a

@@ -110,9 +110,9 @@ for words in 'exchange, ms: .* exposed forward' 'gradients, ms: .* of reductions
 done
 
 # Reserving takes time in proportion to the layers: 8000 of them, whose experts are reduced in over a million buckets.
-timeout 10 "$EXPAR" plan "${moe[@]}" 8 --nodes 16 --model.n_layers 8000 --parallelism.bucket_mb 1 > deep.txt
+timeout 60 "$EXPAR" plan "${moe[@]}" 8 --nodes 16 --model.n_layers 8000 --parallelism.bucket_mb 1 > deep.txt
 rc=$?
-expect_rc 1 "8000 layers in less than 10 s"
+expect_rc 1 "8000 layers in less than 60 s, where 1 s is enough"
 
 # Errors: exit code 2 and the word that is wrong.
 wrong() { # WORDS ARGUMENTS

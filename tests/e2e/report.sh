@@ -51,6 +51,10 @@ expect_no text.log "$(printf '\033')"
 fails 1 "there is no folder or file nowhere" nowhere
 mkdir empty
 fails 1 "empty has no metrics.jsonl: .*dump folder" empty
+mkdir -p above/z above/other
+cp one/metrics.jsonl above/z/
+fails 1 "above has no metrics.jsonl; did you mean above/z?$" above
+fails 1 "above/* has no metrics.jsonl; did you mean above/z?$" above/
 : > empty/metrics.jsonl
 fails 1 "empty/metrics.jsonl has no step yet" empty
 fails 1 "not one of its .* lines is a step" tiny.toml

@@ -47,17 +47,26 @@ static xp_status no_recording(xp_stream *stream, xp_graph *graph, bool *any) {
     return xp_error(XP_EDEVICE, "this driver records nothing");
 }
 
-/* how: 0 as they are, 1 recorded, 2 on a device whose recordings fail */
+static xp_status no_memory(xp_graph *graph, xp_stream *stream) {
+    (void)graph;
+    (void)stream;
+    return xp_error(XP_ENOMEM, "cudaGraphLaunch: out of memory");
+}
+
+/* how: 0 as they are, 1 recorded, 2 on a device whose recordings fail, 3 on one without memory for a launch */
 static run run_passes(const xp_model_args *args, int how) {
     xp_test_model t;
     run r = {0};
     xp_test_model_create_on(&guarded, *args, &t);
     const xp_device_vtable *vtable = t.device->vtable;
     xp_device_vtable broken = *vtable;
-    broken.graph_end = no_recording;
+    if (how == 2)
+        broken.graph_end = no_recording;
+    else
+        broken.graph_launch = no_memory;
     if (how > 0)
         xp_test_must(xp_model_use_graphs(t.model));
-    if (how == 2)
+    if (how > 1)
         t.device->vtable = &broken;
     for (int pass = 0; pass < N_PASSES; pass++) {
         change_batch(&t, pass);
@@ -65,7 +74,7 @@ static run run_passes(const xp_model_args *args, int how) {
     }
     r.grads = xp_test_grads(&t);
     r.n_launched = xp_model_n_graph_passes(t.model);
-    assert_int_equal(xp_model_graph_failure(t.model) != NULL, how == 2);
+    assert_int_equal(xp_model_graph_failure(t.model) != NULL, how > 1);
     t.device->vtable = vtable;
     xp_test_model_destroy(&t);
     return r;
@@ -126,6 +135,7 @@ static void failed_recordings_change_nothing(void **state) {
     const xp_arch arch = xp_test_moe_arch();
     const xp_model_args args = args_of(&arch);
     assert_int_equal(check(&args, 2), 0);
+    assert_int_equal(check(&args, 3), 0);
 }
 
 /* ---- hooks --------------------------------------------------------------------------------- */
