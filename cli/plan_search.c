@@ -1,4 +1,5 @@
 /* expar plan --suggest: all combinations that make sense, each at its best batch. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -241,9 +242,12 @@ static void explain_other(const plan_row *best, plan_row *r) {
     }
     if (a->transport != b->transport && b->transport)
         add_difference(&t, b->transport);
-    snprintf(r->reason, sizeof r->reason, "%+.1f %% with %s",
-             100 * (plan_tokens_per_s_gpu(r) / plan_tokens_per_s_gpu(best) - 1),
-             t.length > 0 && !t.failed ? t.data : "the same settings");
+    const double percent = 100 * (plan_tokens_per_s_gpu(r) / plan_tokens_per_s_gpu(best) - 1);
+    const char *other = t.length > 0 && !t.failed ? t.data : "the same settings";
+    if (fabs(percent) < 0.05)
+        snprintf(r->reason, sizeof r->reason, "as fast with %s", other);
+    else
+        snprintf(r->reason, sizeof r->reason, "%+.1f %% with %s", percent, other);
     xp_text_free(&t);
 }
 

@@ -114,6 +114,11 @@ timeout 60 "$EXPAR" plan "${moe[@]}" 8 --nodes 16 --model.n_layers 8000 --parall
 rc=$?
 expect_rc 1 "8000 layers in less than 60 s, where 1 s is enough"
 
+# A suggestion that differs by nothing is not "-0.0 %" slower.
+"$EXPAR" plan "$SOURCE/configs/qwen3_30b_a3b_deepep.toml" --gpu cpu --training.dtype float32 --suggest --nodes 1024 > same.txt || fail "plan --suggest for CPUs"
+expect_text same.txt "as fast with overlap$"
+expect_no same.txt "[+-]0\.0 %"
+
 # Errors: exit code 2 and the word that is wrong.
 wrong() { # WORDS ARGUMENTS
     local words=$1
