@@ -144,11 +144,14 @@ static layer_s backward_layer(const xp_sizes *s, const grouped *g) {
 static layer_s recomputed_layer(const xp_sizes *s, const grouped *g, const layer_s *forward) {
     if (s->recompute == XP_RECOMPUTE_NONE)
         return (layer_s){0};
+    const double d = (double)s->arch.dim;
     layer_s l = s->recompute == XP_RECOMPUTE_FULL ? *forward : (layer_s){0};
     if (s->is_moe)
         l.experts = g->gate_up;
     else if (s->recompute == XP_RECOMPUTE_SELECTIVE)
-        l.dense = forward_s(s, 2 * ffn_width(s), (double)s->arch.dim);
+        l.dense = forward_s(s, 2 * ffn_width(s), d);
+    else
+        l.dense -= forward_s(s, d, ffn_width(s)); /* its output is not needed again */
     return l;
 }
 

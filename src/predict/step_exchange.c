@@ -184,7 +184,7 @@ void xp_predict_exchange(const xp_sizes *s, xp_layer_times *l, xp_step_predictio
     p->exposed_backward_s = times * (backward.exposed + wait / 2);
     p->exchange_s = p->exposed_forward_s + p->exposed_backward_s;
     p->hidden_exchange_s =
-        times * (all_forward + all_backward - forward.exposed - backward.exposed);
+        times * larger(0, all_forward + all_backward - forward.exposed - backward.exposed);
     p->slowed_experts_s = times * (forward.slowed + backward.slowed);
     p->experts_s += p->slowed_experts_s;
     note_layer(s, &t, &b, l, &p->exchange_layer);

@@ -117,6 +117,9 @@ void xp_trace_floors_print(const xp_trace_floors *floors, const xp_trace_sums *s
     }
     put_line("sum", floors->sum_us, floors->floor_us, "", out);
     put_step(floors, out);
+    if (floors->floor_us > floors->sum_us)
+        xp_text_puts(out, "the floors are above the time: the configuration or the hardware is "
+                          "not that of this run\n");
     put_limits(floors, out);
 }
 
@@ -153,8 +156,9 @@ void xp_trace_floors_json(const xp_trace_floors *floors, const xp_trace_sums *su
     xp_text_add_json(out, path, strlen(path));
     xp_text_printf(out, ", \"step\": %lld, \"rank\": %lld, \"events_left_out\": %lld,\n",
                    (long long)sums->step, (long long)sums->rank, (long long)sums->n_left_out);
-    xp_text_printf(out, " \"hardware\": \"%s\", \"limits\": {\"measured\": %s", floors->hardware,
-                   l->measured ? "true" : "false");
+    xp_text_puts(out, " \"hardware\": ");
+    xp_text_add_json(out, floors->hardware, strlen(floors->hardware));
+    xp_text_printf(out, ", \"limits\": {\"measured\": %s", l->measured ? "true" : "false");
     put_value(out, "gemm_flops_per_s", l->flops);
     put_value(out, "copy_bytes_per_s", l->memory);
     put_value(out, "link_bytes_per_s", l->link);

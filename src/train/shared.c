@@ -50,6 +50,11 @@ static xp_status load_tokenizer(xp_train_shared *shared) {
     if (status == XP_OK && (needed || found))
         status = name_key("model.hf_assets_path", xp_tokenizer_load(assets, &shared->tokenizer));
     free(path);
+    if (status == XP_ENOENT && !found)
+        return xp_error_context(status,
+                                "no tokenizer (scripts/prepare_text.sh, which ./run_train.sh runs, "
+                                "prepares that of the debug configurations; `expar "
+                                "tokenizer-train` makes one from text)");
     XP_TRY(status);
     if (shared->tokenizer && xp_tokenizer_vocab_size(shared->tokenizer) > shared->arch.vocab_size)
         return xp_error(XP_ECONFIG,

@@ -1,6 +1,7 @@
 /* Timing shapes, and how long they would take at the machine's limits. */
 #include "shapes.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -80,6 +81,39 @@ static xp_status time_case(const ck_context *ctx, const ck_case *c, double *seco
     return status;
 }
 
+/* ---- signals -------------------------------------------------------------------------------- */
+
+static const int stops[] = {SIGINT, SIGTERM};
+enum { N_STOPS = sizeof stops / sizeof stops[0] };
+
+/* The only thing that a signal handler can reach. */
+static volatile sig_atomic_t stopped_by;
+
+static void stop(int signal) {
+    stopped_by = signal;
+}
+
+/* The first signal ends the timing, and the table is printed; a second one ends the program. */
+static void catch_stops(struct sigaction before[N_STOPS]) {
+    struct sigaction action = {.sa_handler = stop, .sa_flags = SA_RESTART | (int)SA_RESETHAND};
+    stopped_by = 0;
+    for (int i = 0; i < N_STOPS; i++) {
+        sigaction(stops[i], NULL, &before[i]);
+        if (before[i].sa_handler != SIG_IGN)
+            sigaction(stops[i], &action, NULL);
+    }
+}
+
+/* Whoever sent a signal sees that it ended the program. */
+static void end_as_told(FILE *out, const struct sigaction before[N_STOPS]) {
+    for (int i = 0; i < N_STOPS; i++)
+        sigaction(stops[i], &before[i], NULL);
+    if (!stopped_by)
+        return;
+    fflush(out);
+    raise(stopped_by);
+}
+
 /* ---- rows ----------------------------------------------------------------------------------- */
 
 static void tell_progress(ck_shapes *shapes, const ck_case *c) {
@@ -98,7 +132,8 @@ void ck_shapes_add(ck_context *ctx, const ck_case *c) {
         shapes->n_cases++;
         return;
     }
-    if (xp_time_s() - shapes->began_s > shapes->budget_s) {
+    if (stopped_by || xp_time_s() - shapes->began_s > shapes->budget_s) {
+        shapes->interrupted |= stopped_by != 0;
         shapes->n_left_out++;
         return;
     }
@@ -134,7 +169,9 @@ xp_status ck_shapes_run(ck_context *ctx) {
     shapes->counting = true;
     ck_shapes_users(ctx);
     shapes->counting = false;
+    struct sigaction before[N_STOPS];
     xp_status status = reserve(shapes);
+    catch_stops(before);
     shapes->began_s = shapes->told_s = xp_time_s();
     ctx->n_cases = 0;
     if (status == XP_OK) {
@@ -143,6 +180,7 @@ xp_status ck_shapes_run(ck_context *ctx) {
             fputs("\r\033[K", stderr);
         (ctx->json ? ck_shapes_json : ck_shapes_print)(ctx, shapes);
     }
+    end_as_told(ctx->out, before);
     free(shapes->flush);
     free(shapes->positive);
     free(shapes->normal);

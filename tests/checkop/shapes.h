@@ -33,7 +33,8 @@ typedef struct ck_shape_row {
 struct ck_shapes {
     int64_t scale; /* sizes are divided by it */
     double budget_s, began_s, told_s;
-    bool counting; /* cases are counted, not timed */
+    bool counting;    /* cases are counted, not timed */
+    bool interrupted; /* by a signal */
     int n_cases, n_left_out;
     ck_shape_row *rows; /* [n_rows], room for n_cases */
     int n_rows;

@@ -90,7 +90,9 @@ static void print_count(const ck_context *ctx, const ck_shapes *shapes) {
         "\n%d of %d shapes are under 60 %% of the best of their op and size, %d of them without "
         "a reason\n",
         n_under, n, n_silent);
-    if (shapes->n_left_out > 0)
+    if (shapes->n_left_out > 0 && shapes->interrupted)
+        fprintf(ctx->out, "%d shapes were left out: interrupted\n", shapes->n_left_out);
+    else if (shapes->n_left_out > 0)
         fprintf(ctx->out, "%d shapes were left out: %g s are over\n", shapes->n_left_out,
                 shapes->budget_s);
     fprintf(ctx->out, "floors: %s %.4g TFLOP/s, copy %.4g TB/s, both of this run\n",

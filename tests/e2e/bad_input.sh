@@ -179,6 +179,8 @@ bad 1 'nothing.txt' "$EXPAR" tokenize --tokenizer tok nothing.txt
 bad 1 'nothing.txt' "$EXPAR" tokenizer-train nothing.txt --out case/t
 bad 1 'words.txt;token id' "$EXPAR" tokenize --tokenizer tok --decode words.txt
 bad_train 2 'hf_assets_path' --training.dataset text --training.dataset_path words.txt
+bad_train 1 'hf_assets_path;assets/tokenizer;scripts/prepare_text.sh;expar tokenizer-train' --training.dataset text --training.dataset_path words.txt \
+    --model.hf_assets_path assets/tokenizer
 
 # ---- Hugging Face folders and safetensors ----------------------------------------------------
 

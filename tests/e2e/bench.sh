@@ -35,6 +35,26 @@ read_json shapes.json "all(max(r['share_of_best'] for r in d if r['op'] == op) >
 "$EXPAR" bench ops --shapes users --device cpu --scale 256 --seconds 0 --budget 0.001 > cut.txt 2> shapes.log || fail "bench ops --shapes without time"
 expect_text cut.txt "^[0-9]* shapes were left out: 0.001 s are over$"
 
+# Ctrl-C ends the timing: what has been timed is printed, as JSON too.
+cat > interrupt.py << 'PY'
+import os, pty, signal, subprocess, sys
+told, terminal = pty.openpty()  # where progress is told at once
+run = subprocess.Popen(sys.argv[1:], stderr=terminal, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+text = b""
+while b" shapes, " not in text and run.poll() is None:
+    text += os.read(told, 100)
+run.send_signal(signal.SIGINT)
+sys.exit(0 if run.wait(60) == -signal.SIGINT else 1)
+PY
+for form in "" --json; do
+    # shellcheck disable=SC2086
+    python3 interrupt.py "$EXPAR" bench ops --shapes users --device cpu --scale 64 --seconds 0.1 --budget 100 $form > "stopped$form" ||
+        fail "bench ops $form: not ended by Ctrl-C"
+done
+expect_text stopped "^[0-9]* shapes were left out: interrupted$"
+expect_text stopped "^floors: sgemm "
+read_json stopped--json "0 < len(d) < 300 and all(r['floor_s'] > 0 for r in d)"
+
 "$EXPAR" bench ep --ranks 1,2 --tokens 16,64 --dim 32 --experts 8 --top-k 2 --seconds 0.01 --json > ep.json || fail "bench ep"
 read_json ep.json "len(d) == 24 and all(r['dispatch_s'] > 0 and r['share_of_memcpy'] > 0 for r in d)"
 "$EXPAR" bench ep --ranks 2 --experts 7,8 --tokens 8 --dim 8 --top-k 2 --seconds 0.01 --routing random --json > odd.json

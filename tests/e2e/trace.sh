@@ -131,6 +131,12 @@ for line in "^optimizer  *2.282 *2.239 *98.1%  copy" "^attention backward  *1.14
 done
 sed 's/"step_us":[0-9.]*/"step_us":20000/' "$recorded" > long.json
 "${floors[@]}" long.json | grep -q "58.4 % of the step: more than 3 % away" || fail "trace floors: parts that do not add up"
+expect_no recorded.txt "the floors are above the time"
+"${floors[@]}" "$recorded" --config "$SOURCE/configs/rank_slice_30b_a3b.toml" | grep -q "^the floors are above the time: the configuration or the hardware is not" ||
+    fail "trace floors: another model's configuration"
+printf 'name = "a \\"fast\\" GPU"\nlike = "h200"\n' > quoted.toml
+"${floors[@]}" "$recorded" --gpu ./quoted.toml --json > quoted.json || fail "trace floors: a description with quotes in its name"
+grep -qF '"hardware": "a \"fast\" GPU", ' quoted.json || fail "trace floors --json: quotes in a name: $(sed -n 2p quoted.json)"
 # Moments by hand: 2 ms of GEMM of which 0.5 are an op inside, 1 ms of an exchange without anything beside it, 0.5 of a collective, 1 ms of nothing.
 cat > parts.json << 'JSON'
 {"otherData": {"step": 3, "rank": 0}, "traceEvents": [

@@ -5,6 +5,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include "predict/step_work.h"
 
@@ -90,6 +91,9 @@ static void same_as_the_predictor(void **state) {
         {1,
          {"--model.flavor", "0.6B", "--moe.num_experts", "0", "--activation_checkpoint.mode",
           "selective", NULL}},
+        {1,
+         {"--model.flavor", "0.6B", "--moe.num_experts", "0", "--activation_checkpoint.mode",
+          "full", NULL}},
     };
     for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
         both b;
@@ -169,11 +173,41 @@ static void data_sheet_limits(void **state) {
     check_near(b.work.limits.flops, 989e12, 1e-9);
 }
 
+/* Whatever the sizes: what rounding leaves of an exchange that hides nothing is no negative time. */
+static void nothing_is_negative(void **state) {
+    (void)state;
+    static const char *const degrees[] = {"2", "4", "8"}, *const modes[] = {"none", "selective",
+                                                                            "full"};
+    for (int i = 0; i < 3 * 3 * 16; i++) {
+        char batch[8];
+        snprintf(batch, sizeof batch, "%d", i / 9 + 1);
+        const char *const words[] = {"--model.flavor",
+                                     "debugmodel_moe",
+                                     "--training.seq_len",
+                                     "1000",
+                                     "--training.local_batch_size",
+                                     batch,
+                                     "--parallelism.expert_parallel_degree",
+                                     degrees[i % 3],
+                                     "--activation_checkpoint.mode",
+                                     modes[i / 3 % 3],
+                                     "--parallelism.expert_parallel_overlap",
+                                     NULL};
+        both b;
+        work_out(words, 16, NULL, &b);
+        const xp_step_prediction *p = &b.predicted;
+        assert_true(p->hidden_exchange_s >= 0 && !signbit(p->hidden_exchange_s));
+        assert_true(p->exposed_forward_s >= 0 && p->exposed_backward_s >= 0);
+        assert_true(p->exposed_reduced_s >= 0 && p->exposed_reduced_s <= p->reduced_s);
+        assert_true(p->exposed_gathered_s >= 0 && p->exposed_gathered_s <= p->gathered_s);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_as_the_predictor), cmocka_unit_test(memory_bound_ops),
         cmocka_unit_test(figures_by_hand),       cmocka_unit_test(exchange_between_ranks),
-        cmocka_unit_test(data_sheet_limits),
+        cmocka_unit_test(data_sheet_limits),     cmocka_unit_test(nothing_is_negative),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
