@@ -85,6 +85,10 @@ static int run(int argc, char **argv) {
         print_help(stderr);
         return XP_EXIT_USAGE;
     }
+    if (argc == 3 && strcmp(argv[1], "help") == 0) { /* help COMMAND is COMMAND --help */
+        argv[1] = argv[2];
+        argv[2] = (char *)"--help";
+    }
     const char *name = argv[1];
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
         print_help(stdout);

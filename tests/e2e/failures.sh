@@ -84,7 +84,8 @@ diff -r before good/checkpoint || fail "the earlier checkpoint changed"
 # The command line itself.
 "$EXPAR" --version | grep -q '^expar [0-9]' || fail "--version"
 "$EXPAR" --help | grep -q 'train' || fail "--help"
-"$EXPAR" train --help | grep -q 'examples:' || fail "train --help"
+"$EXPAR" train --help | grep -q '^examples' || fail "train --help"
+cmp -s <("$EXPAR" help report) <("$EXPAR" report --help) || fail "expar help report is not expar report --help"
 "$EXPAR" trian > cli.log 2>&1
 rc=$?
 expect_rc 2 "unknown command"
