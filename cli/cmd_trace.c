@@ -88,28 +88,27 @@ static xp_status put_file(const trace_options *o, const char *path, const xp_tra
     return XP_OK;
 }
 
-static xp_status print_file(const trace_options *o, const char *path, bool first) {
+static xp_status add_file(const trace_options *o, const char *path, bool first, xp_text *out) {
     xp_trace_sums sums;
-    xp_text out = {0};
     XP_TRY(xp_trace_sums_read(path, &sums));
-    xp_status status = put_file(o, path, &sums, &out);
+    xp_text_printf(out, "%s", first ? "" : o->json ? ",\n" : "\n");
+    const xp_status status = put_file(o, path, &sums, out);
     xp_trace_sums_free(&sums);
-    if (status == XP_OK && out.failed)
-        status = xp_error(XP_ENOMEM, "no memory for the output");
-    if (status == XP_OK)
-        printf("%s%s", first ? "" : o->json ? ",\n" : "\n", out.data);
-    xp_text_free(&out);
     return status;
 }
 
+/* All files or none: half an array is no JSON. */
 static xp_status print_files(const trace_options *o, const char *const *paths) {
-    if (o->json)
-        fputs("[", stdout);
-    for (int i = 0; paths[i]; i++)
-        XP_TRY(print_file(o, paths[i], i == 0));
-    if (o->json)
-        fputs("]\n", stdout);
-    return XP_OK;
+    xp_text out = {0};
+    xp_status status = XP_OK;
+    for (int i = 0; paths[i] && status == XP_OK; i++)
+        status = add_file(o, paths[i], i == 0, &out);
+    if (status == XP_OK && out.failed)
+        status = xp_error(XP_ENOMEM, "no memory for the output");
+    if (status == XP_OK)
+        printf(o->json ? "[%s]\n" : "%s", out.data);
+    xp_text_free(&out);
+    return status;
 }
 
 /* ---- arguments ------------------------------------------------------------------------------ */

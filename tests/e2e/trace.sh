@@ -196,6 +196,8 @@ for bad in cut.json list.json empty.json endless.json huge.json infinite.json no
     [ "$(wc -l < bad.err)" = 1 ] || fail "trace summary, $bad: $(cat bad.err)"
     grep -q '^error: ' bad.err && grep -qF "$bad" bad.err || fail "trace summary, $bad: $(cat bad.err)"
 done
+"${summary[@]}" known.json noise.json --json > half.json 2> bad.err && fail "trace summary: a bad file behind a good one"
+[ ! -s half.json ] || fail "trace summary --json prints half an array"
 "${summary[@]}" known.json > /dev/full 2> bad.err && fail "trace summary writes to a full disk"
 [ "$(cat bad.err)" = "error: cannot write to standard output" ] || fail "a full disk: $(cat bad.err)"
 "${summary[@]}" > bad.out 2>&1 && fail "trace summary takes no file at all"
