@@ -60,18 +60,18 @@ static int run(const ops_options *o) {
     return ck_main(w.n, w.items);
 }
 
-/* NULL: nothing is wrong. */
-static const char *wrong_words(const ops_options *o) {
-    static const char *const devices[] = {"auto", "cpu", "cuda"};
-    bool known = strncmp(o->device, "cuda:", 5) == 0;
-    for (int i = 0; i < 3; i++)
-        known = known || strcmp(o->device, devices[i]) == 0;
-    if (!known)
-        return "--device: auto, cpu, cuda or cuda:N";
-    if (o->shapes && strcmp(o->shapes, "users") != 0)
-        return "--shapes: users";
-    return o->shapes || (o->scale == 0 && o->budget == 60) ? NULL
-                                                           : "--scale and --budget are of --shapes";
+/* False after an error was printed. */
+static bool check_words(const ops_options *o) {
+    static const char *const devices[] = {"auto", "cpu", "cuda", "cuda:N", NULL};
+    static const char *const shapes[] = {"users", NULL};
+    const bool numbered = strncmp(o->device, "cuda:", 5) == 0;
+    if (!cli_is_one_of("--device", numbered ? "cuda:N" : o->device, devices) ||
+        !cli_is_one_of("--shapes", o->shapes, shapes))
+        return false;
+    if (o->shapes || (o->scale == 0 && o->budget == 60))
+        return true;
+    fprintf(stderr, "error: --scale and --budget are of --shapes: add --shapes users\n");
+    return false;
 }
 
 int bench_ops(int argc, char **argv) {
@@ -124,10 +124,5 @@ int bench_ops(int argc, char **argv) {
     const int code = cli_parse(&command, argc, argv, NULL, &done);
     if (code != 0 || done)
         return code;
-    const char *wrong = wrong_words(&o);
-    if (wrong) {
-        fprintf(stderr, "error: %s\n", wrong);
-        return XP_EXIT_USAGE;
-    }
-    return run(&o);
+    return check_words(&o) ? run(&o) : XP_EXIT_USAGE;
 }

@@ -46,6 +46,8 @@ char **cli_own_command(int argc, char **argv);
 void cli_command_free(char **command);
 /** Whether this machine has a GPU that expar can use. */
 bool cli_has_gpu(void);
+/** Whether an option's word, or NULL, is one of some words (up to NULL); false after an error was printed. */
+bool cli_is_one_of(const char *option, const char *word, const char *const *words);
 /** --device and --dtype of a command that computes, each NULL or a word; false after an error was printed. */
 bool cli_check_device(const char *device, const char *dtype);
 /**

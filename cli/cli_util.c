@@ -48,7 +48,7 @@ int cli_no_such(const char *what, const char *name, const char *(*name_at)(int i
     return XP_EXIT_USAGE;
 }
 
-static bool is_one_of(const char *option, const char *word, const char *const *words) {
+bool cli_is_one_of(const char *option, const char *word, const char *const *words) {
     for (int i = 0; words[i]; i++)
         if (!word || strcmp(word, words[i]) == 0)
             return true;
@@ -68,7 +68,7 @@ bool cli_has_gpu(void) {
 bool cli_check_device(const char *device, const char *dtype) {
     static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
     static const char *const dtypes[] = {"float32", "bfloat16", NULL};
-    return is_one_of("--device", device, devices) && is_one_of("--dtype", dtype, dtypes);
+    return cli_is_one_of("--device", device, devices) && cli_is_one_of("--dtype", dtype, dtypes);
 }
 
 xp_status cli_check_replaces(const char *path, const char *mark) {

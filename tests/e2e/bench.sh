@@ -114,6 +114,8 @@ for wrong in "bench" "bench stap" "bench ep --ranks two" "bench ep --transport t
     rc=$?
     expect_rc 2 "$wrong"
 done
+"$EXPAR" bench ops --shapes all 2> wrong.log
+expect_text wrong.log '^error: --shapes: "all" is not users$'
 for kind in "" step ops ep scaling; do
     # shellcheck disable=SC2086
     "$EXPAR" bench $kind --help | grep -q "examples:" || fail "bench $kind --help has no examples"
