@@ -26,14 +26,15 @@ static __device__ __forceinline__ void multiply_queries(float (&x)[64], uint32_t
     }
 }
 
-/* sum[64 queries, C] += w[64 queries, 128 keys] v[128 keys, C]: v in slabs of 128 rows. */
-template <int N>
+/* sum[64 queries, C] += w[64 queries, 128 keys] v[128 keys, C], of keys 16 FIRST to 16 LAST: v in
+ * slabs of 128 rows. */
+template <int FIRST, int LAST, int N>
 static __device__ __forceinline__ void add_values(float (&sum)[N], const uint32_t (&w)[32],
                                                   uint32_t v) {
     const uint64_t d = xp_hopper_descriptor(v, BLOCK_SLAB, XP_HOPPER_ATOM_BYTES);
     const operand of_v = {(uint32_t)d, (uint32_t)(d >> 32)};
 #pragma unroll
-    for (int step = 0; step < BLOCK / 16; step++)
+    for (int step = FIRST; step < LAST; step++)
         wgmma_registers(sum, w + 4 * step, of_v.at(step * ROW_STEP));
 }
 
@@ -164,11 +165,19 @@ template <int C> struct forward_consumer {
                             c.base + L::K_AT + k.at * L::BLOCK_BYTES);
         wgmma_commit();
     }
-    __device__ __forceinline__ void start_values() {
+    /* diagonal: the first 64 queries see none of the last 64 keys. */
+    template <bool MAY_BE_DIAGONAL> __device__ __forceinline__ void start_values(bool diagonal) {
         mbarrier_wait(L::barrier(c.base, L::V_FULL + v.at), v.parity);
         __syncwarp();
         wgmma_fence();
-        add_values(out, w, c.base + L::V_AT + v.at * L::BLOCK_BYTES);
+        const uint32_t from = c.base + L::V_AT + v.at * L::BLOCK_BYTES;
+        add_values<0, BLOCK / 32>(out, w, from);
+        if (!MAY_BE_DIAGONAL) {
+            add_values<BLOCK / 32, BLOCK / 16>(out, w, from);
+        } else if (!diagonal || c.group > 0) {
+            wgmma_fence();
+            add_values<BLOCK / 32, BLOCK / 16>(out, w, from);
+        }
         wgmma_commit();
     }
     __device__ __forceinline__ void wait_keys() const {
@@ -201,13 +210,14 @@ template <int C> struct forward_consumer {
     }
 
     /* Block n of the tile: its scores become weights while those of the block before meet their
-     * values. */
+     * values. DIAGONAL: that was the first. */
+    template <bool DIAGONAL>
     __device__ __forceinline__ void step(float (&x)[64], const query_rows &now, int n) {
         float factor[2];
         wait_keys();
         take_turn();
         start_scores(x);
-        start_values();
+        start_values<DIAGONAL>(true);
         pass_turn(c.group);
         wgmma_wait<1>(); /* scores */
         accumulators_fence(x);
@@ -227,12 +237,12 @@ template <int C> struct forward_consumer {
 
     /* The last values of this tile, and the first scores of the next: of what happens to lie there
      * when there is none, so that there is no branch. */
-    __device__ __forceinline__ void finish_values(float (&x)[64], bool more) {
+    __device__ __forceinline__ void finish_values(float (&x)[64], bool more, bool diagonal) {
         if (more)
             wait_keys();
         take_turn();
         start_scores(x);
-        start_values();
+        start_values<true>(diagonal);
         pass_turn(c.group);
         wgmma_wait<0>();
         accumulators_fence(out);
@@ -311,13 +321,16 @@ template <int C> struct forward_consumer {
             begin(x, now);
             if (before >= 0)
                 free_queries(before);
-            for (int n = now.t.m - 1; n >= now.t.low; n--)
-                step(x, now, n);
+            int n = now.t.m - 1;
+            if (n >= now.t.low)
+                step<true>(x, now, n--);
+            for (; n >= now.t.low; n--)
+                step<false>(x, now, n);
             const xp_attention_query_tile done = now.t;
             before = q.at;
             q.next();
             read_tile(now);
-            finish_values(x, now.t.m >= 0);
+            finish_values(x, now.t.m >= 0, done.low == done.m);
             finish_tile(done, before);
             if (now.t.m < 0)
                 break;
