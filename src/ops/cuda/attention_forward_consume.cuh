@@ -126,7 +126,7 @@ static __device__ __forceinline__ void weigh_keys(float (&x)[64], float scale, s
         rows.sum[r] = rows.sum[r] * factor[r] + (added[2 * r] + added[2 * r + 1]);
 }
 
-template <int C> struct forward_consumer {
+template <int C, int TURNS> struct forward_consumer {
     typedef forward_layout<C> L;
     const xp_attention_forward_hopper &p;
     const forward_maps &maps;
@@ -173,20 +173,30 @@ template <int C> struct forward_consumer {
         const uint32_t from = c.base + L::V_AT + v.at * L::BLOCK_BYTES;
         add_values<0, BLOCK / 32>(out, w, from);
         if (!MAY_BE_DIAGONAL) {
-            add_values<BLOCK / 32, BLOCK / 16>(out, w, from);
+            add_values<BLOCK / 32, BLOCK / 16 - 2>(out, w, from);
+            if (TURNS == TURNS_EARLY)
+                end_turn();
+            add_values<BLOCK / 16 - 2, BLOCK / 16>(out, w, from);
         } else if (!diagonal || c.group > 0) {
             wgmma_fence();
             add_values<BLOCK / 32, BLOCK / 16>(out, w, from);
         }
         wgmma_commit();
+        if (MAY_BE_DIAGONAL || TURNS != TURNS_EARLY)
+            end_turn();
     }
     __device__ __forceinline__ void wait_keys() const {
         mbarrier_wait(L::barrier(c.base, L::K_FULL + k.at), k.parity);
     }
     __device__ __forceinline__ void take_turn() const {
-        wait_turn(c.group);
+        if (TURNS != TURNS_NONE)
+            wait_turn(c.group);
         __syncwarp();
         wgmma_fence();
+    }
+    __device__ __forceinline__ void end_turn() const {
+        if (TURNS != TURNS_NONE)
+            pass_turn(c.group);
     }
     __device__ __forceinline__ void free_keys() {
         arrive(c, L::barrier(c.base, L::K_EMPTY + k.at));
@@ -218,7 +228,6 @@ template <int C> struct forward_consumer {
         take_turn();
         start_scores(x);
         start_values<DIAGONAL>(true);
-        pass_turn(c.group);
         wgmma_wait<1>(); /* scores */
         accumulators_fence(x);
         free_keys();
@@ -243,15 +252,14 @@ template <int C> struct forward_consumer {
         take_turn();
         start_scores(x);
         start_values<true>(diagonal);
-        pass_turn(c.group);
         wgmma_wait<0>();
         accumulators_fence(out);
         accumulators_fence(x);
         free_values();
     }
 
-    /* Results of the tile in buffer `from`, over its queries. All warps of the warpgroup have met at
-     * take_turn() since the last scores of the tile were complete, so nobody reads them. */
+    /* Results of the tile in buffer `from`, over its queries. All warps of the warpgroup have met
+     * since the last scores of the tile were complete, at take_turn() or here, so nobody reads them. */
     __device__ __forceinline__ void finish_tile(const xp_attention_query_tile &t, int from) {
         const uint32_t thread = thread_in_group(), lane = thread % 32;
         const int row = t.m * BLOCK + c.group * 64;
@@ -266,6 +274,8 @@ template <int C> struct forward_consumer {
                 p.a.lse[first + own] = (rows.max[r] + log2f(sum)) * 0.693147180559945309f;
         }
         const uint32_t to = c.base + L::Q_AT + from * L::BLOCK_BYTES + c.group * (BLOCK_SLAB / 2);
+        if (TURNS == TURNS_NONE)
+            named_barrier_sync(3 + c.group, GROUP);
         const uint32_t line = thread / 32 * 16 + lane / 8 % 2 * 8 + lane % 8;
 #pragma unroll
         for (int i = 0; i < C / 16; i++) { /* 16 columns: rows 0-7 and 8-15 of the first 8, then the
@@ -309,11 +319,11 @@ template <int C> struct forward_consumer {
         if (now.t.m < 0)
             return; /* both warpgroups, before any turn */
         if (c.group == 1)
-            pass_turn(c.group);
+            end_turn();
         wait_keys();
         take_turn();
         start_scores(x);
-        pass_turn(c.group);
+        end_turn();
         wgmma_wait<0>();
         accumulators_fence(x);
         for (int before = -1;;) {

@@ -13,12 +13,13 @@
  *   attention_forward_tiles.cuh    shared memory, barriers, producer
  *   attention_forward_consume.cuh  GEMMs and softmax
  */
+#include <stdlib.h>
 #include "ops/cuda/attention_forward_consume.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/hopper_launch.h"
 #include "ops/cuda/launch.h"
 
-template <int C>
+template <int C, int TURNS>
 static __global__ void __launch_bounds__(N_THREADS, 1)
     attention_forward_kernel(const __grid_constant__ xp_attention_forward_hopper p,
                              const __grid_constant__ forward_maps maps) {
@@ -37,11 +38,11 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
         const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / GROUP - 1, 0); /* uniform */
-        forward_consumer<C> consumer = {p,
-                                        maps,
-                                        {base, group, threadIdx.x % 32 == 0},
-                                        threadIdx.x % GROUP == 0,
-                                        p.a.scale * 1.4426950408889634f};
+        forward_consumer<C, TURNS> consumer = {p,
+                                               maps,
+                                               {base, group, threadIdx.x % 32 == 0},
+                                               threadIdx.x % GROUP == 0,
+                                               p.a.scale * 1.4426950408889634f};
         consumer.run();
     }
 #endif
@@ -55,11 +56,11 @@ static xp_status map_of(const xp_attention_args *a, const void *data, int n_head
     return xp_cuda_hopper_map(&boxes, map);
 }
 
-template <int C>
+template <int C, int TURNS>
 static xp_status launch(const xp_attention_forward_hopper *p, int n_sms, cudaStream_t stream) {
     const xp_attention_args *a = &p->a;
     const int n_bytes = (int)forward_layout<C>::N_BYTES;
-    const auto kernel = attention_forward_kernel<C>;
+    const auto kernel = attention_forward_kernel<C, TURNS>;
     forward_maps maps;
     XP_TRY(map_of(a, a->q, a->n_heads, a->ldq, BLOCK, &maps.q));
     XP_TRY(map_of(a, a->k, a->n_kv_heads, a->ldk, BLOCK, &maps.k));
@@ -73,6 +74,20 @@ static xp_status launch(const xp_attention_forward_hopper *p, int n_sms, cudaStr
     return xp_cuda_check(cudaGetLastError(), "attention_forward");
 }
 
+/* For measuring: XP_ATTENTION_FORWARD_TURNS=0, 1 or 2 chooses among forward_turns. */
+template <int C>
+static xp_status launch_some(const xp_attention_forward_hopper *p, int n_sms, cudaStream_t stream) {
+    const char *turns = getenv("XP_ATTENTION_FORWARD_TURNS");
+    switch (turns == nullptr ? 1 : atoi(turns)) {
+    case 0:
+        return launch<C, TURNS_NONE>(p, n_sms, stream);
+    case 2:
+        return launch<C, TURNS_EARLY>(p, n_sms, stream);
+    default:
+        return launch<C, TURNS_WHOLE>(p, n_sms, stream);
+    }
+}
+
 extern "C" xp_status xp_cuda_attention_hopper_forward(xp_stream *stream,
                                                       const xp_attention_args *args) {
     cudaStream_t s;
@@ -83,6 +98,6 @@ extern "C" xp_status xp_cuda_attention_hopper_forward(xp_stream *stream,
     if (!xp_attention_forward_plan(&p, device->l2_bytes))
         return xp_error(XP_EINVAL, "attention_forward: too many tiles of queries");
     XP_TRY(xp_cuda_tile_counter(stream, &p.counter));
-    return p.a.head_dim == 64 ? launch<64>(&p, device->n_sms, s)
-                              : launch<128>(&p, device->n_sms, s);
+    return p.a.head_dim == 64 ? launch_some<64>(&p, device->n_sms, s)
+                              : launch_some<128>(&p, device->n_sms, s);
 }

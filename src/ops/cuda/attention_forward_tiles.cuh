@@ -9,6 +9,10 @@
 
 enum { N_QUERY_BUFFERS = 3, TILE_WORDS = 4 /* of a tile: m, h, b, low */ };
 
+/* When a warpgroup lets the other start its GEMMs: at any time, when its own are started, or when all
+ * but the last two are, so that the tensor cores never wait for the turn to pass. */
+enum forward_turns { TURNS_NONE = 0, TURNS_WHOLE, TURNS_EARLY };
+
 struct forward_maps {
     CUtensorMap q, k, v, out; /* out in boxes of 64 rows, the others of 128 */
 };
