@@ -126,7 +126,7 @@ static __device__ __forceinline__ void weigh_keys(float (&x)[64], float scale, s
         rows.sum[r] = rows.sum[r] * factor[r] + (added[2 * r] + added[2 * r + 1]);
 }
 
-template <int C, int TURNS> struct forward_consumer {
+template <int C, int TURNS, int N_CTAS> struct forward_consumer {
     typedef forward_layout<C> L;
     const xp_attention_forward_hopper &p;
     const forward_maps &maps;
@@ -198,12 +198,18 @@ template <int C, int TURNS> struct forward_consumer {
         if (TURNS != TURNS_NONE)
             pass_turn(c.group);
     }
+    /* The stage may be written again: by the producers of all CTAs of the cluster. */
+    __device__ __forceinline__ void free_stage(uint32_t empty) const {
+        arrive(c, empty);
+        if (N_CTAS > 1 && c.elected)
+            mbarrier_arrive_remote(cta_shared_address(empty, cta_rank() ^ 1));
+    }
     __device__ __forceinline__ void free_keys() {
-        arrive(c, L::barrier(c.base, L::K_EMPTY + k.at));
+        free_stage(L::barrier(c.base, L::K_EMPTY + k.at));
         k.next();
     }
     __device__ __forceinline__ void free_values() {
-        arrive(c, L::barrier(c.base, L::V_EMPTY + v.at));
+        free_stage(L::barrier(c.base, L::V_EMPTY + v.at));
         v.next();
     }
 
