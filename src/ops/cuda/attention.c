@@ -122,6 +122,9 @@ bool xp_cuda_attention_by_cudnn(xp_device *device, const void *args, const char 
     xp_cuda_device *cuda = (xp_cuda_device *)device;
     const xp_attention_args *a = args;
     const xp_sdpa_shape shape = shape_of(a);
+    *why = NULL;
+    if (forward_suits_hopper(cuda, a))
+        return false;
     *why = "it does not serve this shape, or is left out of this device";
     if (!suits_cudnn(cuda, a) || cudaSetDevice(cuda->index) != cudaSuccess)
         return false;
