@@ -165,23 +165,27 @@ template <int C, int TURNS, int N_CTAS> struct forward_consumer {
                             c.base + L::K_AT + k.at * L::BLOCK_BYTES);
         wgmma_commit();
     }
-    /* diagonal: the first 64 queries see none of the last 64 keys. */
+    /* diagonal: the first 64 queries see none of the last 64 keys. Each branch commits its own group:
+     * with one commit below both, ptxas closes a group in each branch and an empty one for the commit,
+     * and a wait for the scores, all groups but the last, waits for the values too. */
     template <bool MAY_BE_DIAGONAL> __device__ __forceinline__ void start_values(bool diagonal) {
         mbarrier_wait(L::barrier(c.base, L::V_FULL + v.at), v.parity);
         __syncwarp();
         wgmma_fence();
         const uint32_t from = c.base + L::V_AT + v.at * L::BLOCK_BYTES;
-        add_values<0, BLOCK / 32>(out, w, from);
         if (!MAY_BE_DIAGONAL) {
-            add_values<BLOCK / 32, BLOCK / 16 - 2>(out, w, from);
+            add_values<0, BLOCK / 16 - 2>(out, w, from);
             if (TURNS == TURNS_EARLY)
                 end_turn();
             add_values<BLOCK / 16 - 2, BLOCK / 16>(out, w, from);
-        } else if (!diagonal || c.group > 0) {
-            wgmma_fence();
-            add_values<BLOCK / 32, BLOCK / 16>(out, w, from);
+            wgmma_commit();
+        } else if (diagonal && c.group == 0) {
+            add_values<0, BLOCK / 32>(out, w, from);
+            wgmma_commit();
+        } else {
+            add_values<0, BLOCK / 16>(out, w, from);
+            wgmma_commit();
         }
-        wgmma_commit();
         if (MAY_BE_DIAGONAL || TURNS != TURNS_EARLY)
             end_turn();
     }
