@@ -85,8 +85,8 @@ typedef struct xp_cuda_backend {
     const void *(*nccl)(char *text, size_t n_bytes);
     /** The same where the program has loaded one already; never loads one. */
     const void *(*loaded_nccl)(char *text, size_t n_bytes);
-    /** Whether cuDNN computes this attention_forward (xp_attention_args); or NULL. @param[out] why  it does not; as long as
-     * the device */
+    /** Whether cuDNN computes this attention_forward (xp_attention_args); or NULL. @param[out] why  it does not, as long as
+     * the device; NULL: a kernel of our own is preferred */
     bool (*attention_by_cudnn)(xp_device *device, const void *args, const char **why);
 } xp_cuda_backend;
 

@@ -341,6 +341,8 @@ static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
         size_t n = strcspn(at, ",");
         if (n == 5 && memcmp(at, "wgmma", n) == 0)
             cuda->wgmma = false;
+        else if (n == 17 && memcmp(at, "attention_forward", n) == 0)
+            cuda->attention_forward = false;
         else if (n == 4 && memcmp(at, "bulk", n) == 0)
             cuda->bulk = false;
         else if (n == 5 && memcmp(at, "cudnn", n) == 0)
@@ -349,8 +351,8 @@ static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
             cuda->without_determinism = true;
         else if (n != 0)
             return xp_error(XP_EINVAL,
-                            "%s: no capability \"%.*s\"; there are wgmma, bulk, cudnn and "
-                            "deterministic",
+                            "%s: no capability \"%.*s\"; there are wgmma, attention_forward, bulk, "
+                            "cudnn and deterministic",
                             cuda->base.name, (int)n, at);
         at += n;
         if (*at == ',')
@@ -383,6 +385,7 @@ xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) 
     cuda->l2_bytes = (size_t)p.l2CacheSize;
     cuda->shared_bytes = p.sharedMemPerBlockOptin;
     cuda->wgmma = cuda->compute_capability == 90;
+    cuda->attention_forward = cuda->wgmma;
     cuda->bulk = cuda->compute_capability >= 90;
     xp_status status = leave_out(args->caps, cuda);
     if (status != XP_OK) {

@@ -19,8 +19,9 @@ typedef struct xp_cuda_device {
     /* capabilities that xp_device_args.caps leaves out: "cudnn", "deterministic" (then faster ways
      * are taken whose sums have no fixed order: cuDNN's attention backward) */
     bool without_cudnn, without_determinism;
-    bool wgmma;      /* sm_90's matrix instructions, unless left out through xp_device_args.caps */
-    bool bulk;       /* bulk asynchronous copies (sm_90 and newer), likewise */
+    bool wgmma; /* sm_90's matrix instructions, unless left out through xp_device_args.caps */
+    bool attention_forward; /* attention forward of our own on sm_90 instead of cuDNN's, likewise */
+    bool bulk;              /* bulk asynchronous copies (sm_90 and newer), likewise */
     void *libraries; /* ops/cuda: cuBLASLt and cuDNN handles, made on first use before step 1 */
     void (*libraries_destroy)(void *libraries);
     /* ops/cuda: tile counters of this device's streams, in device memory, made on first use */

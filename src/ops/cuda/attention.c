@@ -1,5 +1,5 @@
 /*
- * Which attention runs. Backward: our Hopper kernel where it can (sm_90a, bf16, heads of 64 or 128
+ * Which attention runs. Our Hopper kernels where they can (sm_90a, bf16, heads of 64 or 128
  * elements). Else cuDNN where it can (bf16, whole rows, lengths that fill its tiles), else our
  * mma.sync kernels (bf16; documents, any length), else the plain ones. The choice depends on the
  * arguments and the device only, never on the moment, so that a run repeats itself.
@@ -8,7 +8,7 @@
  * per query-key pair of every sequence it may be given, and a plan for any layout would have to
  * assume many sequences as long as a row: tens of GiB.
  */
-#include "ops/cuda/attention_hopper.h"
+#include "ops/cuda/attention_forward_hopper.h"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/cudnn_sdpa.h"
 #include "ops/cuda/hopper_launch.h"
@@ -65,6 +65,14 @@ static bool suits_hopper(const xp_cuda_device *device, const xp_attention_args *
            xp_cuda_hopper_is_built();
 }
 
+/* For sizes and strides alone, likewise. The smallest calls too: its tiles are as large as those of the
+ * other kernels. */
+static bool forward_suits_hopper(const xp_cuda_device *device, const xp_attention_args *a) {
+    xp_attention_forward_hopper p = {.a = *a};
+    return device->attention_forward && suits_hopper(device, a) && a->scale > 0.0f &&
+           xp_attention_forward_plan(&p, device->l2_bytes);
+}
+
 static size_t hopper_bytes(const xp_cuda_device *device, const xp_attention_args *a) {
     xp_attention_hopper p = {.a = *a};
     return xp_attention_hopper_plan(&p, device->n_sms, NULL);
@@ -114,6 +122,9 @@ bool xp_cuda_attention_by_cudnn(xp_device *device, const void *args, const char 
     xp_cuda_device *cuda = (xp_cuda_device *)device;
     const xp_attention_args *a = args;
     const xp_sdpa_shape shape = shape_of(a);
+    *why = NULL;
+    if (forward_suits_hopper(cuda, a))
+        return false;
     *why = "it does not serve this shape, or is left out of this device";
     if (!suits_cudnn(cuda, a) || cudaSetDevice(cuda->index) != cudaSuccess)
         return false;
@@ -128,6 +139,8 @@ xp_status xp_cuda_attention_forward(xp_stream *stream, const xp_attention_args *
     xp_cuda_device *device = (xp_cuda_device *)stream->device;
     cudaStream_t s;
     XP_TRY(xp_cuda_enter(stream, &s));
+    if (forward_suits_hopper(device, a) && forward_suits_mma(a))
+        return xp_cuda_attention_hopper_forward(stream, a);
     const char *why;
     const xp_sdpa_shape shape = shape_of(a);
     xp_sdpa_plan *plan = suits_cudnn(device, a) ? xp_sdpa_plan_get(device, &shape, &why) : NULL;
@@ -193,6 +206,8 @@ size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_arg
     const size_t own = backward && suits_mma(a) ? sums_bytes(a) : 0;
     if (backward && suits_hopper(cuda, a))
         return at_least_predicted(a, backward, hopper_bytes(cuda, a));
+    if (!backward && forward_suits_hopper(cuda, a))
+        return 0;
     if (!suits_cudnn(cuda, a) || cudaSetDevice(cuda->index) != cudaSuccess)
         return own;
     /* gradients usually have the leading dimensions of their tensors: that plan will be used */

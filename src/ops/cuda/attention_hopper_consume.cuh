@@ -10,26 +10,10 @@
 #ifndef XP_OPS_CUDA_ATTENTION_HOPPER_CONSUME_CUH
 #define XP_OPS_CUDA_ATTENTION_HOPPER_CONSUME_CUH
 
-#include "ops/cuda/attention_hopper_tiles.cuh"
+#include "ops/cuda/attention_hopper_warpgroup.cuh"
 #include "ops/cuda/attention_hopper_sums.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-/* A wgmma descriptor whose low word alone changes from step to step: see xp_hopper_descriptor(). */
-struct operand {
-    uint32_t low, high;
-    __device__ __forceinline__ uint64_t at(uint32_t n_bytes) const {
-        uint64_t d;
-        asm("mov.b64 %0, {%1, %2};" : "=l"(d) : "r"(low + (n_bytes >> 4)), "r"(high));
-        return d;
-    }
-};
-static __device__ __forceinline__ operand operand_of(uint32_t address, int k_contiguous) {
-    const uint64_t d = xp_hopper_operand(address, 0, k_contiguous);
-    return {(uint32_t)d, (uint32_t)(d >> 32)};
-}
-/* Bytes from a k16 step to the next: along a row, or 16 rows. */
-enum { COLUMN_STEP = 32, ROW_STEP = 16 * XP_HOPPER_ROW_BYTES };
 
 /* x[64, 64] = rows of a . rows of b, both C wide: a of a block of keys, b of a tile of queries. */
 template <int C>
@@ -60,27 +44,6 @@ static __device__ __forceinline__ void multiply_keys(float (&dq)[N], uint32_t ds
 #pragma unroll
     for (int step = 1; step < BLOCK / 16; step++)
         wgmma_shared<1, 1>(dq, of_ds.at(step * ROW_STEP), of_k.at(step * ROW_STEP));
-}
-
-static __device__ __forceinline__ float power_of_2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-/* A thread's number within its warpgroup, read anew wherever it is used: the compiler would keep
- * what follows from it in registers, which the loop does not have. */
-static __device__ __forceinline__ uint32_t thread_in_group() {
-    uint32_t thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread % GROUP;
-}
-/* The thread's first row of 64 accumulator rows; its first column of 8. */
-static __device__ __forceinline__ int first_row(uint32_t thread) {
-    return (int)(thread / 32 * 16 + thread % 32 / 4);
-}
-static __device__ __forceinline__ int first_column(uint32_t thread) {
-    return (int)(thread % 4 * 2);
 }
 
 static __device__ __forceinline__ float2 shared_pair(uint32_t at) {
@@ -138,22 +101,6 @@ static __device__ __forceinline__ void differentiate(float (&dp)[32], const floa
     }
 }
 
-/* Accumulators as the A operand of four k16 steps. */
-static __device__ __forceinline__ void round_all(const float (&x)[32], uint32_t (&w)[16]) {
-#pragma unroll
-    for (int i = 0; i < 16; i++)
-        w[i] = pack(x[2 * i], x[2 * i + 1]);
-#pragma unroll
-    for (int i = 0; i < 16; i++)
-        asm volatile("" : "+r"(w[i])); /* here, not later: x need not be kept */
-}
-
-struct consumer {
-    uint32_t base;
-    int group;
-    bool elected; /* arrives for its warp */
-};
-
 template <int C, int S> struct consumer_state {
     float dk[C / 2], dv[C / 2]; /* [64 keys, C] */
     ring_place<S> stage;        /* of the tile */
@@ -161,12 +108,6 @@ template <int C, int S> struct consumer_state {
     ring_place<N_ADDERS> dq_tile;
     uint32_t dq_parity, block_parity;
 };
-
-static __device__ __forceinline__ void arrive(const consumer &c, uint32_t barrier) {
-    __syncwarp();
-    if (c.elected)
-        mbarrier_arrive(barrier);
-}
 
 /* Half of dq, complete in registers, to the thread that adds it. */
 template <class L, int N, class STATE>
@@ -239,16 +180,7 @@ static __device__ __forceinline__ void finish_keys(const xp_attention_hopper &p,
     put_rows(dv, 1.0f, (bf16 *)p.dv + token * p.lddv + t.kv_head * (2 * N), p.lddv, row, n_rows);
 }
 
-/* The warpgroups take turns at starting a tile, so that one computes weights while the other's
- * GEMMs run. Named barrier 1 + group: that group may start. */
-static __device__ __forceinline__ void wait_turn(int group) {
-    asm volatile("barrier.sync %0, %1;" ::"r"(1 + group), "n"(N_CONSUMERS * GROUP) : "memory");
-}
-static __device__ __forceinline__ void pass_turn(int group) {
-    asm volatile("barrier.arrive %0, %1;" ::"r"(2 - group), "n"(N_CONSUMERS * GROUP) : "memory");
-}
-
-template <int C, int S> struct consumer_step {
+template <int C, int S, int TURNS> struct consumer_step {
     typedef attention_layout<C, S> L;
 
     /* dq of the tile before: its dS lies in the slot before the current one. */
@@ -285,13 +217,16 @@ template <int C, int S> struct consumer_step {
         float x[32], dp[32], dq[C / 4];
         uint32_t w[16], ds[16];
         mbarrier_wait(L::barrier(c.base, L::Q_FULL + stage.at), stage.parity);
-        wait_turn(c.group);
+        if (TURNS != XP_TURNS_NONE)
+            wait_turn(c.group);
         __syncwarp();
         wgmma_fence();
         multiply_rows<C>(x, c.base + L::K_AT + c.group * (BLOCK_SLAB / 2),
                          c.base + L::Q_AT + stage.at * L::TILE_BYTES);
         wgmma_commit();
         multiply_dp(c, dp, stage);
+        if (TURNS == XP_TURNS_EARLY)
+            pass_turn(c.group);
 
         wgmma_wait<1>(); /* scores */
         accumulators_fence(x);
@@ -305,7 +240,8 @@ template <int C, int S> struct consumer_step {
         wgmma_fence();
         add_queries(s.dv, w, c.base + L::DOUT_AT + stage.at * L::TILE_BYTES);
         wgmma_commit();
-        pass_turn(c.group);
+        if (TURNS == XP_TURNS_LATE)
+            pass_turn(c.group);
 
         wgmma_wait<1>(); /* dP */
         accumulators_fence(dp);
@@ -331,11 +267,11 @@ template <int C, int S> struct consumer_step {
     }
 };
 
-template <int C, int S>
+template <int C, int S, int TURNS>
 static __device__ __forceinline__ void consume(const xp_attention_hopper &p, uint32_t base,
                                                const int32_t *items) {
     typedef attention_layout<C, S> L;
-    typedef consumer_step<C, S> step;
+    typedef consumer_step<C, S, TURNS> step;
     const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / GROUP - 1, 0); /* uniform */
     const consumer c = {base, group, threadIdx.x % 32 == 0};
     const float scale = p.a.scale * 1.4426950408889634f;
@@ -345,7 +281,7 @@ static __device__ __forceinline__ void consume(const xp_attention_hopper &p, uin
     s.slot = {};
     s.dq_tile = {};
     s.dq_parity = s.block_parity = 0;
-    if (group == 1)
+    if (TURNS != XP_TURNS_NONE && group == 1)
         pass_turn(group);
     for (int item; (item = reader.read(p, base, items, c.elected)) >= 0;) {
         xp_attention_item t = xp_attention_item_of(&p, item);

@@ -1,5 +1,5 @@
 /**
- * The shapes of wgmma that attention backward needs: bf16 operands, fp32 accumulators. See
+ * The shapes of wgmma that attention needs: bf16 operands, fp32 accumulators. See
  * wgmma_64x256() in hopper.cuh for which thread holds which element; MN_A and MN_B are 1 when the
  * operand's contiguous dimension is m or n, 0 when it is k.
  */
@@ -43,6 +43,22 @@ static __device__ __forceinline__ void wgmma_shared(float (&d)[16], uint64_t a, 
                  : "l"(a), "l"(b), "n"(MN_A), "n"(MN_B));
 }
 
+template <int MN_A, int MN_B>
+static __device__ __forceinline__ void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b) {
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, 1, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "%64, %65, add, 1, 1, %66, %67;\n"
+                 "}"
+                 : XP_ACCUMULATORS_32(d, 0), XP_ACCUMULATORS_32(d, 32)
+                 : "l"(a), "l"(b), "n"(MN_A), "n"(MN_B));
+}
+
 /** d = a b: what d was before is not read. */
 template <int MN_A, int MN_B>
 static __device__ __forceinline__ void wgmma_shared_zero(float (&d)[32], uint64_t a, uint64_t b) {
@@ -68,6 +84,22 @@ static __device__ __forceinline__ void wgmma_shared_zero(float (&d)[16], uint64_
                  "%16, %17, add, 1, 1, %18, %19;\n"
                  "}"
                  : XP_RESULTS_16(d, 0)
+                 : "l"(a), "l"(b), "n"(MN_A), "n"(MN_B));
+}
+
+template <int MN_A, int MN_B>
+static __device__ __forceinline__ void wgmma_shared_zero(float (&d)[64], uint64_t a, uint64_t b) {
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, 0, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "%64, %65, add, 1, 1, %66, %67;\n"
+                 "}"
+                 : XP_RESULTS_32(d, 0), XP_RESULTS_32(d, 32)
                  : "l"(a), "l"(b), "n"(MN_A), "n"(MN_B));
 }
 

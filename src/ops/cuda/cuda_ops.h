@@ -35,8 +35,8 @@ extern const xp_ops xp_cuda_plain_activation;
 XP_OP_LIST(XP_CUDA_PROTOTYPE)
 #undef XP_CUDA_PROTOTYPE
 
-/* attention.c chooses between attention_hopper.cu (backward alone), cudnn_sdpa.c, attention_mma.cu
- * and attention_plain.cu */
+/* attention.c chooses between attention_forward_hopper.cu and attention_hopper.cu (backward),
+ * cudnn_sdpa.c, attention_mma.cu and attention_plain.cu */
 size_t xp_cuda_attention_scratch(const xp_device *device, const xp_attention_args *args,
                                  bool backward);
 /** For xp_cuda_backend.attention_by_cudnn. */
@@ -47,8 +47,10 @@ bool xp_cuda_attention_by_cudnn(xp_device *device, const void *args, const char 
  */
 xp_status xp_cuda_attention_mma_forward(xp_stream *stream, const xp_attention_args *args);
 xp_status xp_cuda_attention_mma_backward(xp_stream *stream, const xp_attention_backward_args *args);
-/** sm_90a, bf16, heads of 64 or 128 elements, pointers and leading dimensions of 16 bytes. Takes
- * xp_attention_hopper_plan() of scratch. */
+/** sm_90a, bf16, heads of 64 or 128 elements, pointers and leading dimensions of 16 bytes. Backward
+ * takes xp_attention_hopper_plan() of scratch; forward wants a positive scale and
+ * xp_attention_forward_plan(). */
+xp_status xp_cuda_attention_hopper_forward(xp_stream *stream, const xp_attention_args *args);
 xp_status xp_cuda_attention_hopper_backward(xp_stream *stream,
                                             const xp_attention_backward_args *args);
 xp_status xp_cuda_attention_plain_forward(xp_stream *stream, const xp_attention_args *args);

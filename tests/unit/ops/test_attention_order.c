@@ -1,4 +1,4 @@
-/* The order in which the Hopper attention backward deals out its work: every pair of tiles is visited
+/* The order in which the Hopper attention kernels deal out their work. Backward: every pair of tiles is visited
  * once, and an item waits only for items dealt out before it, so that no order of the GPU's blocks
  * can make it wait for ever. */
 #include <setjmp.h>
@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
-#include "ops/cuda/attention_hopper.h"
+#include "ops/cuda/attention_forward_hopper.h"
 
 typedef struct shape {
     int64_t n_rows, seq_len;
@@ -109,11 +109,76 @@ static void scratch_is_linear(void **state) {
     assert_true(xp_attention_hopper_plan(&p, 132, NULL) <= 2 * half);
 }
 
+/* Forward: every tile of every head once; of the heads dealt out together the longest tiles first,
+ * and those that share keys beside each other. */
+static void check_forward(const shape *s, size_t l2_bytes) {
+    xp_attention_forward_hopper p = {.a = {.n_rows = s->n_rows,
+                                           .seq_len = s->seq_len,
+                                           .n_heads = s->n_heads,
+                                           .n_kv_heads = s->n_kv_heads,
+                                           .head_dim = 128}};
+    assert_true(xp_attention_forward_plan(&p, l2_bytes));
+    assert_int_equal(p.n_tiles, (s->seq_len + 127) / 128);
+    assert_int_equal(p.n_items, s->n_rows * s->n_heads * p.n_tiles);
+    assert_in_range(p.n_together, 1, s->n_rows * s->n_kv_heads);
+    const int share = s->n_heads / s->n_kv_heads;
+    const int of_group = p.n_together * share * p.n_tiles;
+    char *seen = calloc((size_t)p.n_items, 1);
+    assert_true(seen != NULL);
+    xp_attention_query_tile before = {0};
+    for (int item = 0; item < p.n_items; item++) {
+        xp_attention_query_tile t;
+        xp_attention_query_tile_of(&p, item, &t);
+        assert_in_range(t.m, 0, p.n_tiles - 1);
+        assert_in_range(t.h, 0, s->n_heads - 1);
+        assert_in_range(t.b, 0, s->n_rows - 1);
+        assert_int_equal(seen[(t.b * s->n_heads + t.h) * p.n_tiles + t.m]++, 0);
+        const int head = t.b * s->n_kv_heads + t.h / share;
+        assert_int_equal(head / p.n_together, item / of_group);
+        if (item % of_group != 0)
+            assert_true(t.m <= before.m);
+        if (item % share != 0)
+            assert_int_equal(head, before.b * s->n_kv_heads + before.h / share);
+        before = t;
+    }
+    free(seen);
+}
+
+static void forward_tiles(void **state) {
+    (void)state;
+    static const shape shapes[] = {{4, 4096, 32, 4, 132, 0}, {1, 32768, 8, 1, 132, 0},
+                                   {8, 2048, 32, 4, 132, 0}, {3, 1, 2, 1, 132, 0},
+                                   {2, 129, 6, 2, 132, 0},   {5, 1000, 12, 3, 114, 0},
+                                   {1, 640, 8, 8, 1, 0},     {7, 128, 15, 5, 132, 0}};
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
+        for (size_t l2 = 1 << 16; l2 <= (size_t)64 << 20; l2 *= 4)
+            check_forward(&shapes[i], l2);
+    /* a tile sees its own block at least, and none before the row */
+    for (int m = 0; m < 40; m++)
+        for (int start = -1; start < 6000; start++) {
+            const int low = xp_attention_first_block(start, m);
+            assert_in_range(low, 0, m);
+            assert_true(start < 0 || start > m * 128 || low == start / 128);
+        }
+}
+
+/* More tiles than can be counted are left to other kernels. */
+static void forward_refuses_too_many(void **state) {
+    (void)state;
+    xp_attention_forward_hopper p = {
+        .a = {.n_rows = 60000, .seq_len = 4096, .n_heads = 60000, .n_kv_heads = 4, .head_dim = 64}};
+    assert_false(xp_attention_forward_plan(&p, 1 << 20));
+    p.a.n_rows = 1, p.a.n_heads = 32, p.a.seq_len = 131072;
+    assert_true(xp_attention_forward_plan(&p, 1 << 20));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(whole_rows),
         cmocka_unit_test(documents),
         cmocka_unit_test(scratch_is_linear),
+        cmocka_unit_test(forward_tiles),
+        cmocka_unit_test(forward_refuses_too_many),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

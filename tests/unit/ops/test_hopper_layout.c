@@ -78,11 +78,28 @@ static void operands_read_what_was_copied(void **state) {
     }
 }
 
+/* The values of attention forward: 128 keys as k, two slabs of 64 columns, each 128 rows. */
+static void values_are_read_where_they_were_copied(void **state) {
+    (void)state;
+    const uint32_t base = 5 * 32768, slab = 128 * XP_HOPPER_ROW_BYTES;
+    for (uint32_t step = 0; step < 8; step++) {
+        const fields f = decode(xp_hopper_descriptor(base + step * 16 * XP_HOPPER_ROW_BYTES, slab,
+                                                     XP_HOPPER_ATOM_BYTES));
+        for (uint32_t column = 0; column < 128; column++)
+            for (uint32_t k = 0; k < 16; k++)
+                assert_int_equal(found_mn(f, column, k),
+                                 base + column / 64 * slab +
+                                     xp_hopper_chunk(step * 16 + k, column % 64 / 8) +
+                                     column % 8 * 2);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chunks_are_where_the_hardware_looks),
         cmocka_unit_test(threads_cover_a_tile),
         cmocka_unit_test(operands_read_what_was_copied),
+        cmocka_unit_test(values_are_read_where_they_were_copied),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
