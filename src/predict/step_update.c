@@ -1,8 +1,8 @@
 /* Time of the optimizer and of gradients and parameters between ranks. */
 #include "predict/step_parts.h"
 
-/* Of an element: masters and both moments read and written, a parameter written; the gradient is read by the
- * norm and by the update. */
+/* Of an element: master (a bf16 parameter and its remainder, or an fp32 parameter) and both moments, read and
+ * written; the gradient is read by the norm and by the update. */
 #define STATE_BYTES 24
 
 typedef struct traffic {          /* of one rank and step */
@@ -42,7 +42,7 @@ void xp_predict_update(const xp_sizes *s, const xp_mesh *m, const xp_cluster *c,
                  dense = (double)xp_arch_n_params(a) - all_experts,
                  experts = all_experts / s->ep_size, n = m->n_shard, n_e = m->n_expert_shard,
                  own = dense / n + experts / n_e, of_node = c->gpus_per_node;
-    p->optimizer_s = own * (STATE_BYTES + s->element + 2 * s->gradient_bytes) / s->rates.memory;
+    p->optimizer_s = own * (STATE_BYTES + 2 * s->gradient_bytes) / s->rates.memory;
     traffic t = {0};
     const bool spans = m->n_ranks > c->gpus_per_node && c->gpus_per_node % m->n_shard != 0;
     add_shards(s, dense, n, ring_rate(s, spans, of_node), &t);
