@@ -186,9 +186,12 @@ static xp_status reserve(xp_model *model) {
     size_t n = (size_t)xp_param_table_n_elements(model->table);
     XP_TRY(
         xp_device_alloc(model->device, n * xp_dtype_bytes(args->dtype), "params", &model->params));
-    if (!args->inference)
+    model->grads = model->core ? xp_moe_core_grads(model->core) : NULL;
+    if (!args->inference && !model->grads) {
         XP_TRY(xp_device_alloc(model->device, n * xp_dtype_bytes(args->grad_dtype), "grads",
-                               &model->grads));
+                               &model->own_grads));
+        model->grads = model->own_grads;
+    }
     if (arch->n_experts > 0) {
         size_t entries = (size_t)(arch->n_layers * arch->n_experts);
         XP_TRY(xp_device_alloc(model->device, entries * (sizeof(float) + sizeof(int64_t)), "params",
@@ -221,6 +224,9 @@ static xp_status create_core(xp_model *model, int n_ranks) {
     if (arch->n_experts == 0)
         return XP_OK;
     bool keep_all = args->recompute == XP_RECOMPUTE_NONE;
+    xp_spent_rows grads = {0};
+    if (args->reuse_for_grads && !args->inference)
+        XP_TRY(xp_spent_rows_create(arch, model->table, args->grad_dtype, &grads));
     xp_moe_core_args core = {.max_tokens = max_tokens(model),
                              .dim = arch->dim,
                              .moe_dim = arch->moe_dim,
@@ -236,6 +242,7 @@ static xp_status create_core(xp_model *model, int n_ranks) {
                              .save_gate_up = keep_all,
                              .save_recv = xp_saves_recv(args->recompute, args->save_dispatched),
                              .saved_rows_factor = args->saved_rows_factor,
+                             .grads = &grads,
                              .forced = args->forced_balance,
                              .overlap = args->overlap,
                              .overlap_split = args->overlap_split,
@@ -247,7 +254,9 @@ static xp_status create_core(xp_model *model, int n_ranks) {
                              .n_ranks = n_ranks,
                              .shares_gpus = args->shares_gpus,
                              .device = model->device};
-    return xp_moe_core_create(&core, &model->core);
+    const xp_status status = xp_moe_core_create(&core, &model->core);
+    xp_spent_rows_destroy(&grads);
+    return status;
 }
 
 /* Padding, balance state and gradients start as zeros; the RoPE table never changes. */
@@ -349,7 +358,7 @@ void xp_model_destroy(xp_model *model) {
     xp_moe_core_destroy(model->core);
     xp_acts_destroy(&model->acts);
     xp_device_free(model->device, model->params);
-    xp_device_free(model->device, model->grads);
+    xp_device_free(model->device, model->own_grads);
     xp_device_free(model->device, model->balance);
     xp_device_free(model->device, model->activations);
     xp_device_free(model->device, model->workspace);

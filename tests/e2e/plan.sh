@@ -27,16 +27,16 @@ done
 slice=("$SOURCE/configs/rank_slice_30b_a3b.toml" --gpu h200 --gpus-per-node 1)
 plan slice.json "${slice[@]}"
 holds slice.json "abs(d[0]['memory_gib'] / 109.24 - 1) < 1e-3 and d[0]['exchange_s'] == 0 and d[0]['link_bytes'] == 0"
-plan large.json "${slice[@]}" --batch 8
+plan large.json "${slice[@]}" --batch 10
 expect_rc 1 "a plan of which nothing fits"
 holds large.json "not d[0]['fits'] and 'selective' in d[0]['advice'] and 'batch ' in d[0]['advice']"
 advised=$(grep -o 'batch [0-9]* fits' large.json | grep -o '[0-9]*')
 plan advised.json "${slice[@]}" --batch "$advised,$((advised + 1))"
 expect_rc 0 "the advised batch"
 holds advised.json "[r['fits'] for r in d] == [True, False]"
-plan mode.json "${slice[@]}" --batch 8 --activation_checkpoint.mode selective
+plan mode.json "${slice[@]}" --batch 10 --activation_checkpoint.mode selective
 expect_rc 0 "the advised recomputation"
-"$EXPAR" plan "${slice[@]}" --batch 8 > large.txt
+"$EXPAR" plan "${slice[@]}" --batch 10 > large.txt
 rc=$?
 expect_rc 1 "the same as text"
 grep -q "out of memory: .* GiB too much (activations .*selective.*; batch $advised fits" large.txt || fail "text: $(cat large.txt)"
