@@ -163,7 +163,7 @@ static void rank_slice_fits(void **state) {
     } limits[] = {
         {"params", 10400000000},    {"grads", 10400000000},
         {"optimizer", 52000000000}, {"activations", 41000000000}, /* 52 KB a token and layer */
-        {"workspace", 4650000000},
+        {"workspace", 4200000000},
     };
     char *argv[] = {"--job.config_file", XP_SOURCE_DIR "/configs/rank_slice_30b_a3b.toml"};
     xp_config_set *set = NULL;
