@@ -13,6 +13,12 @@
 #   old            spread with expert_parallel_overlap = false
 #   deep           spread, all 48 layers
 #   one            spread, one GPU alone beside EP 1 on all
+#   slow           the same with NCCL kept from peer access and shared memory (NCCL_P2P_DISABLE, NCCL_SHM_DISABLE): what gradients cost over a
+#                  slow path, to compare with `expar plan`'s figure for that rate
+#   whole          all of 10B-A1B, EP = GPUs, 8 x 4096 tokens a GPU, the router's own choice as in `natural`
+#   nodes          spread, hierarchical between GPUs that count as nodes of their own (process namespaces; root), with the exchange beside
+#                  GEMMs and without, beside all-to-all: the same bits, exposed exchange a layer
+#   skewed         `expar bench ep`: rows of a skewed routing beyond capacity against the same number of rows balanced
 # Each line: median tokens/s of a GPU over the last steps, range, exposed exchange a layer of the traced step. Exit code 0: all ran.
 set -u
 build=${1:?usage: gpu_ep_cost.sh BUILD_FOLDER [OUTPUT_FOLDER]}
@@ -39,12 +45,13 @@ forced=(--debug.moe_force_load_balance --debug.moe_force_load_balance_mode)
 own=(--debug.no_moe_force_load_balance)
 read -r -a natural <<< "${NATURAL:---moe.aux_loss_coeff 0.1}"
 
-# train NAME RANKS STEPS OPTIONS...: one run, its line
+# train NAME RANKS STEPS OPTIONS...: one run, its line. CONFIG: of another model; LAUNCH: what starts the ranks instead of expar itself
 train() {
     local name=$1 ranks=$2 steps=$3
     shift 3
     rm -rf "$work/run"
-    NGPU=$ranks timeout -k 3 "${LIMIT:-60}" "$build/bin/expar" train --job.config_file configs/rank_slice_30b_a3b.toml --training.dataset tokens \
+    # shellcheck disable=SC2086
+    NGPU=$ranks timeout -k 3 "${LIMIT:-60}" ${LAUNCH:-} "$build/bin/expar" train --job.config_file "${CONFIG:-configs/rank_slice_30b_a3b.toml}" --training.dataset tokens \
         --training.dataset_path "$tokens" --training.steps "$steps" --comm.train_timeout_seconds 15 --metrics.log_freq 1 --job.dump_folder "$work/run" \
         --profiling.enable_profiling --profiling.profile_freq $((steps - 3)) "$@" > "$out/$name.txt" 2>&1 || {
         fail "$name: $(grep -m1 '^error' "$out/$name.txt" | cut -c1-200)"
@@ -108,6 +115,38 @@ for part in $parts; do
             train "all_gpus_$i" "$n_gpus" 14 $(ep 1) "${eight[@]}" "${forced[@]}" spread
         done
         ratio "EP 1: $n_gpus GPUs of one alone" all_gpus one_gpu
+        ;;
+    slow)
+        # shellcheck disable=SC2046
+        LIMIT=120 NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 train slow_gpus_1 "$n_gpus" 11 $(ep 1) "${eight[@]}" "${forced[@]}" spread --comm.train_timeout_seconds 60
+        # shellcheck disable=SC2046
+        train fast_gpus_1 "$n_gpus" 11 $(ep 1) "${eight[@]}" "${forced[@]}" spread
+        ratio "EP 1: NCCL on a slow path, of the usual one" slow_gpus fast_gpus
+        ;;
+    whole)
+        CONFIG=configs/qwen3_10b_a1b_deepep.toml LIMIT=150 train whole "$n_gpus" 14 --parallelism.expert_parallel_degree "$n_gpus" --training.local_batch_size 8 \
+            --checkpoint.no_enable "${own[@]}" "${natural[@]}"
+        ;;
+    nodes)
+        if ! unshare --pid --fork --mount-proc true 2> /dev/null; then
+            say "nodes: skipped, process namespaces are not allowed here"
+            continue
+        fi
+        launch="mpirun --mca btl tcp,self -n $n_gpus unshare --pid --fork --mount-proc"
+        for backend in hierarchical a2a; do
+            # shellcheck disable=SC2046
+            LAUNCH=$launch train "nodes_${backend}_beside" "$n_gpus" 11 $(ep "$n_gpus") "${eight[@]}" "${forced[@]}" spread --deepep.transport $backend
+            # shellcheck disable=SC2046
+            LAUNCH=$launch train "nodes_${backend}_alone" "$n_gpus" 11 $(ep "$n_gpus") "${eight[@]}" "${forced[@]}" spread --deepep.transport $backend \
+                --parallelism.expert_parallel_overlap false
+        done
+        ;;
+    skewed)
+        for routing in skewed random; do
+            NGPU=$n_gpus timeout -k 3 60 "$build/bin/expar" bench ep --tokens 16384 --transport p2p --routing $routing --backward --seconds 0.3 \
+                > "$out/skewed_$routing.txt" 2>&1 || fail "bench ep, $routing: $(grep -m1 '^error' "$out/skewed_$routing.txt")"
+            grep -E "^ *$n_gpus +16384" "$out/skewed_$routing.txt" | tee -a "$summary"
+        done
         ;;
     *) fail "no part $part" ;;
     esac

@@ -55,6 +55,8 @@ typedef struct plan_row {
 /** Modes of recomputation, least first; NULL past the last. */
 extern const char *const plan_modes[];
 
+/** What the figures are of: "GPU", or "rank" where ranks share a CPU. */
+const char *plan_unit(const plan *p);
 double plan_memory_gib(const plan *p, const plan_row *r);
 double plan_tokens_per_s_gpu(const plan_row *r);
 double plan_mfu_percent(const plan *p, const plan_row *r);
@@ -72,6 +74,8 @@ double plan_gpu_hours(const plan *p, const plan_row *r);
 plan_setting plan_own_setting(const plan *p);
 /** Put the setting into the configuration. */
 XP_NODISCARD xp_status plan_apply(plan *p, const plan_setting *setting);
+/** Whether the EP degree divides the ranks, in terms of this command's options: XP_ECONFIG. */
+XP_NODISCARD xp_status plan_check_ep(const plan *p, const plan_setting *setting);
 /** The layout of a rank whose EP group lies on the most nodes; the setting is applied. */
 XP_NODISCARD xp_status plan_layout(const plan *p, int64_t nodes, xp_mesh *layout);
 XP_NODISCARD xp_status plan_memory_at(plan *p, const xp_mesh *layout, int64_t batch,

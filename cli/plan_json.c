@@ -39,6 +39,13 @@ static void add_speed(const plan *p, const plan_row *r, xp_text *t) {
                {"gradients_s", s->gradients_s},
                {"launch_s", s->launch_s},
                {"hidden_exchange_s", s->hidden_exchange_s},
+               {"exposed_forward_s", s->exposed_forward_s},
+               {"exposed_backward_s", s->exposed_backward_s},
+               {"slowed_experts_s", s->slowed_experts_s},
+               {"reduced_s", s->reduced_s},
+               {"gathered_s", s->gathered_s},
+               {"exposed_reduced_s", s->exposed_reduced_s},
+               {"exposed_gathered_s", s->exposed_gathered_s},
                {"link_bytes", s->link_bytes},
                {"network_bytes", s->network_bytes},
                {"gradient_bytes", s->gradient_bytes}};

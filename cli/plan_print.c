@@ -19,9 +19,10 @@ typedef struct line {
 } line;
 
 static const column col_scaling = {"scaling", 7}, col_nodes = {"nodes", 5}, col_gpus = {"GPUs", 5},
-                    col_ep = {"EP", 4}, col_batch = {"batch", 5}, col_mode = {"recompute", 9},
-                    col_overlap = {"overlap", 7}, col_replicas = {"replicas", 8},
-                    col_gib = {"GiB", 8}, col_share = {"share", 6}, col_speed = {"tok/s/GPU", 10},
+                    col_ranks = {"ranks", 5}, col_ep = {"EP", 4}, col_batch = {"batch", 5},
+                    col_mode = {"recompute", 9}, col_overlap = {"overlap", 7},
+                    col_replicas = {"replicas", 8}, col_gib = {"GiB", 8}, col_share = {"share", 6},
+                    col_speed = {"tok/s/GPU", 10}, col_rank_speed = {"tok/s/rank", 10},
                     col_all = {"tok/s", 12}, col_scale = {"of first", 8},
                     col_tflops = {"TFLOPS", 6}, col_mfu = {"MFU", 6}, col_link = {"in node", 8},
                     col_network = {"network", 8}, col_sharding = {"sharding", 8},
@@ -44,7 +45,7 @@ static void add_setting(const plan *p, const plan_row *r, line *l) {
     if (p->o->scaling)
         add(l, col_scaling, "%s", r->scaling ? r->scaling : "");
     add(l, col_nodes, "%lld", (long long)s->nodes);
-    add(l, col_gpus, "%lld", (long long)r->ranks);
+    add(l, p->hardware.is_cpu ? col_ranks : col_gpus, "%lld", (long long)r->ranks);
     add(l, col_ep, "%lld", (long long)(r->is_run ? r->ep_size : s->ep));
     add(l, col_batch, "%lld", (long long)s->batch);
     if (varies || p->o->recompute)
@@ -64,7 +65,7 @@ static void add_memory(const plan *p, const plan_row *r, line *l) {
 static void add_speed(const plan *p, const plan_row *r, line *l) {
     const xp_step_prediction *s = &r->step;
     const double speed = plan_tokens_per_s_gpu(r);
-    add(l, col_speed, "%.0f", speed);
+    add(l, p->hardware.is_cpu ? col_rank_speed : col_speed, "%.0f", speed);
     add(l, col_all, "%.0f", speed * (double)r->ranks);
     if (p->o->scaling)
         add(l, col_scale, "%.1f%%", p->base_speed > 0 ? 100 * speed / p->base_speed : 0);
@@ -134,9 +135,16 @@ static void print_head(const plan *p) {
            p->o->suggest || p->o->recompute ? ""
            : mode                           ? mode
                                             : "none");
-    printf("%s: %s, %.1f GiB for a run of %.1f, %d a node; %.0f GB/s between nodes\n\n",
-           p->hardware.is_cpu ? "CPU" : "GPUs", p->hardware.name, p->room_gib,
-           p->hardware.limits.memory_gib, p->cluster.gpus_per_node, p->cluster.network_gbps);
+    const xp_hardware *h = &p->hardware;
+    if (h->is_cpu)
+        printf("CPU: %s, %.0f cores and %.1f GiB a node, shared by its ranks: %d a node "
+               "(--gpus-per-node), %.1f GiB each for a run; %.3g GB/s between nodes\n\n",
+               h->name, h->limits.units, h->limits.memory_gib, p->cluster.gpus_per_node,
+               p->room_gib, p->cluster.network_gbps);
+    else
+        printf("GPUs: %s, %.1f GiB for a run of %.1f, %d a node; %.3g GB/s between nodes\n\n",
+               h->name, p->room_gib, h->limits.memory_gib, p->cluster.gpus_per_node,
+               p->cluster.network_gbps);
 }
 
 static void print_row(const plan *p, const plan_row *r, bool is_best) {
@@ -173,14 +181,49 @@ static void print_row(const plan *p, const plan_row *r, bool is_best) {
     xp_text_free(&rest);
 }
 
+/* A layer's exchange beside the GEMMs that can hide it. */
+static void print_layer(const xp_step_prediction *s) {
+    const xp_exchange_layer *e = &s->exchange_layer;
+    printf("  a layer, us: dispatch %.0f beside 1/%d of w13's %.0f, combine %.0f",
+           e->dispatch_s * 1e6, s->ep_size, e->w13_s * 1e6, e->send_s * 1e6);
+    if (e->w2_s > 0)
+        printf(" beside 1/%d of w2's %.0f, sums %.0f", s->ep_size, e->w2_s * 1e6, e->recv_s * 1e6);
+    printf(";\n  backward combine %.0f beside weight gradients of %.0f, dispatch %.0f beside %.0f",
+           e->combine_backward_s * 1e6, e->w2_wgrad_s * 1e6, e->dispatch_backward_s * 1e6,
+           e->w13_wgrad_s * 1e6);
+    if (e->again_s > 0)
+        printf(", rows that were not kept %.0f", e->again_s * 1e6);
+    printf("\n");
+}
+
+/* What runs beside other work: how long it takes alone, what of it the step waits for, and what it costs others. */
+static void print_hidden(const plan *p, const xp_step_prediction *s) {
+    if (s->hidden_exchange_s > 0)
+        printf(
+            "exchange, ms: %.1f exposed forward and %.1f backward, %.1f hidden, for which expert "
+            "GEMMs take %.1f longer\n",
+            s->exposed_forward_s * 1e3, s->exposed_backward_s * 1e3, s->hidden_exchange_s * 1e3,
+            s->slowed_experts_s * 1e3);
+    if (s->exchange_layer.w13_s > 0)
+        print_layer(s);
+    if (s->gradient_bytes > 0 && !p->hardware.is_cpu)
+        printf(
+            "gradients, ms: %.1f of reductions (%.1f exposed), %.1f of parameters gathered (%.1f "
+            "exposed); other work loses %.1f to them\n",
+            s->reduced_s * 1e3, s->exposed_reduced_s * 1e3, s->gathered_s * 1e3,
+            s->exposed_gathered_s * 1e3,
+            (s->gradients_s - s->exposed_reduced_s - s->exposed_gathered_s) * 1e3);
+}
+
 /* Where one run's memory and time go. */
-static void print_details(const plan_row *r) {
+static void print_details(const plan *p, const plan_row *r) {
     const xp_step_prediction *s = &r->step;
     xp_text parts = {0};
     if (!r->is_run)
         return;
     add_parts(r, XP_PREDICT_MAX_TAGS, &parts);
-    printf("\nmemory of a GPU, GiB: %s\n", parts.length > 0 && !parts.failed ? parts.data : "");
+    printf("\nmemory of a %s, GiB: %s\n", plan_unit(p),
+           parts.length > 0 && !parts.failed ? parts.data : "");
     xp_text_free(&parts);
     if (!r->has_speed)
         return;
@@ -190,6 +233,7 @@ static void print_details(const plan_row *r) {
            s->step_s * 1e3, s->experts_s * 1e3, s->attention_s * 1e3, s->dense_s * 1e3,
            s->head_s * 1e3, s->memory_s * 1e3, s->optimizer_s * 1e3, s->exchange_s * 1e3,
            s->gradients_s * 1e3, s->launch_s * 1e3);
+    print_hidden(p, s);
 }
 
 /* ---- all rows ------------------------------------------------------------------------------- */
@@ -232,7 +276,7 @@ bool plan_output_end(plan_output *out, const plan_row *last) {
     if (p->o->markdown)
         return true;
     if (out->n_rows == 1 || (p->o->suggest && out->n_rows > 0))
-        print_details(last);
+        print_details(p, last);
     plan_print_notes(out);
     return true;
 }

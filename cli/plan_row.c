@@ -23,6 +23,10 @@ bool plan_fits(const plan *p, const xp_memory_prediction *memory) {
     return gib(bytes_of(memory)) <= p->room_gib;
 }
 
+const char *plan_unit(const plan *p) {
+    return p->hardware.is_cpu ? "rank" : "GPU";
+}
+
 double plan_memory_gib(const plan *p, const plan_row *r) {
     (void)p;
     return gib(bytes_of(&r->memory));
@@ -110,6 +114,38 @@ xp_status plan_apply(plan *p, const plan_setting *s) {
     if (s->transport && strcmp(s->transport, transport) != 0)
         XP_TRY(xp_config_override(p->set, "deepep.transport", s->transport));
     return XP_OK;
+}
+
+/* "1, 2, 4 or 8": degrees that divide the ranks and the experts. */
+static void list_degrees(const plan *p, int64_t ranks, xp_text *t) {
+    int64_t last = 0;
+    for (int64_t ep = 1; ep <= ranks && ep <= XP_EP_GPU_MAX_RANKS; ep++) {
+        if (ranks % ep != 0 || p->arch.n_experts % ep != 0)
+            continue;
+        if (last > 0)
+            xp_text_printf(t, "%s%lld", t->length > 0 ? ", " : "", (long long)last);
+        last = ep;
+    }
+    xp_text_printf(t, "%s%lld", t->length > 0 ? " or " : "", (long long)last);
+}
+
+xp_status plan_check_ep(const plan *p, const plan_setting *s) {
+    const int64_t all = s->nodes * p->cluster.gpus_per_node;
+    const int64_t replicas = s->replicas > 0 && all % s->replicas == 0 ? s->replicas : 1;
+    const int64_t ranks = all / replicas;
+    xp_text degrees = {0};
+    if (s->ep <= 0 || p->arch.n_experts == 0 || ranks % s->ep == 0)
+        return XP_OK;
+    list_degrees(p, ranks, &degrees);
+    const xp_status status = xp_error(
+        XP_ECONFIG,
+        "parallelism.expert_parallel_degree %lld does not divide the %lld rank%s%s (--nodes %lld, "
+        "--gpus-per-node %d): plan with --ep %s, or other numbers of nodes and %s",
+        (long long)s->ep, (long long)ranks, ranks > 1 ? "s" : "",
+        replicas > 1 ? " of a replica" : "", (long long)s->nodes, p->cluster.gpus_per_node,
+        degrees.failed ? "1" : degrees.data, p->hardware.is_cpu ? "ranks" : "GPUs");
+    xp_text_free(&degrees);
+    return status;
 }
 
 xp_status plan_layout(const plan *p, int64_t nodes, xp_mesh *layout) {
@@ -241,7 +277,8 @@ void plan_work_out(plan *p, plan_row *r) {
     xp_mesh layout;
     const plan_setting *s = &r->setting;
     r->ranks = s->nodes * p->cluster.gpus_per_node;
-    if (plan_apply(p, s) != XP_OK || plan_layout(p, s->nodes, &layout) != XP_OK ||
+    if (plan_apply(p, s) != XP_OK || plan_check_ep(p, s) != XP_OK ||
+        plan_layout(p, s->nodes, &layout) != XP_OK ||
         plan_memory_at(p, &layout, s->batch, &r->memory) != XP_OK) {
         keep_error(r->error);
         return;

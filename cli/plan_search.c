@@ -119,7 +119,7 @@ static void try_modes(search *s, const plan_setting *setting) {
             if (!is_wanted(&s->lists->modes, mode) || !is_wanted(&s->lists->overlaps, overlap) ||
                 (overlap == 1 && setting->ep == 1 && s->lists->overlaps.n == 0))
                 continue;
-            if (plan_apply(p, &r.setting) == XP_OK &&
+            if (plan_apply(p, &r.setting) == XP_OK && plan_check_ep(p, &r.setting) == XP_OK &&
                 plan_layout(p, setting->nodes, &layout) == XP_OK) {
                 s->has_run = true;
                 try_batches(s, &layout, &r);
@@ -201,7 +201,8 @@ static void explain_best(const search *s, plan_row *r) {
         add_alternative(&t, r->setting.overlap ? "without overlap" : "with overlap",
                         s->overlaps[!r->setting.overlap].speed);
     if (t.length > 0 && !t.failed)
-        snprintf(r->reason, sizeof r->reason, "at their best, tok/s a GPU: %s", t.data);
+        snprintf(r->reason, sizeof r->reason, "at their best, tok/s a %s: %s", plan_unit(s->p),
+                 t.data);
     else
         snprintf(r->reason, sizeof r->reason, "the best of all");
     xp_text_free(&t);

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 declare -A direct=(
     [core]="" [launch]="core" [config]="core" [device]="core" [ops]="device" [comm]="device" [ep]="ops comm" [model]="ops ep config"
     [parallel]="ops comm model config" [data]="core" [checkpoint]="device comm" [predict]="model parallel config"
-    [report]="core checkpoint" [tune]="parallel config"
+    [report]="core checkpoint predict" [tune]="parallel config"
     [train]="core launch config device ops comm ep model parallel data checkpoint predict tune"
 )
 reach() { # everything that $1 may include

@@ -36,6 +36,19 @@ static const char *choose_file(const xp_option *options, int n_options, bool env
     return environment ? getenv("CONFIG_FILE") : NULL;
 }
 
+/* The values are in the set. */
+static xp_status finish(xp_config_set *set) {
+    XP_TRY(xp_set_resolve_paths(set));
+    XP_TRY(xp_set_check(set));
+    if (set->n_foreign == 0)
+        return XP_OK;
+    if (set->foreign.failed)
+        return xp_error(XP_ENOMEM, "out of memory for the configuration");
+    return xp_set_warn(
+        set, xp_arena_printf(set->arena, "TorchTitan %s without a counterpart here, ignored: %s",
+                             set->n_foreign == 1 ? "key" : "keys", set->foreign.data));
+}
+
 static xp_status merge(xp_config_set *set, int argc, char **argv, bool environment) {
     xp_option *options = NULL;
     int n_options = 0;
@@ -54,18 +67,16 @@ static xp_status merge(xp_config_set *set, int argc, char **argv, bool environme
                            .origin = {XP_ORIGIN_COMMAND_LINE, NULL, 0, 0}};
         XP_TRY(xp_set_text(set, &a, options[i].value));
     }
-    XP_TRY(xp_set_resolve_paths(set));
-    XP_TRY(xp_set_check(set));
-    if (set->n_foreign == 0)
-        return XP_OK;
-    if (set->foreign.failed)
-        return xp_error(XP_ENOMEM, "out of memory for the configuration");
-    return xp_set_warn(
-        set, xp_arena_printf(set->arena, "TorchTitan %s without a counterpart here, ignored: %s",
-                             set->n_foreign == 1 ? "key" : "keys", set->foreign.data));
+    return finish(set);
 }
 
-xp_status xp_config_load(int argc, char **argv, bool environment, xp_config_set **set) {
+static xp_status merge_text(xp_config_set *set, const char *name, const char *text) {
+    XP_TRY(xp_set_defaults(set));
+    XP_TRY(xp_set_toml_text(set, name, text, strlen(text)));
+    return finish(set);
+}
+
+static xp_status create(xp_config_set **set) {
     xp_config_set *made = calloc(1, sizeof *made);
     if (!made)
         return xp_error(XP_ENOMEM, "out of memory for the configuration");
@@ -73,15 +84,34 @@ xp_status xp_config_load(int argc, char **argv, bool environment, xp_config_set 
     if (status == XP_OK) {
         made->origins =
             xp_arena_alloc(made->arena, (size_t)xp_field_count() * sizeof *made->origins);
-        status = made->origins ? merge(made, argc, argv, environment)
-                               : xp_error(XP_ENOMEM, "out of memory for the configuration");
+        if (!made->origins)
+            status = xp_error(XP_ENOMEM, "out of memory for the configuration");
     }
-    if (status != XP_OK) {
+    if (status == XP_OK)
+        *set = made;
+    else
         xp_config_destroy(made);
-        return status;
-    }
-    *set = made;
-    return XP_OK;
+    return status;
+}
+
+static xp_status give(xp_config_set *made, xp_status status, xp_config_set **set) {
+    if (status == XP_OK)
+        *set = made;
+    else
+        xp_config_destroy(made);
+    return status;
+}
+
+xp_status xp_config_load(int argc, char **argv, bool environment, xp_config_set **set) {
+    xp_config_set *made = NULL;
+    XP_TRY(create(&made));
+    return give(made, merge(made, argc, argv, environment), set);
+}
+
+xp_status xp_config_load_text(const char *name, const char *text, xp_config_set **set) {
+    xp_config_set *made = NULL;
+    XP_TRY(create(&made));
+    return give(made, merge_text(made, name, text), set);
 }
 
 void xp_config_destroy(xp_config_set *set) {

@@ -145,6 +145,12 @@ typedef struct xp_config_set xp_config_set;
  *         XP_ENOENT when the file cannot be read; XP_ENOMEM
  */
 XP_NODISCARD xp_status xp_config_load(int argc, char **argv, bool environment, xp_config_set **set);
+/**
+ * Defaults, then TOML in memory, as xp_config_dump_toml() made it: no environment and no command line.
+ * @param name  where the text is from, for errors
+ * @return as of xp_config_load()
+ */
+XP_NODISCARD xp_status xp_config_load_text(const char *name, const char *text, xp_config_set **set);
 void xp_config_destroy(xp_config_set *set);
 const xp_config *xp_config_get(const xp_config_set *set);
 /**

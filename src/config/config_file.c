@@ -182,25 +182,29 @@ static xp_status set_document(const file_reader *r) {
     return report_faults(r);
 }
 
+xp_status xp_set_toml_text(xp_config_set *set, const char *name, const char *text, size_t n_bytes) {
+    xp_toml *toml = NULL;
+    xp_text faults = {0};
+    int n_faults = 0;
+    XP_TRY(xp_toml_parse(name, text, n_bytes, &toml));
+    file_reader reader = {.set = set,
+                          .toml = toml,
+                          .name = xp_arena_strdup(set->arena, name),
+                          .faults = &faults,
+                          .n_faults = &n_faults};
+    const xp_status status = reader.name
+                                 ? set_document(&reader)
+                                 : xp_error(XP_ENOMEM, "out of memory for the configuration");
+    xp_text_free(&faults);
+    xp_toml_destroy(toml);
+    return status;
+}
+
 xp_status xp_set_file(xp_config_set *set, const char *path) {
     char *text = NULL;
     size_t n_bytes = 0;
     XP_TRY(xp_file_read(path, MAX_FILE_BYTES, &text, &n_bytes));
-    xp_toml *toml = NULL;
-    xp_status status = xp_toml_parse(path, text, n_bytes, &toml);
-    if (status == XP_OK) {
-        xp_text faults = {0};
-        int n_faults = 0;
-        file_reader reader = {.set = set,
-                              .toml = toml,
-                              .name = xp_arena_strdup(set->arena, path),
-                              .faults = &faults,
-                              .n_faults = &n_faults};
-        status = reader.name ? set_document(&reader)
-                             : xp_error(XP_ENOMEM, "out of memory for the configuration");
-        xp_text_free(&faults);
-        xp_toml_destroy(toml);
-    }
+    const xp_status status = xp_set_toml_text(set, path, text, n_bytes);
     free(text);
     return status;
 }

@@ -72,6 +72,9 @@ void xp_field_add_value(const xp_config *config, const xp_field *field, bool jso
 
 /** Read the file into the set. */
 XP_NODISCARD xp_status xp_set_file(xp_config_set *set, const char *path);
+/** Read TOML into the set. @param name  where it is from, for errors */
+XP_NODISCARD xp_status xp_set_toml_text(xp_config_set *set, const char *name, const char *text,
+                                        size_t n_bytes);
 
 /** One word or pair of words of the command line. */
 typedef struct xp_option {

@@ -1,5 +1,6 @@
 #include "launch/cause.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -39,7 +40,14 @@ static void describe_killed(const xp_rank_outcome *killed, const xp_rank_outcome
     if (killed->vanished)
         n = snprintf(text, n_bytes, "rank %d was killed together with the process that watched it",
                      killed->end.rank);
-    else
+    else if (killed->end.signal == SIGPIPE) { /* what another rank found out says no more */
+        snprintf(
+            text, n_bytes,
+            "rank %d has written into a pipe that nobody reads any more: the program that this "
+            "run's output goes to has ended (SIGPIPE)",
+            killed->end.rank);
+        return;
+    } else
         n = snprintf(text, n_bytes, "rank %d was killed by signal %d (%s)", killed->end.rank,
                      killed->end.signal, strsignal(killed->end.signal));
     if (finder && n > 0 && (size_t)n < n_bytes)

@@ -54,6 +54,7 @@ typedef struct shim {
     pid_t rank;
     xp_rank_end end;
     bool ended;
+    struct sigaction sigpipe; /* as the shim found it */
 } shim;
 
 /* The only thing that a signal handler can reach. */
@@ -80,6 +81,8 @@ static bool open_signals(shim *g) {
     action.sa_flags = SA_RESTART;
     for (size_t i = 0; i < sizeof taken / sizeof taken[0]; i++)
         sigaction(taken[i], &action, NULL);
+    action.sa_handler = SIG_IGN; /* an output that nobody reads any more is no reason to end */
+    sigaction(SIGPIPE, &action, &g->sigpipe);
     return true;
 }
 
@@ -107,6 +110,7 @@ static _Noreturn void become_rank(const shim *g, int report_fd, pid_t parent, ch
         sigaddset(&blocked, stops[i]);
     }
     sigprocmask(SIG_SETMASK, &blocked, NULL);
+    sigaction(SIGPIPE, &g->sigpipe, NULL);
     for (int i = 0; i < 2; i++)
         if (g->out[i] >= 0)
             dup2(g->out[i], i + 1);

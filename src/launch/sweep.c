@@ -45,8 +45,6 @@ static _Noreturn void sweep(const xp_sweeper *s, int line, pid_t mpirun) {
     do
         n = read(line, &byte, 1);
     while (n < 0 && errno == EINTR);
-    if (n == 1)
-        _exit(0); /* the launcher has done it itself */
     for (int i = 0; i < MPIRUN_END_S * 50 && kill(mpirun, 0) == 0; i++)
         pause_s(0.02);
     if (kill(mpirun, SIGKILL) == 0)
@@ -78,7 +76,8 @@ void xp_sweeper_close(xp_sweeper *s) {
     remove_folder(s->memory);
     if (s->line < 0)
         return;
-    if (write(s->line, "x", 1) == 1 && s->sweeper > 0)
+    /* Nothing is left for it to do. It may be gone or stopped: it is not asked to leave. */
+    if (s->sweeper > 0 && kill(s->sweeper, SIGKILL) == 0)
         waitpid(s->sweeper, NULL, 0);
     close(s->line);
     s->line = -1;

@@ -6,10 +6,6 @@
 #include "device/device_internal.h"
 #include "parallel/shard_internal.h"
 
-/* Gradients are reduced beside GEMMs that fill the GPU: a collective that waits for another rank keeps
- * its SMs from them. Fewer do not keep up with the backward pass (docs/performance-log.md). */
-#define BESIDE_CTAS 16
-
 /* ---- create ------------------------------------------------------------------------------ */
 
 static xp_status split_comms(xp_shard *shard) {
@@ -18,12 +14,12 @@ static xp_status split_comms(xp_shard *shard) {
     for (int kind = 0; kind < 2; kind++) {
         if (groups[kind]) {
             XP_TRY(xp_comm_split(groups[kind], 0, &shard->reduce_comm[kind]));
-            shard->reduce_comm[kind]->max_ctas = BESIDE_CTAS;
+            shard->reduce_comm[kind]->max_ctas = XP_SHARD_BESIDE_CTAS;
             xp_comm_set_phase(shard->reduce_comm[kind], "gradient reduction");
         }
         if (replicas[kind]) {
             XP_TRY(xp_comm_split(replicas[kind], 0, &shard->replica_comm[kind]));
-            shard->replica_comm[kind]->max_ctas = BESIDE_CTAS;
+            shard->replica_comm[kind]->max_ctas = XP_SHARD_BESIDE_CTAS;
             xp_comm_set_phase(shard->replica_comm[kind], "gradient all-reduce over replicas");
         }
     }

@@ -17,6 +17,10 @@
 #include "model/params.h"
 #include "parallel/mesh.h"
 
+/** Gradients are reduced beside GEMMs that fill the GPU: a collective that waits for another rank keeps
+ * its SMs from them. Fewer do not keep up with the backward pass (docs/performance-log.md). */
+#define XP_SHARD_BESIDE_CTAS 16
+
 typedef struct xp_shard_args {
     const xp_param_table *table; /* borrowed */
     const xp_mesh *mesh; /* borrowed; a layout without communicators only reserves (null device) */

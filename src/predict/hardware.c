@@ -24,7 +24,6 @@ typedef struct key {
     { #section, #name, offsetof(xp_hardware, section.name), low, high }
 /* Above 1 where a kernel of our own beats the library that the limit was measured with. */
 #define SHARE(name) KEY(reached, name, 0.001, 20)
-#define PART(name)  KEY(reached, name, 0, 1)
 
 static const key keys[] = {
     KEY(limits, memory_gib, 0.01, 1e6),
@@ -33,6 +32,9 @@ static const key keys[] = {
     KEY(limits, memory_tbps, 1e-6, 1e4),
     KEY(limits, link_gbps, 1e-3, 1e6),
     KEY(limits, units, 1, 1e5),
+    KEY(measured, gemm_tflops, 1e-6, 1e6),
+    KEY(measured, copy_tbps, 1e-6, 1e4),
+    KEY(measured, link_gbps, 1e-3, 1e6),
     KEY(network, gpus_per_node, 1, 1024),
     KEY(network, gbps, 1e-3, 1e6),
     KEY(network, latency_us, 0, 1e6),
@@ -51,12 +53,13 @@ static const key keys[] = {
     KEY(reached, adding_256_rows, 1, 100),
     SHARE(memory),
     SHARE(link),
+    SHARE(link_backward),
+    SHARE(link_alone),
     SHARE(all_to_all),
+    SHARE(collectives),
     SHARE(network),
-    PART(reductions_hide),
-    PART(backward_hides),
-    PART(forward_hides),
-    PART(overlap_hides),
+    KEY(reached, collectives_cost, 0, 100),
+    KEY(reached, overlap_hides, 0, 1),
     KEY(costs, kernel_us, 0, 1e6),
     KEY(costs, launch_us, 0, 1e6),
     KEY(costs, graph_kernel_us, 0, 1e6),
@@ -65,13 +68,17 @@ static const key keys[] = {
     KEY(costs, rendezvous_us, 0, 1e6),
 };
 enum { N_KEYS = sizeof keys / sizeof keys[0] };
-static const char *const sections[] = {"limits", "network", "reached", "costs"};
+static const char *const sections[] = {"limits", "measured", "network", "reached", "costs"};
 enum { N_SECTIONS = sizeof sections / sizeof sections[0] };
 static const char *const texts[] = {"name", "kind", "model", "like"};
 enum { N_TEXTS = sizeof texts / sizeof texts[0] };
 
 static double *value_of(xp_hardware *h, const key *k) {
     return (double *)((char *)h + k->offset);
+}
+
+static bool is_optional(const key *k) {
+    return strcmp(k->section, "measured") == 0;
 }
 
 typedef struct reader {
@@ -176,7 +183,7 @@ static xp_status read_file(const char *path, xp_hardware *out) {
     XP_TRY(xp_file_read(path, MAX_FILE_BYTES, &text, &n_bytes));
     memset(out, 0, sizeof *out);
     for (int i = 0; i < N_KEYS; i++)
-        *value_of(out, &keys[i]) = NAN;
+        *value_of(out, &keys[i]) = is_optional(&keys[i]) ? 0 : NAN;
     xp_status status = xp_toml_parse(path, text, n_bytes, &toml);
     if (status == XP_OK)
         status = read_root(&r, xp_toml_root(toml));
@@ -229,7 +236,8 @@ void xp_hardware_add_toml(const xp_hardware *hardware, xp_text *text) {
     for (int s = 0; s < N_SECTIONS; s++) {
         xp_text_printf(text, "\n[%s]\n", sections[s]);
         for (int i = 0; i < N_KEYS; i++)
-            if (strcmp(keys[i].section, sections[s]) == 0)
+            if (strcmp(keys[i].section, sections[s]) == 0 &&
+                (!is_optional(&keys[i]) || *value_of(&copy, &keys[i]) > 0))
                 xp_text_printf(text, "%s = %.5g\n", keys[i].name, *value_of(&copy, &keys[i]));
     }
 }

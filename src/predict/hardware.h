@@ -25,6 +25,13 @@ typedef struct xp_hardware {
         double link_gbps;    /* to the other GPUs of the node, GB/s one way; CPU: unused */
         double units;        /* SMs of a GPU, cores of a CPU */
     } limits;
+    /* What programs reach that do nothing else: what floors are told by. 0: not measured. A file's own only, never
+     * of the one that it leans on; a CPU's [limits] are measured. */
+    struct {
+        double gemm_tflops; /* bf16 8192^3 */
+        double copy_tbps;   /* read and written bytes together */
+        double link_gbps;   /* a plain copy to another GPU of the node, one way */
+    } measured;
     struct {
         double gpus_per_node;
         double gbps; /* to other nodes, GB/s of each GPU, one way */
@@ -39,11 +46,13 @@ typedef struct xp_hardware {
         double grouped_2048_rows, grouped_256_rows; /* of that, where an expert has so few rows */
         double wgrad;                               /* of the grouped rate; depth: the rows */
         double adding_16384_rows, adding_2048_rows, adding_256_rows; /* times longer, >= 1 */
-        double memory, link, all_to_all, network;
-        double reductions_hide; /* of the time of gradient reductions, beside the backward pass */
-        double backward_hides;  /* of the backward pass's exchange, beside weight gradients: what it
-                                   saves, less what these lose */
-        double forward_hides;   /* of the forward pass's, as far as GEMMs of own rows are as long */
+        double memory;
+        double link, link_backward; /* dispatch and combine beside GEMMs, on few SMs; beside weight
+                                       gradients */
+        double link_alone;          /* with the GPU to themselves */
+        double all_to_all, collectives, network; /* collectives: reductions and gathers in a node */
+        double collectives_cost; /* what other work loses beside collectives in a node, of the time
+                                    that these need alone */
         double overlap_hides; /* of an exchange, with parallelism.expert_parallel_overlap = true */
     } reached;
     struct {

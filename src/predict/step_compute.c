@@ -108,10 +108,16 @@ static double attention_s(const xp_sizes *s, double share) {
                     depth_share(s->seq_len, s->hardware->reached.attention_length));
 }
 
+/* Elements of a token's K rows and of their sum, where it is made alone. */
+static double sums_of(const xp_sizes *s) {
+    return s->is_moe && !xp_predict_exchange_sums(s) ? (double)((s->arch.top_k + 1) * s->arch.dim)
+                                                     : 0;
+}
+
 /* Elements that the memory-bound ops of a layer read and write for a token. */
 static layer_s forward_layer(const xp_sizes *s, const grouped *g) {
     const xp_arch *a = &s->arch;
-    const double d = (double)a->dim, sums = s->is_moe ? (double)(a->top_k + 1) * d : 0;
+    const double d = (double)a->dim, sums = sums_of(s);
     layer_s l = {.dense = forward_s(s, qkv_width(a), d) + forward_s(s, d, q_width(a)),
                  .attention = attention_s(s, s->hardware->reached.attention_forward),
                  .experts = s->is_moe ? g->forward : 0,
@@ -124,7 +130,7 @@ static layer_s forward_layer(const xp_sizes *s, const grouped *g) {
 
 static layer_s backward_layer(const xp_sizes *s, const grouped *g) {
     const xp_arch *a = &s->arch;
-    const double d = (double)a->dim, sums = s->is_moe ? (double)(a->top_k + 1) * d : 0;
+    const double d = (double)a->dim, sums = sums_of(s);
     layer_s l = {.dense = backward_s(s, qkv_width(a), d) + backward_s(s, d, q_width(a)),
                  .attention = 2.5 * attention_s(s, s->hardware->reached.attention_backward),
                  .experts = s->is_moe ? g->dgrad + g->wgrad : 0,
@@ -153,11 +159,22 @@ static void add_layer(double times, const layer_s *l, xp_step_prediction *p) {
     p->memory_s += times * l->memory;
 }
 
-static void add_head(const xp_sizes *s, xp_step_prediction *p) {
+static double head_s(const xp_sizes *s) {
     const double vocab = (double)s->arch.vocab_size, d = (double)s->arch.dim;
     const double logits = s->tokens * vocab; /* written, read, and their gradients read twice */
-    p->head_s = (double)s->n_passes * (forward_s(s, vocab, d) + backward_s(s, vocab, d) +
-                                       3 * s->element * logits / s->rates.memory);
+    return forward_s(s, vocab, d) + backward_s(s, vocab, d) +
+           3 * s->element * logits / s->rates.memory;
+}
+
+static double plan_s(const xp_sizes *s) {
+    const xp_hardware *h = s->hardware;
+    return s->is_moe ? s->n_parts * h->costs.plan_us * 1e-6 +
+                           h->costs.plan_assignment_ns * 1e-9 * s->tokens * (double)s->arch.top_k
+                     : 0;
+}
+
+static double all_of(const layer_s *l) {
+    return l->dense + l->attention + l->experts + l->memory;
 }
 
 /* Kernels of all passes, whatever their work. */
@@ -181,18 +198,23 @@ void xp_predict_launches(const xp_sizes *s, bool in_graphs, xp_step_prediction *
     p->host_s = (launches + update) * h->costs.launch_us * 1e-6;
 }
 
-void xp_predict_compute(const xp_sizes *s, xp_step_prediction *p) {
-    const xp_hardware *h = s->hardware;
+void xp_predict_compute(const xp_sizes *s, xp_layer_times *layer, xp_step_prediction *p) {
     const double times = (double)s->arch.n_layers * (double)s->n_passes;
     const grouped g = s->is_moe ? grouped_s(s) : (grouped){0};
-    const layer_s forward = forward_layer(s, &g), backward = backward_layer(s, &g),
-                  again = recomputed_layer(s, &g, &forward);
+    layer_s forward = forward_layer(s, &g);
+    const layer_s backward = backward_layer(s, &g), again = recomputed_layer(s, &g, &forward);
+    forward.memory += plan_s(s);
     add_layer(times, &forward, p);
     add_layer(times, &backward, p);
     add_layer(times, &again, p);
-    if (s->is_moe)
-        p->memory_s +=
-            times * (s->n_parts * h->costs.plan_us * 1e-6 +
-                     h->costs.plan_assignment_ns * 1e-9 * s->tokens * (double)s->arch.top_k);
-    add_head(s, p);
+    *layer = (xp_layer_times){.forward = all_of(&forward),
+                              .backward = all_of(&backward) + all_of(&again),
+                              .w13 = g.gate_up,
+                              .w2 = g.forward - g.gate_up,
+                              .w13_wgrad = g.wgrad * 2 / 3,
+                              .w2_wgrad = g.wgrad / 3,
+                              .wqkv_wgrad =
+                                  gemm_s(s, qkv_width(&s->arch), (double)s->arch.dim, s->tokens),
+                              .head = head_s(s)};
+    p->head_s = (double)s->n_passes * layer->head;
 }

@@ -14,8 +14,10 @@ static xp_rates rates_of(const xp_cluster *c) {
                                   : h->limits.link_gbps * 1e9;
     return (xp_rates){.flops = h->limits.tflops * 1e12 / sharers,
                       .memory = memory,
-                      .link = link * h->reached.link,
+                      .link = link * h->reached.link_alone,
+                      .link_backward = link * h->reached.link_alone,
                       .all_to_all = link * h->reached.all_to_all,
+                      .collectives = link * h->reached.collectives,
                       .network = c->network_gbps * 1e9 * h->reached.network};
 }
 
@@ -30,14 +32,23 @@ static xp_status read_dtype(const xp_config *config, const xp_hardware *h, xp_si
     return XP_OK;
 }
 
-static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, const xp_cluster *c,
-                            xp_sizes *s) {
+/* As src/model/moe_pass.c takes them. */
+static void choose_sms(const xp_config *config, xp_sizes *s) {
+    const int64_t few = 16, asked = config->deepep.num_sms, own = config->deepep.overlap_num_sms,
+                  chosen = asked > 0 && asked < few ? asked : few;
+    s->overlap_sms = (int)(own > 0 ? own : chosen);
+    s->send_sms = (int)(own > 0 ? own : chosen + chosen / 2);
+}
+
+xp_status xp_predict_sizes(const xp_config *config, const xp_mesh *layout, const xp_cluster *c,
+                           xp_sizes *s) {
+    const xp_hardware *h = c->hardware;
     int64_t global;
     memset(s, 0, sizeof *s);
     XP_TRY(xp_arch_from_config(config, &s->arch));
     XP_TRY(xp_run_batch_sizes(config, layout->n_ranks, &s->n_passes, &global));
-    XP_TRY(read_dtype(config, c->hardware, s));
-    s->hardware = c->hardware;
+    XP_TRY(read_dtype(config, h, s));
+    s->hardware = h;
     s->rates = rates_of(c);
     s->latency_s = c->latency_us * 1e-6;
     s->seq_len = (double)config->training.seq_len;
@@ -50,9 +61,16 @@ static xp_status read_sizes(const xp_config *config, const xp_mesh *layout, cons
     s->ep_size = layout->ep_size;
     const int ranks = s->is_moe ? s->ep_size : 1;
     const xp_overlap overlap = xp_overlap_choose(config->parallelism.expert_parallel_overlap, ranks,
-                                                 !c->hardware->is_cpu, layout->shares_gpus);
+                                                 !h->is_cpu, layout->shares_gpus);
     s->n_parts = overlap == XP_OVERLAP_HALVES && ranks > 1 ? 2 : 1;
     s->hides_exchange = overlap == XP_OVERLAP_GEMMS;
+    s->row_parts = 1; /* rows of other ranks come, and go, all at once */
+    choose_sms(config, s);
+    if (s->hides_exchange) {
+        s->rates.link *= h->reached.link / h->reached.link_alone;
+        s->rates.link_backward *= h->reached.link_backward / h->reached.link_alone;
+    }
+    s->send_copies = (double)config->debug.moe_send_copies;
     s->ep_nodes = layout->ep_nodes > 1 ? layout->ep_nodes : 1;
     xp_ep_config ep = {.transport = xp_run_transport(config, &s->arch), .n_nodes = s->ep_nodes};
     XP_TRY(xp_ep_choose_transport(&ep, s->ep_nodes == 1));
@@ -85,16 +103,18 @@ xp_status xp_predict_step(const xp_config *config, const xp_mesh *layout, const 
                           xp_step_prediction *prediction) {
     xp_step_prediction p = {0};
     xp_sizes s;
-    XP_TRY(read_sizes(config, layout, cluster, &s));
-    xp_predict_compute(&s, &p);
-    xp_predict_exchange(&s, &p);
-    xp_predict_update(&s, layout, cluster, &p);
+    xp_layer_times layer;
+    XP_TRY(xp_predict_sizes(config, layout, cluster, &s));
+    xp_predict_compute(&s, &layer, &p);
+    xp_predict_exchange(&s, &layer, &p);
+    xp_predict_update(&s, layout, cluster, &layer, &p);
     add_launches(&s, false, &p);
     p.uses_graphs = uses_graphs(config, &s, layout->n_ranks, &p);
     if (p.uses_graphs)
         add_launches(&s, true, &p);
     p.tokens = s.tokens * (double)s.n_passes;
     p.n_passes = s.n_passes;
+    p.ep_size = s.is_moe ? s.ep_size : 1;
     p.transport = s.is_moe && s.ep_size > 1 ? s.transport : XP_EP_AUTO;
     p.flops = p.tokens * xp_arch_flops_per_token(&s.arch, config->training.seq_len);
     *prediction = p;

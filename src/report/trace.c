@@ -8,6 +8,7 @@
 
 #define MAX_TRACE_BYTES ((size_t)2 << 30)
 #define MAX_LAYERS      4096
+#define MAX_RANKS       (1 << 20)
 
 /* ---- reading ----------------------------------------------------------------------------- */
 
@@ -195,6 +196,23 @@ static int64_t about(const xp_trace_file *t, const char *key, int64_t otherwise)
     return json_is_integer(value) ? json_integer_value(value) : otherwise;
 }
 
+static xp_status copy_text(const json_t *object, const char *key, char **out) {
+    const char *text = json_string_value(json_object_get(object, key));
+    *out = text ? strdup(text) : NULL;
+    return text && !*out ? xp_error(XP_ENOMEM, "no memory for a trace's \"%s\"", key) : XP_OK;
+}
+
+static xp_status read_run(const xp_trace_file *t, xp_trace_run *run) {
+    const json_t *other = json_object_get(t->root, "otherData");
+    const int64_t n_ranks = about(t, "ranks", 0), n_nodes = about(t, "nodes", 0);
+    const double step_us = json_number_value(json_object_get(other, "step_us"));
+    run->n_ranks = n_ranks > 0 && n_ranks <= MAX_RANKS ? (int)n_ranks : 0;
+    run->n_nodes = n_nodes > 0 && n_nodes <= n_ranks ? (int)n_nodes : 0;
+    run->step_us = step_us > 0 && isfinite(step_us) ? step_us : 0;
+    XP_TRY(copy_text(other, "config", &run->config));
+    return copy_text(other, "device", &run->device);
+}
+
 static xp_status sum_up(const xp_trace_file *t, xp_trace_sums *sums) {
     double first = INFINITY, last = -INFINITY;
     *sums = (xp_trace_sums){.step = about(t, "step", -1),
@@ -210,7 +228,9 @@ static xp_status sum_up(const xp_trace_file *t, xp_trace_sums *sums) {
             to++;
         XP_TRY(add_row(t, from, to, sums));
     }
-    return xp_trace_sum_layers(t, sums);
+    XP_TRY(xp_trace_sum_layers(t, sums));
+    XP_TRY(xp_trace_sum_parts(t, sums));
+    return read_run(t, &sums->run);
 }
 
 xp_status xp_trace_sums_read(const char *path, xp_trace_sums *sums) {
@@ -237,5 +257,7 @@ void xp_trace_sums_free(xp_trace_sums *sums) {
     }
     free(sums->rows);
     free(sums->layers);
+    free(sums->run.config);
+    free(sums->run.device);
     *sums = (xp_trace_sums){0};
 }

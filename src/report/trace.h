@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "core/text.h"
+#include "predict/step_work.h"
 
 typedef struct xp_trace_op {
     char *name;
@@ -33,6 +34,13 @@ typedef struct xp_trace_exchange {
     double us, exposed_us;
 } xp_trace_exchange;
 
+/** What the file says about its run. */
+typedef struct xp_trace_run {
+    char *config, *device; /* TOML; a GPU model name, or "cpu". NULL: not said */
+    int n_ranks, n_nodes;  /* 0: not said */
+    double step_us;        /* of the step by the host's clock; 0: not said */
+} xp_trace_run;
+
 typedef struct xp_trace_sums {
     int64_t step, rank; /* -1: the file does not say */
     int64_t n_left_out; /* events that had no room */
@@ -43,6 +51,11 @@ typedef struct xp_trace_sums {
     int n_layers;
     xp_trace_layer all;            /* of all ops */
     xp_trace_exchange exchange[2]; /* of all layers; forward, backward */
+    /* Every moment from the compute stream's first op to the end of its last counts for one part: the op that
+     * runs, else an exchange or a collective on another stream, else a gap. edges_us: the moments before and after,
+     * in which a GPU still runs the previous step's update and begins the next step. */
+    double parts_us[XP_N_PARTS], edges_us[XP_N_PARTS];
+    xp_trace_run run;
 } xp_trace_sums;
 
 /**

@@ -184,12 +184,11 @@ void xp_trainer_summarise(xp_trainer *t, double seconds) {
                    (long long)t->config->training.steps, count, xp_trainer_recent_loss(t),
                    (int)(t->n_recent < XP_N_RECENT ? t->n_recent : XP_N_RECENT), (long long)steps,
                    time, rate);
-    if (t->last_published >= 0)
-        xp_trainer_say(t, "checkpoint: %s/step-%lld%s", t->ckpt_folder,
-                       (long long)t->last_published,
-                       complete ? "" : "; the same command goes on from there");
-    else
+    if (t->last_published < 0)
         xp_trainer_say(t, "nothing is saved: checkpoint.enable is off");
+    else if (!complete) /* the line of the checkpoint itself has come already */
+        xp_trainer_say(t, "to go on: the same command resumes from step-%lld",
+                       (long long)t->last_published);
     xp_trainer_say(t, "metrics: %s/%s", t->dump,
                    t->config->metrics.log_file ? t->config->metrics.log_file : "metrics.jsonl");
 }

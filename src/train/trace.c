@@ -23,7 +23,8 @@ struct xp_trace {
     char *folder;
     int rank;
     int64_t every, step;
-    double began_s, layer_began_s;
+    double began_s, layer_began_s, took_s;
+    xp_trace_run_info info; /* owned; config NULL: not described */
     bool active;
     event *events; /* [XP_TRACE_MAX_EVENTS] phases and layers */
     int64_t n_events, n_lost;
@@ -63,7 +64,26 @@ void xp_trace_destroy(xp_trace *trace) {
     xp_recorder_destroy(trace->recorder);
     free(trace->events);
     free(trace->folder);
+    free((char *)trace->info.config);
+    free((char *)trace->info.device);
     free(trace);
+}
+
+xp_status xp_trace_describe(xp_trace *trace, const xp_trace_run_info *info) {
+    if (!trace)
+        return XP_OK;
+    char *config = strdup(info->config), *device = strdup(info->device);
+    if (!config || !device) {
+        free(config);
+        free(device);
+        return xp_error(XP_ENOMEM, "no memory for profiling");
+    }
+    free((char *)trace->info.config);
+    free((char *)trace->info.device);
+    trace->info = *info;
+    trace->info.config = config;
+    trace->info.device = device;
+    return XP_OK;
 }
 
 xp_status xp_trace_begin(xp_trace *trace, int64_t step) {
@@ -72,6 +92,7 @@ xp_status xp_trace_begin(xp_trace *trace, int64_t step) {
     trace->step = step;
     trace->n_events = 0;
     trace->n_lost = 0;
+    trace->took_s = 0;
     trace->began_s = xp_time_s();
     XP_TRY(xp_recorder_start(trace->recorder));
     trace->active = true;
@@ -98,6 +119,11 @@ void xp_trace_layer_ends(xp_trace *trace, int layer, bool backward) {
                        ROW_LAYERS, layer, false, backward});
 }
 
+void xp_trace_took(xp_trace *trace, double seconds) {
+    if (trace)
+        trace->took_s = seconds;
+}
+
 /* ---- the file ---------------------------------------------------------------------------- */
 
 static void put_row_name(const xp_trace *trace, int row, const char *name, xp_text *text) {
@@ -107,13 +133,28 @@ static void put_row_name(const xp_trace *trace, int row, const char *name, xp_te
                    trace->rank, row, name);
 }
 
+static void put_run(const xp_trace *trace, xp_text *text) {
+    const xp_trace_run_info *info = &trace->info;
+    if (trace->took_s > 0)
+        xp_text_printf(text, ",\"step_us\":%.3f", trace->took_s * 1e6);
+    if (!info->config)
+        return;
+    xp_text_printf(text, ",\"ranks\":%d,\"nodes\":%d,\"device\":", info->n_ranks, info->n_nodes);
+    xp_text_add_json(text, info->device, strlen(info->device));
+    xp_text_puts(text, ",\"config\":");
+    xp_text_add_json(text, info->config, strlen(info->config));
+}
+
 static void put_header(const xp_trace *trace, const xp_recording *ops, xp_text *text) {
     xp_text_printf(text,
                    "{\"displayTimeUnit\":\"ms\",\"otherData\":{\"step\":%lld,\"rank\":%d,"
-                   "\"events_left_out\":%lld},\"traceEvents\":[\n"
+                   "\"events_left_out\":%lld",
+                   (long long)trace->step, trace->rank, (long long)(trace->n_lost + ops->n_lost));
+    put_run(trace, text);
+    xp_text_printf(text,
+                   "},\"traceEvents\":[\n"
                    "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,"
                    "\"args\":{\"name\":\"rank %d\"}}",
-                   (long long)trace->step, trace->rank, (long long)(trace->n_lost + ops->n_lost),
                    trace->rank, trace->rank);
     put_row_name(trace, ROW_PHASES, "step", text);
     put_row_name(trace, ROW_LAYERS, "layers", text);

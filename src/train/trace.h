@@ -30,6 +30,16 @@ XP_NODISCARD xp_status xp_trace_create(xp_device *device, const char *folder, in
                                        int64_t every, xp_trace **trace);
 void xp_trace_destroy(xp_trace *trace);
 
+/** What the file says about the run, so that it can be read without the run's folder. */
+typedef struct xp_trace_run_info {
+    const char *config; /* TOML */
+    const char *device; /* GPU model name, "cpu" */
+    int n_ranks, n_nodes;
+} xp_trace_run_info;
+
+/** Copies what is given. @return XP_OK; XP_ENOMEM */
+XP_NODISCARD xp_status xp_trace_describe(xp_trace *trace, const xp_trace_run_info *info);
+
 /**
  * Before a step: starts recording when this one is traced.
  * @return XP_OK; XP_EDEVICE: it is not traced
@@ -40,6 +50,8 @@ void xp_trace_phase(xp_trace *trace, const char *name, double began_s, double en
 /** What is queued up to xp_trace_layer_ends() belongs to this layer. */
 void xp_trace_layer_begins(xp_trace *trace, int layer, bool backward);
 void xp_trace_layer_ends(xp_trace *trace, int layer, bool backward);
+/** How long the step took by the host's clock, for the file. */
+void xp_trace_took(xp_trace *trace, double seconds);
 /**
  * After the step: waits for the ops that it has queued and writes the file when this step was
  * traced.

@@ -102,6 +102,17 @@ static xp_status create_trace(xp_trainer *t) {
     return status;
 }
 
+/* What a reader of the traces needs to know of the run. */
+static xp_status describe_trace(xp_trainer *t) {
+    const bool on_gpu = xp_device_get_kind(t->device) == XP_DEVICE_CUDA;
+    const xp_trace_run_info info = {.config = t->config_toml,
+                                    .device = on_gpu ? xp_device_model_name(t->device)
+                                                     : xp_device_name(t->device),
+                                    .n_ranks = t->n_ranks,
+                                    .n_nodes = t->world ? xp_comm_n_nodes(t->world) : 1};
+    return xp_trace_describe(t->trace, &info);
+}
+
 static xp_status create_parts(xp_trainer *t) {
     XP_TRY(xp_schedule_from_config(t->config, &t->schedule));
     XP_TRY(xp_trainer_create_device(t));
@@ -109,6 +120,7 @@ static xp_status create_parts(xp_trainer *t) {
     xp_trainer_announce(t);
     XP_TRY(xp_trainer_announce_devices(t));
     XP_TRY(write_config(t));
+    XP_TRY(describe_trace(t));
     XP_TRY(xp_trainer_announce_memory(t));
     XP_TRY(xp_run_reserve(t->config, t->device, t->world, NULL, &t->run));
     t->n_moe_layers = t->run.arch.n_experts > 0 ? (int)t->run.arch.n_layers : 0;
@@ -232,6 +244,7 @@ static xp_status one_step(xp_trainer *t) {
     XP_TRY(maybe_validate(t, &record));
     XP_TRY(maybe_save(t, &record));
     record.time_s = xp_time_s() - began + published_s;
+    xp_trace_took(t->trace, record.time_s - published_s);
     warn_without_trace(t, t->step, xp_trace_end(t->trace));
     if (t->step == t->first_step + 1) {
         t->n_allocs = xp_device_n_allocs(t->device);

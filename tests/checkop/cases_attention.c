@@ -2,7 +2,7 @@
  * dimensions. */
 #include <math.h>
 #include <stdlib.h>
-#include "checkop.h"
+#include "shapes.h"
 #include "core/rng.h"
 
 typedef struct attention_shape {
@@ -144,6 +144,12 @@ static void attention(ck_context *ctx, const attention_shape *s, xp_dtype dtype)
     if (dtype == XP_F32 && s->pad == 0 && t <= 40)
         ck_gradient(ctx, &forward, &backward, 3e-3);
     free(starts);
+}
+
+void ck_attention_at(ck_context *ctx, const ck_heads *heads, xp_dtype dtype) {
+    const attention_shape s = {
+        heads->n_rows, heads->seq_len, heads->n_heads, heads->n_kv_heads, heads->head_dim, 0, 0};
+    attention(ctx, &s, dtype);
 }
 
 void ck_attention_cases(ck_context *ctx) {

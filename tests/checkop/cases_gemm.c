@@ -1,5 +1,5 @@
 /* Dense GEMM. */
-#include "checkop.h"
+#include "shapes.h"
 
 enum { GEMM_M, GEMM_N, GEMM_K, GEMM_TRANS_A, GEMM_TRANS_B, GEMM_ACC, GEMM_AB, GEMM_C, GEMM_PAD };
 
@@ -39,6 +39,7 @@ static void gemm_case(ck_context *ctx, const int64_t *size, const char *what) {
     else
         ck_out(&c, "c", c_dtype, m * n, CK_SUM);
     c.flops = 2.0 * (double)m * (double)n * (double)k;
+    ck_few_tiles(&c, ck_tiles(m) * ck_tiles(n));
     snprintf(c.shape, sizeof c.shape, "%s%lldx%lldx%lld %c%c %s>%s%s%s", what, (long long)m,
              (long long)n, (long long)k, size[GEMM_TRANS_A] ? 'T' : 'N',
              size[GEMM_TRANS_B] ? 'T' : 'N', xp_dtype_name(ab), xp_dtype_name(c_dtype),
@@ -88,6 +89,12 @@ static void bench_gemm(ck_context *ctx) {
                                 0};
         gemm_case(ctx, size, shapes[i].what);
     }
+}
+
+void ck_gemm_at(ck_context *ctx, const ck_gemm_shape *s) {
+    const int64_t size[] = {
+        s->m, s->n, s->k, s->trans_a, s->trans_b, 0, (int64_t)s->dtype, (int64_t)s->dtype, 0};
+    gemm_case(ctx, size, s->what);
 }
 
 void ck_gemm_cases(ck_context *ctx) {

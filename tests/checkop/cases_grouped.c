@@ -1,6 +1,6 @@
 /* Grouped GEMM with every kind of routing, of all rows and of a part of them. */
 #include <string.h>
-#include "checkop.h"
+#include "shapes.h"
 
 enum {
     GROUPED_L,
@@ -284,6 +284,73 @@ static void bench_grouped(ck_context *ctx) {
         grouped_cases(ctx, &routings[i], 768, 512, XP_F32);
         grouped_cases(ctx, &routings[i], 512, 384, XP_F32);
     }
+}
+
+/* ---- shapes of users ------------------------------------------------------------------------- */
+
+enum { MOST_EXPERTS = 256 };
+
+static void few_rows(ck_case *c, const ck_grouped_shape *s) {
+    if (s->rows < 128)
+        snprintf(c->reason, sizeof c->reason, "%lld rows an expert in tiles of 128",
+                 (long long)s->rows);
+}
+
+static void wgrad_at(ck_context *ctx, const routing *r, const ck_grouped_shape *s, bool acc) {
+    const int64_t w_elements = s->n_experts * s->n * s->k;
+    const xp_dtype dw_dtype = acc ? XP_F32 : s->dtype;
+    const double row_bytes = (double)xp_dtype_bytes(s->dtype), read = acc ? 2 : 1;
+    routing plain = *r;
+    plain.gathered = false;
+    ck_case c;
+    begin(&c, "grouped_wgrad", call_wgrad, r, s->n, s->k, s->dtype);
+    c.size[GROUPED_DW] = (int64_t)dw_dtype;
+    c.size[GROUPED_ACC] = acc;
+    add_rows(&c, "x", "gather", r, s->k, s->dtype);
+    add_rows(&c, "dy", "gather_dy", &plain, s->n, s->dtype);
+    if (acc)
+        ck_inout(&c, "dw", dw_dtype, w_elements, CK_SUM);
+    else
+        ck_out(&c, "dw", dw_dtype, w_elements, CK_SUM);
+    c.bytes =
+        row_bytes * (double)((r->gathered ? r->n_tokens : r->n_rows) * s->k + r->n_rows * s->n) +
+        read * (double)xp_dtype_bytes(dw_dtype) * (double)w_elements;
+    const size_t used = strlen(c.shape);
+    snprintf(c.shape + used, sizeof c.shape - used, "%s", acc ? " acc in fp32" : "");
+    few_rows(&c, s);
+    ck_few_tiles(&c, (double)s->n_experts * ck_tiles(s->n) * ck_tiles(s->k));
+    ck_run(ctx, &c);
+}
+
+static void rows_at(ck_context *ctx, const routing *r, const ck_grouped_shape *s, bool forward) {
+    const int64_t from = forward ? s->k : s->n, to = forward ? s->n : s->k;
+    ck_case c;
+    begin(&c, forward ? "grouped_forward" : "grouped_dgrad", forward ? call_forward : call_dgrad, r,
+          s->n, s->k, s->dtype);
+    add_rows(&c, forward ? "x" : "dy", forward ? "gather" : "gather_dy", r, from, s->dtype);
+    ck_in(&c, "w", s->dtype, s->n_experts * s->n * s->k);
+    ck_out(&c, forward ? "y" : "dx", s->dtype, r->n_rows * to, CK_SUM);
+    few_rows(&c, s);
+    ck_few_tiles(&c, (double)s->n_experts * ck_tiles(s->rows) * ck_tiles(to));
+    ck_run(ctx, &c);
+}
+
+void ck_grouped_at(ck_context *ctx, const ck_grouped_shape *s) {
+    int32_t offsets[MOST_EXPERTS + 1];
+    if (s->n_experts > MOST_EXPERTS)
+        return;
+    for (int64_t e = 0; e <= s->n_experts; e++)
+        offsets[e] = (int32_t)(e * s->rows);
+    const routing r = {
+        "even", s->n_experts, s->n_experts * s->rows, s->n_tokens, offsets, s->n_tokens > 0, 0};
+    rows_at(ctx, &r, s, true);
+    if (s->forward_only)
+        return;
+    routing plain = r;
+    plain.gathered = false;
+    rows_at(ctx, &plain, s, false);
+    wgrad_at(ctx, &r, s, false);
+    wgrad_at(ctx, &r, s, true);
 }
 
 /* dx and dw are derivatives of y; every row in place, so that the rows of x and of dx are the same.

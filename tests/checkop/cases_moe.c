@@ -1,7 +1,7 @@
 /* Router and its extra losses, histogram, silu * gate * prob. The gradient of the losses is checked
  * in tests/unit/fused/test_router_gradient.c. */
 #include <stdlib.h>
-#include "checkop.h"
+#include "shapes.h"
 
 /* ---- router ---------------------------------------------------------------------------------- */
 
@@ -377,6 +377,25 @@ static void check_silu(ck_context *ctx) {
     const int64_t many[] = {31000, 768, XP_F32, 0};
     if (ctx->gpu)
         (void)silu_forward(ctx, many);
+}
+
+void ck_silu_at(ck_context *ctx, int64_t n_rows, int64_t dim, xp_dtype dtype) {
+    const int64_t size[] = {n_rows, dim, (int64_t)dtype, 1};
+    silu_cases(ctx, size);
+}
+
+void ck_router_at(ck_context *ctx, int64_t n_tokens, int64_t n_experts, int64_t top_k) {
+    const int64_t size[] = {n_tokens, n_experts, top_k, XP_SCORE_SOFTMAX, 1, n_tokens};
+    router_cases(ctx, size, 0);
+}
+
+void ck_router_linear_at(ck_context *ctx, int64_t n_tokens, int64_t n_experts, int64_t dim) {
+    const int64_t size[] = {n_tokens, n_experts, dim, XP_BF16, 0};
+    router_linear_case(ctx, size);
+}
+
+void ck_histogram_at(ck_context *ctx, int64_t n, int64_t n_experts) {
+    histogram_case(ctx, n, n_experts, true);
 }
 
 void ck_moe_cases(ck_context *ctx) {

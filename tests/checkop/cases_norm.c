@@ -1,6 +1,6 @@
 /* Embedding, RMSNorm, QK-norm and RoPE. */
 #include <stdlib.h>
-#include "checkop.h"
+#include "shapes.h"
 
 #define EPS 1e-6f
 
@@ -318,6 +318,26 @@ static void rope(ck_context *ctx, const rope_shape *s, xp_dtype dtype) {
         }
     }
     free(table);
+}
+
+void ck_rope_at(ck_context *ctx, const ck_heads *heads, xp_dtype dtype) {
+    const rope_shape s = {heads->n_rows * heads->seq_len, heads->n_heads, heads->n_kv_heads,
+                          heads->head_dim, true};
+    rope(ctx, &s, dtype);
+}
+
+void ck_embed_at(ck_context *ctx, int64_t n_tokens, int64_t dim, int64_t vocab, xp_dtype dtype) {
+    embed(ctx, n_tokens, dim, vocab, vocab, dtype);
+}
+
+/* As in a layer: with the residual's sum forward, and its gradient backward. */
+void ck_rmsnorm_at(ck_context *ctx, int64_t n_tokens, int64_t dim, xp_dtype dtype) {
+    ck_case forward, plain, backward;
+    rmsnorm_case(&forward, n_tokens, dim, dtype, RESIDUAL);
+    ck_run(ctx, &forward);
+    rmsnorm_case(&plain, n_tokens, dim, dtype, PLAIN);
+    rmsnorm_backward_case(&backward, &plain, false, true, NULL);
+    ck_run(ctx, &backward);
 }
 
 void ck_norm_cases(ck_context *ctx) {

@@ -1,7 +1,7 @@
 /* AdamW and the reductions. */
 #include <math.h>
 #include <string.h>
-#include "checkop.h"
+#include "shapes.h"
 
 enum { OPTIM_N, OPTIM_X, OPTIM_Y, OPTIM_ACC, MOST_PARTS = 300 };
 
@@ -261,6 +261,11 @@ static void draw_case(ck_context *ctx, int64_t n, int64_t first, bool ones) {
     c.bytes = 4.0 * (double)n;
     ck_out(&c, "out", XP_F32, n, CK_EXACT);
     ck_run(ctx, &c);
+}
+
+void ck_optimizer_at(ck_context *ctx, int64_t n, xp_dtype dtype) {
+    adamw_case(ctx, n, dtype, XP_BF16, 0.5F);
+    sum_cases(ctx, n, dtype);
 }
 
 void ck_optim_cases(ck_context *ctx) {

@@ -1,5 +1,5 @@
 /* checkop: see --help. */
-#include "checkop.h"
+#include "shapes.h"
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +11,7 @@ static const char usage[] =
     "\n"
     "  checkop [--op GLOB] [--seed N] [--verbose] [--json]\n"
     "  checkop --bench [--op GLOB] [--caps LIST] [--threads N] [--repeat S] [--json]\n"
+    "  checkop --shapes users [--scale N] [--budget S] ...\n"
     "  checkop --device cuda[:N] ...\n"
     "  checkop --list                  the ops and how many cases each has; fails when one has "
     "none\n"
@@ -27,6 +28,10 @@ static const char usage[] =
     "  --threads N   only this many threads (check: 1 to 4; bench: the machine's cores)\n"
     "  --bench       time the ops; every line has the machine's limit of the same run beside it\n"
     "  --repeat S    seconds that every op is repeated; the fastest call counts (0.4)\n"
+    "  --shapes users  time the shapes that users have: each beside its floor and the best of its "
+    "size\n"
+    "  --scale N     divide these sizes (1 on a GPU, 8 on a CPU)\n"
+    "  --budget S    seconds for all of them; what is left then is left out (60)\n"
     "  --json        results as JSON\n"
     "\n"
     "Exit code: 0 all right, 1 a difference was found, 2 wrong usage.\n";
@@ -36,6 +41,8 @@ typedef struct options {
     int n_threads;    /* 0: as usual */
     bool cuda;
     int cuda_index;
+    bool has_shapes;
+    ck_shapes shapes;
 } options;
 
 static xp_status open_candidate(const char *caps, int n_threads, ck_candidate *made) {
@@ -142,6 +149,8 @@ static xp_status run_families(ck_context *ctx, const options *o) {
     XP_TRY(o->cuda ? open_gpu(ctx, o) : open_all(ctx, o));
     if (ctx->bench)
         XP_TRY(ck_measure_limits(&ctx->candidates[0], ctx->repeat_s, &ctx->limits));
+    if (ctx->shapes)
+        return ck_shapes_run(ctx);
     if (ctx->json)
         fprintf(ctx->out, "[");
     for (int i = 0; ck_families[i] != NULL; i++)
@@ -153,12 +162,21 @@ static xp_status run_families(ck_context *ctx, const options *o) {
 
 static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
     static const struct option long_options[] = {
-        {"op", required_argument, NULL, 'o'},     {"seed", required_argument, NULL, 's'},
-        {"caps", required_argument, NULL, 'c'},   {"threads", required_argument, NULL, 't'},
-        {"bench", no_argument, NULL, 'b'},        {"json", no_argument, NULL, 'j'},
-        {"verbose", no_argument, NULL, 'v'},      {"repeat", required_argument, NULL, 'r'},
-        {"device", required_argument, NULL, 'd'}, {"quick", no_argument, NULL, 'q'},
-        {"list", no_argument, NULL, 'l'},         {NULL, 0, NULL, 0},
+        {"op", required_argument, NULL, 'o'},
+        {"seed", required_argument, NULL, 's'},
+        {"caps", required_argument, NULL, 'c'},
+        {"threads", required_argument, NULL, 't'},
+        {"bench", no_argument, NULL, 'b'},
+        {"json", no_argument, NULL, 'j'},
+        {"verbose", no_argument, NULL, 'v'},
+        {"repeat", required_argument, NULL, 'r'},
+        {"device", required_argument, NULL, 'd'},
+        {"quick", no_argument, NULL, 'q'},
+        {"list", no_argument, NULL, 'l'},
+        {"shapes", required_argument, NULL, 'S'},
+        {"scale", required_argument, NULL, 'n'},
+        {"budget", required_argument, NULL, 'B'},
+        {NULL, 0, NULL, 0},
     };
     int64_t number = 0;
     for (int key; (key = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
@@ -203,6 +221,19 @@ static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
         case 'j':
             ctx->json = true;
             break;
+        case 'S':
+            o->has_shapes = strcmp(optarg, "users") == 0;
+            if (!o->has_shapes)
+                return false;
+            break;
+        case 'n':
+            if (!xp_parse_i64(optarg, &o->shapes.scale) || o->shapes.scale < 1)
+                return false;
+            break;
+        case 'B':
+            if (!xp_parse_f64(optarg, &o->shapes.budget_s) || !(o->shapes.budget_s > 0))
+                return false;
+            break;
         case 'v':
             ctx->verbose = true;
             break;
@@ -213,10 +244,20 @@ static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
     return optind == argc;
 }
 
+/* A CPU takes an eighth of the sizes unless told otherwise. */
+static void use_shapes(ck_context *ctx, options *o) {
+    if (!o->has_shapes)
+        return;
+    ctx->bench = true;
+    ctx->shapes = &o->shapes;
+    if (o->shapes.scale == 0)
+        o->shapes.scale = o->cuda ? 1 : 8;
+}
+
 int ck_main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0); /* what hangs is the line after the last one shown */
     ck_context ctx = {.seed = 1, .op_glob = "*", .out = stdout, .repeat_s = 0.4};
-    options o = {0};
+    options o = {.shapes = {.budget_s = 60}};
     if (argc == 2 && strcmp(argv[1], "--help") == 0) {
         fputs(usage, stdout);
         return 0;
@@ -227,6 +268,7 @@ int ck_main(int argc, char **argv) {
     }
     if (ctx.list)
         return list_ops(&ctx);
+    use_shapes(&ctx, &o);
     const xp_status status = run_families(&ctx, &o);
     if (status != XP_OK)
         fprintf(stderr, "checkop: %s\n", xp_last_error());

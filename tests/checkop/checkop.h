@@ -89,7 +89,13 @@ struct ck_case {
     bool nan_spreads;       /* a tile may carry NaN to results that the plain code keeps clean */
     bool any_order;         /* results of more threads need not have the same bits (none so far) */
     double flops, bytes;    /* of one call, for the bench; 0: not counted */
+    char reason[96];        /* why a GPU may stay below what larger cases reach; "" none */
 };
+
+/** Of a case whose GEMM has so many tiles of 128 x 128: a reason where they are fewer than a GPU's SMs. */
+void ck_few_tiles(ck_case *c, double n_tiles);
+/** ceil(n / 128) */
+double ck_tiles(int64_t n);
 
 /** The buffer's memory, or NULL when the case has no buffer of that name. */
 void *ck_at(const ck_call *call, const char *name);
@@ -119,6 +125,7 @@ typedef struct ck_limits {
     const char *what;                     /* whose rate that is: "sgemm", "bf16 matmul" */
 } ck_limits;
 
+typedef struct ck_shapes ck_shapes; /* shapes.h */
 typedef struct ck_context {
     uint64_t seed;
     const char *op_glob;
@@ -133,6 +140,7 @@ typedef struct ck_context {
     ck_candidate reference; /* the plain table, on host memory */
     ck_limits limits;
     int n_cases_of[CK_N_OPS]; /* by op, in the order of XP_OP_LIST */
+    ck_shapes *shapes;        /* not NULL: cases become rows of its table */
 } ck_context;
 
 /** checkop.c: count a case of that op. */
@@ -200,6 +208,9 @@ const ck_tolerance_row *ck_tolerance_get(ck_tolerance tolerance);
 XP_NODISCARD xp_status ck_measure_limits(const ck_candidate *candidate, double repeat_s,
                                          ck_limits *limits);
 void ck_bench(ck_context *ctx, const ck_case *c);
+/** The larger of FLOP and bytes over the machine's limits. Bytes that a case does not count: all of its buffers once.
+ * @param[out] by_flops  which of them it is */
+double ck_floor_s(const ck_context *ctx, const ck_case *c, bool *by_flops);
 /** bench_gpu.c: the same on a GPU: device time, the median of many, caches flushed before each. */
 XP_NODISCARD xp_status ck_measure_gpu_limits(const ck_candidate *candidate, double repeat_s,
                                              ck_limits *limits);

@@ -65,6 +65,16 @@ void ck_scratch(ck_case *c, const char *name, xp_dtype dtype, int64_t n) {
     add(c, CK_SCRATCH, name, dtype, n);
 }
 
+double ck_tiles(int64_t n) {
+    return (double)((n + 127) / 128);
+}
+void ck_few_tiles(ck_case *c, double n_tiles) {
+    static const double n_sms = 132; /* H100, H200 */
+    if (n_tiles < n_sms && c->reason[0] == '\0')
+        snprintf(c->reason, sizeof c->reason, "%.0f tiles of 128 x 128 for %.0f SMs", n_tiles,
+                 n_sms);
+}
+
 int ck_find(const ck_case *c, const char *name) {
     for (int i = 0; i < c->n_buffers; i++)
         if (strcmp(c->buffers[i].name, name) == 0)

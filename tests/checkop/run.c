@@ -4,6 +4,7 @@
 #include <string.h>
 #include "checkop.h"
 #include "core/rng.h"
+#include "shapes.h"
 
 /* NaN runs repeat the case for every input: large cases would take long and show nothing new. */
 #define NAN_RUN_MOST 100000
@@ -121,6 +122,10 @@ void ck_run(ck_context *ctx, const ck_case *c) {
     ck_count_case(ctx, c->op);
     if (ctx->list)
         return;
+    if (ctx->shapes) {
+        ck_shapes_add(ctx, c);
+        return;
+    }
     if (ctx->bench) {
         ck_bench(ctx, c);
         return;

@@ -19,6 +19,22 @@ read_json ep_step.json "[v['ep'] for v in d['variants']] == [1, 2]"
 "$EXPAR" bench ops --op 'axpy' --seconds 0 --json > ops.json || fail "bench ops"
 read_json ops.json "len(d) > 0 and all(r['op'] == 'axpy' and r['limit'] > 0 for r in d)"
 
+read_json ops.json "all(r['floor_s'] > 0 and r['bound'] == 'copy' for r in d)"
+
+# The table of users' shapes, far smaller: every shape runs, beside its floor and the best of its op.
+"$EXPAR" bench ops --shapes users --device cpu --scale 256 --seconds 0 > shapes.txt 2> shapes.log || fail "bench ops --shapes users"
+expect_no shapes.txt "not timed"
+expect_no shapes.txt "left out"
+[ "$(grep -c '^\(gemm\|grouped_\|attention_\|rmsnorm_\|qknorm_\|silu_\|router_\|embed_\|adamw\|cross_entropy\).* \(copy\|GEMM\) .*%.*%' shapes.txt)" -ge 300 ] || fail "too few shapes"
+expect_text shapes.txt "^grouped_wgrad  *< 5  *[0-9]* "
+expect_text shapes.txt " shapes are under 60 % of the best of their op and size, [0-9]* of them without a reason$"
+"$EXPAR" bench ops --shapes users --device cpu --scale 256 --seconds 0 --op 'r*' --json > shapes.json 2> shapes.log || fail "bench ops --shapes --json"
+read_json shapes.json "{r['op'] for r in d} == {'rmsnorm_forward', 'rmsnorm_backward', 'router_forward', 'router_backward', 'router_linear_backward'}"
+read_json shapes.json "all(abs(r['floor_s'] / r['seconds'] / r['share_of_floor'] - 1) < 1e-4 and r['under'] == (r['share_of_best'] < 0.6) for r in d)"
+read_json shapes.json "all(max(r['share_of_best'] for r in d if r['op'] == op) >= 1 for op in {r['op'] for r in d})"
+"$EXPAR" bench ops --shapes users --device cpu --scale 256 --seconds 0 --budget 0.001 > cut.txt 2> shapes.log || fail "bench ops --shapes without time"
+expect_text cut.txt "^[0-9]* shapes were left out: 0.001 s are over$"
+
 "$EXPAR" bench ep --ranks 1,2 --tokens 16,64 --dim 32 --experts 8 --top-k 2 --seconds 0.01 --json > ep.json || fail "bench ep"
 read_json ep.json "len(d) == 24 and all(r['dispatch_s'] > 0 and r['share_of_memcpy'] > 0 for r in d)"
 "$EXPAR" bench ep --ranks 2 --experts 7,8 --tokens 8 --dim 8 --top-k 2 --seconds 0.01 --routing random --json > odd.json
@@ -72,7 +88,7 @@ rc=$?
 
 for wrong in "bench" "bench stap" "bench ep --ranks two" "bench ep --transport tcp" "bench ep --dtype f64" \
     "bench ep --job.ranks many" "bench ep --device tpu" "bench ep --sms few" \
-    "bench scaling --memory-limit much" "bench scaling --mode sideways" "bench step --steps 0" "doctor --jason"; do
+    "bench scaling --memory-limit much" "bench ops --shapes all" "bench ops --scale 4" "bench ops --device tpu" "bench scaling --mode sideways" "bench step --steps 0" "doctor --jason"; do
     # shellcheck disable=SC2086
     "$EXPAR" $wrong > wrong.txt 2> wrong.log
     rc=$?

@@ -45,7 +45,7 @@ expect_text first.log "^memory: predicted"
 expect_text first.log "^step:  1  loss: "
 expect_text first.log "SIGINT: this step is finished and saved first"
 expect_text first.log "^stopped: step"
-expect_text first.log "the same command goes on from there"
+expect_text first.log "the same command resumes from step-"
 expect_no first.log "error"
 expect_no first.log "A sample of what it has learned"
 at=$(lines)

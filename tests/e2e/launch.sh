@@ -249,6 +249,18 @@ for ((i = 0; i < times; i++)); do
     one_error nompirun.log "mpirun was killed by signal 9"
     nothing_left "a killed mpirun"
 
+    # The launcher's own helper, which cleans up after a killed launcher, is killed or stopped: the run does not need it.
+    for signal in KILL STOP; do
+        start 2 sweeper-$signal
+        wait_for_steps sweeper-$signal
+        kill -$signal "$(pgrep -P $launcher -x expar)"
+        kill -INT $launcher
+        ended 0 "the launcher's helper (SIG$signal)" 10
+        expect_text sweeper-$signal.log "^stopped: step"
+        expect_no sweeper-$signal.log "^error:"
+        nothing_left "the launcher's helper (SIG$signal)"
+    done
+
     for when in early late; do
         start 2 nolauncher-$when
         if [ $when = early ]; then sleep 0.1; else wait_for_steps nolauncher-$when; fi
@@ -257,6 +269,18 @@ for ((i = 0; i < times; i++)); do
         nothing_left "a killed launcher ($when)" 8
     done
 done
+
+# ---- an output that nobody reads any more: one error in plain words; the shim of another node's rank lives on
+NGPU=2 "$EXPAR" train --job.config_file tiny.toml --job.dump_folder unread --job.threads_per_rank 1 --job.ranks processes \
+    "${long[@]}" 2> unread.log | head -n 1 > /dev/null
+rc=${PIPESTATUS[0]}
+expect_rc 1 "a closed pipe"
+one_error unread.log "rank 0 has written into a pipe that nobody reads any more"
+EXPAR_LAUNCH_SOCKET=none "$EXPAR" train --job.config_file tiny.toml --job.dump_folder far --job.threads_per_rank 1 2> far.log | head -n 1 > /dev/null
+rc=${PIPESTATUS[0]}
+expect_rc 0 "a shim whose output is closed"
+[ -d far/checkpoint/step-20 ] || fail "a shim has ended its rank: nobody read its output"
+nothing_left "closed pipes"
 
 # ---- many starts
 starts=$((20 * times))

@@ -47,6 +47,8 @@ expect_text term.log "SIGTERM"
 expect_text term.log "stopped: step"
 saved=$(basename "$(ls -d term/checkpoint/step-*)")
 at=${saved#step-}
+[ "$(grep -c "term/checkpoint/step-$at" term.log)" -eq 1 ] || fail "the last checkpoint is not named once"
+expect_text term.log "^to go on: the same command resumes from step-$at$"
 [ "$at" -lt 3000 ] || fail "the run was not stopped"
 more=$((at + 3))
 train 2 term --training.steps $more --lr_scheduler.total_steps 3000 --lr_scheduler.warmup_steps 2900

@@ -114,6 +114,69 @@ for trace in traced:
         assert layers[l]["forward_ms"] > 0 and layers[l]["backward_ms"] > 0 and layers[l]["exposed_ms"] > 0, layers
 PY
 fi
+
+# The parts add up to the step, of traces that a run wrote here and of one from an H200; each has its floor.
+floors=("$EXPAR" trace floors)
+"${floors[@]}" traced/prof/*.json > floors.txt 2> floors.err || fail "trace floors: $(cat floors.err)"
+for line in "^part  *ms  *floor ms  *ratio  bound by" "^expert GEMMs wgrad  *[0-9.]*  *[0-9.]*  *[0-9.]*%  \(GEMM\|copy\)" "^gaps  *[0-9.]*  *0.000  *-" \
+    "^sum  *[0-9]" "^step by the host's clock  *[0-9]" "^floors: cpu, of one rank: GEMM .* (measured)"; do
+    expect_text floors.txt "$line"
+done
+expect_no floors.txt "more than 3 %"
+recorded=$SOURCE/tests/e2e/traces/h200_debugmodel.json
+"${floors[@]}" "$recorded" > recorded.txt || fail "trace floors: the recorded trace"
+for line in "^optimizer  *2.282 *2.239 *98.1%  copy" "^attention backward  *1.142 *0.218 *19.1%  GEMM" "^gaps  *0.834 *0.000 *-" "^sum  *11.681 *5.711 *48.9%" \
+    "^step by the host's clock  *11.637" "^the parts add up to 100.4 % of the step$" "^floors: h200, of one rank: GEMM 787 TFLOP/s, copy 4.23 TB/s (measured)"; do
+    expect_text recorded.txt "$line"
+done
+sed 's/"step_us":[0-9.]*/"step_us":20000/' "$recorded" > long.json
+"${floors[@]}" long.json | grep -q "58.4 % of the step: more than 3 % away" || fail "trace floors: parts that do not add up"
+# Moments by hand: 2 ms of GEMM of which 0.5 are an op inside, 1 ms of an exchange without anything beside it, 0.5 of a collective, 1 ms of nothing.
+cat > parts.json << 'JSON'
+{"otherData": {"step": 3, "rank": 0}, "traceEvents": [
+{"name": "thread_name", "ph": "M", "pid": 0, "tid": 0, "args": {"name": "step"}},
+{"name": "thread_name", "ph": "M", "pid": 0, "tid": 2, "args": {"name": "ops, compute stream"}},
+{"name": "thread_name", "ph": "M", "pid": 0, "tid": 3, "args": {"name": "ops, communication stream"}},
+{"name": "data wait", "ph": "X", "ts": 0, "dur": 250, "pid": 0, "tid": 0},
+{"name": "gemm", "ph": "X", "ts": 1000, "dur": 2000, "pid": 0, "tid": 2, "args": {"layer": 0, "pass": "forward"}},
+{"name": "rmsnorm_forward", "ph": "X", "ts": 1500, "dur": 500, "pid": 0, "tid": 2, "args": {"layer": 0, "pass": "forward"}},
+{"name": "dispatch", "ph": "X", "ts": 2500, "dur": 1500, "pid": 0, "tid": 3, "args": {"layer": 0, "pass": "forward"}},
+{"name": "reduce-scatter", "ph": "X", "ts": 3500, "dur": 1000, "pid": 0, "tid": 3},
+{"name": "adamw", "ph": "X", "ts": 5500, "dur": 1000, "pid": 0, "tid": 2}]}
+JSON
+words=(--config "$SOURCE/tests/e2e/traces/tiny.toml")
+"${floors[@]}" parts.json "${words[@]}" --gpu h200 --json > parts_gpu.json || fail "trace floors of a GPU's moments"
+"${floors[@]}" parts.json "${words[@]}" --gpu cpu --json > parts_cpu.json || fail "trace floors of a CPU's moments"
+"${floors[@]}" traced/prof/*.json "$recorded" --json > floors.json || fail "trace floors --json"
+if command -v python3 > /dev/null; then
+    python3 - floors.json parts_gpu.json parts_cpu.json << 'PY' || fail "trace floors --json is wrong"
+import json, sys
+traces, gpu, cpu = (json.load(open(path)) for path in sys.argv[1:])
+assert len(traces) == 5
+for t in traces:
+    parts = {p["part"]: p for p in t["parts"]}
+    assert abs(sum(p["ms"] for p in t["parts"]) - t["sum_ms"]) < 1e-6 * t["sum_ms"], t
+    assert abs(sum(p["floor_ms"] for p in t["parts"]) - t["floor_ms"]) < 1e-6 * t["floor_ms"], t
+    assert 0.97 < t["share_of_step"] < 1.03, (t["file"], t["share_of_step"])
+    assert {"attention forward", "expert GEMMs dgrad", "norms", "router", "plan", "optimizer", "gaps"} <= set(parts), parts
+    for p in t["parts"]:
+        assert p["ratio"] is None or abs(p["ratio"] * p["ms"] - p["floor_ms"]) < 1e-6, p
+ms = lambda t: {p["part"]: p["ms"] for p in t[0]["parts"] if p["ms"] > 0}
+want = {"dense GEMMs forward": 1.5, "norms": 0.5, "exchange and sums": 1, "collectives, exposed": 0.5, "gaps": 1, "optimizer": 1}
+near = lambda a, b: set(a) == set(b) and all(abs(a[k] - b[k]) < 1e-9 for k in a)
+assert near(ms(gpu), want), ms(gpu)
+assert near(ms(cpu), want | {"gaps": 2}), ms(cpu) # the host is the device: also what is before the first op
+assert gpu[0]["step_ms"] is None and gpu[0]["limits"]["measured"]
+PY
+fi
+for wrong in "parts.json" "parts.json --gpu h200" "parts.json --gpu h2000" "$recorded --config no_such_file.toml" "known.json --gpu h200 --config parts.json"; do
+    # shellcheck disable=SC2086
+    "${floors[@]}" $wrong > bad.out 2> bad.err && fail "trace floors takes $wrong"
+    [ "$(wc -l < bad.err)" = 1 ] && grep -q '^error: ' bad.err || fail "trace floors, $wrong: $(cat bad.err)"
+done
+"${summary[@]}" parts.json --gpu h200 > bad.out 2>&1
+rc=$?
+expect_rc 2 "trace summary with an option of floors"
 echo '{"traceEvents": [' > cut.json
 echo '[]' > list.json
 echo '{"traceEvents": []}' > empty.json

@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -66,6 +67,15 @@ static void signals_come_first(void **state) {
     ranks[2].vanished = true;
     ranks[0].end.secondhand = 1;
     expect_cause(ranks, 3, 1, "rank 2 was killed together with the process that watched it");
+}
+
+static void closed_pipe_is_named(void **state) {
+    (void)state;
+    xp_rank_outcome ranks[] = {ended(0, 1, 1, NULL), ended(1, 1, 2, "rank 0 is gone")};
+    ranks[0].end.signal = SIGPIPE;
+    expect_cause(ranks, 2, 1,
+                 "rank 0 has written into a pipe that nobody reads any more: the program that this "
+                 "run's output goes to has ended (SIGPIPE)");
 }
 
 /* ---- lines of other nodes ---------------------------------------------------------------- */
@@ -195,6 +205,7 @@ int main(void) {
         cmocka_unit_test(own_failure_before_hearsay),
         cmocka_unit_test(wrong_configuration_is_2),
         cmocka_unit_test(signals_come_first),
+        cmocka_unit_test(closed_pipe_is_named),
         cmocka_unit_test(lines_survive_the_way),
         cmocka_unit_test(mpirun_noise),
         cmocka_unit_test(versions),

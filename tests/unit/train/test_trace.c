@@ -68,6 +68,10 @@ static void test_ops_with_timed_events(void **state) {
     xp_stream *compute = fake_stream(&fake, XP_STREAM_COMPUTE, 0);
     xp_stream *comm = fake_stream(&fake, XP_STREAM_WORKER, 0.5);
     assert_int_equal(xp_trace_create(&fake.base, folder, 3, 2, &trace), XP_OK);
+    const xp_trace_run_info info = {"[model]\nflavor = \"tiny\"\n", "Some GPU", 8, 2};
+    assert_int_equal(xp_trace_describe(trace, &info), XP_OK);
+    assert_int_equal(xp_trace_describe(trace, &info), XP_OK);
+    assert_int_equal(xp_trace_describe(NULL, &info), XP_OK);
     for (int64_t step = 1; step <= 2; step++) {
         assert_int_equal(xp_trace_begin(trace, step), XP_OK);
         const double began = xp_time_s();
@@ -76,6 +80,7 @@ static void test_ops_with_timed_events(void **state) {
         xp_trace_layer_ends(trace, 5, true);
         queue(comm, "all-gather", 2);
         xp_trace_phase(trace, "optimizer", began, began + 0.125);
+        xp_trace_took(trace, 0.25 * (double)step);
         assert_int_equal(xp_trace_end(trace), XP_OK);
     }
     snprintf(path, sizeof path, "%s/step-1-rank-3.json", folder);
@@ -99,6 +104,11 @@ static void test_ops_with_timed_events(void **state) {
     assert_null(json_object_get(find(events, "all-gather"), "args"));
     const json_t *about = json_object_get(root, "otherData");
     assert_int_equal(json_integer_value(json_object_get(about, "events_left_out")), 0);
+    assert_string_equal(json_string_value(json_object_get(about, "config")), info.config);
+    assert_string_equal(json_string_value(json_object_get(about, "device")), "Some GPU");
+    assert_int_equal(json_integer_value(json_object_get(about, "ranks")), 8);
+    assert_int_equal(json_integer_value(json_object_get(about, "nodes")), 2);
+    assert_true(json_number_value(json_object_get(about, "step_us")) == 500e3);
     json_decref(root);
 
     /* A device that has failed costs the trace; the step goes on. */
