@@ -9,7 +9,10 @@
  *   rows       | layer 0 | layer 1 | ... | layer L-1 |
  *   gradients              | embed | 0 | 1 | ... |L-2| L-1 | head |
  *
- * The next pass overwrites them: they last from backward to the optimizer's update.
+ * A layer's rows are read for the last time by the gradient of w13. So this may not be left until the layer below has
+ * written gradients; that of w2 may.
+ *
+ * The next pass overwrites gradients: they last from backward to the optimizer's update.
  */
 #ifndef XP_MODEL_SPENT_ROWS_H
 #define XP_MODEL_SPENT_ROWS_H
