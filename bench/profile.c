@@ -9,6 +9,7 @@
 #include "core/memory_limit.h"
 #include "core/process.h"
 #include "device/plugin.h"
+#include "gpu_limits.h"
 
 #define COPY_BYTES   ((size_t)64 << 20) /* of each core: more than its share of any cache */
 #define COPY_REPEATS 5
@@ -181,7 +182,7 @@ static xp_status describe_gpu(const char *like, xp_bench_profile *p) {
     if (after_name && sscanf(after_name, ", %lf GiB", &reported) == 1 && reported > 0)
         p->hardware.limits.memory_gib = reported;
     p->hardware.network.gpus_per_node = n;
-    return XP_OK;
+    return xp_bench_gpu_limits(&p->hardware);
 }
 
 static xp_status describe_cpu(const char *like, xp_bench_profile *p) {

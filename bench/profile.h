@@ -15,7 +15,7 @@ typedef struct xp_bench_profile {
 
 /**
  * Measure: on the CPU the GEMM rate, the copy rate, and whole steps of a mid-size model by phase; on a GPU the
- * memory that the driver reports, and whole steps of layers of 30B-A3B.
+ * memory that the driver reports, a large GEMM, a copy, and whole steps of layers of 30B-A3B.
  * @param on_gpu   the first GPU; else the CPU
  * @param n_steps  measured steps
  * @param like     the description for what cannot be measured; NULL: the GPU's own, or "cpu"

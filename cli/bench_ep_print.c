@@ -37,7 +37,7 @@ static const char *transport_name(const xp_bench_ep_case *c, int i) {
 
 void bench_ep_print_head(bool backward) {
     printf("%2s %6s %5s %2s %4s %4s %-7s %-12s %8s", "R", "T", "D", "K", "E", "SMs", "routing",
-           "transport", "link MB");
+           "transport", "link MiB");
     printf(" %9s", "plan us");
     for (int op = 0; op < (backward ? XP_BENCH_EP_N_OPS : 2); op++)
         printf(" %11s %6s", ops[op].title, "link");
@@ -89,11 +89,11 @@ void bench_ep_print_row(const xp_bench_ep_case *c, const xp_bench_ep_row *rows, 
 
 void bench_ep_print_notes(void) {
     printf("\nplan us: from routing in device memory to a plan.\n"
-           "link MB: what the busiest rank sends to other ranks, or receives from them, in one "
+           "link MiB: what the busiest rank sends to other ranks, or receives from them, in one "
            "op. link GB/s: what a rank sends\n"
            "while every rank copies into the next one's memory, in the same run; one way: while "
            "its receiver sends nothing.\n"
-           "link after a time: link MB over the time, of link GB/s. Between ranks of one GPU or "
+           "link after a time: link MiB over the time, of link GB/s. Between ranks of one GPU or "
            "CPU the link is its memory.\n"
            "memcpy: bytes read plus bytes written by a copy of all ranks at once (on a GPU: of its "
            "own copy, alone); share: those\n"

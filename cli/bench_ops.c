@@ -6,7 +6,6 @@
 #include "bench.h"
 #include "checkop.h"
 #include "cli.h"
-#include "device/plugin.h"
 #include "options.h"
 
 #define MAX_WORDS 24
@@ -38,12 +37,6 @@ static void add_number(words *w, const char *name, double value) {
     add(w, name, text);
 }
 
-static bool has_gpu(void) {
-    const xp_cuda_backend *cuda;
-    int n = 0;
-    return xp_cuda_backend_get(&cuda) == XP_OK && cuda->device_count(&n) == XP_OK && n > 0;
-}
-
 static int run(const ops_options *o) {
     words w = {.n = 0};
     const bool is_auto = strcmp(o->device, "auto") == 0;
@@ -54,7 +47,7 @@ static int run(const ops_options *o) {
         add(&w, "--bench", NULL);
     add(&w, "--op", o->op);
     add(&w, "--caps", o->caps);
-    add(&w, "--device", !is_auto ? o->device : has_gpu() ? "cuda" : "cpu");
+    add(&w, "--device", !is_auto ? o->device : cli_has_gpu() ? "cuda" : "cpu");
     add_number(&w, "--repeat", o->seconds >= 0 ? o->seconds : o->shapes ? 0.08 : 0.4);
     add_number(&w, "--budget", o->budget);
     if (o->threads > 0)

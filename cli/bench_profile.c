@@ -4,7 +4,6 @@
 #include "bench.h"
 #include "cli.h"
 #include "core/file.h"
-#include "device/plugin.h"
 #include "options.h"
 #include "profile.h"
 
@@ -12,12 +11,6 @@ typedef struct profile_options {
     const char *file, *device, *like, *name;
     int64_t steps;
 } profile_options;
-
-static bool has_gpu(void) {
-    const xp_cuda_backend *cuda;
-    int n = 0;
-    return xp_cuda_backend_get(&cuda) == XP_OK && cuda->device_count(&n) == XP_OK && n > 0;
-}
 
 /* In the first line of every description that was measured. */
 #define MARK "measured by `expar bench --write-profile`"
@@ -69,7 +62,7 @@ int bench_profile(int argc, char **argv) {
     if (!cli_check_device(o.device, NULL))
         return XP_EXIT_USAGE;
     xp_bench_profile p;
-    const bool on_gpu = o.device ? strcmp(o.device, "cuda") == 0 : has_gpu();
+    const bool on_gpu = o.device ? strcmp(o.device, "cuda") == 0 : cli_has_gpu();
     xp_status status = cli_check_replaces(o.file, MARK);
     if (status == XP_OK)
         status = xp_bench_profile_measure(on_gpu, (int)o.steps, o.like, &p);

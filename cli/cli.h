@@ -44,6 +44,8 @@ int cli_no_such(const char *what, const char *name, const char *(*name_at)(int i
  * cli_command_free() it; the words are borrowed. */
 char **cli_own_command(int argc, char **argv);
 void cli_command_free(char **command);
+/** Whether this machine has a GPU that expar can use. */
+bool cli_has_gpu(void);
 /** --device and --dtype of a command that computes, each NULL or a word; false after an error was printed. */
 bool cli_check_device(const char *device, const char *dtype);
 /**

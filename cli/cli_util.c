@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include "cli.h"
 #include "core/text.h"
+#include "device/plugin.h"
 
 int cli_exit_code(xp_status status) {
     return status == XP_ECONFIG || status == XP_EINVAL ? XP_EXIT_USAGE : XP_EXIT_FAILED;
@@ -56,6 +57,12 @@ static bool is_one_of(const char *option, const char *word, const char *const *w
         fprintf(stderr, "%s %s", i > 0 ? " or" : "", words[i]);
     fprintf(stderr, "\n");
     return false;
+}
+
+bool cli_has_gpu(void) {
+    const xp_cuda_backend *cuda;
+    int n = 0;
+    return xp_cuda_backend_get(&cuda) == XP_OK && cuda->device_count(&n) == XP_OK && n > 0;
 }
 
 bool cli_check_device(const char *device, const char *dtype) {

@@ -13,7 +13,7 @@ static const struct {
     const char *help;
 } kinds[] = {
     {"step", bench_step, "whole training steps beside OpenBLAS's GEMM, and time by phase"},
-    {"ops", bench_ops, "each op beside the copy rate or the GEMM rate"},
+    {"ops", bench_ops, "each op beside its floor; a table of shapes that users have"},
     {"ep", bench_ep, "dispatch and combine beside memcpy and the link between the GPUs"},
     {"decode", bench_decode, "tokens a second of text generation beside the memory's rate"},
     {"scaling", bench_scaling, "strong and weak scaling of training, a row a run"},

@@ -107,10 +107,13 @@ static int show_config(int argc, char **argv, output form) {
     if (xp_config_complete(set) != XP_OK)
         cli_warn(NULL, xp_last_error());
     xp_arch arch;
-    const bool has_experts =
-        xp_arch_from_config(xp_config_get(set), &arch) != XP_OK || arch.n_experts > 0;
+    const char *backend = xp_config_get(set)->training.backend;
+    const xp_config_facts facts = {.has_experts =
+                                       xp_arch_from_config(xp_config_get(set), &arch) != XP_OK ||
+                                       arch.n_experts > 0,
+                                   .on_gpu = !backend || strcmp(backend, "cpu") != 0};
     char *text = NULL;
-    status = xp_config_effects(set, has_experts, cli_warn, NULL);
+    status = xp_config_effects(set, &facts, cli_warn, NULL);
     if (status != XP_OK) {
         xp_config_destroy(set);
         return cli_fail(status);

@@ -16,7 +16,7 @@ static const cli_command commands[] = {
     {"bench", cmd_bench,
      "measure steps, ops, expert exchange and scaling beside the machine's limits"},
     {"report", cmd_report, "curves of runs: an HTML file, a page that follows a run, the terminal"},
-    {"trace", cmd_trace, "where the time of traced steps went, by phase, op and layer"},
+    {"trace", cmd_trace, "where the time of traced steps went, and how much of it the work needs"},
     {"checkpoint", cmd_checkpoint, "list, show and verify the checkpoints of a run"},
     {"export", cmd_export, "write a checkpoint as a Hugging Face folder"},
 };

@@ -63,12 +63,29 @@ static void print_told(const xp_tune_report *report) {
     }
 }
 
-/* What the configuration says itself stays, whatever the file says. */
-static void print_explicit(const xp_config *c) {
-    if (strcmp(c->deepep.transport, "auto") != 0 || c->deepep.num_sms > 0)
-        printf("note: the configuration sets [deepep] itself (transport %s, num_sms %lld): `expar "
-               "train` keeps that; remove it to use the tuned values\n",
-               c->deepep.transport, (long long)c->deepep.num_sms);
+static const xp_tune_candidate *winner_of(const xp_tune_report *report) {
+    return report->winner == XP_TUNE_DEFAULT ? NULL : &report->candidates[report->winner];
+}
+
+/* What is set by hand stays, whatever the file says. What was found, as the file says it: transport, num_sms. */
+static void print_explicit(const tune_result *r) {
+    const xp_config *c = r->args->config;
+    const xp_tune_candidate *won = winner_of(r->report);
+    const char *transport = won && won->setting.transport == XP_EP_A2A ? "a2a" : "auto";
+    const int num_sms = won ? won->setting.num_sms : 0;
+    char sms[32] = "";
+    if (r->report->n == 0) /* nothing was measured or written */
+        return;
+    const bool by_hand =
+        strcmp(c->deepep.transport, "auto") != 0 && strcmp(c->deepep.transport, transport) != 0;
+    const bool has_sms = c->deepep.num_sms > 0 && c->deepep.num_sms != num_sms;
+    if (has_sms)
+        snprintf(sms, sizeof sms, "deepep.num_sms %lld", (long long)c->deepep.num_sms);
+    if (by_hand || has_sms)
+        printf("note: %s%s%s%s %s set by hand: `expar train` keeps that; leave it out to use %s\n",
+               by_hand ? "deepep.transport " : "", by_hand ? c->deepep.transport : "",
+               by_hand && has_sms ? " and " : "", sms, by_hand && has_sms ? "are" : "is",
+               won ? "what was found here" : "the defaults, which were kept here");
 }
 
 void tune_print_verdict(const tune_result *r) {
@@ -94,7 +111,7 @@ void tune_print_verdict(const tune_result *r) {
     print_told(report);
     if (r->gemms)
         tune_print_gemms(r->gemms);
-    print_explicit(r->args->config);
+    print_explicit(r);
 }
 
 /* ---- JSON -------------------------------------------------------------------------------- */
@@ -109,8 +126,10 @@ static void add_pair(xp_text *t, const xp_tune_pair *p) {
 static void add_candidate(xp_text *t, const xp_tune_candidate *c) {
     xp_text_puts(t, "{\"name\": ");
     xp_text_add_json(t, c->name, strlen(c->name));
-    xp_text_printf(t, ", \"verdict\": \"%s\", \"same_bits\": %s, \"why_not\": ", verdict_word(c),
-                   c->same_bits ? "true" : "false");
+    const char *same = c->same_bits ? "true" : "false"; /* same_bits is the old name */
+    xp_text_printf(
+        t, ", \"verdict\": \"%s\", \"same_out_and_dx\": %s, \"same_bits\": %s, \"why_not\": ",
+        verdict_word(c), c->verdict == XP_TUNE_NOT_MEASURED ? "null" : same, same);
     if (c->why_not)
         xp_text_add_json(t, c->why_not, strlen(c->why_not));
     else
@@ -160,8 +179,7 @@ void tune_add_json(xp_text *t, const tune_result *r) {
 
 void tune_add_toml(xp_text *t, const tune_result *r) {
     const xp_tune_report *report = r->report;
-    const xp_tune_candidate *won =
-        report->winner == XP_TUNE_DEFAULT ? NULL : &report->candidates[report->winner];
+    const xp_tune_candidate *won = winner_of(report);
     xp_text_puts(t, TUNE_FILE_START
                  ". `expar train` takes these values where tuned_for fits "
                  "the machine and the model.\n"

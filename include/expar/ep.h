@@ -70,11 +70,11 @@ typedef enum xp_ep_transport {
 /** All fields are the same on every rank. */
 typedef struct xp_ep_config {
     int64_t max_tokens; /* largest T of any rank in any call; > 0 */
-    int64_t dim;        /* D; > 0 */
+    int64_t dim;        /* D; 1 to 2^24 */
     int top_k;          /* K; 1 to min(E, 64), on GPUs at most 32 */
     int n_experts;      /* E; a multiple of R */
     xp_dtype dtype;     /* of rows: XP_F32 or XP_BF16 */
-    /* Assignment rows reserved, over the balanced load of max_tokens * K; > 0. */
+    /* Assignment rows reserved, over the balanced load of max_tokens * K; above 0, at most 1e9. */
     double capacity_factor;
     xp_ep_transport transport;
     /* GPU, several ranks: thread blocks (one per SM) of dispatch and combine. 0: the ranks of a GPU

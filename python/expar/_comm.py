@@ -65,6 +65,20 @@ def bytes_at(address: int, n_bytes: int) -> torch.Tensor:
     return torch.frombuffer((ctypes.c_ubyte * n_bytes).from_address(address), dtype=torch.uint8)
 
 
+def compare(exchange: Exchange, **arguments: Any) -> None:
+    """Refuse, on every rank, arguments of a group that differ from rank 0's, of those that the library does not compare: it has
+    other names for them, or none."""
+    lines = [f"{name} is {value}" for name, value in arguments.items()]
+    send = torch.frombuffer(bytearray("\n".join(lines).encode()[:512].ljust(512)), dtype=torch.uint8)
+    recv = [torch.empty_like(send) for _ in range(exchange.size)]
+    exchange.all_gather(send, recv)
+    all_lines = [bytes(part.tolist()).decode(errors="replace").rstrip().split("\n") for part in recv]
+    for rank, theirs in enumerate(all_lines):
+        for ours, other in zip(all_lines[0], theirs):
+            if ours != other:
+                raise ValueError(f"{ours} on rank 0, {other} on rank {rank}: all ranks of a group give the same arguments")
+
+
 class Comm:
     """One xp_comm. Calls of it are collective; close() it after all groups over it."""
 

@@ -100,7 +100,10 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
 def choose(device: Any) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except (TypeError, RuntimeError, ValueError):
+        raise ValueError(f"device is {device!r}, must be the CPU or a CUDA device") from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device}, must be the CPU or a CUDA device")
     if device.type == "cuda" and device.index is None:

@@ -6,7 +6,7 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor
 
-from expar import _capi, _device, _op, ops
+from expar import _arguments, _capi, _device, _op, ops
 from expar._handle import Handle, eager, find
 
 
@@ -25,18 +25,25 @@ def experts(x: Tensor, w13: Tensor, w2: Tensor, handle: Handle, recompute: bool 
         [T, D]
 
     Raises:
-        ValueError: an argument does not fit; nothing is sent. ExparError: the group has failed (XP_ECOMM).
+        ValueError: an argument does not fit; TypeError: it is not of its kind; nothing is sent. ExparError: the group has failed
+            (XP_ECOMM).
 
     With PyTorch 2.4 or later it is the op torch.ops.expar.moe_experts: a policy of selective activation checkpointing that
     saves its results keeps it from running again.
     """
+    _arguments.instance("handle", handle, Handle, "an expar.ep.Handle (from Group.plan())")
     handle.group._check_tokens("x", x, handle)
     _check_weights(handle, w13, w2)
     return _moe_experts(x, handle.topk_weight, w13, w2, handle.number, recompute)[0]
 
 
 def _check_weights(handle: Handle, w13: Tensor, w2: Tensor) -> None:
-    group, width = handle.group, w2.shape[-1]
+    group = handle.group
+    for name, weight in (("w13", w13), ("w2", w2)):
+        _arguments.tensor(name, weight)
+        if weight.dim() != 3:
+            raise ValueError(f"{name} has shape {tuple(weight.shape)}, must have three dimensions")
+    width = w2.shape[2]
     for name, weight, shape in (("w13", w13, (group.num_local_experts, 2 * width, group.dim)),
                                 ("w2", w2, (group.num_local_experts, group.dim, width))):
         if weight.dtype != group.dtype or weight.device != group.device or tuple(weight.shape) != shape:
@@ -162,8 +169,8 @@ def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, d_out: Optional[Tensor], *_: Any) -> Tuple[Optional[Tensor], ...]:
-    x, w13, w2, kept_recv, kept_gate_up = ctx.saved_tensors
+def _backward(ctx: Any, saved: Tuple[Tensor, ...], d_out: Optional[Tensor], *_: Any) -> Tuple[Optional[Tensor], ...]:
+    x, w13, w2, kept_recv, kept_gate_up = saved
     x, w13, w2 = _device.dense(x), _device.dense(w13), _device.dense(w2)
     handle, group = ctx.handle, ctx.handle.group
     group._enter()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from expar import _capi
+from expar import _arguments, _capi
 
 if TYPE_CHECKING:
     from expar.ep import Group
@@ -79,6 +79,7 @@ class Handle:
             ExparError: the group has failed (XP_ECOMM).
         """
         if self._counts is None:
+            self.group._check_open()
             counts = _capi.EpCounts()
             self.group._call("xp_ep_plan_wait", self._plan, ctypes.byref(counts))
             n_local = self.group.num_local_experts
@@ -88,6 +89,8 @@ class Handle:
 
     def view(self, round: int) -> _capi.EpView:
         """The lists where the library keeps them; valid as long as the handle."""
+        self.group._check_open()
+        round = _arguments.whole("round", round, least=0)
         view = _capi.EpView()
         self.group._call("xp_ep_plan_view", self._plan, round, ctypes.byref(view))
         return view
@@ -95,6 +98,7 @@ class Handle:
     @eager
     def lists(self, round: int = 0) -> Tuple[Tensor, Tensor, Tensor]:
         """offsets [L + 1] int32, gather [P] int32 and weight [P] float32 of a round, as in Rows, without gradient."""
+        round = _arguments.whole("round", round, least=0)
         if round not in self._lists:
             group, view = self.group, self.view(round)
             group._enter()
@@ -106,6 +110,19 @@ class Handle:
         found = self._lists[round]
         self.group._used_here(*found)
         return found
+
+    def __copy__(self) -> "Handle":
+        return self
+
+    def __deepcopy__(self, _memo: Any) -> "Handle":
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an expar.ep.Handle cannot be pickled: it stands for memory of its group. Keep topk_idx and topk_weight, "
+                        "and plan again")
+
+    def __repr__(self) -> str:
+        return f"Handle(n_tokens={self.n_tokens}, {self.group!r})"
 
     def __del__(self) -> None:
         self.group._give_back(self._plan)

@@ -3,7 +3,6 @@ has torch.library.custom_op (2.4), else a torch.autograd.Function."""
 from typing import Any, Callable, Optional
 
 import torch
-from torch.autograd.function import once_differentiable
 
 HAS_CUSTOM_OPS = hasattr(torch.library, "custom_op") and hasattr(torch.library, "register_autograd")
 
@@ -17,7 +16,7 @@ def define(name: str, schema: str, run: Callable, fake: Callable, setup_context:
         run: computes; its results alias no input.
         fake: shapes and dtypes of the results, for torch.compile.
         setup_context: (ctx, inputs, output) saves what backward needs.
-        backward: (ctx, *gradients) -> a gradient or None for each input. It cannot be differentiated again.
+        backward: (ctx, saved tensors, *gradients) -> a gradient or None for each input. A second derivative raises.
     """
     if HAS_CUSTOM_OPS:
         op = torch.library.custom_op(f"expar::{name}", run, mutates_args=(), schema=schema)
@@ -31,12 +30,30 @@ def define(name: str, schema: str, run: Callable, fake: Callable, setup_context:
 
 
 def _only_once(backward: Callable, name: str) -> Callable:
-    def checked(ctx: Any, *gradients: Any) -> Any:
-        if any(type(g) is torch.Tensor and g.requires_grad for g in gradients):  # not those of a compiler's tracing
-            raise RuntimeError(f"expar::{name} has no second derivative: leave create_graph=True out")
-        return backward(ctx, *gradients)
+    """backward(ctx, ctx.saved_tensors, *gradients), computed outside of autograd: a derivative of its results raises.
 
-    return checked
+    Autograd sees no path from the results to what they are computed from and would take that part of a second derivative for
+    zero. So with create_graph=True the results hang on all of it by a zero, whose gradient raises.
+    """
+
+    def refuse(_gradient: Any) -> None:
+        raise RuntimeError(f"expar::{name} has no second derivative: leave create_graph=True out, or keep it out of what is "
+                           "differentiated twice")
+
+    def once(ctx: Any, *gradients: Any) -> Any:
+        saved = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return backward(ctx, saved, *gradients)
+        with torch.no_grad():
+            results = backward(ctx, saved, *gradients)
+        sources = [t for t in (*gradients, *saved) if isinstance(t, torch.Tensor) and t.requires_grad]
+        if not sources:
+            return results
+        zero = torch.stack([t.reshape(-1)[:0].float().sum() for t in sources]).sum()
+        zero.register_hook(refuse)
+        return tuple(None if result is None else result - zero for result in results)  # x - 0 is x, for -0 and NaN, too
+
+    return once
 
 
 def _function(name: str, run: Callable, setup_context: Optional[Callable], backward: Callable) -> Callable:
@@ -47,11 +64,7 @@ def _function(name: str, run: Callable, setup_context: Optional[Callable], backw
             setup_context(ctx, inputs, output)
             return output
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            return backward(ctx, *gradients)
-
+    Function.backward = staticmethod(_only_once(backward, name))
     Function.__name__ = Function.__qualname__ = f"expar_{name}"
 
     def apply(*inputs: Any) -> Any:

@@ -21,8 +21,8 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from expar import _capi, _device, _library
-from expar._comm import Comm, DistributedExchange, Exchange
+from expar import _arguments, _capi, _device, _library
+from expar._comm import Comm, DistributedExchange, Exchange, compare
 from expar._device import some_pointer
 from expar._ep_autograd import Combine, Dispatch
 from expar._handle import Counts, Handle, Rows, eager
@@ -45,19 +45,6 @@ class Stats(NamedTuple):
     n_host_waits: int
     overflow_rows: int
     wait_s: float
-
-
-def _compare(exchange: Exchange, **arguments: Any) -> None:
-    """Refuse, on every rank, arguments of a group that differ from rank 0's: its ranks write into each other's buffers."""
-    lines = [f"{name} is {value}" for name, value in arguments.items()]
-    send = torch.frombuffer(bytearray("\n".join(lines).encode()[:512].ljust(512)), dtype=torch.uint8)
-    recv = [torch.empty_like(send) for _ in range(exchange.size)]
-    exchange.all_gather(send, recv)
-    all_lines = [bytes(part.tolist()).decode(errors="replace").rstrip().split("\n") for part in recv]
-    for rank, theirs in enumerate(all_lines):
-        for ours, other in zip(all_lines[0], theirs):
-            if ours != other:
-                raise ValueError(f"{ours} on rank 0, {other} on rank {rank}: all ranks of a group give the same arguments")
 
 
 class Group:
@@ -90,7 +77,8 @@ class Group:
     before torch.distributed.destroy_process_group().
 
     Raises:
-        ValueError: an argument is wrong, or another rank gives another one; the message names it.
+        ValueError: an argument is wrong, or another rank gives another one; the message names it. TypeError: an argument is
+            not of its kind.
         NotImplementedError: the transport cannot work between these ranks, or this build has no code for the device.
         MemoryError; ExparError: another rank failed (code XP_ECOMM). Nothing is kept.
     """
@@ -103,13 +91,17 @@ class Group:
         self._plans: List[int] = []  # all
         self._free: List[int] = []  # those that no handle has
         self._last_stream: Any = None
-        if dtype not in _device.DTYPES:
-            raise ValueError(f"dtype is {dtype}, must be torch.float32 or torch.bfloat16")
-        if backend not in TRANSPORTS:
-            raise ValueError(f"backend is {backend!r}, must be one of {', '.join(TRANSPORTS)}")
+        if not isinstance(dtype, torch.dtype) or dtype not in _device.DTYPES:
+            raise ValueError(f"dtype is {dtype!r}, must be torch.float32 or torch.bfloat16")
+        _arguments.word("backend", backend, TRANSPORTS)
+        num_experts, top_k = _arguments.whole("num_experts", num_experts, least=1), _arguments.whole("top_k", top_k)
+        dim = _arguments.whole("dim", dim, least=1, most=_arguments.MAX_INT64)
+        max_tokens = _arguments.whole("max_tokens", max_tokens, least=1, most=_arguments.MAX_INT64)
+        num_sms = _arguments.whole("num_sms", num_sms, least=0)
+        capacity_factor, timeout = _arguments.real("capacity_factor", capacity_factor), _arguments.real("timeout", timeout, least=0)
         self.device = _device.choose(device)
         self.dtype, self.dim, self.top_k, self.num_experts, self.max_tokens = dtype, dim, top_k, num_experts, max_tokens
-        self.static = self.device.type == "cuda" if static is None else static
+        self.static = self.device.type == "cuda" if static is None else _arguments.flag("static", static)
         exchange = process_group if process_group is None or isinstance(process_group, Exchange) \
             else DistributedExchange(process_group)
         self.rank, self.size = (0, 1) if exchange is None else (exchange.rank, exchange.size)
@@ -121,8 +113,7 @@ class Group:
         try:
             if exchange is not None and exchange.size > 1:
                 self._comm = Comm(exchange, timeout)
-                _compare(exchange, num_experts=num_experts, top_k=top_k, dim=dim, max_tokens=max_tokens, dtype=dtype,
-                         device=self.device.type, capacity_factor=float(capacity_factor), backend=backend, static=self.static)
+                compare(exchange, device=self.device.type, backend=backend, static=self.static)
             self._call("xp_ep_group_create", None if self._comm is None else self._comm.pointer, self._device.pointer,
                        ctypes.byref(config), ctypes.byref(created))
         except BaseException:
@@ -162,6 +153,7 @@ class Group:
             self._device.close()
 
     def __enter__(self) -> "Group":
+        self._check_open()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -174,6 +166,24 @@ class Group:
             self.close()
         else:  # collective: not from a garbage collector that runs on this rank alone
             warnings.warn("an expar.ep.Group of several ranks was dropped without close(); its memory stays", ResourceWarning)
+
+    def __copy__(self) -> "Group":
+        return self
+
+    def __deepcopy__(self, _memo: Any) -> "Group":
+        """A copy of a model has the group of the model itself, as layers share one."""
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an expar.ep.Group cannot be pickled: it holds memory that its ranks share. Save state_dict() of the "
+                        "layers, and make the group again")
+
+    def __repr__(self) -> str:
+        if self._group is None:
+            return "Group(closed)"
+        return (f"Group(rank {self.rank} of {self.size}, num_experts={self.num_experts}, top_k={self.top_k}, dim={self.dim}, "
+                f"max_tokens={self.max_tokens}, dtype={self.dtype}, device={self.device}, backend={self.backend}, "
+                f"static={self.static})")
 
     # ---- calls
 
@@ -192,6 +202,9 @@ class Group:
             ExparError: the group has failed (XP_ECOMM): close it.
         """
         self._check_open()
+        _arguments.tensor("topk_idx", topk_idx)
+        if topk_weight is not None:
+            _arguments.tensor("topk_weight", topk_weight)
         if topk_idx.dim() != 2 or topk_idx.shape[1] != self.top_k or topk_idx.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"topk_idx is {topk_idx.dtype} {tuple(topk_idx.shape)}, must be torch.int32 or torch.int64 "
                              f"[T, {self.top_k}]")
@@ -251,11 +264,14 @@ class Group:
             [T, D]; zeros for tokens without assignments. fp32 sums in ascending expert order on the experts' rank and in
             ascending rank order at the token's, each cast once.
         """
-        rounds = [y] if isinstance(y, Tensor) else list(y)
         self._check_handle(handle)
+        if not isinstance(y, (Tensor, list, tuple)):
+            _arguments.tensor("y", y)
+        rounds = [y] if isinstance(y, Tensor) else list(y)
         if len(rounds) != handle.n_rounds:
             raise ValueError(f"y has {len(rounds)} rounds, the handle {handle.n_rounds}")
         for rows in rounds:
+            _arguments.tensor("y", rows)
             self._check_device("y", rows)
             if rows.dtype != self.dtype or tuple(rows.shape) != (self.assignment_capacity, self.dim):
                 raise ValueError(f"y is {rows.dtype} {tuple(rows.shape)}, must be {self.dtype} "
@@ -265,15 +281,18 @@ class Group:
     def check(self) -> None:
         """Raise what the GPU has found out since: a refused routing (ValueError) or a failed group (ExparError). Never waits:
         call it after a synchronisation and before a step's results are used. On the CPU calls raise by themselves."""
+        self._check_open()
         self._call("xp_ep_async_error", self._group)
 
     def stats(self) -> Stats:
         """Totals since creation or reset_stats()."""
+        self._check_open()
         stats = _capi.EpStats()
         self._device.lib.cdll.xp_ep_get_stats(self._group, ctypes.byref(stats))
         return Stats(*(getattr(stats, name) for name in Stats._fields))
 
     def reset_stats(self) -> None:
+        self._check_open()
         self._device.lib.cdll.xp_ep_reset_stats(self._group)
 
     # ---- used by this package
@@ -293,6 +312,7 @@ class Group:
 
     def _enter(self) -> None:
         """Calls of a group are in one order: a call on another stream than the last one's waits for that."""
+        self._check_open()  # backward comes when it comes
         if self.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return  # a graph's capture begins with a synchronisation, and takes in no stream from outside
         current = torch.cuda.current_stream(self.device)
@@ -358,11 +378,13 @@ class Group:
 
     def _check_handle(self, handle: Handle) -> None:
         self._check_open()
+        _arguments.instance("handle", handle, Handle, "an expar.ep.Handle (from Group.plan())")
         if handle.group is not self:
             raise ValueError("the handle belongs to another group")
 
     def _check_tokens(self, name: str, x: Tensor, handle: Handle) -> None:
         self._check_handle(handle)
+        _arguments.tensor(name, x)
         self._check_device(name, x)
         if x.dtype != self.dtype or tuple(x.shape) != (handle.n_tokens, self.dim):
             raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}, must be {self.dtype} {(handle.n_tokens, self.dim)}")

@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional, Tuple
 import torch
 from torch import Tensor
 
-from expar import _capi, _device, _library, _op
+from expar import _arguments, _capi, _device, _library, _op
 
 __all__ = ["fused_silu_gate_prob", "fused_silu_gate_prob_packed", "silu_gate_prob_reference", "get_fused_activation_fn"]
 
@@ -31,8 +31,8 @@ def fused_silu_gate_prob(x1: Tensor, x2: Tensor, prob: Tensor, n_rows: Optional[
         [N, F], contiguous, of x1's dtype. Arithmetic is fp32 or better with one rounding at the end.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; nothing is computed.
-        RuntimeError: in a second backward (create_graph=True), which there is none of.
+        ValueError: shapes, dtypes or devices do not fit; TypeError: an argument is no tensor. Nothing is computed.
+        RuntimeError: in a second backward (through gradients made with create_graph=True), which there is none of.
     """
     _check(x1, x2, prob, n_rows)
     return _silu_gate_prob(x1, x2, prob, n_rows)
@@ -48,6 +48,7 @@ def fused_silu_gate_prob_packed(x12: Tensor, prob: Tensor, n_rows: Optional[Tens
     Returns:
         [N, F] of x12's dtype.
     """
+    _arguments.tensor("x12", x12)
     if x12.dim() != 2 or x12.shape[1] % 2 != 0:
         raise ValueError(f"x12 has shape {tuple(x12.shape)}, must be [N, 2F]")
     width = x12.shape[1] // 2
@@ -60,6 +61,8 @@ def silu_gate_prob_reference(x1: Tensor, x2: Tensor, prob: Tensor) -> Tensor:
 
     Args and returns as fused_silu_gate_prob(); any device.
     """
+    for name, tensor in (("x1", x1), ("x2", x2), ("prob", prob)):
+        _arguments.tensor(name, tensor)
     gate = x1.float()
     return (gate * torch.sigmoid(gate) * x2.float() * prob.reshape(-1, 1)).to(x1.dtype)
 
@@ -73,6 +76,9 @@ def get_fused_activation_fn(use_triton: bool = True) -> Callable[[Tensor, Tensor
 
 
 def _check(x1: Tensor, x2: Tensor, prob: Tensor, n_rows: Optional[Tensor]) -> None:
+    for name, tensor in (("x1", x1), ("x2", x2), ("prob", prob), ("n_rows", n_rows)):
+        if tensor is not None or name != "n_rows":
+            _arguments.tensor(name, tensor)
     _device.dtype_of(x1, "x1")
     if x1.dim() != 2 or x1.shape != x2.shape:
         raise ValueError(f"x1 and x2 have shapes {tuple(x1.shape)} and {tuple(x2.shape)}, must both be [N, F]")
@@ -173,7 +179,7 @@ _silu_gate_prob = _op.define(
     "silu_gate_prob", "(Tensor x1, Tensor x2, Tensor prob, Tensor? n_rows) -> Tensor",
     _forward, lambda x1, x2, prob, n_rows: _like(x1),
     lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    lambda ctx, dout: (*_silu_gate_prob_backward(*ctx.saved_tensors, dout), None))
+    lambda ctx, saved, dout: (*_silu_gate_prob_backward(*saved, dout), None))
 _silu_gate_prob_packed_backward = _op.define(
     "silu_gate_prob_packed_backward", "(Tensor x12, Tensor prob, Tensor? n_rows, Tensor dout) -> (Tensor, Tensor)",
     _packed_backward, lambda x12, prob, n_rows, dout: (_like(x12), _like(prob)))
@@ -181,4 +187,4 @@ _silu_gate_prob_packed = _op.define(
     "silu_gate_prob_packed", "(Tensor x12, Tensor prob, Tensor? n_rows) -> Tensor",
     _packed_forward, lambda x12, prob, n_rows: x12.new_empty((x12.shape[0], x12.shape[1] // 2)),
     lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    lambda ctx, dout: (*_silu_gate_prob_packed_backward(*ctx.saved_tensors, dout), None))
+    lambda ctx, saved, dout: (*_silu_gate_prob_packed_backward(*saved, dout), None))

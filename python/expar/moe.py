@@ -18,6 +18,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
+from expar import _arguments
 from expar._experts import experts
 from expar._handle import eager
 from expar.ep import Group
@@ -59,9 +60,17 @@ class MoEArgs:
     force_load_balance: Optional[str] = None
 
     def __post_init__(self) -> None:
-        if self.score_func not in SCORES:
-            raise ValueError(f"score_func is {self.score_func!r}, must be one of {', '.join(SCORES)}")
-        if self.force_load_balance not in FORCED:
+        self.num_experts = _arguments.whole("num_experts", self.num_experts, least=1)
+        self.top_k = _arguments.whole("top_k", self.top_k)
+        for name in ("use_deepep", "route_norm", "recompute"):
+            _arguments.flag(name, getattr(self, name))
+        _arguments.word("score_func", self.score_func, SCORES)
+        self.route_scale = _arguments.real("route_scale", self.route_scale)
+        self.capacity_factor = _arguments.real("capacity_factor", self.capacity_factor, above=0)
+        if self.load_balance_coeff is not None:
+            self.load_balance_coeff = _arguments.real("load_balance_coeff", self.load_balance_coeff)
+        if self.force_load_balance is not None and (not isinstance(self.force_load_balance, str) or
+                                                    self.force_load_balance not in FORCED):
             raise ValueError(f"force_load_balance is {self.force_load_balance!r}, must be None, 'modulo' or 'spread'")
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"top_k {self.top_k} must be from 1 to num_experts ({self.num_experts})")
@@ -97,12 +106,20 @@ class MoELayer(nn.Module):
     rank's experts; load_state_dict() takes a whole layer's and reads its own. A bias that has moved is saved, too, as
     expert_bias, which Qwen3-MoE has none of.
 
-    Making a layer without `group` is collective; group.close() frees the group.
+    Making a layer without `group` is collective; group.close() frees the group. copy.deepcopy() of a layer shares its group; a
+    layer cannot be pickled: save its state_dict().
     """
 
     def __init__(self, args: MoEArgs, dim: int, hidden_dim: int, *, max_tokens: Optional[int] = None, process_group: Any = None,
                  group: Optional[Group] = None, dtype: Optional[torch.dtype] = None, device: Any = None):
         super().__init__()
+        _arguments.instance("args", args, MoEArgs, "an expar.moe.MoEArgs")
+        dim, hidden_dim = _arguments.whole("dim", dim, least=1), _arguments.whole("hidden_dim", hidden_dim, least=1)
+        if group is not None:
+            _arguments.instance("group", group, Group, "an expar.ep.Group or None")
+            group._check_open()
+        if dtype is not None:
+            _arguments.instance("dtype", dtype, torch.dtype, "torch.float32, torch.bfloat16 or None")
         if group is None:
             if max_tokens is None:
                 raise ValueError("give max_tokens (the most tokens of any rank in any call) or a group")
@@ -153,6 +170,9 @@ class MoELayer(nn.Module):
 
     def route(self, x: Tensor) -> Routing:
         """The router on x [T, D], in fp32, under torch.autocast, too."""
+        _arguments.tensor("x", x)
+        if x.dim() != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}, must be [T, {self.dim}]")
         with torch.autocast(x.device.type, enabled=False):
             return self._route(x)
 
@@ -180,8 +200,10 @@ class MoELayer(nn.Module):
         """out of x's shape [..., D]. Collective over the group, in training and evaluation.
 
         Raises:
-            ValueError: x does not fit; on every rank when there are more tokens than max_tokens. ExparError: a rank is lost.
+            ValueError: x does not fit; on every rank when there are more tokens than max_tokens. TypeError: x is no tensor.
+            ExparError: a rank is lost.
         """
+        _arguments.tensor("x", x)
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}, its last dimension must be {self.dim}")
         tokens = x.reshape(-1, self.dim)
@@ -284,6 +306,7 @@ class _Experts(nn.Module):
 
 def update_expert_bias(model: nn.Module, process_group: Any = None) -> None:
     """MoELayer.update_expert_bias() for every layer of a model, once a step and before or after the optimizer's."""
+    _arguments.instance("model", model, nn.Module, "a torch.nn.Module")
     for module in model.modules():
         if isinstance(module, MoELayer):
             module.update_expert_bias(process_group)
@@ -298,6 +321,7 @@ def prepare_for_ddp(model: nn.Module) -> nn.Module:
     Returns:
         model, changed in place. Call it once, before DDP.
     """
+    _arguments.instance("model", model, nn.Module, "a torch.nn.Module")
     ignored = list(getattr(model, "_ddp_params_and_buffers_to_ignore", []))
     for prefix, module in model.named_modules():
         if not isinstance(module, MoELayer):

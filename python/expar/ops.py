@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor
 
-from expar import _capi, _device, _library, _op
+from expar import _arguments, _capi, _device, _library, _op
 
 __all__ = ["grouped_mm"]
 
@@ -28,7 +28,7 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, gather: Optional[Tens
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit; on the CPU also offsets that do not ascend and gather entries that
-            are no rows (on a GPU these are not checked: that would wait for it).
+            are no rows (on a GPU these are not checked: that would wait for it). TypeError: an argument is no tensor.
 
     Note:
         With gather the gradient of x adds rows that were read several times. On a GPU torch adds them in no fixed order;
@@ -39,6 +39,9 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, gather: Optional[Tens
 
 
 def _check(x: Tensor, weight: Tensor, offsets: Tensor, gather: Optional[Tensor]) -> None:
+    for name, tensor in (("x", x), ("weight", weight), ("offsets", offsets), ("gather", gather)):
+        if tensor is not None or name != "gather":
+            _arguments.tensor(name, tensor)
     _device.dtype_of(x, "x")
     if x.dim() != 2 or weight.dim() != 3 or weight.shape[2] != x.shape[1]:
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be [rows, K] and [L, N, K]")
@@ -115,8 +118,8 @@ def _add_rows(rows: Tensor, offsets: Tensor, gather: Tensor, n_rows: int) -> Ten
     return total.index_add_(0, index, rows.float().masked_fill_(~used[:, None], 0))[:n_rows].to(rows.dtype)
 
 
-def _backward(ctx: Any, dy: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor], None, None]:
-    x, weight, offsets, gather = ctx.saved_tensors
+def _backward(ctx: Any, saved: Tuple[Any, ...], dy: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor], None, None]:
+    x, weight, offsets, gather = saved
     dx = dw = None
     if ctx.needs_input_grad[0]:
         dx = _grouped_mm_dgrad(dy, weight, offsets)

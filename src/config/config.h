@@ -168,12 +168,17 @@ XP_NODISCARD xp_status xp_config_override(xp_config_set *set, const char *sectio
 const char *xp_config_warning(const xp_config_set *set, int i);
 
 typedef void (*xp_config_say)(void *context, const char *text);
+/** What the configuration itself does not say; true where it is not known. */
+typedef struct xp_config_facts {
+    bool has_experts; /* the model */
+    bool on_gpu;      /* the run */
+} xp_config_facts;
+
 /**
  * Name the settings that were made and change nothing, because another one switches off what they govern
  * ("checkpoint.interval (run.toml:7) has no effect: checkpoint.enable is off"): a line for each cause.
- * @param model_has_experts  true when that is not known
  */
-XP_NODISCARD xp_status xp_config_effects(const xp_config_set *set, bool model_has_experts,
+XP_NODISCARD xp_status xp_config_effects(const xp_config_set *set, const xp_config_facts *facts,
                                          xp_config_say say, void *context);
 
 /**

@@ -9,7 +9,7 @@ enum { MAX_KEYS = 12 };
 /* What the conditions look at. */
 typedef struct situation {
     const xp_config *config;
-    bool has_experts;
+    xp_config_facts facts;
 } situation;
 
 /* Keys that count only while `active` holds. `governs` is the key that decides about it (NULL: none does). */
@@ -61,16 +61,37 @@ static bool decays(const situation *s) {
 }
 
 static bool has_experts(const situation *s) {
-    return s->has_experts;
+    return s->facts.has_experts;
 }
 
+/* The conditions below count where those above them hold: a key is named for one cause. */
 static bool spreads_experts(const situation *s) {
-    return !s->has_experts || s->config->parallelism.expert_parallel_degree > 1;
+    return !has_experts(s) || s->config->parallelism.expert_parallel_degree > 1;
 }
 
-static bool overlaps(const situation *s) {
-    return !spreads_experts(s) || !s->has_experts ||
-           s->config->parallelism.expert_parallel_overlap > 0;
+static bool is_local(const situation *s) {
+    return !has_experts(s) || !spreads_experts(s);
+}
+
+static bool exchanges_on_gpu(const situation *s) {
+    return is_local(s) || s->facts.on_gpu;
+}
+
+static bool overlaps_halves(const situation *s) {
+    return is_local(s) || s->config->parallelism.expert_parallel_overlap > 0;
+}
+
+static bool overlaps_gemms(const situation *s) {
+    return is_local(s) || !exchanges_on_gpu(s) ||
+           s->config->parallelism.expert_parallel_overlap < 0;
+}
+
+static bool decays_weights(const situation *s) {
+    return s->config->optimizer.weight_decay != 0;
+}
+
+static bool loads_state(const situation *s) {
+    return !loads_initial(s) || !s->config->checkpoint.initial_load_in_hf;
 }
 
 static bool names_tokens(const char *dataset) {
@@ -126,6 +147,11 @@ static const dependence dependences[] = {
      "checkpoint.initial_load_path is not set",
      true,
      {"checkpoint.initial_load_model_only"}},
+    {"checkpoint.initial_load_in_hf",
+     loads_state,
+     "a Hugging Face folder holds weights only",
+     true,
+     {"checkpoint.initial_load_model_only"}},
     {"checkpoint.enable",
      loads,
      "nothing is loaded (checkpoint.enable is off, checkpoint.initial_load_path is not set)",
@@ -157,6 +183,11 @@ static const dependence dependences[] = {
      "lr_scheduler.decay_ratio is 0, the rate does not decay",
      true,
      {"lr_scheduler.decay_type", "lr_scheduler.min_lr_factor"}},
+    {"optimizer.weight_decay",
+     decays_weights,
+     "optimizer.weight_decay is 0",
+     false,
+     {"optimizer.decay_norms"}},
     {"model.flavor",
      has_experts,
      "this model has no experts",
@@ -170,18 +201,30 @@ static const dependence dependences[] = {
      "this model has no experts",
      true,
      {"parallelism.expert_parallel_comm_backend", "parallelism.expert_parallel_overlap",
-      "deepep.num_sms", "deepep.transport", "deepep.overlap_split", "deepep.tuned_for"}},
+      "deepep.num_sms", "deepep.transport", "deepep.overlap_split", "deepep.overlap_num_sms",
+      "deepep.tuned_for"}},
     {"parallelism.expert_parallel_degree",
      spreads_experts,
      "parallelism.expert_parallel_degree is 1, all experts are on every rank",
      false,
-     {"parallelism.expert_parallel_overlap", "deepep.num_sms", "deepep.transport",
+     {"parallelism.expert_parallel_comm_backend", "parallelism.expert_parallel_overlap",
+      "deepep.num_sms", "deepep.transport", "deepep.overlap_split", "deepep.overlap_num_sms",
       "debug.moe_send_copies"}},
+    {"training.backend",
+     exchanges_on_gpu,
+     "the run computes on the CPU",
+     false,
+     {"deepep.num_sms", "deepep.overlap_num_sms"}},
     {"parallelism.expert_parallel_overlap",
-     overlaps,
+     overlaps_halves,
      "parallelism.expert_parallel_overlap is not true",
      false,
      {"deepep.overlap_split"}},
+    {"parallelism.expert_parallel_overlap",
+     overlaps_gemms,
+     "parallelism.expert_parallel_overlap is not auto",
+     false,
+     {"deepep.overlap_num_sms"}},
 };
 
 static const xp_field *find(const char *name) {
@@ -247,9 +290,9 @@ static xp_status check_one(const xp_config_set *set, const xp_config *defaults, 
     return status;
 }
 
-xp_status xp_config_effects(const xp_config_set *set, bool model_has_experts, xp_config_say say,
-                            void *context) {
-    const situation s = {&set->config, model_has_experts};
+xp_status xp_config_effects(const xp_config_set *set, const xp_config_facts *facts,
+                            xp_config_say say, void *context) {
+    const situation s = {&set->config, *facts};
     xp_config_set *defaults = NULL;
     XP_TRY(xp_config_load(0, NULL, false, &defaults));
     xp_status status = XP_OK;

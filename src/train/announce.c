@@ -225,8 +225,9 @@ void xp_trainer_announce(xp_trainer *t) {
         xp_trainer_say(t, "tuned: %s", xp_config_tuned_note(t->set));
     for (int i = 0; xp_config_warning(t->set, i); i++)
         xp_trainer_warn(t, "%s", xp_config_warning(t->set, i));
-    if (t->log &&
-        xp_config_effects(t->set, t->shared->arch.n_experts > 0, warn_without_effect, t) != XP_OK)
+    const xp_config_facts facts = {.has_experts = t->shared->arch.n_experts > 0,
+                                   .on_gpu = xp_device_get_kind(t->device) != XP_DEVICE_CPU};
+    if (t->log && xp_config_effects(t->set, &facts, warn_without_effect, t) != XP_OK)
         xp_trainer_warn(t, "%s", xp_last_error());
 }
 

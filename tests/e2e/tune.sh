@@ -31,7 +31,8 @@ for ranks in 2 4 1; do
     expect_rc 0 "tune with $ranks ranks"
     read_json tune.json "d['winner'] is None or d['pair']['ratio'] <= 0.99 and d['pair']['high'] < 1"
     read_json tune.json "d['file'] == (None if $ranks == 1 else 'tiny.tuned.toml') and '; EP $ranks; ' in d['tuned_for']"
-    read_json tune.json "all(c['same_bits'] for c in d['candidates'] if c['name'].startswith('deepep') and c['pair']['pairs'])"
+    read_json tune.json "all(c['same_out_and_dx'] == (c['same_bits'] if c['verdict'] != 'not measured' else None) for c in d['candidates'])"
+    read_json tune.json "all(c['same_out_and_dx'] for c in d['candidates'] if c['name'].startswith('deepep') and c['pair']['pairs'])"
     [ $ranks -gt 1 ] || read_json tune.json "d['candidates'] == [] and d['winner'] is None"
     [ $ranks -eq 1 ] || read_json tune.json "d['candidates'][0]['name'] == 'deepep.transport a2a' and d['seconds'] < 60"
     grep -q '^tuned_for = ' tiny.tuned.toml || fail "no tuned_for"
@@ -83,7 +84,17 @@ printf '[deepep]\ntransport = "p2p"\n' >> tiny.toml
 ep 2 own_file
 expect_text own_file/config.toml '^transport = "p2p"'
 tune 2
-expect_text tune.log "note: the configuration sets \[deepep\] itself"
+expect_text tune.log "^note: deepep.transport p2p is set by hand: .expar train. keeps that; leave it out to use"
+tune 2 --deepep.num_sms 8
+expect_text tune.log "^note: deepep.transport p2p and deepep.num_sms 8 are set by hand"
+tune 2 --deepep.transport a2a
+if grep -q "^won: deepep.transport a2a" tune.log; then
+    expect_no tune.log "^note:"
+else
+    expect_text tune.log "^note: deepep.transport a2a is set by hand: .*leave it out to use the defaults"
+fi
+tune 1 # nothing is measured, so nothing is overruled
+expect_no tune.log "^note:"
 sed -i '/^\[deepep\]/,$d' tiny.toml
 hold 'transport = "a2a"'
 

@@ -1,6 +1,8 @@
 """Dispatch and combine: what the experts compute comes back, with all gradients, whatever the routing and the number of ranks."""
+import copy
 import gc
 import os
+import pickle
 import unittest
 import warnings
 
@@ -180,11 +182,14 @@ def differing_arguments(test, rank, size):
     import torch.distributed as dist
 
     last = size - 1
-    for ours, theirs in (({}, dict(max_tokens=7)), (dict(backend="standard"), dict(backend="deepep"))):
+    for ours, theirs in (({}, dict(max_tokens=7)), ({}, dict(capacity_factor=1.25)), ({}, dict(static=True)),
+                         (dict(backend="standard"), dict(backend="deepep"))):
         (name, value), = theirs.items()
         with test.assertRaises(ValueError) as caught:
             make_group(dist.group.WORLD, "cpu", **(theirs if rank == last else ours))
-        test.assertIn(f"{name} is {value} on rank {last}", str(caught.exception))
+        message = str(caught.exception)
+        test.assertTrue(f"{name} is {value} on rank {last}" in message or f"and {value} on rank {last}" in message, message)
+        test.assertIn(name, message)
     with make_group(dist.group.WORLD, "cpu") as group:
         group.plan(torch.tensor([[0, 1, 2]]))
 
@@ -280,6 +285,78 @@ class OneRank(TestCase):
                 self.assertIn(part, str(caught.exception))
             self.assertEqual(group.stats().n_dispatches, 0)
             del handle, foreign
+
+    def test_wrong_types(self):
+        with make_group(None, "cpu") as group:
+            idx, x = torch.tensor([[0, 1, 2]]), torch.zeros(1, DIM)
+            handle = group.plan(idx)
+            for part, call in (("topk_idx is None, must be a torch.Tensor", lambda: group.plan(None)),
+                               ("topk_idx is a list", lambda: group.plan([[0, 1, 2]])),
+                               ("topk_weight is 1", lambda: group.plan(idx, 1)),
+                               ("x is None", lambda: group.dispatch(None, handle)),
+                               ("handle is None, must be an expar.ep.Handle", lambda: group.dispatch(x, None)),
+                               ("y is None", lambda: group.combine(None, handle)),
+                               ("y is a list", lambda: group.combine([[0.0]], handle)),
+                               ("handle is a torch.Tensor", lambda: group.combine([x], x)),
+                               ("round is None, must be a whole number", lambda: handle.lists(None)),
+                               ("round is 'a'", lambda: handle.view("a")),
+                               ("top_k is None, must be a whole number", lambda: make_group(None, "cpu", top_k=None)),
+                               ("num_experts is 8.0", lambda: make_group(None, "cpu", num_experts=8.0)),
+                               ("num_sms is True", lambda: make_group(None, "cpu", num_sms=True)),
+                               ("capacity_factor is a list", lambda: make_group(None, "cpu", capacity_factor=[2])),
+                               ("timeout is 'long'", lambda: make_group(None, "cpu", timeout="long")),
+                               ("static is 'a', must be True or False", lambda: make_group(None, "cpu", static="a"))):
+                with self.assertRaises(TypeError) as caught:
+                    call()
+                self.assertIn(part, str(caught.exception))
+            del handle
+
+    def test_numbers_out_of_range(self):
+        for part, changes in (("num_experts is 1099511627776, must be at most", dict(num_experts=2**40)),  # not 0, as in C's int
+                              ("num_experts is 0, must be at least 1", dict(num_experts=0)),
+                              ("max_tokens is 1180591620717411303424", dict(max_tokens=2**70)),
+                              ("dim 1099511627776 must be at most", dict(dim=2**40)),
+                              ("num_sms is -1, must be at least 0", dict(num_sms=-1)),
+                              ("capacity_factor 1e+30 must be above 0 and at most 1e9", dict(capacity_factor=1e30)),
+                              ("capacity_factor is nan", dict(capacity_factor=float("nan"))),
+                              ("capacity_factor is inf", dict(capacity_factor=10**400)),
+                              ("timeout is -1", dict(timeout=-1)),
+                              ("timeout is inf", dict(timeout=float("inf")))):
+            with self.assertRaises(ValueError) as caught:
+                make_group(None, "cpu", **changes)
+            self.assertIn(part, str(caught.exception))
+        with make_group(None, "cpu", max_tokens=torch.tensor(8), capacity_factor=torch.tensor(2.0)) as group:
+            self.assertIs(type(group.max_tokens), int)
+
+    def test_copies_and_text(self):
+        """Copies of a group or a handle are itself; neither can be pickled; both say what they are."""
+        with make_group(None, "cpu") as group:
+            handle = group.plan(torch.tensor([[0, 1, 2]]))
+            for one in (group, handle):
+                self.assertIs(copy.copy(one), one)
+                self.assertIs(copy.deepcopy(one), one)
+                with self.assertRaises(TypeError) as caught:
+                    pickle.dumps(one)
+                self.assertIn("cannot be pickled", str(caught.exception))
+            self.assertIn("rank 0 of 1, num_experts=12, top_k=3", repr(group))
+            self.assertTrue(repr(handle).startswith("Handle(n_tokens=1, Group(rank 0"))
+        self.assertEqual(repr(group), "Group(closed)")
+        del handle
+
+    def test_closed(self):
+        """Whatever is called of a closed group or its handles raises; it had crashed in the library."""
+        group = make_group(None, "cpu")
+        x = torch.zeros(1, DIM, requires_grad=True)
+        handle = group.plan(torch.tensor([[0, 1, 2]]))
+        rows, = group.dispatch(x, handle)
+        unread = group.plan(torch.tensor([[0, 1, 2]]))
+        group.close()
+        group.close()
+        for call in (group.stats, group.reset_stats, group.check, unread.counts, lambda: unread.view(0), lambda: unread.lists(0),
+                     lambda: unread.n_rounds, rows.x.sum().backward, group.__enter__):
+            with self.assertRaises(ValueError) as caught:
+                call()
+            self.assertIn("the group is closed", str(caught.exception))
 
     def test_group_that_is_dropped(self):
         with warnings.catch_warnings():

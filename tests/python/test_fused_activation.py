@@ -81,11 +81,29 @@ class FusedActivation(TestCase):
             self.assert_close(dprob[:13], want_dprob[:13], 1e-5)
 
     def test_no_second_derivative(self):
+        """It raises where it is taken, also where autograd sees no path: d/dx12 of the gradient of a plain sum."""
         x12, prob, _ = inputs(4, 8, torch.float32, "cpu")
-        out = fused_silu_gate_prob_packed(x12, prob)
-        with self.assertRaises(RuntimeError):
-            (dx,) = torch.autograd.grad(out.sum(), x12, create_graph=True)
-            dx.sum().backward()
+        for leaf, function in ((x12, lambda x: fused_silu_gate_prob_packed(x, prob.detach())),
+                               (x12, lambda x: fused_silu_gate_prob(*x.chunk(2, 1), prob.detach())),
+                               (prob, lambda p: fused_silu_gate_prob(*x12.detach().chunk(2, 1), p))):
+            for loss in (lambda out: out.sum(), lambda out: out.pow(2).sum()):
+                out = function(leaf)
+                (gradient,) = torch.autograd.grad(loss(out), leaf, create_graph=True)
+                self.assertTrue(torch.equal(gradient, torch.autograd.grad(loss(function(leaf)), leaf)[0]))
+                total = gradient.pow(2).sum() + leaf.pow(2).sum()  # a term that has a derivative beside the one that has none
+                with self.assertRaises(RuntimeError) as caught:
+                    total.backward()
+                self.assertIn("has no second derivative", str(caught.exception))
+
+    def test_saved_tensors_are_read_once(self):
+        """As checkpointing without reentrance requires."""
+        from torch.utils.checkpoint import checkpoint
+
+        x12, prob, _ = inputs(4, 8, torch.float32, "cpu")
+        want = torch.autograd.grad(fused_silu_gate_prob_packed(x12, prob).sum(), (x12, prob))
+        out = checkpoint(fused_silu_gate_prob_packed, x12, prob, use_reentrant=False)
+        for a, b in zip(torch.autograd.grad(out.sum(), (x12, prob), create_graph=True), want):
+            self.assertTrue(torch.equal(a, b))
 
     def test_names_of_torchtitan(self):
         self.assertIs(get_fused_activation_fn(use_triton=True), fused_silu_gate_prob)
@@ -103,6 +121,20 @@ class FusedActivation(TestCase):
                                 ("n_rows is torch.int64", (x, x, prob, torch.tensor([1])))):
             with self.assertRaises(ValueError) as caught:
                 fused_silu_gate_prob(*arguments)
+            self.assertIn(part, str(caught.exception))
+
+    def test_wrong_types(self):
+        x, prob = torch.randn(4, 8), torch.rand(4, 1)
+        for part, call in (("x1 is None, must be a torch.Tensor", lambda: fused_silu_gate_prob(None, x, prob)),
+                           ("x2 is a list", lambda: fused_silu_gate_prob(x, [1], prob)),
+                           ("prob is 0.5", lambda: fused_silu_gate_prob(x, x, 0.5)),
+                           ("n_rows is 3", lambda: fused_silu_gate_prob(x, x, prob, 3)),
+                           ("x1 is a numpy.ndarray", lambda: fused_silu_gate_prob(x.numpy(), x, prob)),
+                           ("x12 is None", lambda: fused_silu_gate_prob_packed(None, prob)),
+                           ("prob is None", lambda: fused_silu_gate_prob_packed(x, None)),
+                           ("x2 is None", lambda: silu_gate_prob_reference(x, None, prob))):
+            with self.assertRaises(TypeError) as caught:
+                call()
             self.assertIn(part, str(caught.exception))
 
     def test_library_message(self):

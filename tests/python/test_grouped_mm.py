@@ -55,6 +55,23 @@ class GroupedMM(TestCase):
         (dw,) = torch.autograd.grad(out, weight, dout)
         self.assert_close(dw, torch.autograd.grad(reference(x, weight, offsets, gather), weight, dout)[0])
 
+    def test_wrong_types(self):
+        x, weight, offsets, gather, _ = case([2, 3], 4, 8, 8, torch.float32, "cpu", True)
+        for part, arguments in (("x is None, must be a torch.Tensor", (None, weight, offsets)),
+                                ("weight is a list", (x, [weight], offsets)), ("offsets is a list", (x, weight, [0, 2, 5])),
+                                ("gather is 'rows'", (x, weight, offsets, "rows"))):
+            with self.assertRaises(TypeError) as caught:
+                grouped_mm(*arguments)
+            self.assertIn(part, str(caught.exception))
+
+    def test_no_second_derivative(self):
+        x, weight, offsets, gather, _ = case([2, 3], 4, 8, 8, torch.float32, "cpu", True)
+        for leaf in (x, weight):
+            (gradient,) = torch.autograd.grad(grouped_mm(x, weight, offsets, gather)[:5].sum(), leaf, create_graph=True)
+            with self.assertRaises(RuntimeError) as caught:
+                (gradient.pow(2).sum() + leaf.pow(2).sum()).backward()
+            self.assertIn("expar::grouped_mm has no second derivative", str(caught.exception))
+
     def test_bad_arguments(self):
         x, w, offsets = torch.randn(6, 4), torch.randn(2, 3, 4), torch.tensor([0, 2, 6], dtype=torch.int32)
         gather = torch.arange(6, dtype=torch.int32)

@@ -1,5 +1,6 @@
 """expar.moe.MoELayer against a dense mixture of experts: values, gradients, state dict, checkpointing, training."""
 import copy
+import pickle
 import unittest
 import warnings
 
@@ -211,6 +212,16 @@ class OneRank(TestCase):
                 compare(self, make_layer(**changes), [33],
                         run=lambda layer, x: checkpoint(layer, x, use_reentrant=reentrant))
 
+    def test_no_second_derivative(self):
+        layer = make_layer()
+        x = tokens(6, 0)[0].requires_grad_()
+        for leaf in (x, layer.experts.w13, layer.gate.weight):
+            (gradient,) = torch.autograd.grad(layer(x).sum(), leaf, create_graph=True)
+            with self.assertRaises(RuntimeError) as caught:
+                (gradient.pow(2).sum() + leaf.pow(2).sum()).backward()
+            self.assertIn("expar::moe_experts has no second derivative", str(caught.exception))
+        layer.group.close()
+
     def test_dropping_dprob_would_be_seen(self):
         """The router's gradient comes through the routing weights alone."""
         layer = make_layer()
@@ -309,6 +320,51 @@ class OneRank(TestCase):
             with self.assertRaises(ValueError) as caught:
                 call()
             self.assertIn(part, str(caught.exception))
+
+    def test_wrong_types(self):
+        layer = make_layer()
+        for part, call in (("num_experts is None, must be a whole number", lambda: MoEArgs(None, 2)),
+                           ("top_k is 'a'", lambda: MoEArgs(4, "a")),
+                           ("route_norm is 1, must be True or False", lambda: MoEArgs(4, 2, route_norm=1)),
+                           ("route_scale is None", lambda: MoEArgs(4, 2, route_scale=None)),
+                           ("load_balance_coeff is a list", lambda: MoEArgs(4, 2, load_balance_coeff=[1])),
+                           ("args is None, must be an expar.moe.MoEArgs", lambda: MoELayer(None, 8, 8, max_tokens=4)),
+                           ("hidden_dim is None", lambda: MoELayer(MoEArgs(4, 2), 8, None, max_tokens=4)),
+                           ("group is 3, must be an expar.ep.Group", lambda: MoELayer(MoEArgs(4, 2), 8, 8, group=3)),
+                           ("dtype is 'bf16'", lambda: MoELayer(MoEArgs(4, 2), 8, 8, max_tokens=4, dtype="bf16")),
+                           ("x is None, must be a torch.Tensor", lambda: layer(None)),
+                           ("x is a list", lambda: layer.route([1])),
+                           ("model is None, must be a torch.nn.Module", lambda: update_expert_bias(None)),
+                           ("model is a list", lambda: prepare_for_ddp([layer]))):
+            with self.assertRaises(TypeError) as caught:
+                call()
+            self.assertIn(part, str(caught.exception))
+        for part, call in (("score_func is ['softmax']", lambda: MoEArgs(4, 2, score_func=["softmax"])),
+                           ("capacity_factor is -1", lambda: MoEArgs(4, 2, capacity_factor=-1)),
+                           ("hidden_dim is 0, must be at least 1", lambda: MoELayer(MoEArgs(4, 2), 8, 0, max_tokens=4)),
+                           ("x has shape (2, 3), must be [T, 32]", lambda: layer.route(torch.zeros(2, 3)))):
+            with self.assertRaises(ValueError) as caught:
+                call()
+            self.assertIn(part, str(caught.exception))
+        layer.group.close()
+        with self.assertRaises(ValueError):
+            MoELayer(MoEArgs(EXPERTS, TOP_K), DIM, WIDTH, group=layer.group)
+
+    def test_deepcopy(self):
+        """A copy (of a moving average of weights, say) has weights of its own and shares the group."""
+        layer = make_layer()
+        twin, x = copy.deepcopy(layer), tokens(5, 0)[0]
+        self.assertIs(twin.group, layer.group)
+        want = layer(x)
+        self.assertTrue(torch.equal(twin(x), want))
+        with torch.no_grad():
+            twin.experts.w2.zero_()
+        self.assertTrue(torch.equal(layer(x), want))
+        self.assertFalse(torch.equal(twin(x), want))
+        with self.assertRaises(TypeError) as caught:
+            pickle.dumps(layer)
+        self.assertIn("state_dict()", str(caught.exception))
+        layer.group.close()
 
 
 class SeveralRanks(TestCase):

@@ -3,6 +3,9 @@
 #include "ep/common/assignment.h"
 #include "ep/internal.h"
 
+/* Any number of rows that fits 32 bits, each of so many values, has bytes that fit 64 bits. */
+#define MAX_DIM (1 << 24)
+
 static int64_t min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -18,6 +21,9 @@ static xp_status check(const xp_ep_config *c, int n_ranks) {
     if (c->max_tokens < 1 || c->dim < 1)
         return xp_error(XP_EINVAL, "xp_ep_config: max_tokens %lld and dim %lld must be positive",
                         (long long)c->max_tokens, (long long)c->dim);
+    if (c->dim > MAX_DIM)
+        return xp_error(XP_EINVAL, "xp_ep_config: dim %lld must be at most %d", (long long)c->dim,
+                        MAX_DIM);
     if (c->n_experts < 1 || c->n_experts % n_ranks != 0)
         return xp_error(XP_EINVAL,
                         "xp_ep_config: %d experts cannot be shared equally by %d ranks; choose an "
@@ -31,14 +37,17 @@ static xp_status check(const xp_ep_config *c, int n_ranks) {
         return xp_error(XP_EINVAL, "xp_ep_config: rows of type %s; there are f32 and bf16",
                         xp_dtype_name(c->dtype));
     if (!(c->capacity_factor > 0) || c->capacity_factor > 1e9)
-        return xp_error(XP_EINVAL, "xp_ep_config: capacity_factor %g must be positive",
+        return xp_error(XP_EINVAL,
+                        "xp_ep_config: capacity_factor %g must be above 0 and at most 1e9",
                         c->capacity_factor);
     if ((unsigned)c->transport > XP_EP_HIERARCHICAL)
         return xp_error(XP_EINVAL, "xp_ep_config: %d is not a transport", (int)c->transport);
-    if (c->n_slots < 0 || c->n_slots > 16 || c->timeout_s < 0)
+    if (c->n_slots < 0 || c->n_slots > 16 || !(c->timeout_s >= 0))
         return xp_error(XP_EINVAL,
                         "xp_ep_config: n_slots %d must be 0 to 16 and timeout_s %g not negative",
                         c->n_slots, c->timeout_s);
+    if (c->num_sms < 0)
+        return xp_error(XP_EINVAL, "xp_ep_config: num_sms %d must not be negative", c->num_sms);
     if (c->send_copies < 0 || c->send_copies > 64)
         return xp_error(XP_EINVAL, "xp_ep_config: send_copies %d must be 0 to 64", c->send_copies);
     return XP_OK;

@@ -101,11 +101,50 @@ static const effect_case cases[] = {
      false,
      {"deepep.overlap_split (FILE:2) has no effect: parallelism.expert_parallel_overlap is not "
       "true"}},
+    /* one cause for each key */
+    {"[deepep]\noverlap_split = 0.25\noverlap_num_sms = 8\n[parallelism]\n"
+     "expert_parallel_overlap = true\nexpert_parallel_comm_backend = \"standard\"\n",
+     {NULL},
+     false,
+     {"parallelism.expert_parallel_comm_backend (FILE:6), parallelism.expert_parallel_overlap "
+      "(FILE:5), deepep.overlap_split (FILE:2), deepep.overlap_num_sms (FILE:3) have no effect: "
+      "parallelism.expert_parallel_degree is 1"}},
+    {"[deepep]\noverlap_split = 0.25\n",
+     {"--parallelism.expert_parallel_degree", "2", "--parallelism.expert_parallel_overlap"},
+     false,
+     {NULL}},
+    {"[parallelism]\nexpert_parallel_degree = 2\nexpert_parallel_overlap = true\n",
+     {"--deepep.overlap_num_sms", "8"},
+     false,
+     {"deepep.overlap_num_sms (command line) has no effect: parallelism.expert_parallel_overlap is "
+      "not "
+      "auto"}},
+    {"[deepep]\noverlap_num_sms = 8\n",
+     {"--parallelism.expert_parallel_degree", "2"},
+     false,
+     {NULL}},
+    {"[checkpoint]\ninitial_load_in_hf = true\ninitial_load_path = \"x\"\n"
+     "initial_load_model_only = false\n",
+     {NULL},
+     false,
+     {"checkpoint.initial_load_model_only (FILE:4) has no effect: a Hugging Face folder holds "
+      "weights only"}},
+    {"[optimizer]\nweight_decay = 0.0\n",
+     {"--optimizer.no_decay_norms"},
+     false,
+     {"optimizer.decay_norms (command line) has no effect: optimizer.weight_decay is 0"}},
     {"[deepep]\nchunk_tokens = 64\n",
      {"--parallelism.expert_parallel_degree", "2"},
      false,
      {"deepep.chunk_tokens (FILE:2) has no effect: every transport"}},
 };
+
+static const effect_case on_cpu = {
+    "[deepep]\nnum_sms = 4\noverlap_num_sms = 8\n",
+    {"--parallelism.expert_parallel_degree", "2", "--parallelism.no_expert_parallel_overlap"},
+    false,
+    {"deepep.num_sms (FILE:2), deepep.overlap_num_sms (FILE:3) have no effect: the run computes on "
+     "the CPU"}};
 
 typedef struct heard {
     int n;
@@ -118,7 +157,7 @@ static void hear(void *context, const char *text) {
     snprintf(h->lines[h->n++], sizeof h->lines[0], "%s", text);
 }
 
-static void check_case(const effect_case *c) {
+static void check_case(const effect_case *c, bool on_gpu) {
     char path[] = "/tmp/expar_effects_XXXXXX.toml", *words[8];
     int n_words = 2, fd = mkstemps(path, 5);
     assert_true(fd >= 0);
@@ -132,7 +171,8 @@ static void check_case(const effect_case *c) {
     if (xp_config_load(n_words, words, false, &set) != XP_OK)
         fail_msg("%s", xp_last_error());
     heard h = {0};
-    assert_int_equal(xp_config_effects(set, !c->dense, hear, &h), XP_OK);
+    const xp_config_facts facts = {.has_experts = !c->dense, .on_gpu = on_gpu};
+    assert_int_equal(xp_config_effects(set, &facts, hear, &h), XP_OK);
     for (int i = 0; i < 4; i++) {
         char wanted[512] = "";
         for (const char *at = c->said[i]; at && *at;) {
@@ -157,7 +197,8 @@ static void check_case(const effect_case *c) {
 static void test_effects(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
-        check_case(&cases[i]);
+        check_case(&cases[i], true);
+    check_case(&on_cpu, false);
 }
 
 int main(void) {
