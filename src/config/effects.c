@@ -90,10 +90,6 @@ static bool decays_weights(const situation *s) {
     return s->config->optimizer.weight_decay != 0;
 }
 
-static bool loads_state(const situation *s) {
-    return !loads_initial(s) || !s->config->checkpoint.initial_load_in_hf;
-}
-
 static bool names_tokens(const char *dataset) {
     return dataset && strcmp(dataset, "tokens") == 0;
 }
@@ -145,11 +141,6 @@ static const dependence dependences[] = {
     {"checkpoint.initial_load_path",
      loads_initial,
      "checkpoint.initial_load_path is not set",
-     true,
-     {"checkpoint.initial_load_model_only"}},
-    {"checkpoint.initial_load_in_hf",
-     loads_state,
-     "a Hugging Face folder holds weights only",
      true,
      {"checkpoint.initial_load_model_only"}},
     {"checkpoint.enable",

@@ -25,6 +25,8 @@ xp_status xp_trace_floors_fill(const xp_trace_sums *sums, const xp_config *confi
     for (int i = 0; i < XP_N_PARTS; i++) {
         made.part_us[i] = sums->parts_us[i] + (hardware->is_cpu ? sums->edges_us[i] : 0);
         made.sum_us += made.part_us[i];
+        if (made.part_us[i] <= 0) /* no op of its own does it: it is fused into others */
+            made.work.parts[i] = (xp_part_work){.floor_s = 0};
         made.floor_us += made.work.parts[i].floor_s * 1e6;
     }
     if (made.sum_us <= 0)
@@ -59,7 +61,7 @@ static int by_time(const void *a, const void *b) {
 static int sort_parts(const xp_trace_floors *f, entry entries[XP_N_PARTS]) {
     int n = 0;
     for (int i = 0; i < XP_N_PARTS; i++)
-        if (f->part_us[i] > 0 || f->work.parts[i].floor_s > 0)
+        if (f->part_us[i] > 0)
             entries[n++] = (entry){(xp_part)i, f->part_us[i]};
     qsort(entries, (size_t)n, sizeof *entries, by_time);
     return n;

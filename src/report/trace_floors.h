@@ -6,7 +6,7 @@
 
 typedef struct xp_trace_floors {
     char hardware[XP_HARDWARE_NAME];
-    xp_step_work work; /* of one rank's step */
+    xp_step_work work; /* of one rank's step; nothing of parts without time */
     double part_us[XP_N_PARTS];
     double sum_us, floor_us; /* of all parts */
     double step_us;          /* by the host's clock; 0: the file does not say */

@@ -14,15 +14,19 @@ typedef struct beside {
     list exchange, communication, host;
 } beside;
 
+/* With whatever is fused into it. */
+static xp_part part_of_grouped(const char *name) {
+    return strstr(name, "wgrad")     ? XP_PART_EXPERT_WGRAD
+           : strstr(name, "forward") ? XP_PART_EXPERT_FORWARD
+                                     : XP_PART_EXPERT_DGRAD;
+}
+
 static xp_part part_of(const xp_trace_span *s) {
     static const struct {
         const char *start;
         xp_part part;
     } ops[] = {{"attention_forward", XP_PART_ATTENTION_FORWARD},
                {"attention_backward", XP_PART_ATTENTION_BACKWARD},
-               {"grouped_forward", XP_PART_EXPERT_FORWARD},
-               {"grouped_dgrad", XP_PART_EXPERT_DGRAD},
-               {"grouped_wgrad", XP_PART_EXPERT_WGRAD},
                {"silu_", XP_PART_ACTIVATION},
                {"rmsnorm_", XP_PART_NORMS},
                {"qknorm_", XP_PART_QK_NORM_ROPE},
@@ -38,6 +42,8 @@ static xp_part part_of(const xp_trace_span *s) {
         return s->layer < 0  ? XP_PART_HEAD
                : s->backward ? XP_PART_DENSE_BACKWARD
                              : XP_PART_DENSE_FORWARD;
+    if (strncmp(s->name, "grouped_", 8) == 0)
+        return part_of_grouped(s->name);
     for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++)
         if (strncmp(s->name, ops[i].start, strlen(ops[i].start)) == 0)
             return ops[i].part;

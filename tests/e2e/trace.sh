@@ -165,6 +165,7 @@ ms = lambda t: {p["part"]: p["ms"] for p in t[0]["parts"] if p["ms"] > 0}
 want = {"dense GEMMs forward": 1.5, "norms": 0.5, "exchange and sums": 1, "collectives, exposed": 0.5, "gaps": 1, "optimizer": 1}
 near = lambda a, b: set(a) == set(b) and all(abs(a[k] - b[k]) < 1e-9 for k in a)
 assert near(ms(gpu), want), ms(gpu)
+assert {p["part"] for p in gpu[0]["parts"]} == set(want), gpu # no floors of what the trace does not hold
 assert near(ms(cpu), want | {"gaps": 2}), ms(cpu) # the host is the device: also what is before the first op
 assert gpu[0]["step_ms"] is None and gpu[0]["limits"]["measured"]
 PY

@@ -123,12 +123,6 @@ static const effect_case cases[] = {
      {"--parallelism.expert_parallel_degree", "2"},
      false,
      {NULL}},
-    {"[checkpoint]\ninitial_load_in_hf = true\ninitial_load_path = \"x\"\n"
-     "initial_load_model_only = false\n",
-     {NULL},
-     false,
-     {"checkpoint.initial_load_model_only (FILE:4) has no effect: a Hugging Face folder holds "
-      "weights only"}},
     {"[optimizer]\nweight_decay = 0.0\n",
      {"--optimizer.no_decay_norms"},
      false,
