@@ -62,6 +62,7 @@ static const struct {
     {"sum", XP_BENCH_LOSS},
     {"clip_scale", XP_BENCH_OPTIMIZER},
     {"adamw", XP_BENCH_OPTIMIZER},
+    {"remainder_", XP_BENCH_OPTIMIZER},
     {"axpy", XP_BENCH_OPTIMIZER},
     {"copy", XP_BENCH_COPIES},
     {"plan", XP_BENCH_EXCHANGE},

@@ -92,6 +92,7 @@ typedef struct xp_config {
     } gemm;
     struct {
         const char *mode;
+        int64_t reuse_for_gradients; /* -1 = auto, 0, 1 */
     } activation_checkpoint;
     struct {
         bool enable, initial_load_model_only, initial_load_in_hf, last_save_model_only,

@@ -204,6 +204,12 @@ static const xp_field fields[] = {
 
     {CHOICE(activation_checkpoint, mode, "none", "none|selective|full"), TT,
      .help = "compute activations again in the backward pass: less memory, more time"},
+    {AUTO_SWITCH(activation_checkpoint, reuse_for_gradients),
+     .help =
+         "MoE models: gradients take the memory of expert rows that the backward pass has read: "
+         "less "
+         "memory, the same bits and time; not with recomputation, gradient accumulation or a tied "
+         "head; auto: where a GPU's memory asks for it"},
 
     {BOOL(checkpoint, enable, "false"), TT,
      .help = "save checkpoints, and resume from the newest when started again"},

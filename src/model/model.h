@@ -46,8 +46,10 @@ typedef struct xp_model_args {
     bool keep_logits; /* with inference: reserve [T, V] fp32, so that a batch may ask for logits */
     xp_save_dispatched save_dispatched; /* rows received from other ranks, for backward */
     double saved_rows_factor;           /* experts over several ranks: see xp_moe_core_args */
-    bool large_head;  /* GPU: logits in twice as large chunks, and a bf16 gradient of the head is
+    bool large_head; /* GPU: logits in twice as large chunks, and a bf16 gradient of the head is
                          summed over chunks in fp32: [V, D] fp32 more */
+    bool reuse_for_grads; /* gradients lie on expert rows that backward has read, where they can
+                             (spent_rows.h): they last until the next pass begins, which may not accumulate */
     xp_ep_config ep;  /* transport, capacity_factor, num_sms; sizes are filled in by the model */
     xp_comm *ep_comm; /* the EP group's ranks; NULL = 1. Borrowed */
     int ep_size, ep_rank; /* null device only, with ep_comm NULL: reserve as rank ep_rank of
@@ -80,6 +82,8 @@ const xp_param_table *xp_model_params(const xp_model *model);
  */
 void *xp_model_param_data(const xp_model *model);
 void *xp_model_grad_data(const xp_model *model);
+/** Whether reuse_for_grads was asked for, and could be done. */
+bool xp_model_reuses_for_grads(const xp_model *model);
 /** [n_layers, E] fp32 device memory; all zero until balanced. NULL in a dense model. */
 float *xp_model_expert_bias(const xp_model *model);
 /** [n_layers, E] assignments of all experts by this rank's tokens since the last reset (training passes,

@@ -61,6 +61,7 @@ struct xp_model {
     xp_device *device;
     xp_param_table *table;
     void *params, *grads;
+    void *own_grads;                      /* grads where they have memory of their own, else NULL */
     float *bias;                          /* [n_layers, E] */
     int64_t *counts;                      /* [n_layers, E] */
     xp_weight embed, final_norm, lm_head; /* a tied head is the embedding */

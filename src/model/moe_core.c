@@ -31,16 +31,19 @@ static int64_t largest_part(const xp_moe_core *core) {
     return max < core->args.max_tokens ? max : core->args.max_tokens;
 }
 
-static void carve_arena(xp_moe_arena *arena, int64_t row_bytes, int64_t n_rows, xp_slab *slab) {
+/* n_bytes: at least, and at least what the rows take. */
+static void carve_arena(xp_moe_arena *arena, int64_t row_bytes, int64_t n_rows, int64_t n_bytes,
+                        xp_slab *slab) {
     *arena = (xp_moe_arena){.row_bytes = row_bytes, .n_rows = n_rows};
-    if (n_rows > 0)
-        arena->base = xp_slab_take(slab, (size_t)(n_rows * row_bytes));
+    n_bytes = n_rows * row_bytes > n_bytes ? n_rows * row_bytes : n_bytes;
+    if (n_bytes > 0)
+        arena->base = xp_slab_take(slab, (size_t)n_bytes);
 }
 
-/* Rows that all layers together may save before the first GEMM: what their capacity holds, so that a
+/* Rows that a layer may save before the first GEMM: what their capacity holds, so that a
  * step whose rounds fit recomputes nothing, or fewer when the caller says so. A rank without room
  * runs the GEMM again on its own. */
-static int64_t gate_up_rows(const xp_moe_core *core) {
+static int64_t gate_up_layer_rows(const xp_moe_core *core) {
     const xp_moe_core_args *args = &core->args;
     if (!args->save_gate_up || args->inference)
         return 0;
@@ -51,7 +54,21 @@ static int64_t gate_up_rows(const xp_moe_core *core) {
         layer = balanced; /* exact, also over several rounds */
     else if (args->saved_rows_factor > 0.0 && asked < (double)layer)
         layer = (int64_t)asked;
-    return args->n_layers * layer;
+    return layer;
+}
+
+/* The same for all layers together. */
+static int64_t gate_up_rows(const xp_moe_core *core) {
+    return core->args.n_layers * gate_up_layer_rows(core);
+}
+
+/* Where gradients lie on rows of layers whose backward is done: only where every layer finds room for all
+ * its rows, so that they are the layer's own n-th part of the arena, or before it. */
+static int64_t place_grads(const xp_moe_core *core, int64_t row_bytes) {
+    const int64_t rows = gate_up_layer_rows(core);
+    if (!core->args.grads || rows < core->n_parts * core->sizes.assignment_capacity)
+        return -1;
+    return xp_spent_rows_offset(core->args.grads, rows * row_bytes);
 }
 
 /* Dispatching again is collective, so either every rank has room or none: the most a round can
@@ -65,8 +82,11 @@ static int64_t recv_rows(const xp_moe_core *core) {
 
 static void carve_activations(xp_moe_core *core, xp_slab *slab) {
     const int64_t element = (int64_t)xp_dtype_bytes(core->args.dtype);
-    carve_arena(&core->gate_up_arena, 2 * core->args.moe_dim * element, gate_up_rows(core), slab);
-    carve_arena(&core->recv_arena, core->args.dim * element, recv_rows(core), slab);
+    const int64_t gate_up = 2 * core->args.moe_dim * element;
+    core->grads_at = place_grads(core, gate_up);
+    carve_arena(&core->gate_up_arena, gate_up, gate_up_rows(core),
+                core->grads_at < 0 ? 0 : core->grads_at + core->args.grads->n_bytes, slab);
+    carve_arena(&core->recv_arena, core->args.dim * element, recv_rows(core), 0, slab);
 }
 
 static void carve_slot(const xp_moe_core *core, xp_moe_slot *slot, xp_slab *slab) {
@@ -206,6 +226,7 @@ xp_status xp_moe_core_create(const xp_moe_core_args *args, xp_moe_core **core) {
     XP_TRY_GOTO(status, reserve(made), fail);
     XP_TRY_GOTO(status, create_events(made), fail);
     XP_TRY_GOTO(status, fill_forced(made), fail);
+    made->args.grads = NULL;
     *core = made;
     return XP_OK;
 fail:
@@ -260,6 +281,10 @@ void xp_moe_core_begin(xp_moe_core *core) {
     core->recv_arena.used = 0;
     core->begun = NULL;
     core->deferred.pending = false;
+}
+
+void *xp_moe_core_grads(const xp_moe_core *core) {
+    return core->grads_at < 0 ? NULL : core->gate_up_arena.base + core->grads_at;
 }
 
 xp_ep_group *xp_moe_core_group(const xp_moe_core *core) {

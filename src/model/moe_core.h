@@ -45,6 +45,7 @@
 
 #include "core/arena.h"
 #include "expar/ep.h"
+#include "model/spent_rows.h"
 #include "ops/ops.h"
 
 #define XP_MOE_MAX_PARTS 2
@@ -76,6 +77,8 @@ typedef struct xp_moe_core_args {
     /* save_gate_up, several ranks: rows kept, over the balanced load of all layers; 0: as many as
      * the layers' capacity. */
     double saved_rows_factor;
+    const xp_spent_rows
+        *grads; /* gradients that may lie on spent rows; NULL: none. Borrowed by create */
     xp_forced_mode forced;
     xp_overlap overlap;
     double overlap_split; /* XP_OVERLAP_HALVES: share of the first half */
@@ -147,6 +150,9 @@ void xp_moe_core_destroy(xp_moe_core *core);
 /** The plans of a layer; collective in order. Set the pointers of device arrays before or after. */
 XP_NODISCARD xp_status xp_moe_core_layer_create(xp_moe_core *core, xp_moe_saved *saved);
 void xp_moe_core_layer_destroy(xp_moe_saved *saved);
+
+/** The memory of args.grads on spent rows; NULL where rows and gradients do not fit so. */
+void *xp_moe_core_grads(const xp_moe_core *core);
 
 /** Forget all saved rows: before the first layer's forward. */
 void xp_moe_core_begin(xp_moe_core *core);

@@ -47,6 +47,7 @@ struct xp_moe_core {
     void *activations, *workspace;
     xp_moe_slot slots[2];
     xp_moe_arena gate_up_arena, recv_arena;
+    int64_t grads_at; /* args.grads in the gate_up arena, bytes; -1: not there */
     xp_moe_recomputed recomputed;
     void *
         gate_up; /* [assignment_capacity, 2F] of a layer that has not saved them; NULL when all have */

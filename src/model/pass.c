@@ -159,6 +159,10 @@ void *xp_model_grad_data(const xp_model *model) {
     return model->grads;
 }
 
+bool xp_model_reuses_for_grads(const xp_model *model) {
+    return model->grads && !model->own_grads;
+}
+
 float *xp_model_expert_bias(const xp_model *model) {
     return model->bias;
 }

@@ -58,6 +58,10 @@ static size_t attention_scratch(const xp_model *model) {
     return forward > backward ? forward : backward;
 }
 
+static size_t logits_bytes(const xp_model *model) {
+    return (size_t)(model->chunk_rows * model->arch.vocab_size) * xp_dtype_bytes(model->args.dtype);
+}
+
 /* What both directions need. */
 static void carve_forward(xp_model *model, xp_slab *slab) {
     xp_model_work *w = &model->work;
@@ -81,7 +85,8 @@ static void carve_forward(xp_model *model, xp_slab *slab) {
     w->final_rstd = xp_slab_take(slab, tokens * f32);
     if (!model->core)
         w->h = xp_slab_take(slab, tokens * (size_t)arch->hidden_dim * element);
-    w->logits = xp_slab_take(slab, (size_t)model->chunk_rows * vocab * element);
+    if (model->args.inference)
+        w->logits = xp_slab_take(slab, logits_bytes(model));
     if (model->args.keep_logits)
         w->all_logits = xp_slab_take(slab, tokens * vocab * f32);
     size_t scratch = attention_scratch(model);
@@ -89,19 +94,33 @@ static void carve_forward(xp_model *model, xp_slab *slab) {
     w->attention_scratch_bytes = scratch;
 }
 
+/* Logits are gone before the first layer's attention backward begins: the two use the same memory. */
+static void carve_either(xp_model *model, xp_slab *slab) {
+    xp_model_work *w = &model->work;
+    const xp_arch *arch = &model->arch;
+    const size_t tokens = (size_t)max_tokens(model);
+    const size_t head = (size_t)arch->head_dim * xp_dtype_bytes(model->args.dtype);
+    const size_t q = (size_t)arch->n_heads * head, kv = (size_t)arch->n_kv_heads * head;
+    const size_t begin = slab->used;
+    w->logits = xp_slab_take(slab, logits_bytes(model));
+    const size_t behind_logits = slab->used;
+    slab->used = begin;
+    w->dq = xp_slab_take(slab, tokens * q);
+    w->dk = xp_slab_take(slab, tokens * kv);
+    w->dqkv = xp_slab_take(slab, tokens * (q + 2 * kv));
+    w->d_attention = xp_slab_take(slab, tokens * q);
+    slab->used = slab->used > behind_logits ? slab->used : behind_logits;
+}
+
 static void carve_backward(xp_model *model, xp_slab *slab) {
     xp_model_work *w = &model->work;
     const xp_arch *arch = &model->arch;
     const int64_t n = max_tokens(model);
     const size_t tokens = (size_t)n, element = xp_dtype_bytes(model->args.dtype);
-    const size_t row = (size_t)arch->dim * element, head = (size_t)arch->head_dim * element;
-    const size_t q = (size_t)arch->n_heads * head, kv = (size_t)arch->n_kv_heads * head;
+    const size_t row = (size_t)arch->dim * element;
     w->d_residual = xp_slab_take(slab, tokens * row);
     w->d_normed = xp_slab_take(slab, tokens * row);
-    w->dq = xp_slab_take(slab, tokens * q);
-    w->dk = xp_slab_take(slab, tokens * kv);
-    w->dqkv = xp_slab_take(slab, tokens * (q + 2 * kv));
-    w->d_attention = xp_slab_take(slab, tokens * q);
+    carve_either(model, slab);
     int64_t norm = largest(xp_rmsnorm_scratch(n, arch->dim), xp_qknorm_scratch(n, arch->head_dim));
     w->norm_scratch = xp_slab_take(slab, (size_t)norm * sizeof(float));
     if (model->args.large_head && model->args.grad_dtype == XP_BF16 && model->chunk_rows < n)
@@ -186,9 +205,12 @@ static xp_status reserve(xp_model *model) {
     size_t n = (size_t)xp_param_table_n_elements(model->table);
     XP_TRY(
         xp_device_alloc(model->device, n * xp_dtype_bytes(args->dtype), "params", &model->params));
-    if (!args->inference)
+    model->grads = model->core ? xp_moe_core_grads(model->core) : NULL;
+    if (!args->inference && !model->grads) {
         XP_TRY(xp_device_alloc(model->device, n * xp_dtype_bytes(args->grad_dtype), "grads",
-                               &model->grads));
+                               &model->own_grads));
+        model->grads = model->own_grads;
+    }
     if (arch->n_experts > 0) {
         size_t entries = (size_t)(arch->n_layers * arch->n_experts);
         XP_TRY(xp_device_alloc(model->device, entries * (sizeof(float) + sizeof(int64_t)), "params",
@@ -221,6 +243,9 @@ static xp_status create_core(xp_model *model, int n_ranks) {
     if (arch->n_experts == 0)
         return XP_OK;
     bool keep_all = args->recompute == XP_RECOMPUTE_NONE;
+    xp_spent_rows grads = {0};
+    if (args->reuse_for_grads && !args->inference)
+        XP_TRY(xp_spent_rows_create(arch, model->table, args->grad_dtype, &grads));
     xp_moe_core_args core = {.max_tokens = max_tokens(model),
                              .dim = arch->dim,
                              .moe_dim = arch->moe_dim,
@@ -236,6 +261,7 @@ static xp_status create_core(xp_model *model, int n_ranks) {
                              .save_gate_up = keep_all,
                              .save_recv = xp_saves_recv(args->recompute, args->save_dispatched),
                              .saved_rows_factor = args->saved_rows_factor,
+                             .grads = &grads,
                              .forced = args->forced_balance,
                              .overlap = args->overlap,
                              .overlap_split = args->overlap_split,
@@ -247,7 +273,9 @@ static xp_status create_core(xp_model *model, int n_ranks) {
                              .n_ranks = n_ranks,
                              .shares_gpus = args->shares_gpus,
                              .device = model->device};
-    return xp_moe_core_create(&core, &model->core);
+    const xp_status status = xp_moe_core_create(&core, &model->core);
+    xp_spent_rows_destroy(&grads);
+    return status;
 }
 
 /* Padding, balance state and gradients start as zeros; the RoPE table never changes. */
@@ -349,7 +377,7 @@ void xp_model_destroy(xp_model *model) {
     xp_moe_core_destroy(model->core);
     xp_acts_destroy(&model->acts);
     xp_device_free(model->device, model->params);
-    xp_device_free(model->device, model->grads);
+    xp_device_free(model->device, model->own_grads);
     xp_device_free(model->device, model->balance);
     xp_device_free(model->device, model->activations);
     xp_device_free(model->device, model->workspace);

@@ -46,6 +46,8 @@
     OP(silu_gate_prob_backward, run_silu_gate_prob_backward, xp_silu_gate_prob_backward_args, xp_check_silu_gate_prob_backward, xp_cuda_silu_gate_prob_backward) \
     OP(cross_entropy,           run_cross_entropy,           xp_cross_entropy_args,           xp_check_cross_entropy,           xp_cuda_cross_entropy) \
     OP(adamw,                   run_adamw,                   xp_adamw_args,                   xp_check_adamw,                   xp_cuda_adamw) \
+    OP(remainder_split,         run_remainder_split,         xp_remainder_args,               xp_check_remainder,               xp_cuda_remainder_split) \
+    OP(remainder_join,          run_remainder_join,          xp_remainder_args,               xp_check_remainder,               xp_cuda_remainder_join) \
     OP(clip_scale,              run_clip_scale,              xp_clip_scale_args,              xp_check_clip_scale,              xp_cuda_clip_scale) \
     OP(sum_squares,             run_sum_squares,             xp_sum_squares_args,             xp_check_sum_squares,             xp_cuda_sum_squares) \
     OP(sum_squares_parts,       run_sum_squares_parts,       xp_sum_squares_parts_args,       xp_check_sum_squares_parts,       xp_cuda_sum_squares_parts) \

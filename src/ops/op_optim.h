@@ -26,19 +26,34 @@ typedef struct xp_cross_entropy_args {
 /**
  * adamw: AdamW (Loshchilov and Hutter, 2019) over n elements, decoupled weight decay, gradient
  * scaled by *grad_scale first. Nothing is written when *grad_scale is NaN.
+ *
+ * Weights are fp32. A bf16 parameter is the upper part of its weight (core/remainder.h): the update is that of the fp32
+ * weight, bit for bit.
  */
 typedef struct xp_adamw_args {
     int64_t n;
-    float *master; /* [n] fp32, updated */
-    void *param;   /* [n] of param_dtype: rounded copy of master; NULL or == master when fp32 */
+    void *param; /* [n] of param_dtype, updated */
     xp_dtype param_dtype;
-    const void *grad; /* [n] of grad_dtype */
+    uint16_t *remainder; /* bf16 parameters: [n], updated; else not used */
+    const void *grad;    /* [n] of grad_dtype */
     xp_dtype grad_dtype;
-    float *m, *v; /* [n] */
+    float *m, *v; /* [n], updated; with a remainder the sign of v belongs to the weight */
     float lr, beta1, beta2, eps, weight_decay;
     int64_t step;            /* 1-based, for the bias correction */
     const float *grad_scale; /* [1] device memory: the clip factor */
 } xp_adamw_args;
+
+/**
+ * remainder_split: fp32 master weights into bf16 parameters, remainders and the sign of v.
+ * remainder_join: the way back; v is positive afterwards. See core/remainder.h.
+ */
+typedef struct xp_remainder_args {
+    int64_t n;
+    float *master;       /* [n] in, or out of remainder_join */
+    uint16_t *param;     /* [n] bf16: out, or into remainder_join */
+    uint16_t *remainder; /* [n] likewise */
+    float *v;            /* [n] second moments: only the sign is written */
+} xp_remainder_args;
 
 /**
  * clip_scale: the factor for a gradient, from the sums of squares of its parts

@@ -10,7 +10,7 @@
  *   op_norm.h        embed_*, rmsnorm_*, qknorm_rope_*
  *   op_attention.h   attention_forward, attention_backward, attention_decode
  *   op_moe.h         router_*, histogram, silu_gate_prob_*
- *   op_optim.h       cross_entropy, adamw, clip_scale, sum_squares, axpy, sum, draw
+ *   op_optim.h       cross_entropy, adamw, remainder_*, clip_scale, sum_squares, axpy, sum, draw
  *
  * True of all ops:
  *   - Pointers are device memory of the stream's device, 16-byte aligned, borrowed until the op has

@@ -379,12 +379,21 @@ xp_status xp_check_adamw(const xp_adamw_args *args) {
     XP_TRY(need(args->beta1 >= 0 && args->beta1 < 1 && args->beta2 >= 0 && args->beta2 < 1, op,
                 "betas must lie in [0, 1)"));
     const bool any = args->n > 0;
-    XP_TRY(need_pointer(args->master, any, op, "master"));
-    XP_TRY(need_pointer(args->param, any && args->param_dtype == XP_BF16, op, "param"));
+    XP_TRY(need_pointer(args->param, any, op, "param"));
+    XP_TRY(need_pointer(args->remainder, any && args->param_dtype == XP_BF16, op, "remainder"));
     XP_TRY(need_pointer(args->grad, any, op, "grad"));
     XP_TRY(need_pointer(args->m, any, op, "m"));
     XP_TRY(need_pointer(args->v, any, op, "v"));
     return need_pointer(args->grad_scale, any, op, "grad_scale");
+}
+
+xp_status xp_check_remainder(const xp_remainder_args *args) {
+    const char *op = "remainder";
+    XP_TRY(need_size(args->n, 0, op, "n"));
+    XP_TRY(need_pointer(args->master, args->n > 0, op, "master"));
+    XP_TRY(need_pointer(args->param, args->n > 0, op, "param"));
+    XP_TRY(need_pointer(args->remainder, args->n > 0, op, "remainder"));
+    return need_pointer(args->v, args->n > 0, op, "v");
 }
 
 xp_status xp_check_clip_scale(const xp_clip_scale_args *args) {

@@ -150,8 +150,8 @@ static xp_status fits(const xp_config *config, const xp_run *run, int64_t has, b
 /*
  * What a GPU's memory decides. Rows that experts over several GPUs keep for the backward pass: the
  * host does not know how many rows a layer gets, so each keeps its capacity, and nothing is computed
- * again while there is room for all layers; where there is none, 1.25 times the balanced load. Then
- * the head's chunks. Memory that is not known has room for all.
+ * again while there is room for all layers, at last by letting gradients take the memory of spent rows; where
+ * there is none, 1.25 times the balanced load. Then the head's chunks. Memory that is not known has room for all.
  */
 static xp_status choose_memory(const xp_config *config, xp_run *run) {
     const double least = 1.25;
@@ -160,13 +160,19 @@ static xp_status choose_memory(const xp_config *config, xp_run *run) {
     xp_run_memory *memory = &run->memory;
     bool yes = true;
     memory->saved_rows_factor = config->moe.saved_rows_factor;
+    memory->reuse_for_grads = config->activation_checkpoint.reuse_for_gradients > 0;
     if (xp_device_like(run->device) != XP_DEVICE_CUDA)
         return XP_OK;
     const bool keeps_rows =
         memory->saved_rows_factor <= 0 && run->mesh.ep_size > 1 &&
         xp_run_recompute(config->activation_checkpoint.mode) == XP_RECOMPUTE_NONE;
-    if (keeps_rows && has > 0 && !shares)
+    const bool may_reuse = config->activation_checkpoint.reuse_for_gradients < 0;
+    if ((keeps_rows || may_reuse) && has > 0 && !shares)
         XP_TRY(fits(config, run, has, &yes));
+    if (!yes && may_reuse) {
+        memory->reuse_for_grads = true;
+        XP_TRY(fits(config, run, has, &yes));
+    }
     if (keeps_rows && (shares || !yes))
         memory->saved_rows_factor = least;
     memory->large_head = !shares;
@@ -210,6 +216,7 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
         .save_dispatched = xp_run_save_dispatched(config->moe.save_dispatched),
         .saved_rows_factor = run->memory.saved_rows_factor,
         .large_head = run->memory.large_head,
+        .reuse_for_grads = run->memory.reuse_for_grads && run->n_microbatches == 1,
         .ep = {.transport = xp_run_transport(config, &run->arch),
                .capacity_factor = config->moe.capacity_factor,
                .num_sms = (int)config->deepep.num_sms,
@@ -233,6 +240,14 @@ static xp_status create_model(const xp_config *config, xp_run *run) {
     run->dtype = args.dtype;
     run->grad_dtype = args.grad_dtype;
     XP_TRY(xp_model_create(&args, &run->model));
+    if (config->activation_checkpoint.reuse_for_gradients > 0 &&
+        !xp_model_reuses_for_grads(run->model))
+        return xp_error(
+            XP_ECONFIG,
+            "activation_checkpoint.reuse_for_gradients = true, but gradients do not fit on "
+            "spent expert rows: it takes a MoE model without tied embeddings, head_dim a "
+            "multiple of 64, no recomputation, one microbatch a step, and rows of a layer "
+            "larger than its parameters. Set it to auto");
     xp_shard_args shard_args = {
         .table = xp_model_params(run->model),
         .mesh = &run->mesh,

@@ -12,6 +12,7 @@
 typedef struct xp_run_memory {
     double saved_rows_factor; /* see xp_moe_core_args */
     bool large_head;          /* see xp_model_args */
+    bool reuse_for_grads;     /* likewise */
 } xp_run_memory;
 
 typedef struct xp_run {

@@ -68,34 +68,36 @@ static xp_status prepare_comms(xp_shard *shard) {
 
 /* What follows a group's chunk in the state, up to the next group's: neither initial values nor a checkpoint
  * fill it. */
-static xp_status clear_padding(xp_shard *shard, float *state) {
+static xp_status clear_padding(xp_shard *shard, void *state, size_t element) {
     const xp_shard_plan *plan = &shard->plan;
     for (int g = 0; g < plan->n_groups; g++) {
         const int64_t begin = plan->groups[g].state_offset + plan->groups[g].n,
                       end = g + 1 < plan->n_groups ? plan->groups[g + 1].state_offset
                                                    : plan->state_elements;
         if (begin < end)
-            XP_TRY(xp_device_clear(shard->args.device, state + begin,
-                                   (size_t)(end - begin) * sizeof *state));
+            XP_TRY(xp_device_clear(shard->args.device, (char *)state + (size_t)begin * element,
+                                   (size_t)(end - begin) * element));
     }
     return XP_OK;
 }
 
+static xp_status reserve_array(xp_shard *shard, size_t element, void **data) {
+    XP_TRY(xp_device_alloc(shard->args.device, (size_t)shard->plan.state_elements * element,
+                           "optimizer", data));
+    return clear_padding(shard, *data, element);
+}
+
 static xp_status reserve_state(xp_shard *shard) {
-    xp_device *device = shard->args.device;
-    size_t bytes = (size_t)shard->plan.state_elements * sizeof(float);
     void *data = NULL;
-    if (xp_shard_owns_masters(shard)) {
-        XP_TRY(xp_device_alloc(device, bytes, "optimizer", &data));
-        shard->master = data;
-        XP_TRY(clear_padding(shard, shard->master));
+    if (xp_shard_has_remainders(shard)) {
+        XP_TRY(reserve_array(shard, sizeof *shard->remainder, &data));
+        shard->remainder = data;
     }
-    XP_TRY(xp_device_alloc(device, bytes, "optimizer", &data));
+    XP_TRY(reserve_array(shard, sizeof *shard->m, &data));
     shard->m = data;
-    XP_TRY(xp_device_alloc(device, bytes, "optimizer", &data));
+    XP_TRY(reserve_array(shard, sizeof *shard->v, &data));
     shard->v = data;
-    XP_TRY(clear_padding(shard, shard->m));
-    return clear_padding(shard, shard->v);
+    return XP_OK;
 }
 
 static xp_status reserve_staging(xp_shard *shard) {
@@ -201,7 +203,7 @@ void xp_shard_destroy(xp_shard *shard) {
     xp_device_free(device, shard->stage);
     xp_device_free(device, shard->v);
     xp_device_free(device, shard->m);
-    xp_device_free(device, shard->master);
+    xp_device_free(device, shard->remainder);
     xp_host_free(device, shard->host_sums);
     free(shard->chunks);
     free(shard->n_waiting);
@@ -210,13 +212,6 @@ void xp_shard_destroy(xp_shard *shard) {
 }
 
 /* ---- update ------------------------------------------------------------------------------ */
-
-static float *master_at(const xp_shard *shard, int group, int64_t in_chunk) {
-    const xp_shard_group *cut = &shard->plan.groups[group];
-    if (xp_shard_owns_masters(shard))
-        return shard->master + cut->state_offset + in_chunk;
-    return (float *)shard->args.params + cut->first + in_chunk;
-}
 
 /* This rank's part of a piece, without padding. */
 static int64_t own_elements(const xp_shard *shard, const xp_shard_piece *piece) {
@@ -231,9 +226,9 @@ static xp_status update_range(xp_shard *shard, int group, int64_t first, int64_t
     int64_t state = cut->state_offset + first;
     xp_adamw_args args = {
         .n = n,
-        .master = master_at(shard, group, first),
-        .param = xp_shard_owns_masters(shard) ? xp_shard_param_at(shard, cut->first + first) : NULL,
+        .param = xp_shard_param_at(shard, cut->first + first),
         .param_dtype = shard->args.param_dtype,
+        .remainder = shard->remainder ? shard->remainder + state : NULL,
         .grad = xp_shard_grad_at(shard, cut->first + first),
         .grad_dtype = shard->args.grad_dtype,
         .m = shard->m + state,
@@ -332,49 +327,48 @@ xp_status xp_shard_update(xp_shard *shard, const xp_adam_step *step, xp_stream *
                                                          : XP_OK;
 }
 
-static xp_status cast_piece(xp_shard *shard, const xp_shard_piece *piece, const xp_adam_step *step,
-                            xp_stream *stream) {
-    (void)step;
-    int64_t n = own_elements(shard, piece);
-    if (!xp_shard_owns_masters(shard) || n == 0)
-        return XP_OK;
-    xp_axpy_args args = {
-        .n = n,
-        .alpha = 1,
-        .x = master_at(shard, piece->group, piece->first),
-        .y = xp_shard_param_at(shard, shard->plan.groups[piece->group].first + piece->first),
-        .x_dtype = XP_F32,
-        .y_dtype = shard->args.param_dtype,
-    };
-    return shard->ops->axpy(stream, &args);
+static xp_status leave_piece(xp_shard *shard, const xp_shard_piece *piece, const xp_adam_step *step,
+                             xp_stream *stream) {
+    (void)shard, (void)piece, (void)step, (void)stream;
+    return XP_OK;
 }
 
 xp_status xp_shard_publish_params(xp_shard *shard, xp_stream *stream) {
-    XP_TRY(for_each_bucket(shard, cast_piece, NULL, stream));
+    XP_TRY(for_each_bucket(shard, leave_piece, NULL, stream));
     return xp_shard_finish_gather(shard, stream);
 }
 
 xp_status xp_shard_adopt_params(xp_shard *shard, xp_stream *stream) {
-    size_t bytes = (size_t)shard->plan.state_elements * sizeof(float);
-    XP_TRY(xp_zero(stream, shard->m, bytes));
-    XP_TRY(xp_zero(stream, shard->v, bytes));
-    if (!xp_shard_owns_masters(shard))
-        return XP_OK;
-    XP_TRY(xp_zero(stream, shard->master, bytes));
+    const size_t n = (size_t)shard->plan.state_elements;
+    XP_TRY(xp_zero(stream, shard->m, n * sizeof *shard->m));
+    XP_TRY(xp_zero(stream, shard->v, n * sizeof *shard->v));
+    return shard->remainder ? xp_zero(stream, shard->remainder, n * sizeof *shard->remainder)
+                            : XP_OK;
+}
+
+/* Drawn where first moments lie, which are zeros afterwards as before. */
+static xp_status draw_and_split(xp_shard *shard, int group, uint64_t seed, xp_stream *stream) {
+    const xp_shard_group *cut = &shard->plan.groups[group];
+    const xp_remainder_args args = {.n = cut->n,
+                                    .master = shard->m + cut->state_offset,
+                                    .param = (uint16_t *)shard->args.params + cut->first,
+                                    .remainder = shard->remainder + cut->state_offset,
+                                    .v = shard->v + cut->state_offset};
+    XP_TRY(xp_param_table_draw(shard->args.table, seed, cut->first, cut->n, stream, args.master));
+    XP_TRY(shard->ops->remainder_split(stream, &args));
+    return cut->n > 0 ? xp_zero(stream, args.master, (size_t)cut->n * sizeof(float)) : XP_OK;
+}
+
+xp_status xp_shard_draw_params(xp_shard *shard, uint64_t seed, xp_stream *stream) {
     for (int g = 0; g < shard->plan.n_groups; g++) {
         const xp_shard_group *cut = &shard->plan.groups[g];
-        xp_axpy_args args = {
-            .n = cut->n,
-            .alpha = 1,
-            .x = xp_shard_param_at(shard, cut->first),
-            .y = shard->master + cut->state_offset,
-            .x_dtype = shard->args.param_dtype,
-            .y_dtype = XP_F32,
-        };
-        if (cut->n > 0)
-            XP_TRY(shard->ops->axpy(stream, &args));
+        if (shard->remainder)
+            XP_TRY(draw_and_split(shard, g, seed, stream));
+        else
+            XP_TRY(xp_param_table_draw(shard->args.table, seed, cut->first, cut->n, stream,
+                                       (float *)shard->args.params + cut->first));
     }
-    return XP_OK;
+    return xp_shard_publish_params(shard, stream);
 }
 
 xp_shard_chunk xp_shard_get_chunk(const xp_shard *shard, int group) {
@@ -382,7 +376,8 @@ xp_shard_chunk xp_shard_get_chunk(const xp_shard *shard, int group) {
     return (xp_shard_chunk){
         .first = cut->first,
         .n = cut->n,
-        .master = master_at(shard, group, 0),
+        .param = xp_shard_param_at(shard, cut->first),
+        .remainder = shard->remainder ? shard->remainder + cut->state_offset : NULL,
         .m = shard->m + cut->state_offset,
         .v = shard->v + cut->state_offset,
         .grad = xp_shard_grad_at(shard, cut->first),

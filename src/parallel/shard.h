@@ -2,8 +2,9 @@
  * Sharded optimizer state over the flat buffers of the model.
  *
  * Each parameter group is cut into N equal chunks (rounded up to XP_GROUP_ALIGN elements; the tail
- * is padding), N = ranks of the group's shard communicator; rank i owns chunk i: fp32 master (none
- * when parameters are fp32: the parameter is its own master), first and second moment. Gradients of
+ * is padding), N = ranks of the group's shard communicator; rank i owns chunk i: first and second moment
+ * and, where parameters are bf16, what is missing of their fp32 masters: 16 bits and the sign of the second
+ * moment (core/remainder.h). Nothing but this file's calls may change a rank's own parameters then. Gradients of
  * a group are reduce-scattered (then all-reduced over replicas) when backward says the group is
  * ready, on a stream of their own while backward goes on; after the update parameters are
  * all-gathered there, while the next forward goes on. With one rank nothing is copied and nothing is sent.
@@ -35,9 +36,11 @@ typedef struct xp_shard xp_shard;
 XP_NODISCARD xp_status xp_shard_create(const xp_shard_args *args, xp_shard **shard);
 void xp_shard_destroy(xp_shard *shard);
 
-/** fp32 master from the flat parameters (after initialisation or a weights-only load); zero
- * moments. */
+/** The flat parameters are the masters (after a weights-only load); zero moments. */
 XP_NODISCARD xp_status xp_shard_adopt_params(xp_shard *shard, xp_stream *stream);
+/** Draw the masters' initial values, every rank its own chunks, and gather the parameters. After
+ * xp_shard_adopt_params(), when moments are zero; they stay so. */
+XP_NODISCARD xp_status xp_shard_draw_params(xp_shard *shard, uint64_t seed, xp_stream *stream);
 /** For xp_model_hooks.group_ready in the last microbatch: starts the reduction. */
 XP_NODISCARD xp_status xp_shard_group_ready(xp_shard *shard, int group, xp_stream *stream);
 /** False where one rank owns everything: nothing is reduced or gathered, and nobody need say when groups
@@ -83,18 +86,20 @@ XP_NODISCARD xp_status xp_shard_group_needed(xp_shard *shard, int group, xp_stre
 XP_NODISCARD xp_status xp_shard_finish_gather(xp_shard *shard, xp_stream *stream);
 
 /**
- * This rank's chunk of a group: [n] elements from flat offset `first`; master, m, v, reduced
+ * This rank's chunk of a group: [n] elements from flat offset `first`; parameters, m, v, reduced
  * gradient in device memory.
  */
 typedef struct xp_shard_chunk {
-    int64_t first, n; /* n excludes padding; may be 0 */
-    float *master, *m, *v;
+    int64_t first, n;    /* n excludes padding; may be 0 */
+    void *param;         /* fp32 masters where remainder is NULL */
+    uint16_t *remainder; /* bf16 parameters: see core/remainder.h */
+    float *m, *v;        /* with a remainder the sign of v is the master's */
     void *grad;
 } xp_shard_chunk;
 xp_shard_chunk xp_shard_get_chunk(const xp_shard *shard, int group);
 /** Whether this rank writes its chunks into checkpoints: false on replicas other than the first. */
 bool xp_shard_is_writer(const xp_shard *shard);
-/** All-gather the parameters from the masters (after a checkpoint was loaded into the chunks). */
+/** All-gather the parameters (after a checkpoint was loaded into the chunks). */
 XP_NODISCARD xp_status xp_shard_publish_params(xp_shard *shard, xp_stream *stream);
 
 #endif

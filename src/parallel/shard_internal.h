@@ -22,13 +22,14 @@ struct xp_shard {
     xp_event **gathered; /* [n_buckets] worker -> compute; NULL: never gathered */
     bool *gathering;     /* [n_buckets] no stream has waited for it yet */
     int n_gathering;
-    void *stage;           /* [stage_elements] */
-    float *master, *m, *v; /* [state_elements]; master NULL when parameters are fp32 */
-    double *sums;          /* [n_sums] device: squares of each group, or of each parameter */
-    double *sums_scratch;  /* device */
-    xp_ops_part *chunks;   /* [n_groups] of the flat gradients */
-    float *grad_scale;     /* [1] device; NaN: no update */
-    double *host_sums;     /* [n_sums] staging memory */
+    void *stage;          /* [stage_elements] */
+    float *m, *v;         /* [state_elements] */
+    uint16_t *remainder;  /* [state_elements]; NULL when parameters are fp32 */
+    double *sums;         /* [n_sums] device: squares of each group, or of each parameter */
+    double *sums_scratch; /* device */
+    xp_ops_part *chunks;  /* [n_groups] of the flat gradients */
+    float *grad_scale;    /* [1] device; NaN: no update */
+    double *host_sums;    /* [n_sums] staging memory */
     int n_sums;
     void *counted[5]; /* null device: what the communicators of a GPU run reserve */
 };
@@ -38,7 +39,7 @@ struct xp_shard {
 char *xp_shard_param_at(const xp_shard *shard, int64_t element);
 char *xp_shard_grad_at(const xp_shard *shard, int64_t element);
 /** False when parameters are fp32: the parameter is its own master. */
-bool xp_shard_owns_masters(const xp_shard *shard);
+bool xp_shard_has_remainders(const xp_shard *shard);
 /** No group of the next step is ready yet. */
 void xp_shard_expect_groups(xp_shard *shard);
 /** Queue the gather of a bucket's parameters on the worker stream. */

@@ -9,7 +9,7 @@ char *xp_shard_grad_at(const xp_shard *shard, int64_t element) {
     return (char *)shard->args.grads + (size_t)element * xp_dtype_bytes(shard->args.grad_dtype);
 }
 
-bool xp_shard_owns_masters(const xp_shard *shard) {
+bool xp_shard_has_remainders(const xp_shard *shard) {
     return shard->args.param_dtype != XP_F32;
 }
 

@@ -2,8 +2,8 @@
 #include "parallel/shard.h"
 #include "predict/step_parts.h"
 
-/* Of an element: masters and both moments read and written, a parameter written; the gradient is read by the
- * norm and by the update. */
+/* Of an element: master (a bf16 parameter and its remainder, or an fp32 parameter) and both moments, read and
+ * written; the gradient is read by the norm and by the update. */
 #define STATE_BYTES 24
 
 /* Collectives of a group of parameters, or of all. */
@@ -130,8 +130,7 @@ void xp_predict_update(const xp_sizes *s, const xp_mesh *m, const xp_cluster *c,
                        const xp_layer_times *l, xp_step_prediction *p) {
     const groups g = groups_of(s, m, c);
     const double all = g.all.reduced_s + g.all.gathered_s;
-    p->optimizer_s =
-        g.all.own * (STATE_BYTES + s->element + 2 * s->gradient_bytes) / s->rates.memory;
+    p->optimizer_s = g.all.own * (STATE_BYTES + 2 * s->gradient_bytes) / s->rates.memory;
     p->gradient_bytes = g.all.bytes;
     p->reduced_s = g.all.reduced_s;
     p->gathered_s = g.all.gathered_s;

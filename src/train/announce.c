@@ -193,6 +193,8 @@ void xp_trainer_compare_memory(xp_trainer *t) {
         look_at_tag(t, p->tags[i].tag, &worst, &tag);
     for (int i = 0; (next = xp_device_tag(t->device, i)) != NULL; i++)
         look_at_tag(t, next, &worst, &tag);
+    if (xp_model_reuses_for_grads(t->run.model))
+        xp_trainer_say(t, "memory: gradients take that of expert rows which backward has read");
     char taken[32] = "";
     put_size(taken, sizeof taken, xp_device_bytes(t->device, NULL));
     if (worst == 0)

@@ -14,7 +14,8 @@ struct xp_snapshot {
     int64_t n_own;
     int n_bias;
     xp_staging *staging; /* borrowed */
-    float *mirror; /* host copy of masters and moments when the device's memory is not the host's */
+    float *
+        mirror; /* host copy of masters and moments when the state is no such arrays that the host sees */
     int64_t mirror_elements;
     float *bias;        /* [n_bias, E] borrowed; what training changes */
     float *bias_mirror; /* what the pieces point at when there is a mirror */
@@ -31,13 +32,13 @@ typedef struct host_chunk {
 } host_chunk;
 
 static bool on_host(const xp_run *run) {
-    return xp_device_host_accessible(run->device);
+    return xp_device_host_accessible(run->device) && run->dtype == XP_F32;
 }
 
 static host_chunk see_chunk(const xp_snapshot *s, int group, int64_t mirror_at) {
     xp_shard_chunk chunk = xp_shard_get_chunk(s->run->shard, group);
     host_chunk out = {.first = chunk.first, .n = chunk.n};
-    float *const device_arrays[3] = {chunk.master, chunk.m, chunk.v};
+    float *const device_arrays[3] = {chunk.param, chunk.m, chunk.v};
     for (int i = 0; i < 3; i++)
         out.arrays[i] =
             on_host(s->run) ? device_arrays[i] : s->mirror + i * s->mirror_elements + mirror_at;
@@ -181,6 +182,25 @@ void xp_snapshot_destroy(xp_snapshot *snapshot) {
 
 /* ---- to and from the device -------------------------------------------------------------- */
 
+/* One chunk's masters and moments, [chunk.n] each from `host` on, between mirror and device. */
+static xp_status copy_chunk(const xp_snapshot *s, const xp_shard_chunk *chunk, float *host,
+                            bool to_host) {
+    const int64_t n = chunk->n;
+    float *const masters = host, *const m = host + s->mirror_elements,
+                 *const v = host + 2 * s->mirror_elements;
+    XP_TRY(to_host ? xp_staging_download(s->staging, m, chunk->m, n)
+                   : xp_staging_upload(s->staging, chunk->m, m, n));
+    if (chunk->remainder) {
+        const xp_master_parts parts = {chunk->param, chunk->remainder, chunk->v};
+        return to_host ? xp_staging_download_masters(s->staging, &parts, masters, v, n)
+                       : xp_staging_upload_masters(s->staging, &parts, masters, v, n);
+    }
+    XP_TRY(to_host ? xp_staging_download(s->staging, masters, chunk->param, n)
+                   : xp_staging_upload(s->staging, chunk->param, masters, n));
+    return to_host ? xp_staging_download(s->staging, v, chunk->v, n)
+                   : xp_staging_upload(s->staging, chunk->v, v, n);
+}
+
 static xp_status copy_mirror(xp_snapshot *s, bool to_host) {
     if (on_host(s->run))
         return xp_stream_sync(s->run->stream);
@@ -192,12 +212,7 @@ static xp_status copy_mirror(xp_snapshot *s, bool to_host) {
     int64_t at = 0;
     for (int g = 0; g < xp_param_table_n_groups(table); g++) {
         xp_shard_chunk chunk = xp_shard_get_chunk(s->run->shard, g);
-        float *const device_arrays[3] = {chunk.master, chunk.m, chunk.v};
-        for (int i = 0; i < 3; i++) {
-            float *host = s->mirror + i * s->mirror_elements + at;
-            XP_TRY(to_host ? xp_staging_download(s->staging, host, device_arrays[i], chunk.n)
-                           : xp_staging_upload(s->staging, device_arrays[i], host, chunk.n));
-        }
+        XP_TRY(copy_chunk(s, &chunk, s->mirror + at, to_host));
         at += chunk.n;
     }
     return xp_stream_sync(s->run->stream);
@@ -278,15 +293,22 @@ static int64_t leave_out(xp_snapshot *s, int64_t n, const xp_string_list *withou
     return kept;
 }
 
-/* A value that is no number may train on for many steps before its row is used: it is found here. */
-static xp_status check_finite(const xp_ckpt *ckpt, const xp_ckpt_piece *pieces, int64_t n_pieces) {
+/* A value that is no number may train on for many steps before its row is used: it is found here. So is a second
+ * moment that no run writes: negative. */
+static xp_status check_values(const xp_ckpt *ckpt, const xp_ckpt_piece *pieces, int64_t n_pieces) {
     for (int64_t p = 0; p < n_pieces; p++) {
         const float *values = pieces[p].data;
-        for (int64_t i = 0; pieces[p].dtype == XP_F32 && i < pieces[p].n; i++)
+        const bool is_square = strncmp(pieces[p].name, "exp_avg_sq/", 11) == 0;
+        for (int64_t i = 0; pieces[p].dtype == XP_F32 && i < pieces[p].n; i++) {
             if (!isfinite(values[i]))
                 return xp_error(XP_EFORMAT, "%s: %s holds %s at element %lld: the run had diverged",
                                 xp_ckpt_path(ckpt), pieces[p].name,
                                 isnan(values[i]) ? "NaN" : "Inf", (long long)(pieces[p].first + i));
+            if (is_square && values[i] < 0)
+                return xp_error(XP_EFORMAT, "%s: %s holds %g at element %lld: it is no mean square",
+                                xp_ckpt_path(ckpt), pieces[p].name, (double)values[i],
+                                (long long)(pieces[p].first + i));
+        }
     }
     return XP_OK;
 }
@@ -299,6 +321,6 @@ xp_status xp_snapshot_restore(xp_snapshot *snapshot, const xp_ckpt *ckpt, int pa
     int64_t n = select_pieces(snapshot, parts, true, true);
     n = leave_out(snapshot, n, without);
     XP_TRY(xp_ckpt_read(ckpt, snapshot->given, n));
-    XP_TRY(check_finite(ckpt, snapshot->given, n));
+    XP_TRY(check_values(ckpt, snapshot->given, n));
     return copy_mirror(snapshot, false);
 }

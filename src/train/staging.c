@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/pool.h"
+#include "core/remainder.h"
 
 #define CHUNK ((int64_t)8 << 20) /* elements of a buffer */
 #define TILE  ((int64_t)1 << 16) /* elements that a thread takes at a time */
@@ -110,6 +111,101 @@ xp_status xp_staging_download(xp_staging *staging, float *host, const float *dev
         /* The next chunk travels while this one is put away. */
         XP_TRY(queue_download(staging, device_data, n, first + CHUNK));
         copy_host(staging, host + first, staging->buffers[first / CHUNK % 2], chunk_size(n, first));
+    }
+    return XP_OK;
+}
+
+/* ---- masters in two parts ----------------------------------------------------------------- */
+
+/* Tiles of arrays that the host sees. */
+typedef struct part_job {
+    xp_master_parts parts;
+    float *master;
+    const float *v; /* to split: second moments, copied to parts.v */
+    int64_t n;
+} part_job;
+
+static int64_t tile_size(const part_job *j, int64_t at) {
+    return j->n - at < TILE ? j->n - at : TILE;
+}
+
+static void join_tile(void *context, int64_t tile, int worker) {
+    (void)worker;
+    const part_job *j = context;
+    const int64_t at = tile * TILE;
+    xp_remainder_join(tile_size(j, at), j->parts.param + at, j->parts.remainder + at,
+                      j->parts.v + at, j->master + at);
+}
+
+static void split_tile(void *context, int64_t tile, int worker) {
+    (void)worker;
+    const part_job *j = context;
+    const int64_t at = tile * TILE, n = tile_size(j, at);
+    memcpy(j->parts.v + at, j->v + at, (size_t)n * sizeof *j->v);
+    xp_remainder_split(n, j->master + at, j->parts.param + at, j->parts.remainder + at,
+                       j->parts.v + at);
+}
+
+static void run_parts(const xp_staging *s, xp_tile_fn fn, part_job *job) {
+    xp_pool_run(s->pool, fn, job, (job->n + TILE - 1) / TILE);
+}
+
+/* A buffer as room for parameters and remainders. */
+static xp_master_parts halves_of(float *buffer, float *v) {
+    uint16_t *words = (uint16_t *)(void *)buffer;
+    return (xp_master_parts){.param = words, .remainder = words + CHUNK, .v = v};
+}
+
+static xp_status queue_parts(const xp_staging *s, const xp_master_parts *device, int64_t n,
+                             int64_t first) {
+    if (first >= n)
+        return XP_OK;
+    const xp_master_parts to = halves_of(s->buffers[first / CHUNK % 2], NULL);
+    const size_t n_bytes = (size_t)chunk_size(n, first) * sizeof *to.param;
+    XP_TRY(xp_copy(s->stream, to.param, device->param + first, n_bytes));
+    return xp_copy(s->stream, to.remainder, device->remainder + first, n_bytes);
+}
+
+xp_status xp_staging_download_masters(xp_staging *staging, const xp_master_parts *device,
+                                      float *master, float *v, int64_t n) {
+    XP_TRY(xp_staging_download(staging, v, device->v, n));
+    if (!staging->buffers[0]) {
+        part_job job = {.parts = {device->param, device->remainder, v}, .master = master, .n = n};
+        run_parts(staging, join_tile, &job);
+        return XP_OK;
+    }
+    XP_TRY(queue_parts(staging, device, n, 0));
+    for (int64_t first = 0; first < n; first += CHUNK) {
+        part_job job = {.parts = halves_of(staging->buffers[first / CHUNK % 2], v + first),
+                        .master = master + first,
+                        .n = chunk_size(n, first)};
+        XP_TRY(xp_stream_sync(staging->stream));
+        XP_TRY(queue_parts(staging, device, n, first + CHUNK));
+        run_parts(staging, join_tile, &job);
+    }
+    return XP_OK;
+}
+
+xp_status xp_staging_upload_masters(xp_staging *staging, const xp_master_parts *device,
+                                    const float *master, const float *v, int64_t n) {
+    XP_TRY(xp_stream_sync(staging->stream));
+    for (int64_t first = 0; first < n; first += CHUNK) {
+        const xp_master_parts to = {device->param + first, device->remainder + first,
+                                    device->v + first};
+        part_job job = {
+            .parts = staging->buffers[0] ? halves_of(staging->buffers[0], staging->buffers[1]) : to,
+            .master = (float *)master + first,
+            .v = v + first,
+            .n = chunk_size(n, first)};
+        run_parts(staging, split_tile, &job);
+        if (!staging->buffers[0])
+            continue;
+        const size_t size = (size_t)job.n;
+        XP_TRY(xp_copy(staging->stream, to.param, job.parts.param, size * sizeof *to.param));
+        XP_TRY(xp_copy(staging->stream, to.remainder, job.parts.remainder,
+                       size * sizeof *to.remainder));
+        XP_TRY(xp_copy(staging->stream, to.v, job.parts.v, size * sizeof *to.v));
+        XP_TRY(xp_stream_sync(staging->stream));
     }
     return XP_OK;
 }

@@ -21,4 +21,16 @@ XP_NODISCARD xp_status xp_staging_upload(xp_staging *staging, float *device_data
 XP_NODISCARD xp_status xp_staging_download(xp_staging *staging, float *host,
                                            const float *device_data, int64_t n);
 
+/** fp32 masters and second moments as the device keeps them: see core/remainder.h. */
+typedef struct xp_master_parts {
+    uint16_t *param, *remainder; /* [n] */
+    float *v;                    /* [n] */
+} xp_master_parts;
+/** The same for both of them, [n] each on the host. */
+XP_NODISCARD xp_status xp_staging_download_masters(xp_staging *staging,
+                                                   const xp_master_parts *device, float *master,
+                                                   float *v, int64_t n);
+XP_NODISCARD xp_status xp_staging_upload_masters(xp_staging *staging, const xp_master_parts *device,
+                                                 const float *master, const float *v, int64_t n);
+
 #endif

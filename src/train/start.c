@@ -10,14 +10,8 @@
 
 /* Every rank draws its own chunks; the rest comes with the gather. */
 static xp_status initialise(xp_trainer *t) {
-    int64_t seed = t->config->debug.seed;
-    const xp_param_table *table = xp_model_params(t->run.model);
-    for (int g = 0; g < xp_param_table_n_groups(table); g++) {
-        xp_shard_chunk chunk = xp_shard_get_chunk(t->run.shard, g);
-        XP_TRY(xp_param_table_draw(table, seed > 0 ? (uint64_t)seed : 0, chunk.first, chunk.n,
-                                   t->run.stream, chunk.master));
-    }
-    return xp_shard_publish_params(t->run.shard, t->run.stream);
+    const int64_t seed = t->config->debug.seed;
+    return xp_shard_draw_params(t->run.shard, seed > 0 ? (uint64_t)seed : 0, t->run.stream);
 }
 
 static xp_status upload_bias(xp_trainer *t) {

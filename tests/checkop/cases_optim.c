@@ -8,9 +8,9 @@ enum { OPTIM_N, OPTIM_X, OPTIM_Y, OPTIM_ACC, MOST_PARTS = 300 };
 static xp_status call_adamw(const ck_call *call) {
     const int64_t *s = call->c->size;
     const xp_adamw_args args = {.n = s[OPTIM_N],
-                                .master = ck_at(call, "master"),
                                 .param = ck_at(call, "param"),
                                 .param_dtype = (xp_dtype)s[OPTIM_Y],
+                                .remainder = ck_at(call, "remainder"),
                                 .grad = ck_at(call, "grad"),
                                 .grad_dtype = (xp_dtype)s[OPTIM_X],
                                 .m = ck_at(call, "m"),
@@ -23,6 +23,31 @@ static xp_status call_adamw(const ck_call *call) {
                                 .step = 3,
                                 .grad_scale = ck_at(call, "scale")};
     return call->ops->adamw(call->stream, &args);
+}
+
+static xp_remainder_args remainder_args(const ck_call *call) {
+    return (xp_remainder_args){.n = call->c->size[OPTIM_N],
+                               .master = ck_at(call, "master"),
+                               .param = ck_at(call, "param"),
+                               .remainder = ck_at(call, "remainder"),
+                               .v = ck_at(call, "v")};
+}
+
+static xp_status call_split(const ck_call *call) {
+    const xp_remainder_args args = remainder_args(call);
+    return call->ops->remainder_split(call->stream, &args);
+}
+
+static xp_status call_join(const ck_call *call) {
+    const xp_remainder_args args = remainder_args(call);
+    return call->ops->remainder_join(call->stream, &args);
+}
+
+/* Weights that are split before and joined again after: what is compared is fp32. */
+static xp_status call_adamw_on_masters(const ck_call *call) {
+    XP_TRY(call_split(call));
+    XP_TRY(call_adamw(call));
+    return call_join(call);
 }
 
 static xp_status call_clip_scale(const ck_call *call) {
@@ -112,20 +137,52 @@ static void begin(ck_case *c, const char *op, xp_status (*call)(const ck_call *)
              xp_dtype_name(y), acc ? " acc" : "");
 }
 
-/* param: XP_N_DTYPES for none. */
+/* Two in an element: checkop has no type of 16 bits that takes any. */
+static int64_t remainder_words(int64_t n) {
+    return (n + 1) / 2;
+}
+
 static void adamw_case(ck_context *ctx, int64_t n, xp_dtype grad, xp_dtype param, float scale) {
+    const bool splits = param == XP_BF16;
+    const ck_tolerance chain = isnan(scale) ? CK_EXACT : CK_CHAIN;
     ck_case c;
-    begin(&c, "adamw", call_adamw, n, grad, param == XP_N_DTYPES ? XP_F32 : param, false);
+    begin(&c, "adamw", splits && !ctx->bench ? call_adamw_on_masters : call_adamw, n, grad, param,
+          false);
     if (isnan(scale))
         snprintf(c.shape + strlen(c.shape), sizeof c.shape - strlen(c.shape), " skipped");
     c.bytes = (double)n * (24.0 + (double)xp_dtype_bytes(grad));
     ck_in(&c, "grad", grad, n);
     ck_given(&c, "scale", XP_F32, 1, &scale);
-    ck_inout(&c, "master", XP_F32, n, CK_CHAIN);
     ck_inout(&c, "m", XP_F32, n, CK_ROUNDED);
     ck_inout(&c, "v", XP_F32, n, CK_ROUNDED)->fill = CK_POSITIVE;
-    if (param != XP_N_DTYPES) /* in and out: a skipped update must leave it alone */
-        ck_inout(&c, "param", param, n, isnan(scale) ? CK_EXACT : CK_CHAIN);
+    if (splits && !ctx->bench) {
+        ck_inout(&c, "master", XP_F32, n, chain);
+        ck_out(&c, "param", XP_BF16, n, chain);
+    } else { /* in and out: a skipped update must leave it alone */
+        ck_inout(&c, "param", param, n, chain);
+    }
+    if (splits)
+        ck_scratch(&c, "remainder", XP_I32, remainder_words(n));
+    ck_run(ctx, &c);
+}
+
+/* Both ways, exact. n is even: the remainder is compared, and words have no half. */
+static void remainder_cases(ck_context *ctx, int64_t n) {
+    const double most = 2147483648.0;
+    ck_case c;
+    begin(&c, "remainder_split", call_split, n, XP_F32, XP_BF16, false);
+    c.bytes = 16.0 * (double)n;
+    ck_in(&c, "master", XP_F32, n);
+    ck_inout(&c, "v", XP_F32, n, CK_EXACT);
+    ck_out(&c, "param", XP_BF16, n, CK_EXACT);
+    ck_out(&c, "remainder", XP_I32, remainder_words(n), CK_EXACT);
+    ck_run(ctx, &c);
+    begin(&c, "remainder_join", call_join, n, XP_BF16, XP_F32, false);
+    c.bytes = 16.0 * (double)n;
+    ck_in(&c, "param", XP_BF16, n);
+    ck_index(&c, "remainder", remainder_words(n), 0)->limit = most;
+    ck_inout(&c, "v", XP_F32, n, CK_EXACT);
+    ck_out(&c, "master", XP_F32, n, CK_EXACT);
     ck_run(ctx, &c);
 }
 
@@ -216,6 +273,7 @@ void ck_optim_cases(ck_context *ctx) {
         const int64_t n = 64 << 20;
         adamw_case(ctx, n, XP_BF16, XP_BF16, 0.5F);
         adamw_case(ctx, n, XP_F32, XP_BF16, 0.5F);
+        remainder_cases(ctx, n);
         sum_cases(ctx, n, XP_BF16);
         sum_cases(ctx, n, XP_F32);
         sum_parts_case(ctx, n, 18, XP_BF16, true);
@@ -226,7 +284,7 @@ void ck_optim_cases(ck_context *ctx) {
     }
     if (ctx->bench) {
         const int64_t n = 16 << 20;
-        adamw_case(ctx, n, XP_F32, XP_N_DTYPES, 0.5F);
+        adamw_case(ctx, n, XP_F32, XP_F32, 0.5F);
         adamw_case(ctx, n, XP_F32, XP_BF16, 0.5F);
         sum_cases(ctx, n, XP_F32);
         axpy_case(ctx, n, XP_F32, XP_F32, true, false);
@@ -244,7 +302,7 @@ void ck_optim_cases(ck_context *ctx) {
             if (x == y)
                 axpy_case(ctx, sizes[i], x, y, false, true);
         }
-        adamw_case(ctx, sizes[i], XP_F32, XP_N_DTYPES, 0.5F);
+        remainder_cases(ctx, sizes[i] / 2 * 2);
         sum_cases(ctx, sizes[i], XP_F32);
         sum_cases(ctx, sizes[i], XP_BF16);
         for (int aligned = 0; aligned < 2; aligned++) {
@@ -253,7 +311,7 @@ void ck_optim_cases(ck_context *ctx) {
             sum_parts_case(ctx, sizes[i], MOST_PARTS, XP_BF16, aligned);
         }
         adamw_case(ctx, sizes[i], XP_BF16, XP_BF16, NAN);
-        adamw_case(ctx, sizes[i], XP_F32, XP_N_DTYPES, NAN);
+        adamw_case(ctx, sizes[i], XP_F32, XP_F32, NAN);
         draw_case(ctx, sizes[i], 0, false);
         draw_case(ctx, sizes[i], (int64_t)1 << 33, false);
         draw_case(ctx, sizes[i], 5, true);

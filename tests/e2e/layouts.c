@@ -83,6 +83,16 @@ static xp_status only_save(xp_trainer *t, void *context) {
     return XP_OK;
 }
 
+/* The same with a second moment that no update makes. */
+static xp_status save_negative_moment(xp_trainer *t, void *context) {
+    xp_step_record record;
+    (void)context;
+    XP_TRY(xp_trainer_step(t, &record));
+    if (t->rank == 0)
+        xp_shard_get_chunk(t->run.shard, 0).v[3] = -1;
+    return save(t);
+}
+
 static xp_status run(const saved_run *s, layout l, const char *dump, const char *from,
                      fleet_body body, void *context) {
     char options[1024];
@@ -187,6 +197,17 @@ static int make_run(void **state) {
     return status == XP_OK ? 0 : -1;
 }
 
+/* Its sign means something else in a bf16 run, and its root is no number in any. */
+static void negative_second_moments_are_refused(void **state) {
+    double loss = 0;
+    assert_int_equal(run(*state, (layout){2, 1}, "negative", "", save_negative_moment, NULL),
+                     XP_OK);
+    assert_int_equal(run(*state, (layout){1, 1}, "refused", "negative", step_once, &loss),
+                     XP_EFORMAT);
+    assert_non_null(strstr(xp_last_error(), "exp_avg_sq/model.embed_tokens.weight holds -1 at "
+                                            "element 3"));
+}
+
 static int remove_run(void **state) {
     saved_run *s = *state;
     xp_status status = xp_folder_remove(s->folder);
@@ -200,6 +221,7 @@ int main(void) {
         cmocka_unit_test(next_loss_is_the_same_at_any_layout),
         cmocka_unit_test(degrees_that_do_not_divide_are_named),
         cmocka_unit_test(a_chain_of_layouts_brings_back_the_bits),
+        cmocka_unit_test(negative_second_moments_are_refused),
     };
     return cmocka_run_group_tests(tests, make_run, remove_run);
 }

@@ -25,24 +25,24 @@ for config in "$SOURCE"/configs/*.toml; do
 done
 
 # The rank slice: what the real run reserved on a GPU (117.93 GiB), less the memory for pairs of tokens that cuDNN's
-# attention backward took, and the router's fp32 copies, and the larger chunks of the head; a batch too large, and what is advised instead.
+# attention backward took, and the router's fp32 copies, and half of the master weights, and the larger chunks of the head, which attention's gradients share; a batch too large, and what is advised instead.
 slice=("$SOURCE/configs/rank_slice_30b_a3b.toml" --gpu h200 --gpus-per-node 1)
 plan slice.json "${slice[@]}"
-holds slice.json "abs(d[0]['memory_gib'] / 118.81 - 1) < 1e-3 and d[0]['exchange_s'] == 0 and d[0]['link_bytes'] == 0"
-plan large.json "${slice[@]}" --batch 8
+holds slice.json "abs(d[0]['memory_gib'] / 108.82 - 1) < 1e-3 and d[0]['exchange_s'] == 0 and d[0]['link_bytes'] == 0"
+plan large.json "${slice[@]}" --batch 10
 expect_rc 1 "a plan of which nothing fits"
 holds large.json "not d[0]['fits'] and 'selective' in d[0]['advice'] and 'batch ' in d[0]['advice']"
 advised=$(grep -o 'batch [0-9]* fits' large.json | grep -o '[0-9]*')
 plan advised.json "${slice[@]}" --batch "$advised,$((advised + 1))"
 expect_rc 0 "the advised batch"
 holds advised.json "[r['fits'] for r in d] == [True, False]"
-plan mode.json "${slice[@]}" --batch 8 --activation_checkpoint.mode selective
+plan mode.json "${slice[@]}" --batch 10 --activation_checkpoint.mode selective
 expect_rc 0 "the advised recomputation"
-"$EXPAR" plan "${slice[@]}" --batch 8 > large.txt
+"$EXPAR" plan "${slice[@]}" --batch 10 > large.txt
 rc=$?
 expect_rc 1 "the same as text"
 grep -q "out of memory: .* GiB too much (activations .*selective.*; batch $advised fits" large.txt || fail "text: $(cat large.txt)"
-plan none.json "${slice[@]}" --batch 1 --gpu a100 --activation_checkpoint.mode full
+plan none.json "${slice[@]}" --moe.num_experts 24 --batch 1 --gpu a100 --activation_checkpoint.mode full
 holds none.json "d[0]['advice'].startswith('no batch fits') and 'more nodes' in d[0]['advice']"
 # With a fixed global batch only divisors of a rank's rows are runs.
 plan global.json "${slice[@]}" --batch 9 --training.global_batch_size 9

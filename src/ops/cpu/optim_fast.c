@@ -1,7 +1,7 @@
 /** Optimizer and reductions over the pool: tiles of XP_OPS_SUM_BLOCK elements, sums added up in
  * tile order. */
 #include <math.h>
-#include <string.h>
+#include "core/remainder.h"
 #include "core/rng.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/row_kernels.h"
@@ -31,19 +31,21 @@ static void adamw_tile(void *context, int64_t tile, int worker) {
     (void)worker;
     const adamw_job *j = context;
     const xp_adamw_args *args = j->args;
-    float block[XP_ROW_BLOCK];
+    float block[XP_ROW_BLOCK], joined[XP_ROW_BLOCK];
+    const bool joins = args->param_dtype == XP_BF16;
     int64_t end = tile_end(tile, args->n);
     for (int64_t i = tile * XP_OPS_SUM_BLOCK; i < end; i += XP_ROW_BLOCK) {
         int64_t n = smaller(XP_ROW_BLOCK, end - i);
         const float *grad = xp_row_read(j->kernels, args->grad, args->grad_dtype, i, n, block);
-        float *master = args->master + i;
-        j->kernels->adamw(&j->constants, n, grad, args->m + i, args->v + i, master);
-        if (args->param == NULL || args->param == args->master)
+        float *m = args->m + i, *v = args->v + i;
+        if (!joins) {
+            j->kernels->adamw(&j->constants, n, grad, m, v, (float *)args->param + i);
             continue;
-        if (args->param_dtype == XP_BF16)
-            j->kernels->narrow(master, n, (uint16_t *)args->param + i);
-        else
-            memcpy((float *)args->param + i, master, (size_t)n * sizeof *master);
+        }
+        uint16_t *param = (uint16_t *)args->param + i, *remainder = args->remainder + i;
+        xp_remainder_join(n, param, remainder, v, joined);
+        j->kernels->adamw(&j->constants, n, grad, m, v, joined);
+        xp_remainder_split(n, joined, param, remainder, v);
     }
 }
 

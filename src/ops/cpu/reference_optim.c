@@ -1,7 +1,26 @@
 /** Optimizer and reductions, plain: fp64 inside, elements in ascending order. */
 #include <math.h>
+#include "core/remainder.h"
 #include "core/rng.h"
 #include "ops/cpu/cpu_ops.h"
+
+/* Element i's weight, and v as the second moment alone. */
+static float load_weight(const xp_adamw_args *args, int64_t i) {
+    float weight = 0;
+    if (args->param_dtype != XP_BF16)
+        return ((const float *)args->param)[i];
+    xp_remainder_join(1, (const uint16_t *)args->param + i, args->remainder + i, args->v + i,
+                      &weight);
+    return weight;
+}
+
+static void store_weight(const xp_adamw_args *args, int64_t i, float weight) {
+    if (args->param_dtype != XP_BF16)
+        ((float *)args->param)[i] = weight;
+    else
+        xp_remainder_split(1, &weight, (uint16_t *)args->param + i, args->remainder + i,
+                           args->v + i);
+}
 
 static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
     if (args->n == 0 || isnan(*args->grad_scale))
@@ -15,17 +34,27 @@ static xp_status adamw(xp_stream *stream, const xp_adamw_args *args) {
     double correction2 = 1 - pow(beta2, (double)args->step);
     double decay = 1 - lr * (double)args->weight_decay;
     for (int64_t i = 0; i < args->n; i++) {
+        const double weight = (double)load_weight(args, i);
         double g = scale * (double)xp_cpu_load(args->grad, args->grad_dtype, i);
         double m = beta1 * (double)args->m[i] + (1 - beta1) * g;
         double v = beta2 * (double)args->v[i] + (1 - beta2) * g * g;
         double denominator = sqrt(v / correction2) + (double)args->eps;
-        double master = decay * (double)args->master[i] - lr * (m / correction1) / denominator;
         args->m[i] = (float)m;
         args->v[i] = (float)v;
-        args->master[i] = (float)master;
-        if (args->param)
-            xp_cpu_store(args->param, args->param_dtype, i, (float)master);
+        store_weight(args, i, (float)(decay * weight - lr * (m / correction1) / denominator));
     }
+    return XP_OK;
+}
+
+static xp_status remainder_split(xp_stream *stream, const xp_remainder_args *args) {
+    (void)stream;
+    xp_remainder_split(args->n, args->master, args->param, args->remainder, args->v);
+    return XP_OK;
+}
+
+static xp_status remainder_join(xp_stream *stream, const xp_remainder_args *args) {
+    (void)stream;
+    xp_remainder_join(args->n, args->param, args->remainder, args->v, args->master);
     return XP_OK;
 }
 
@@ -94,6 +123,8 @@ static xp_status draw(xp_stream *stream, const xp_draw_args *args) {
 
 void xp_cpu_optim_reference(xp_ops *ops) {
     ops->adamw = adamw;
+    ops->remainder_split = remainder_split;
+    ops->remainder_join = remainder_join;
     ops->clip_scale = clip_scale;
     ops->sum_squares = sum_squares;
     ops->sum_squares_parts = sum_squares_parts;

@@ -162,7 +162,7 @@ static void refuse_others(const fixture *f) {
                                         .write_grad = true};
     expect_refused(f->ops->cross_entropy(f->stream, &loss), "grad_scale is NULL");
     const xp_adamw_args adam = {.n = 1,
-                                .master = memory,
+                                .param = memory,
                                 .grad = memory,
                                 .m = memory,
                                 .v = memory,

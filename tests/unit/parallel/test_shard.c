@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "core/remainder.h"
 #include "core/rng.h"
 #include "parallel/shard.h"
 
@@ -44,6 +45,8 @@ typedef struct layout {
     int nan_rank; /* this rank's first expert gradient is NaN; -1 = none */
     float decay;  /* 0: 0.1; below: none */
     bool matrices_only;
+    bool bf16;    /* parameters; else fp32 */
+    bool rounded; /* fp32 parameters start as those of a bf16 run do */
 } layout;
 
 /* What a rank leaves behind: parameters by Hugging Face tensor, in the order of the full model. */
@@ -51,7 +54,8 @@ typedef struct outcome {
     xp_status status;
     char error[256];
     double norms[N_STEPS];
-    float *params; /* [n] of the full model's flat buffer */
+    float *params;  /* [n] of the full model's flat buffer */
+    float *masters; /* [n] likewise: this rank's chunks, bf16 only */
     int64_t optimizer_bytes;
     bool same_params; /* the last update changed nothing */
 } outcome;
@@ -121,9 +125,10 @@ static xp_status update(const layout *l, xp_shard *shard, int step, double *norm
 }
 
 static xp_status run_steps(const rank_args *a, const xp_mesh *mesh, const xp_param_table *table,
-                           xp_shard *shard, float *params, float *grads, xp_stream *stream) {
-    const size_t n_bytes = (size_t)xp_param_table_n_elements(table) * sizeof *params;
-    float *before = malloc(n_bytes);
+                           xp_shard *shard, void *params, float *grads, xp_stream *stream) {
+    const size_t n_bytes =
+        (size_t)xp_param_table_n_elements(table) * xp_dtype_bytes(a->l->bf16 ? XP_BF16 : XP_F32);
+    void *before = malloc(n_bytes);
     xp_status status = xp_shard_adopt_params(shard, stream);
     for (int step = 0; step < N_STEPS && status == XP_OK; step++) {
         fill_gradients(table, mesh, step, grads);
@@ -163,8 +168,39 @@ static void hand_in(const xp_param_table *table, const float *params, const xp_a
     xp_param_table_destroy(whole);
 }
 
+/* The chunks' masters, where they are among the n flat elements. */
+static void join_masters(const xp_shard *shard, const xp_param_table *table, float *masters) {
+    for (int g = 0; g < xp_param_table_n_groups(table); g++) {
+        const xp_shard_chunk chunk = xp_shard_get_chunk(shard, g);
+        assert_non_null(chunk.remainder);
+        xp_remainder_join(chunk.n, chunk.param, chunk.remainder, chunk.v, masters + chunk.first);
+    }
+}
+
+static void round_params(int64_t n, float *params, uint16_t *rounded) {
+    for (int64_t i = 0; i < n; i++) {
+        rounded[i] = xp_bf16_from_f32(params[i]);
+        params[i] = xp_bf16_to_f32(rounded[i]);
+    }
+}
+
+static void hand_in_all(const rank_args *a, const xp_param_table *table, const xp_shard *shard,
+                        float *params, const uint16_t *rounded) {
+    const xp_arch arch = small_arch();
+    const int64_t n = xp_param_table_n_elements(table);
+    if (a->l->bf16) {
+        float *masters = calloc((size_t)n, sizeof *masters);
+        join_masters(shard, table, masters);
+        hand_in(table, masters, &arch, a->out->masters);
+        free(masters);
+        for (int64_t i = 0; i < n; i++)
+            params[i] = xp_bf16_to_f32(rounded[i]);
+    }
+    hand_in(table, params, &arch, a->out->params);
+}
+
 static xp_status with_mesh(const rank_args *a, const xp_mesh *mesh) {
-    xp_arch arch = small_arch();
+    const xp_arch arch = small_arch();
     xp_device_args device_args = {.kind = XP_DEVICE_CPU, .n_threads = 1};
     xp_device *device = NULL;
     xp_stream *stream = NULL;
@@ -176,28 +212,34 @@ static xp_status with_mesh(const rank_args *a, const xp_mesh *mesh) {
     int64_t n = xp_param_table_n_elements(table);
     float *params = calloc((size_t)n, sizeof *params);
     float *grads = calloc((size_t)n, sizeof *grads);
+    uint16_t *rounded = calloc((size_t)n, sizeof *rounded);
+    void *const trained = a->l->bf16 ? (void *)rounded : params;
     XP_TRY(xp_param_table_draw(table, 3, 0, n, stream, params));
+    XP_TRY(xp_stream_sync(stream));
+    if (a->l->bf16 || a->l->rounded)
+        round_params(n, params, rounded);
     xp_shard_args args = {.table = table,
                           .mesh = mesh,
                           .device = device,
-                          .params = params,
+                          .params = trained,
                           .grads = grads,
-                          .param_dtype = XP_F32,
+                          .param_dtype = a->l->bf16 ? XP_BF16 : XP_F32,
                           .grad_dtype = XP_F32,
                           .bucket_bytes = a->l->bucket_bytes};
     xp_status status = xp_shard_create(&args, &shard);
     if (status == XP_OK)
-        status = run_steps(a, mesh, table, shard, params, grads, stream);
+        status = run_steps(a, mesh, table, shard, trained, grads, stream);
     if (status != XP_OK)
         snprintf(a->out->error, sizeof a->out->error, "%s", xp_last_error());
     a->out->optimizer_bytes = xp_device_bytes(device, "optimizer");
     if (status == XP_OK)
-        hand_in(table, params, &arch, a->out->params);
+        hand_in_all(a, table, shard, params, rounded);
     xp_shard_destroy(shard);
     xp_param_table_destroy(table);
     xp_stream_destroy(stream);
     xp_device_destroy(device);
     free(params);
+    free(rounded);
     free(grads);
     return status;
 }
@@ -243,6 +285,7 @@ static void run(const layout *l, outcome *out) {
     for (int r = 0; r < l->n_ranks; r++) {
         memset(&out[r], 0, sizeof out[r]);
         out[r].params = calloc((size_t)full_elements(), sizeof(float));
+        out[r].masters = calloc((size_t)full_elements(), sizeof(float));
         args[r] = (rank_args){.l = l, .world = world, .rank = r, .out = &out[r]};
         assert_int_equal(pthread_create(&threads[r], NULL, rank_main, &args[r]), 0);
     }
@@ -252,8 +295,10 @@ static void run(const layout *l, outcome *out) {
 }
 
 static void drop(outcome *out, int n) {
-    for (int r = 0; r < n; r++)
+    for (int r = 0; r < n; r++) {
         free(out[r].params);
+        free(out[r].masters);
+    }
 }
 
 /* Every rank's tensors equal the reference's bits; what it does not hold is zero. */
@@ -272,15 +317,20 @@ static void assert_same(const outcome *out, const outcome *reference, int64_t n,
 static void same_bits(void **state) {
     (void)state;
     static const layout layouts[] = {
-        {2, 1, 1, 1 << 20, -1, 0, false}, {2, 1, 2, 1 << 20, -1, 0, false},
-        {4, 1, 1, 1 << 20, -1, 0, false}, {4, 1, 2, 2048, -1, 0, false},
-        {4, 1, 4, 1024, -1, 0, false},    {4, 2, 1, 1 << 20, -1, 0, false},
-        {4, 2, 2, 512, -1, 0, false},     {3, 1, 1, 4096, -1, 0, false},
-        {8, 2, 4, 1 << 14, -1, 0, false}, {4, 4, 1, 1 << 20, -1, 0, false},
-        {2, 1, 1, 0, -1, 0, false},
+        {2, 1, 1, 1 << 20, -1, 0, false, false, false},
+        {2, 1, 2, 1 << 20, -1, 0, false, false, false},
+        {4, 1, 1, 1 << 20, -1, 0, false, false, false},
+        {4, 1, 2, 2048, -1, 0, false, false, false},
+        {4, 1, 4, 1024, -1, 0, false, false, false},
+        {4, 2, 1, 1 << 20, -1, 0, false, false, false},
+        {4, 2, 2, 512, -1, 0, false, false, false},
+        {3, 1, 1, 4096, -1, 0, false, false, false},
+        {8, 2, 4, 1 << 14, -1, 0, false, false, false},
+        {4, 4, 1, 1 << 20, -1, 0, false, false, false},
+        {2, 1, 1, 0, -1, 0, false, false, false},
     };
     int64_t n = full_elements();
-    layout one = {1, 1, 1, 1 << 20, -1, 0, false};
+    layout one = {1, 1, 1, 1 << 20, -1, 0, false, false, false};
     outcome reference[1];
     run(&one, reference);
     assert_int_equal(reference[0].status, XP_OK);
@@ -301,15 +351,57 @@ static void same_bits(void **state) {
     drop(reference, 1);
 }
 
+/* bf16 parameters are the rounded fp32 run, and their masters that run itself, bit for bit; on one chunk of
+ * the masters or another every element is found. */
+static void masters_of_bf16_are_exact(void **state) {
+    (void)state;
+    static const layout layouts[] = {
+        {.n_ranks = 1, .replicate = 1, .ep = 1, .bucket_bytes = 1 << 20, .nan_rank = -1},
+        {.n_ranks = 2, .replicate = 1, .ep = 2, .bucket_bytes = 512, .nan_rank = -1},
+        {.n_ranks = 3, .replicate = 1, .ep = 1, .bucket_bytes = 4096, .nan_rank = -1},
+        {.n_ranks = 4, .replicate = 2, .ep = 2, .bucket_bytes = 1 << 20, .nan_rank = -1},
+        {.n_ranks = 8, .replicate = 1, .ep = 4, .bucket_bytes = 0, .nan_rank = -1},
+    };
+    const layout one = {.n_ranks = 1,
+                        .replicate = 1,
+                        .ep = 1,
+                        .bucket_bytes = 1 << 20,
+                        .nan_rank = -1,
+                        .rounded = true};
+    const int64_t n = full_elements();
+    outcome reference[1];
+    run(&one, reference);
+    assert_int_equal(reference[0].status, XP_OK);
+    for (size_t k = 0; k < sizeof layouts / sizeof layouts[0]; k++) {
+        layout l = layouts[k];
+        outcome out[MAX_RANKS];
+        l.bf16 = true;
+        run(&l, out);
+        for (int64_t i = 0; i < n; i++) {
+            const float *expected = &reference[0].params[i];
+            bool found = *expected == 0;
+            for (int r = 0; r < l.n_ranks; r++) {
+                const float *param = &out[r].params[i], *master = &out[r].masters[i];
+                assert_true(*param == 0 || *param == xp_bf16_to_f32(xp_bf16_from_f32(*expected)));
+                assert_true(*master == 0 || memcmp(master, expected, sizeof *master) == 0);
+                found |= *master != 0;
+            }
+            assert_true(found);
+        }
+        drop(out, l.n_ranks);
+    }
+    drop(reference, 1);
+}
+
 /* Norms as without decay, matrices as with it, on any layout. */
 static void norms_stay_out_of_decay(void **state) {
     (void)state;
-    static const layout layouts[] = {{1, 1, 1, 1 << 20, -1, 0.3F, true},
-                                     {2, 1, 2, 512, -1, 0.3F, true},
-                                     {4, 1, 1, 0, -1, 0.3F, true},
-                                     {3, 1, 1, 1024, -1, 0.3F, true}};
-    const layout with = {1, 1, 1, 1 << 20, -1, 0.3F, false},
-                 without = {1, 1, 1, 1 << 20, -1, -1, false};
+    static const layout layouts[] = {{1, 1, 1, 1 << 20, -1, 0.3F, true, false, false},
+                                     {2, 1, 2, 512, -1, 0.3F, true, false, false},
+                                     {4, 1, 1, 0, -1, 0.3F, true, false, false},
+                                     {3, 1, 1, 1024, -1, 0.3F, true, false, false}};
+    const layout with = {1, 1, 1, 1 << 20, -1, 0.3F, false, false, false},
+                 without = {1, 1, 1, 1 << 20, -1, -1, false, false, false};
     xp_arch arch = small_arch();
     xp_param_table *table = NULL;
     outcome decayed, plain, out[MAX_RANKS];
@@ -340,11 +432,11 @@ static void norms_stay_out_of_decay(void **state) {
 
 static void memory_falls(void **state) {
     (void)state;
-    layout one = {1, 1, 1, 1 << 20, -1, 0, false};
+    layout one = {1, 1, 1, 1 << 20, -1, 0, false, false, false};
     outcome base[1];
     run(&one, base);
     for (int n = 2; n <= MAX_RANKS; n *= 2) {
-        layout l = {n, 1, 1, 1 << 20, -1, 0, false};
+        layout l = {n, 1, 1, 1 << 20, -1, 0, false, false, false};
         outcome out[MAX_RANKS];
         run(&l, out);
         /* Each of the 6 groups may be rounded up by 64 elements, in two arrays of floats. */
@@ -358,7 +450,7 @@ static void memory_falls(void **state) {
 
 static void names_bad_gradient(void **state) {
     (void)state;
-    layout l = {4, 1, 2, 1 << 20, 2, 0, false};
+    layout l = {4, 1, 2, 1 << 20, 2, 0, false, false, false};
     outcome out[MAX_RANKS];
     run(&l, out);
     for (int r = 0; r < l.n_ranks; r++) {
@@ -373,6 +465,7 @@ static void names_bad_gradient(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_bits),
+        cmocka_unit_test(masters_of_bf16_are_exact),
         cmocka_unit_test(norms_stay_out_of_decay),
         cmocka_unit_test(memory_falls),
         cmocka_unit_test(names_bad_gradient),

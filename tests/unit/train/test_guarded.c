@@ -52,7 +52,7 @@ static void must(xp_status status) {
 /** One run: what differs from the small model below, as pairs of key and value. */
 typedef struct variant {
     const char *name;
-    const char *options[12]; /* pairs; NULL ends them */
+    const char *options[14]; /* pairs; NULL ends them */
 } variant;
 
 static const variant variants[] = {
@@ -163,6 +163,35 @@ static void bf16_and_resuming(void **state) {
     assert_same_weights(&once, &late, 1);
 }
 
+/* Gradients on spent expert rows, or in memory of their own: the bits are the same. "true" is refused where it would
+ * have no effect. */
+static void gradients_on_spent_rows(void **state) {
+    static const struct {
+        const char *ranks, *ep, *dtype, *caps;
+    } runs[] = {{"1", "1", "float32", NULL},
+                {"1", "1", "bfloat16", "test_protect,test_defer"},
+                {"2", "2", "bfloat16", "test_protect"},
+                {"2", "1", "bfloat16", "test_protect"}};
+    for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
+        xp_train_result results[2];
+        setenv("NGPU", runs[i].ranks, 1);
+        for (int reuse = 0; reuse < 2; reuse++) {
+            char name[32];
+            snprintf(name, sizeof name, "rows-%zu-%d", i, reuse);
+            const variant v = {name,
+                               {"model.dim", "64", "model.head_dim", "64", "moe.moe_dim", "32",
+                                "training.seq_len", "512", "parallelism.expert_parallel_degree",
+                                runs[i].ep, "activation_checkpoint.reuse_for_gradients",
+                                reuse ? "true" : "false"}};
+            results[reuse] = train(*state, "run", runs[i].caps, runs[i].dtype, &v, "6");
+        }
+        assert_same_weights(&results[0], &results[1], atoi(runs[i].ranks));
+        assert_true(results[0].mean_loss_last_50 == results[1].mean_loss_last_50);
+        assert_int_equal(results[1].n_step_allocs, 0);
+    }
+    setenv("NGPU", "1", 1);
+}
+
 /* Passes that are recorded once and launched again: the bits of passes that are queued op by op. */
 static void recorded_passes_give_the_same_bits(void **state) {
     static const char *const caps[] = {"test_protect", "test_protect,test_defer"};
@@ -264,6 +293,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(guarded_runs_give_the_bits_of_plain_ones),
         cmocka_unit_test(bf16_and_resuming),
+        cmocka_unit_test(gradients_on_spent_rows),
         cmocka_unit_test(recorded_passes_give_the_same_bits),
         cmocka_unit_test(recorded_passes_of_data_parallel_ranks),
         cmocka_unit_test(which_passes_are_recorded),

@@ -162,8 +162,8 @@ static void rank_slice_fits(void **state) {
         int64_t bytes; /* at most, and at least 95 % of it */
     } limits[] = {
         {"params", 10400000000},    {"grads", 10400000000},
-        {"optimizer", 62000000000}, {"activations", 41000000000}, /* 52 KB a token and layer */
-        {"workspace", 4650000000},
+        {"optimizer", 52000000000}, {"activations", 41000000000}, /* 52 KB a token and layer */
+        {"workspace", 4200000000},
     };
     char *argv[] = {"--job.config_file", XP_SOURCE_DIR "/configs/rank_slice_30b_a3b.toml"};
     xp_config_set *set = NULL;
@@ -176,7 +176,7 @@ static void rank_slice_fits(void **state) {
         fail_msg("%s", xp_last_error());
     for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++)
         assert_in_range(tag_bytes(&p, limits[i].tag), limits[i].bytes / 100 * 95, limits[i].bytes);
-    assert_true(p.device_bytes < (int64_t)120 << 30);
+    assert_true(p.device_bytes < (int64_t)110 << 30);
     /* The CPU trains in fp32: there the same config is refused. */
     assert_int_equal(xp_predict_memory_on(XP_DEVICE_CPU, xp_config_get(set), &layout, &p),
                      XP_ECONFIG);
@@ -190,7 +190,7 @@ static void head_follows_memory(void **state) {
     static const struct {
         int64_t gib;
         bool large;
-    } cases[] = {{0, true}, {140, true}, {120, false}, {80, false}};
+    } cases[] = {{0, true}, {140, true}, {110, false}, {80, false}};
     const int64_t row = (int64_t)151936 * 2, sum = (int64_t)151936 * 2048 * 4;
     char *argv[] = {"--job.config_file", XP_SOURCE_DIR "/configs/rank_slice_30b_a3b.toml"};
     xp_config_set *set = NULL;
@@ -212,6 +212,40 @@ static void head_follows_memory(void **state) {
     xp_config_destroy(set);
 }
 
+/* Eight rows of the slice fit an H200 because gradients take the memory of spent expert rows there; seven fit
+ * beside gradients with memory of their own. */
+static void gradients_follow_memory(void **state) {
+    (void)state;
+    static const struct {
+        const char *rows, *reuse;
+        bool own, fits;
+    } cases[] = {{"4", "auto", true, true},
+                 {"7", "auto", true, true},
+                 {"8", "auto", false, true},
+                 {"8", "false", true, false},
+                 {"4", "true", false, true}};
+    const int64_t has = (int64_t)(139.8 * (1 << 30)), context = (int64_t)(1.1 * (1 << 30));
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *argv[] = {"--job.config_file",
+                        XP_SOURCE_DIR "/configs/rank_slice_30b_a3b.toml",
+                        "--training.local_batch_size",
+                        (char *)cases[i].rows,
+                        "--activation_checkpoint.reuse_for_gradients",
+                        (char *)cases[i].reuse};
+        xp_config_set *set = NULL;
+        xp_mesh layout;
+        xp_memory_prediction p;
+        if (xp_config_load(6, argv, false, &set) != XP_OK)
+            fail_msg("%s", xp_last_error());
+        assert_int_equal(xp_mesh_layout(xp_config_get(set), 1, 0, &layout), XP_OK);
+        if (xp_predict_memory_within(XP_DEVICE_CUDA, has, xp_config_get(set), &layout, &p) != XP_OK)
+            fail_msg("%s", xp_last_error());
+        assert_int_equal(tag_bytes(&p, "grads") > 0, cases[i].own);
+        assert_int_equal(p.device_bytes <= has - context, cases[i].fits);
+        xp_config_destroy(set);
+    }
+}
+
 /* 10B-A1B on two GPUs: expert rows of all 32 layers are kept for the whole capacity (2 x the balanced
  * load at EP 2) where there is memory, else for 1.25 x. */
 static void saved_rows_follow_memory(void **state) {
@@ -220,7 +254,7 @@ static void saved_rows_follow_memory(void **state) {
         const char *factor;
         int64_t gib;
         double kept; /* over the balanced load */
-    } cases[] = {{"0", 200, 2.0}, {"0", 0, 2.0},    {"0", 139, 1.25},
+    } cases[] = {{"0", 200, 2.0}, {"0", 0, 2.0},    {"0", 123, 1.25},
                  {"0", 80, 1.25}, {"1.5", 80, 1.5}, {"3", 200, 2.0}};
     const int64_t row = (int64_t)2 * 512 * 2, balanced = (int64_t)8 * 4096 * 8 * 32;
     int64_t rest = -1;
@@ -255,6 +289,7 @@ int main(void) {
         cmocka_unit_test(optimizer_falls),
         cmocka_unit_test(rank_slice_fits),
         cmocka_unit_test(head_follows_memory),
+        cmocka_unit_test(gradients_follow_memory),
         cmocka_unit_test(saved_rows_follow_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
