@@ -11,6 +11,11 @@ extern "C" {
 
 #define XP_CUDA_COUNTER_STREAMS 16
 
+/** Ways that are taken only when xp_device_args.caps asks for them ("+NAME"), to be measured. */
+enum {
+    XP_CUDA_SILU_EPILOGUE = 1 /* "silu": the experts' activation in the epilogue of their GEMMs */
+};
+
 typedef struct xp_cuda_device {
     xp_device base;
     int index;
@@ -20,6 +25,7 @@ typedef struct xp_cuda_device {
      * are taken whose sums have no fixed order: cuDNN's attention backward) */
     bool without_cudnn, without_determinism;
     bool wgmma;      /* sm_90's matrix instructions, unless left out through xp_device_args.caps */
+    unsigned ways;   /* XP_CUDA_*, asked for */
     bool bulk;       /* bulk asynchronous copies (sm_90 and newer), likewise */
     void *libraries; /* ops/cuda: cuBLASLt and cuDNN handles, made on first use before step 1 */
     void (*libraries_destroy)(void *libraries);

@@ -32,6 +32,10 @@ xp_status xp_cpu_router_losses(xp_stream *stream, const xp_router_losses_args *a
 /** The one entry of the bf16 router's gradients: CPUs train in fp32, through gemm. */
 xp_status xp_cpu_router_linear_backward(xp_stream *stream, const xp_router_linear_args *args);
 
+/** The plain entries one after the other; CPUs call the two ops themselves. */
+xp_status xp_cpu_grouped_silu_forward(xp_stream *stream, const xp_grouped_silu_args *args);
+xp_status xp_cpu_grouped_silu_backward(xp_stream *stream, const xp_grouped_silu_args *args);
+
 void xp_cpu_gemm_fast(xp_ops *ops, unsigned caps);
 void xp_cpu_norm_fast(xp_ops *ops, unsigned caps);
 void xp_cpu_attention_fast(xp_ops *ops, unsigned caps);

@@ -14,6 +14,7 @@
  *   wgrad    a: rows, m contiguous (gathered)   b: rows, n contiguous (TMA, except an expert's last
  *            partial k tile); the rows are k. If only b is gathered, a and b are swapped and the
  *            result is stored transposed
+ * With the experts' activation (epilogue SILU) forward and dgrad end as hopper_silu.cuh says.
  *
  * 2-CTA clusters compute 256 x 256 of c: each CTA loads half of every b tile by TMA multicast into
  * both. Single CTAs run forward and dgrad when max_rows / experts is small, and wgrad when m is one
@@ -25,11 +26,12 @@
 #include "ops/cuda/hopper_producer.cuh"
 #include "ops/cuda/hopper_epilogue.cuh"
 #include "ops/cuda/hopper_store.cuh"
+#include "ops/cuda/hopper_silu.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /* Producer warpgroup: fill the stages of all tiles of this cluster. */
-template <gemm_kind P, int N_CTAS>
+template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const tma_maps &maps,
                                                    const int32_t *offsets, uint32_t base) {
     const bool schedules = threadIdx.x == 0 && (N_CTAS == 1 || cta_rank() == 0);
@@ -53,17 +55,12 @@ static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const 
         if (P == WGRAD)
             produce_wgrad<N_CTAS>(p, maps, tile, at);
         else
-            produce_rows<P, N_CTAS>(p, maps, tile, at);
+            produce_rows<P, N_CTAS, E>(p, maps, tile, at);
+        if (P == DGRAD && E == SILU)
+            produce_gate_up(maps, tile, at);
     }
     if (schedules)
         reset_counter<N_CTAS>(p, next, tile.start);
-}
-
-/* Signal a stage empty to every CTA that writes to it. */
-template <int N_CTAS> static __device__ __forceinline__ void release_stage(uint32_t empty) {
-    mbarrier_arrive(empty);
-    if (N_CTAS > 1)
-        mbarrier_arrive_remote(cta_shared_address(empty, cta_rank() ^ 1));
 }
 
 /* A tile of the cluster in which this CTA has no rows: release its stages unread. One thread does
@@ -71,9 +68,9 @@ template <int N_CTAS> static __device__ __forceinline__ void release_stage(uint3
  * whole round of the buffer would wait for the parity of another phase. (Where the warps compute,
  * wgmma keeps them together.) */
 template <int N_CTAS>
-static __device__ __forceinline__ void skip_k_tiles(const tile_scheduler &tile, int group,
-                                                    bool elected, pipeline_state &at) {
-    for (int s = 0; s < tile.n_k_tiles; s++) {
+static __device__ __forceinline__ void skip_stages(int n_stages, int group, bool elected,
+                                                   pipeline_state &at) {
+    for (int s = 0; s < n_stages; s++) {
         if (elected) {
             mbarrier_wait(at.full(), at.parity);
             release_stage<N_CTAS>(at.empty());
@@ -118,7 +115,7 @@ static __device__ __forceinline__ void store_tile(const xp_tile_args &p, const t
 
 /* A consumer warpgroup: wait for each k tile, issue its wgmmas, release the stage once the wgmmas
  * that read it are complete; after the last k tile store the accumulators. */
-template <gemm_kind P, int N_CTAS>
+template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const tma_maps &maps,
                                                    const int32_t *offsets, uint32_t base) {
     constexpr int MN_A = P == WGRAD, MN_B = P != FORWARD;
@@ -137,9 +134,13 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
         if (!find_tile<P, N_CTAS>(tile, p, offsets))
             break;
         if (N_CTAS > 1 && !tile.has_rows) {
-            skip_k_tiles<N_CTAS>(tile, group, elected, at);
+            skip_stages<N_CTAS>(tile.n_k_tiles + (P == DGRAD && E == SILU ? SILU_STAGES : 0), group,
+                                elected, at);
             continue;
         }
+        float prob[2];
+        if (E == SILU)
+            load_prob(p, tile, group, prob);
         float d[128];
 #pragma unroll
         for (int i = 0; i < 128; i++)
@@ -165,7 +166,12 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
         wgmma_wait<0>();
         if (tile.n_k_tiles > 0 && elected)
             release_stage<N_CTAS>(before);
-        store_tile<P>(p, maps, tile, d, chunks);
+        if (P == FORWARD && E == SILU)
+            silu_forward_tile(p, maps, tile, d, prob, chunks);
+        else if (P == DGRAD && E == SILU)
+            silu_backward_tile<N_CTAS>(p, tile, d, prob, group, at);
+        else
+            store_tile<P>(p, maps, tile, d, chunks);
     }
     if (elected)
         bulk_wait(); /* shared memory is read, and c is written */
@@ -173,7 +179,7 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
 
 #endif
 
-template <gemm_kind P, int N_CTAS>
+template <gemm_kind P, int N_CTAS, epilogue E>
 static __global__ void __launch_bounds__(N_THREADS, 1)
     hopper_kernel(const xp_tile_args p, const __grid_constant__ tma_maps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -204,20 +210,20 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
         cluster_sync(); /* the other CTA's barriers are initialised */
     if (threadIdx.x < PRODUCER_THREADS) {
         setmaxnreg_dec<PRODUCER_REGISTERS>();
-        produce_all<P, N_CTAS>(p, maps, offsets, base);
+        produce_all<P, N_CTAS, E>(p, maps, offsets, base);
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
-        consume_all<P, N_CTAS>(p, maps, offsets, base);
+        consume_all<P, N_CTAS, E>(p, maps, offsets, base);
     }
     if (N_CTAS > 1)
         cluster_sync(); /* no CTA exits while the other may write to its shared memory */
 #endif
 }
 
-template <gemm_kind P, int N_CTAS>
+template <gemm_kind P, int N_CTAS, epilogue E = PLAIN>
 static xp_status launch(xp_cuda_device *device, cudaStream_t stream, const xp_tile_args *p,
                         const tma_maps *maps) {
-    const void *kernel = (const void *)hopper_kernel<P, N_CTAS>;
+    const void *kernel = (const void *)hopper_kernel<P, N_CTAS, E>;
     XP_TRY(xp_cuda_check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES),
         "grouped_hopper"));
@@ -232,7 +238,7 @@ static xp_status launch(xp_cuda_device *device, cudaStream_t stream, const xp_ti
     config.stream = stream;
     config.attrs = &cluster;
     config.numAttrs = N_CTAS > 1;
-    return xp_cuda_check(cudaLaunchKernelEx(&config, hopper_kernel<P, N_CTAS>, *p, *maps),
+    return xp_cuda_check(cudaLaunchKernelEx(&config, hopper_kernel<P, N_CTAS, E>, *p, *maps),
                          "grouped_hopper");
 }
 
@@ -240,8 +246,28 @@ static xp_status map_of(const xp_hopper_boxes &by_tma, CUtensorMap *map) {
     return xp_cuda_hopper_map(&by_tma, map);
 }
 
+/* With an activation: gate and up in boxes of a chunk (forward, stored) or of a CTA's rows (dgrad,
+ * loaded). */
+template <int N_CTAS>
+static xp_status run_silu(xp_cuda_device *device, cudaStream_t stream, const xp_tile_args *p) {
+    tma_maps maps = {};
+    const int64_t f = p->silu.width;
+    const int weight_rows = p->trans_b ? TILE_N / 2 : TILE_K, rows = p->trans_b ? 64 : TILE_M;
+    XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, weight_rows, false},
+                  &maps.b));
+    XP_TRY(map_of({p->silu.gate_up, f, 2 * f, p->m, 1, rows, false}, &maps.gate));
+    XP_TRY(map_of({(const bf16 *)p->silu.gate_up + f, f, 2 * f, p->m, 1, rows, false}, &maps.up));
+    XP_TRY(map_of({p->silu.h, f, f, p->m, 1, 64, false}, &maps.c));
+    if (p->gather_a == nullptr)
+        XP_TRY(map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, &maps.a));
+    return p->trans_b ? launch<FORWARD, N_CTAS, SILU>(device, stream, p, &maps)
+                      : launch<DGRAD, N_CTAS, SILU>(device, stream, p, &maps);
+}
+
 template <int N_CTAS>
 static xp_status run(xp_cuda_device *device, cudaStream_t stream, const xp_tile_args *p) {
+    if (p->silu.width > 0)
+        return run_silu<N_CTAS>(device, stream, p);
     tma_maps maps = {};
     if (!p->rows_are_m) {
         if (p->gather_b == nullptr && p->k > 0) /* TMA refuses an empty tensor */
@@ -264,8 +290,8 @@ static xp_status run(xp_cuda_device *device, cudaStream_t stream, const xp_tile_
 bool xp_cuda_hopper_is_built(void) {
     /* Only sm_90a code has the kernel's body; what a driver compiles from other PTX is empty. */
     struct cudaFuncAttributes facts;
-    const bool known =
-        cudaFuncGetAttributes(&facts, (const void *)hopper_kernel<FORWARD, 1>) == cudaSuccess;
+    const bool known = cudaFuncGetAttributes(
+                           &facts, (const void *)hopper_kernel<FORWARD, 1, PLAIN>) == cudaSuccess;
     return known && facts.ptxVersion == 90;
 }
 

@@ -7,13 +7,25 @@
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
+/* First row of w13[e] that half `half` of a b tile has, where the tile is 128 rows of gate and the same
+ * of up. A box may hold rows of up in place of gate's past F: no result. */
+static __device__ __forceinline__ int gate_up_row(const xp_tile_args &p, const tile_scheduler &tile,
+                                                  int half) {
+    return tile.n0 / 2 + half * (int)p.silu.width;
+}
+
 /* Load this CTA's 1 / N_CTAS of the stage's b tile; TMA multicasts it to every CTA of the cluster.
  * FORWARD: rows of w[e]; else slabs of 64 columns. */
-template <gemm_kind P, int N_CTAS>
-static __device__ __forceinline__ void load_b(const tile_scheduler &tile, const CUtensorMap *map,
-                                              const pipeline_state &at, int depth, int plane) {
+template <gemm_kind P, int N_CTAS, epilogue E = PLAIN>
+static __device__ __forceinline__ void load_b(const xp_tile_args &p, const tile_scheduler &tile,
+                                              const CUtensorMap *map, const pipeline_state &at,
+                                              int depth, int plane) {
     const int block = N_CTAS > 1 ? cta_rank() : 0;
-    if (P == FORWARD) {
+    if (P == FORWARD && E == SILU) {
+        for (int half = block; half < 2; half += N_CTAS)
+            tma_load<N_CTAS>(at.b() + half * (B_BYTES / 2), map, at.full(), depth,
+                             gate_up_row(p, tile, half), plane);
+    } else if (P == FORWARD) {
         tma_load<N_CTAS>(at.b() + block * (B_BYTES / N_CTAS), map, at.full(), depth,
                          tile.n0 + block * (TILE_N / N_CTAS), plane);
     } else {
@@ -28,11 +40,14 @@ static __device__ __forceinline__ void load_b(const tile_scheduler &tile, const 
 }
 
 /* Bring the part of a later b tile that this CTA will load to L2, for all clusters that read it. */
-template <gemm_kind P, int N_CTAS>
-static __device__ __forceinline__ void prefetch_b(const tile_scheduler &tile,
+template <gemm_kind P, int N_CTAS, epilogue E = PLAIN>
+static __device__ __forceinline__ void prefetch_b(const xp_tile_args &p, const tile_scheduler &tile,
                                                   const CUtensorMap *map, int depth, int plane) {
     const int block = N_CTAS > 1 ? cta_rank() : 0;
-    if (P == FORWARD) {
+    if (P == FORWARD && E == SILU) {
+        for (int half = block; half < 2; half += N_CTAS)
+            tma_prefetch(map, depth, gate_up_row(p, tile, half), plane);
+    } else if (P == FORWARD) {
         tma_prefetch(map, depth, tile.n0 + block * (TILE_N / N_CTAS), plane);
     } else {
         constexpr int N_SLABS = TILE_N / 64 / N_CTAS;
@@ -44,7 +59,7 @@ static __device__ __forceinline__ void prefetch_b(const tile_scheduler &tile,
 
 /* Producer loop of forward and dgrad for one tile: a by TMA, or gathered by cp.async; b by TMA. Each
  * thread gathers from A_LINES rows, whose numbers stay in registers for the whole tile. */
-template <gemm_kind P, int N_CTAS>
+template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void produce_rows(const xp_tile_args &p, const tma_maps &maps,
                                                     const tile_scheduler &tile,
                                                     pipeline_state &at) {
@@ -63,12 +78,12 @@ static __device__ __forceinline__ void produce_rows(const xp_tile_args &p, const
         mbarrier_wait(at.empty(), at.parity ^ 1);
         if (threadIdx.x == 0) {
             mbarrier_expect_tx(at.full(), B_BYTES + (by_tma && tile.has_rows ? A_BYTES : 0));
-            load_b<P, N_CTAS>(tile, &maps.b, at, k0, tile.expert);
+            load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
             /* For all clusters that read the same: the first rows of an expert bring its weights to
              * L2, the first columns bring the rows. Gathered rows gain nothing from it. */
             const int later = k0 + PREFETCH_K_TILES * TILE_K;
             if (by_tma && tile.m0 < N_CTAS * TILE_M && later < p.k)
-                prefetch_b<P, N_CTAS>(tile, &maps.b, later, tile.expert);
+                prefetch_b<P, N_CTAS, E>(p, tile, &maps.b, later, tile.expert);
             if (by_tma && tile.has_rows && tile.n0 == 0 && later < p.k)
                 tma_prefetch(&maps.a, later, tile.first_row + tile.m0, 0);
             if (by_tma && tile.has_rows)
@@ -157,9 +172,9 @@ produce_by_tma(const xp_tile_args &p, const tma_maps &maps, const tile_scheduler
     mbarrier_wait(at.empty(), at.parity ^ 1);
     if (threadIdx.x == 0) {
         mbarrier_expect_tx(at.full(), B_BYTES);
-        load_b<WGRAD, N_CTAS>(tile, &maps.b, at, tile.first_row + k_tile * TILE_K, 0);
+        load_b<WGRAD, N_CTAS>(p, tile, &maps.b, at, tile.first_row + k_tile * TILE_K, 0);
         if (tile.m0 < N_CTAS * TILE_M)
-            prefetch_b<WGRAD, N_CTAS>(tile, &maps.b,
+            prefetch_b<WGRAD, N_CTAS>(p, tile, &maps.b,
                                       tile.first_row + (k_tile + LATER_K_TILES) * TILE_K, 0);
     }
     if (tile.has_rows)

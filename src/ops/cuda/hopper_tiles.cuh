@@ -58,6 +58,7 @@ static_assert(PRODUCER_THREADS * PRODUCER_REGISTERS + 2 * WARPGROUP * CONSUMER_R
               "the warpgroups' registers fit what the block has");
 
 enum gemm_kind { FORWARD, DGRAD, WGRAD };
+enum epilogue { PLAIN, SILU }; /* SILU: with the experts' activation, see hopper_silu.cuh */
 
 /* Persistent tile scheduler over the list of all experts' tiles, each N_CTAS * TILE_M x TILE_N;
  * within an expert, column tiles run fastest. A cluster takes tile numbers in ascending order from a
@@ -76,8 +77,9 @@ struct tile_scheduler {
 };
 
 struct tma_maps {
-    CUtensorMap a, b; /* a: forward and dgrad without a gather list */
-    CUtensorMap c;    /* of boxes that hold a chunk of results (bf16), or half of one (fp32) */
+    CUtensorMap a, b;     /* a: forward and dgrad without a gather list */
+    CUtensorMap c;        /* of boxes that hold a chunk of results (bf16), or half of one (fp32) */
+    CUtensorMap gate, up; /* with an activation: each half of [rows, 2F], F columns */
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -269,6 +271,13 @@ struct pipeline_state {
         return full() + N_STAGES * 8;
     }
 };
+
+/* Signal a stage empty to every CTA that writes to it. */
+template <int N_CTAS> static __device__ __forceinline__ void release_stage(uint32_t empty) {
+    mbarrier_arrive(empty);
+    if (N_CTAS > 1)
+        mbarrier_arrive_remote(cta_shared_address(empty, cta_rank() ^ 1));
+}
 
 #endif
 
