@@ -13,7 +13,14 @@
 #include "device/plugin.h"
 #include "ops/ops.h"
 
-enum { N_EXPERTS = 16, DIM = 2048, WIDTH = 768, N_TOKENS = 16384, MOST_CAPS = 6, MOST_REPEATS = 101 };
+enum {
+    N_EXPERTS = 16,
+    DIM = 2048,
+    WIDTH = 768,
+    N_TOKENS = 16384,
+    MOST_CAPS = 6,
+    MOST_REPEATS = 101
+};
 #define PATTERN (1LL << 20) /* random elements; memory repeats them */
 #define SAMPLE  (1LL << 20) /* bytes of each third of a result that are compared */
 
@@ -28,8 +35,8 @@ typedef struct bench {
     side side;
     int n_repeats;
     int64_t n_rows;
-    char *x, *w13, *w2, *saved;         /* [N_TOKENS, D], weights, gate_up as backward gets it */
-    char *gate_up[2], *h[2], *dp[2];    /* of two ops, of one */
+    char *x, *w13, *w2, *saved;      /* [N_TOKENS, D], weights, gate_up as backward gets it */
+    char *gate_up[2], *h[2], *dp[2]; /* of two ops, of one */
     char *scratch, *p, *offsets, *gather;
 } bench;
 
@@ -73,8 +80,7 @@ static xp_status compute(void *context) {
     }
     const xp_silu_gate_prob_args silu = {.n_rows = b->n_rows,
                                          .dim = WIDTH,
-                                         .n_rows_device =
-                                             (const int32_t *)b->offsets + N_EXPERTS,
+                                         .n_rows_device = (const int32_t *)b->offsets + N_EXPERTS,
                                          .a = gate_up,
                                          .b = gate_up + WIDTH * 2,
                                          .ld = 2 * WIDTH,
@@ -129,8 +135,9 @@ static xp_status fill(const bench *b, const char *name, double scale, char *data
     if (pattern == NULL)
         return xp_error(XP_ENOMEM, "no memory for random numbers");
     for (int64_t i = 0; i < PATTERN; i++)
-        pattern[i] = xp_bf16_from_f32((float)(
-            scale * ((double)xp_rng_below(1, xp_rng_stream(name), (uint64_t)i, 65536) / 32768.0 -
+        pattern[i] = xp_bf16_from_f32(
+            (float)(scale *
+                    ((double)xp_rng_below(1, xp_rng_stream(name), (uint64_t)i, 65536) / 32768.0 -
                      1.0)));
     int64_t done = n < PATTERN ? n : PATTERN;
     xp_status status = xp_copy(b->side.stream, data, pattern, (size_t)done * 2);
@@ -150,10 +157,10 @@ static xp_status route(const bench *b) {
     int32_t offsets[N_EXPERTS + 1];
     int32_t *gather = malloc((size_t)b->n_rows * sizeof *gather);
     float *p = malloc((size_t)b->n_rows * sizeof *p);
-    xp_status status =
-        gather && p ? XP_OK : xp_error(XP_ENOMEM, "no memory for a gather list");
+    xp_status status = gather && p ? XP_OK : xp_error(XP_ENOMEM, "no memory for a gather list");
     for (int e = 0; e <= N_EXPERTS; e++)
-        offsets[e] = (int32_t)(b->n_rows * e / N_EXPERTS - (e > 0 && e < N_EXPERTS ? 7 * e % 61 : 0));
+        offsets[e] =
+            (int32_t)(b->n_rows * e / N_EXPERTS - (e > 0 && e < N_EXPERTS ? 7 * e % 61 : 0));
     for (int64_t r = 0; status == XP_OK && r < b->n_rows; r++) {
         gather[r] = (int32_t)xp_rng_below(1, xp_rng_stream("gather"), (uint64_t)r, N_TOKENS);
         p[r] = (float)xp_rng_below(1, xp_rng_stream("p"), (uint64_t)r, 65536) / 65536.0F;
@@ -191,8 +198,8 @@ static xp_status reserve(bench *b) {
                {&b->offsets, (N_EXPERTS + 1) * 4},
                {&b->gather, rows * 4}};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-        XP_TRY(xp_device_alloc(b->side.device, (size_t)all[i].n_bytes, "bench",
-                               (void **)all[i].at));
+        XP_TRY(
+            xp_device_alloc(b->side.device, (size_t)all[i].n_bytes, "bench", (void **)all[i].at));
     XP_TRY(fill(b, "x", 1.0, b->x, (int64_t)N_TOKENS * DIM));
     XP_TRY(fill(b, "w13", 0.05, b->w13, (int64_t)N_EXPERTS * 2 * WIDTH * DIM));
     XP_TRY(fill(b, "w2", 0.05, b->w2, (int64_t)N_EXPERTS * DIM * WIDTH));
@@ -227,8 +234,8 @@ static xp_status check(const bench *b, bool forward, int64_t *differ) {
         work k = {b, forward, fused != 0};
         XP_TRY(xp_zero(b->side.stream, b->h[fused], (size_t)(rows * WIDTH * 2)));
         XP_TRY(xp_zero(b->side.stream, b->dp[fused], (size_t)rows * 4));
-        XP_TRY(xp_copy(b->side.stream, b->gate_up[fused], b->saved,
-                       (size_t)(rows * 2 * WIDTH * 2)));
+        XP_TRY(
+            xp_copy(b->side.stream, b->gate_up[fused], b->saved, (size_t)(rows * 2 * WIDTH * 2)));
         XP_TRY(compute(&k));
     }
     XP_TRY(xp_stream_sync(b->side.stream));
@@ -245,11 +252,11 @@ static xp_status run(bench *b, const char *caps, bool *other_bits) {
         XP_TRY(check(b, forward != 0, &differ));
         /* Backward again and again: gradients become its input and shrink. The operands of the GEMM
          * stay. */
-        XP_TRY(xp_copy(b->side.stream, b->gate_up[0], b->saved,
-                       (size_t)(b->n_rows * 2 * WIDTH * 2)));
+        XP_TRY(
+            xp_copy(b->side.stream, b->gate_up[0], b->saved, (size_t)(b->n_rows * 2 * WIDTH * 2)));
         XP_TRY(median(b, &two, &apart));
-        XP_TRY(xp_copy(b->side.stream, b->gate_up[1], b->saved,
-                       (size_t)(b->n_rows * 2 * WIDTH * 2)));
+        XP_TRY(
+            xp_copy(b->side.stream, b->gate_up[1], b->saved, (size_t)(b->n_rows * 2 * WIDTH * 2)));
         XP_TRY(median(b, &one, &together));
         *other_bits = *other_bits || differ != 0;
         printf("%-8s %-16s two ops %8.1f us, one %8.1f us (%+.1f), bytes that differ %lld%s\n",

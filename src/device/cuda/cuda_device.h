@@ -13,7 +13,10 @@ extern "C" {
 
 /** Ways that are taken only when xp_device_args.caps asks for them ("+NAME"), to be measured. */
 enum {
-    XP_CUDA_SILU_EPILOGUE = 1 /* "silu": the experts' activation in the epilogue of their GEMMs */
+    XP_CUDA_SILU_EPILOGUE = 1, /* "silu": the experts' activation in the epilogue of their GEMMs */
+    /* of the grouped GEMM on Hopper: */
+    XP_CUDA_SKEW_1 = 2, /* "skew1": a consumer warpgroup starts one k tile after the other */
+    XP_CUDA_SKEW_2 = 4  /* "skew2": two */
 };
 
 typedef struct xp_cuda_device {

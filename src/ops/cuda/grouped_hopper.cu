@@ -30,6 +30,8 @@
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
+enum { LEAD_BARRIER = 3 }; /* 1 and 2: of each consumer warpgroup */
+
 /* Producer warpgroup: fill the stages of all tiles of this cluster. */
 template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const tma_maps &maps,
@@ -113,6 +115,18 @@ static __device__ __forceinline__ void store_tile(const xp_tile_args &p, const t
         store_bf16_chunks<false>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
 }
 
+/*
+ * XP_CUDA_SKEW_*: consumer warpgroup 1 begins its first tile when warpgroup 0 has issued so many k tiles
+ * of it. From then on it stays as far behind, because both take equally long: while one ends its tile
+ * the other has the tensor cores to itself, which hides so many half k tiles of the epilogue. It costs
+ * as many stages of prefetch. Warpgroup 0 arrives once, at its first tile with rows, warpgroup 1 waits
+ * once, at the same tile; warpgroup 0 needs at most two stages for it, which are free at the start, so
+ * that it waits for nobody.
+ */
+static __device__ __forceinline__ int k_tiles_apart(const xp_tile_args &p) {
+    return (p.ways & XP_CUDA_SKEW_2) != 0 ? 2 : (p.ways & XP_CUDA_SKEW_1) != 0 ? 1 : 0;
+}
+
 /* A consumer warpgroup: wait for each k tile, issue its wgmmas, release the stage once the wgmmas
  * that read it are complete; after the last k tile store the accumulators. */
 template <gemm_kind P, int N_CTAS, epilogue E>
@@ -126,6 +140,7 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
     /* 64 rows of 128 bytes or one slab: the same offset. */
     const uint32_t own_a = (uint32_t)group * XP_HOPPER_SLAB_BYTES;
     chunk_buffers chunks = make_chunk_buffers(base, group, elected);
+    int lead = k_tiles_apart(p);
     pipeline_state at = {base, 0, 0};
     tile_ring ring = {base, 0};
     tile_scheduler tile = {};
@@ -146,6 +161,10 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
         for (int i = 0; i < 128; i++)
             d[i] = 0;
         uint32_t before = 0;
+        if (lead > 0 && group == 1) {
+            named_barrier_sync(LEAD_BARRIER, 2 * WARPGROUP);
+            lead = 0;
+        }
         for (int s = 0; s < tile.n_k_tiles; s++) {
             mbarrier_wait(at.full(), at.parity);
             if (by_cp_async)
@@ -162,8 +181,16 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
                 release_stage<N_CTAS>(before);
             before = at.empty();
             at.next();
+            if (s + 1 == lead) {
+                named_barrier_arrive(LEAD_BARRIER, 2 * WARPGROUP);
+                lead = 0;
+            }
         }
         wgmma_wait<0>();
+        if (lead > 0) { /* a first tile of fewer k tiles */
+            named_barrier_arrive(LEAD_BARRIER, 2 * WARPGROUP);
+            lead = 0;
+        }
         if (tile.n_k_tiles > 0 && elected)
             release_stage<N_CTAS>(before);
         if (P == FORWARD && E == SILU)

@@ -79,6 +79,7 @@ extern "C" xp_status xp_cuda_grouped_silu_forward(xp_stream *stream,
         return xp_cuda_silu_gate_prob_forward(stream, &silu);
     }
     XP_TRY(xp_cuda_enter(stream, &s));
+    p.ways = device->ways;
     XP_TRY(xp_cuda_tile_counter(stream, &p.counter));
     /* A tile has 128 columns of gate and the same of up; the tile scheduler counts n / 256. */
     p.n = 2 * xp_ceil_div(p.silu.width, 128) * 128;
@@ -106,6 +107,7 @@ extern "C" xp_status xp_cuda_grouped_silu_backward(xp_stream *stream,
         return xp_cuda_silu_gate_prob_backward(stream, &silu);
     }
     XP_TRY(xp_cuda_enter(stream, &s));
+    p.ways = device->ways;
     XP_TRY(xp_cuda_tile_counter(stream, &p.counter));
     const int n_parts = (int)XP_SILU_PARTS(p.silu.width);
     p.silu.dp = n_parts == 1 || args->dp == NULL ? args->dp : args->scratch;
