@@ -338,8 +338,9 @@ static const xp_device_vtable cuda_vtable = {
 static const struct {
     const char *name;
     unsigned way;
-} ways[] = {
-    {"+silu", XP_CUDA_SILU_EPILOGUE}, {"+skew1", XP_CUDA_SKEW_1}, {"+skew2", XP_CUDA_SKEW_2}};
+} ways[] = {{"+silu", XP_CUDA_SILU_EPILOGUE}, {"+skew1", XP_CUDA_SKEW_1},
+            {"+skew2", XP_CUDA_SKEW_2},       {"+one_ahead", XP_CUDA_ONE_AHEAD},
+            {"+pointers", XP_CUDA_POINTERS},  {"+rows_first", XP_CUDA_ROWS_FIRST}};
 
 /* The way that is asked for; 0: none of that name. */
 static unsigned way_of(const char *name, size_t n) {

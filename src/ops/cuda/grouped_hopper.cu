@@ -40,29 +40,37 @@ static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const 
     pipeline_state at = {base, 0, 0};
     tile_ring ring = {base, 0};
     tile_scheduler tile = {};
+    const bool two_ahead = (p.ways & XP_CUDA_ONE_AHEAD) == 0;
     uint32_t next = 0;
     if (schedules) {
         next = claim_tile(p, blockIdx.x / N_CTAS);
-        publish_tile<N_CTAS>(ring, next);
-        next = claim_tile(p, next + gridDim.x / N_CTAS);
+        if (two_ahead) {
+            publish_tile<N_CTAS>(ring, next);
+            next = claim_tile(p, next + gridDim.x / N_CTAS);
+        }
     }
     for (;;) {
+        if (schedules && !two_ahead)
+            publish_tile<N_CTAS>(ring, next);
         tile.index = take_tile<N_CTAS>(ring);
         if (!find_tile<P, N_CTAS>(tile, p, offsets))
             break;
         if (schedules) {
-            publish_tile<N_CTAS>(ring, next);
+            if (two_ahead)
+                publish_tile<N_CTAS>(ring, next);
             next = claim_tile(p, next + gridDim.x / N_CTAS);
         }
         if (P == WGRAD)
             produce_wgrad<N_CTAS>(p, maps, tile, at);
+        else if (p.gather_a != nullptr && (p.ways & XP_CUDA_POINTERS) != 0)
+            produce_gathered<P, N_CTAS, E>(p, maps, tile, at);
         else
             produce_rows<P, N_CTAS, E>(p, maps, tile, at);
         if (P == DGRAD && E == SILU)
             produce_gate_up(maps, tile, at);
     }
     if (schedules)
-        reset_counter<N_CTAS>(p, next, tile.start);
+        reset_counter<N_CTAS>(p, next, tile.start, two_ahead ? 2 : 1);
 }
 
 /* A tile of the cluster in which this CTA has no rows: release its stages unread. One thread does

@@ -102,6 +102,46 @@ static __device__ __forceinline__ void produce_rows(const xp_tile_args &p, const
     }
 }
 
+/* The same for gathered rows (XP_CUDA_POINTERS): a row's address is computed once a tile and stays in
+ * registers of its own. Rows past the expert's last copy that one: no result. */
+template <gemm_kind P, int N_CTAS, epilogue E>
+static __device__ __forceinline__ void produce_gathered(const xp_tile_args &p, const tma_maps &maps,
+                                                        const tile_scheduler &tile,
+                                                        pipeline_state &at) {
+    const int chunk = (int)threadIdx.x % 8, line = (int)threadIdx.x / 8;
+    const uint32_t own = xp_hopper_chunk((uint32_t)line, (uint32_t)chunk);
+    const bool rows_first = (p.ways & XP_CUDA_ROWS_FIRST) != 0;
+    const bf16 *from[A_LINES];
+#pragma unroll
+    for (int i = 0; i < A_LINES; i++) {
+        const int row = min(tile.m0 + line + LINES * i, tile.n_rows - 1);
+        from[i] =
+            (const bf16 *)p.a + (int64_t)p.gather_a[tile.first_row + row] * (int)p.lda + 8 * chunk;
+    }
+    for (int s = 0; s < tile.n_k_tiles; s++) {
+        const int k0 = s * TILE_K;
+        const bool inside = k0 + 8 * chunk < (int)p.k;
+        mbarrier_wait(at.empty(), at.parity ^ 1);
+        if (threadIdx.x == 0 && !rows_first) {
+            mbarrier_expect_tx(at.full(), B_BYTES);
+            load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
+        }
+        if (tile.has_rows) {
+#pragma unroll
+            for (int i = 0; i < A_LINES; i++) {
+                cp_async_16(at.a() + own + i * LINES * XP_HOPPER_ROW_BYTES, from[i], inside);
+                from[i] += TILE_K;
+            }
+        }
+        if (threadIdx.x == 0 && rows_first) {
+            mbarrier_expect_tx(at.full(), B_BYTES);
+            load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
+        }
+        cp_async_arrive(at.full());
+        at.next();
+    }
+}
+
 /* ---- wgrad: the expert's rows are k ---- */
 
 /* Copy a k tile (64 rows) of one operand, columns from `column` on, as slabs of [64 rows][64]. A
@@ -121,6 +161,23 @@ static __device__ __forceinline__ void copy_k_rows(uint32_t to, const bf16 *data
             cp_async_16(to + s * XP_HOPPER_SLAB_BYTES + xp_hopper_chunk(line + LINES * i, chunk),
                         valid ? row + at : data, valid);
         }
+    }
+}
+
+/* The same for rows that all exist (XP_CUDA_POINTERS): one address a row, 32-bit distances. */
+template <int N_SLABS>
+static __device__ __forceinline__ void copy_whole_rows(uint32_t to, const bf16 *data, int ld,
+                                                       const int (&rows)[K_LINES], int column,
+                                                       int n_columns) {
+    const int chunk = (int)threadIdx.x % 8, line = (int)threadIdx.x / 8, at = column + 8 * chunk;
+    const uint32_t own = to + xp_hopper_chunk((uint32_t)line, (uint32_t)chunk);
+#pragma unroll
+    for (int i = 0; i < K_LINES; i++) {
+        const bf16 *row = data + (int64_t)rows[i] * ld + at;
+#pragma unroll
+        for (int s = 0; s < N_SLABS; s++)
+            cp_async_16(own + i * LINES * XP_HOPPER_ROW_BYTES + s * XP_HOPPER_SLAB_BYTES,
+                        row + 64 * s, at + 64 * s < n_columns);
     }
 }
 
@@ -164,21 +221,34 @@ load_k_rows(const int32_t *gather, const tile_scheduler &tile, int k_tile, int (
     }
 }
 
+/* One thread: the b rows of a k tile by TMA. */
+template <int N_CTAS>
+static __device__ __forceinline__ void load_k_rows_of_b(const xp_tile_args &p, const tma_maps &maps,
+                                                        const tile_scheduler &tile, int k_tile,
+                                                        const pipeline_state &at) {
+    mbarrier_expect_tx(at.full(), B_BYTES);
+    load_b<WGRAD, N_CTAS>(p, tile, &maps.b, at, tile.first_row + k_tile * TILE_K, 0);
+    if (tile.m0 < N_CTAS * TILE_M)
+        prefetch_b<WGRAD, N_CTAS>(p, tile, &maps.b,
+                                  tile.first_row + (k_tile + LATER_K_TILES) * TILE_K, 0);
+}
+
 /* One k tile whose b rows are contiguous: b by TMA, a by cp.async. */
 template <int N_CTAS>
 static __device__ __forceinline__ void
 produce_by_tma(const xp_tile_args &p, const tma_maps &maps, const tile_scheduler &tile, int k_tile,
                const int (&rows)[K_LINES], pipeline_state &at) {
+    const bool rows_first = (p.ways & XP_CUDA_ROWS_FIRST) != 0;
     mbarrier_wait(at.empty(), at.parity ^ 1);
-    if (threadIdx.x == 0) {
-        mbarrier_expect_tx(at.full(), B_BYTES);
-        load_b<WGRAD, N_CTAS>(p, tile, &maps.b, at, tile.first_row + k_tile * TILE_K, 0);
-        if (tile.m0 < N_CTAS * TILE_M)
-            prefetch_b<WGRAD, N_CTAS>(p, tile, &maps.b,
-                                      tile.first_row + (k_tile + LATER_K_TILES) * TILE_K, 0);
-    }
-    if (tile.has_rows)
+    if (threadIdx.x == 0 && !rows_first)
+        load_k_rows_of_b<N_CTAS>(p, maps, tile, k_tile, at);
+    if (tile.has_rows && (p.ways & XP_CUDA_POINTERS) != 0)
+        copy_whole_rows<TILE_M / 64>(at.a(), (const bf16 *)p.a, (int)p.lda, rows, tile.m0,
+                                     (int)p.m);
+    else if (tile.has_rows)
         copy_k_rows<TILE_M / 64>(at.a(), (const bf16 *)p.a, p.lda, rows, tile.m0, (int)p.m);
+    if (threadIdx.x == 0 && rows_first)
+        load_k_rows_of_b<N_CTAS>(p, maps, tile, k_tile, at);
     cp_async_arrive(at.full());
     at.next();
 }
