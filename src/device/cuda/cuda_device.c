@@ -340,7 +340,8 @@ static const struct {
     unsigned way;
 } ways[] = {{"+silu", XP_CUDA_SILU_EPILOGUE}, {"+skew1", XP_CUDA_SKEW_1},
             {"+skew2", XP_CUDA_SKEW_2},       {"+one_ahead", XP_CUDA_ONE_AHEAD},
-            {"+pointers", XP_CUDA_POINTERS},  {"+rows_first", XP_CUDA_ROWS_FIRST}};
+            {"+pointers", XP_CUDA_POINTERS},  {"+rows_first", XP_CUDA_ROWS_FIRST},
+            {"+boxes", XP_CUDA_BOXES}};
 
 /* The way that is asked for; 0: none of that name. */
 static unsigned way_of(const char *name, size_t n) {

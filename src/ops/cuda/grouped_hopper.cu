@@ -62,6 +62,8 @@ static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const 
         }
         if (P == WGRAD)
             produce_wgrad<N_CTAS>(p, maps, tile, at);
+        else if (p.gather_a != nullptr && (p.ways & XP_CUDA_BOXES) != 0)
+            produce_boxes<P, N_CTAS, E>(p, maps, tile, at);
         else if (p.gather_a != nullptr && (p.ways & XP_CUDA_POINTERS) != 0)
             produce_gathered<P, N_CTAS, E>(p, maps, tile, at);
         else
@@ -144,7 +146,7 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
     const int group = ((int)threadIdx.x - PRODUCER_THREADS) / WARPGROUP;
     const bool elected = threadIdx.x % WARPGROUP == 0;
     /* cp.async writes through the generic proxy, wgmma reads through the async proxy */
-    const bool by_cp_async = P == WGRAD || p.gather_a != nullptr;
+    const bool by_cp_async = P == WGRAD || (p.gather_a != nullptr && (p.ways & XP_CUDA_BOXES) == 0);
     /* 64 rows of 128 bytes or one slab: the same offset. */
     const uint32_t own_a = (uint32_t)group * XP_HOPPER_SLAB_BYTES;
     chunk_buffers chunks = make_chunk_buffers(base, group, elected);
@@ -281,6 +283,17 @@ static xp_status map_of(const xp_hopper_boxes &by_tma, CUtensorMap *map) {
     return xp_cuda_hopper_map(&by_tma, map);
 }
 
+/* Rows in order by TILE_M, or one by one where they are gathered by TMA. How many rows gather lists may
+ * name is not known: as many as a map can have, whose planes must be less than 2^40 bytes apart. */
+static xp_status map_a(const xp_tile_args *p, CUtensorMap *map) {
+    if (p->gather_a == nullptr)
+        return map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, map);
+    if ((p->ways & XP_CUDA_BOXES) == 0)
+        return XP_OK;
+    const int64_t most = ((int64_t)1 << 39) / (p->lda * (int64_t)sizeof(bf16));
+    return map_of({p->a, p->k, p->lda, most < INT32_MAX ? most : INT32_MAX, 1, 1, false}, map);
+}
+
 /* With an activation: gate and up in boxes of a chunk (forward, stored) or of a CTA's rows (dgrad,
  * loaded). */
 template <int N_CTAS>
@@ -293,8 +306,7 @@ static xp_status run_silu(xp_cuda_device *device, cudaStream_t stream, const xp_
     XP_TRY(map_of({p->silu.gate_up, f, 2 * f, p->m, 1, rows, false}, &maps.gate));
     XP_TRY(map_of({(const bf16 *)p->silu.gate_up + f, f, 2 * f, p->m, 1, rows, false}, &maps.up));
     XP_TRY(map_of({p->silu.h, f, f, p->m, 1, 64, false}, &maps.c));
-    if (p->gather_a == nullptr)
-        XP_TRY(map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, &maps.a));
+    XP_TRY(map_a(p, &maps.a));
     return p->trans_b ? launch<FORWARD, N_CTAS, SILU>(device, stream, p, &maps)
                       : launch<DGRAD, N_CTAS, SILU>(device, stream, p, &maps);
 }
@@ -316,8 +328,7 @@ static xp_status run(xp_cuda_device *device, cudaStream_t stream, const xp_tile_
     XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, box_rows, false},
                   &maps.b));
     XP_TRY(map_of({p->c, p->n, p->ldc, p->m, 1, 64, false}, &maps.c));
-    if (p->gather_a == nullptr)
-        XP_TRY(map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, &maps.a));
+    XP_TRY(map_a(p, &maps.a));
     return p->trans_b ? launch<FORWARD, N_CTAS>(device, stream, p, &maps)
                       : launch<DGRAD, N_CTAS>(device, stream, p, &maps);
 }

@@ -142,6 +142,30 @@ static __device__ __forceinline__ void produce_gathered(const xp_tile_args &p, c
     }
 }
 
+/* The same by TMA (XP_CUDA_BOXES), a box of one row a thread: the 128-byte swizzle goes by the address in
+ * shared memory, so that rows land as a box of all of them would. */
+template <gemm_kind P, int N_CTAS, epilogue E>
+static __device__ __forceinline__ void produce_boxes(const xp_tile_args &p, const tma_maps &maps,
+                                                     const tile_scheduler &tile,
+                                                     pipeline_state &at) {
+    static_assert(TILE_M == PRODUCER_THREADS, "a row a thread");
+    const int line = (int)threadIdx.x;
+    const int row = p.gather_a[tile.first_row + min(tile.m0 + line, tile.n_rows - 1)];
+    for (int s = 0; s < tile.n_k_tiles; s++) {
+        const int k0 = s * TILE_K;
+        mbarrier_wait(at.empty(), at.parity ^ 1);
+        if (threadIdx.x == 0) {
+            mbarrier_expect_tx(at.full(), B_BYTES + (tile.has_rows ? A_BYTES : 0));
+            load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
+        }
+        if (tile.has_rows)
+            tma_load<1>(at.a() + (uint32_t)line * XP_HOPPER_ROW_BYTES, &maps.a, at.full(), k0, row,
+                        0);
+        mbarrier_arrive(at.full());
+        at.next();
+    }
+}
+
 /* ---- wgrad: the expert's rows are k ---- */
 
 /* Copy a k tile (64 rows) of one operand, columns from `column` on, as slabs of [64 rows][64]. A
