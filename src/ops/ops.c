@@ -32,6 +32,7 @@ static void fill_cpu_tables(void) {
         xp_cpu_attention_reference(ops);
         xp_cpu_attention_decode(ops);
         xp_cpu_moe_reference(ops);
+        xp_cpu_grouped_silu(ops);
         xp_cpu_loss_reference(ops);
         xp_cpu_optim_reference(ops);
         if (level == CPU_REFERENCE)

@@ -22,6 +22,8 @@ void xp_cpu_norm_reference(xp_ops *ops);
 void xp_cpu_attention_reference(xp_ops *ops);
 void xp_cpu_attention_decode(xp_ops *ops);
 void xp_cpu_moe_reference(xp_ops *ops);
+/** The plain entries of the two ops one after the other; on a CPU callers use these themselves. */
+void xp_cpu_grouped_silu(xp_ops *ops);
 void xp_cpu_loss_reference(xp_ops *ops);
 void xp_cpu_optim_reference(xp_ops *ops);
 
@@ -31,10 +33,6 @@ xp_status xp_cpu_router_losses(xp_stream *stream, const xp_router_losses_args *a
 
 /** The one entry of the bf16 router's gradients: CPUs train in fp32, through gemm. */
 xp_status xp_cpu_router_linear_backward(xp_stream *stream, const xp_router_linear_args *args);
-
-/** The plain entries one after the other; CPUs call the two ops themselves. */
-xp_status xp_cpu_grouped_silu_forward(xp_stream *stream, const xp_grouped_silu_args *args);
-xp_status xp_cpu_grouped_silu_backward(xp_stream *stream, const xp_grouped_silu_args *args);
 
 void xp_cpu_gemm_fast(xp_ops *ops, unsigned caps);
 void xp_cpu_norm_fast(xp_ops *ops, unsigned caps);

@@ -223,6 +223,4 @@ void xp_cpu_gemm_reference(xp_ops *ops) {
     ops->grouped_forward = grouped_forward;
     ops->grouped_dgrad = grouped_dgrad;
     ops->grouped_wgrad = grouped_wgrad;
-    ops->grouped_silu_forward = xp_cpu_grouped_silu_forward;
-    ops->grouped_silu_backward = xp_cpu_grouped_silu_backward;
 }
