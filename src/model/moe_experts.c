@@ -106,9 +106,16 @@ static void choose_rows(const xp_ep_view *view, xp_grouped_rows rows, int spare_
     gemm->spare_sms = rows == XP_ROWS_IN_RANGE ? spare_sms : 0;
 }
 
-/* Own rows are read where their tokens are: they need no dispatch. */
-static xp_grouped_args first_gemm(const xp_moe_job *j, const xp_ep_view *view,
-                                  xp_grouped_rows rows) {
+/* The first GEMM with the activation in its epilogue: h as well. */
+static xp_status first_with_silu(const xp_moe_job *j, const xp_ep_view *view,
+                                 const xp_grouped_args *gemm) {
+    const xp_grouped_silu_args silu = {
+        .gemm = *gemm, .p = view->weight, .gate_up = gemm->y, .h = j->core->h};
+    return j->core->ops->grouped_silu_forward(j->compute, &silu);
+}
+
+/* gate_up = recv[gather] w13^T. Own rows are read where their tokens are: they need no dispatch. */
+static xp_status first_product(const xp_moe_job *j, const xp_ep_view *view, xp_grouped_rows rows) {
     const xp_moe_core_args *args = &j->core->args;
     const bool own = rows == XP_ROWS_IN_RANGE;
     xp_grouped_args gemm = grouped(j, view, 2 * args->moe_dim, args->dim);
@@ -117,21 +124,10 @@ static xp_grouped_args first_gemm(const xp_moe_job *j, const xp_ep_view *view,
     gemm.w = j->pass->weights->w13;
     gemm.y = gate_up_of(j);
     choose_rows(view, rows, j->spare_sms, &gemm);
-    return gemm;
-}
-
-/* gate_up = recv[gather] w13^T; with the activation in the same op also h. */
-static xp_status first_product(const xp_moe_job *j, const xp_ep_view *view, xp_grouped_rows rows,
-                               bool with_silu) {
-    const xp_moe_core *core = j->core;
-    const xp_grouped_args gemm = first_gemm(j, view, rows);
-    if (rows == XP_ROWS_IN_RANGE && j->n_tokens == 0)
+    if (own && j->n_tokens == 0)
         return XP_OK;
-    if (!with_silu)
-        return core->ops->grouped_forward(j->compute, &gemm);
-    const xp_grouped_silu_args silu = {
-        .gemm = gemm, .p = view->weight, .gate_up = gemm.y, .h = core->h};
-    return core->ops->grouped_silu_forward(j->compute, &silu);
+    return j->core->fuses_silu ? first_with_silu(j, view, &gemm)
+                               : j->core->ops->grouped_forward(j->compute, &gemm);
 }
 
 /* rows = h w2^T */
@@ -162,10 +158,9 @@ static xp_status forward_experts(const xp_moe_job *j) {
     xp_ep_view view;
     XP_TRY(xp_ep_plan_view(j->part->plan, j->round, &view));
     if (splits_rows(j))
-        XP_TRY(first_product(j, &view, XP_ROWS_IN_RANGE, core->fuses_silu));
+        XP_TRY(first_product(j, &view, XP_ROWS_IN_RANGE));
     XP_TRY(is_direct(core) ? XP_OK : after(j, j->slot->arrived, j->compute));
-    XP_TRY(first_product(j, &view, splits_rows(j) ? XP_ROWS_OUT_OF_RANGE : XP_ROWS_ALL,
-                         core->fuses_silu));
+    XP_TRY(first_product(j, &view, splits_rows(j) ? XP_ROWS_OUT_OF_RANGE : XP_ROWS_ALL));
     XP_TRY(mark(j, j->slot->spent, j->compute));
     const xp_silu_gate_prob_args silu = activation(j, &view);
     if (!core->fuses_silu)
@@ -314,7 +309,7 @@ static xp_status backward_experts(const xp_moe_job *j) {
     XP_TRY(is_direct(core) ? XP_OK : after(j, j->slot->arrived, j->compute));
     if (!saved_gate_up(j)) {
         count_recomputed(j);
-        XP_TRY(first_product(j, &view, XP_ROWS_ALL, false));
+        XP_TRY(first_product(j, &view, XP_ROWS_ALL));
     }
     /* This slot's rows and dp are in use until the combine of the job before the last has read them. */
     XP_TRY(after(j, j->slot->sent, j->compute));

@@ -32,7 +32,6 @@ typedef struct xp_cuda_device {
      * are taken whose sums have no fixed order: cuDNN's attention backward) */
     bool without_cudnn, without_determinism;
     bool wgmma;      /* sm_90's matrix instructions, unless left out through xp_device_args.caps */
-    unsigned ways;   /* XP_CUDA_*, asked for */
     bool bulk;       /* bulk asynchronous copies (sm_90 and newer), likewise */
     void *libraries; /* ops/cuda: cuBLASLt and cuDNN handles, made on first use before step 1 */
     void (*libraries_destroy)(void *libraries);
@@ -40,6 +39,7 @@ typedef struct xp_cuda_device {
     void *tile_counters;
     cudaStream_t counter_streams[XP_CUDA_COUNTER_STREAMS];
     int n_counter_streams;
+    unsigned ways; /* XP_CUDA_*, asked for */
 } xp_cuda_device;
 
 typedef struct xp_cuda_stream {
