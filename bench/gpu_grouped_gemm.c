@@ -1,8 +1,9 @@
 /*
- * bench_grouped_gemm [--caps LIST] [--repeats N] [--spare-sms N] [--only GLOB] [--shapes N]: grouped
- * GEMMs of real layer sizes (the first N of them, the kinds whose names match) on the first GPU,
- * beside the dense GEMM of cuBLASLt in the same run (which takes all SMs), each checked against the
- * portable kernel.
+ * bench_grouped_gemm [--caps LIST] [--beside LIST]... [--repeats N] [--spare-sms N] [--only GLOB]
+ * [--shapes N]: grouped GEMMs of real layer sizes (the first N of them, the kinds whose names match)
+ * on the first GPU, beside the dense GEMM of cuBLASLt in the same run (which takes all SMs), each
+ * checked against the portable kernel. --beside: the same with these capabilities, such as +skew1, in
+ * the next column, with the same bits.
  *
  * The table: time (median), rate, share of the dense rate, and how far the sampled results lie from
  * the portable kernel's (relative, in norm). Exit code 1 when one is further than rounding
@@ -28,6 +29,7 @@
 #define MAX_WEIGHTS  (128LL * 1536 * 2048)
 #define SAMPLE       (1LL << 16)
 #define MOST_REPEATS 101
+#define MOST_BESIDE  7
 #define TOLERANCE    5e-3 /* two roundings to bf16 of sums in different order */
 
 typedef struct shape {
@@ -50,7 +52,9 @@ typedef struct side { /* one way to compute: a device object on the same GPU */
 
 typedef struct bench {
     const xp_cuda_backend *backend;
-    side fast, plain;
+    side fast, plain, beside[MOST_BESIDE];
+    const char *beside_caps[MOST_BESIDE];
+    int n_beside;
     int n_repeats, spare_sms, n_shapes;
     const char *only;  /* names of kinds */
     double dense_rate; /* FLOP/s */
@@ -272,6 +276,22 @@ static xp_status call_of(const side *who, kind which, xp_grouped_args *args, tim
     return XP_OK;
 }
 
+/* Whether two ways write the same: the first one's results go where the portable kernel's were. */
+static xp_status same_bits(const bench *b, timed *first, timed *other, size_t n_bytes,
+                           int64_t n_out, bool *same) {
+    double distance;
+    XP_TRY(run_timed(first));
+    XP_TRY(xp_stream_sync(first->who->stream));
+    XP_TRY(xp_copy(b->fast.stream, b->want, b->out, n_bytes));
+    XP_TRY(xp_zero(b->fast.stream, b->out, n_bytes));
+    XP_TRY(xp_stream_sync(b->fast.stream));
+    XP_TRY(run_timed(other));
+    XP_TRY(xp_stream_sync(other->who->stream));
+    XP_TRY(compare(b, n_out, false, &distance));
+    *same = distance < 1e-30;
+    return XP_OK;
+}
+
 static xp_status run_case(bench *b, const shape *s, kind which) {
     const int64_t n_rows = s->n_experts * s->rows_each;
     const bool f32 = adds_f32(which);
@@ -302,14 +322,26 @@ static xp_status run_case(bench *b, const shape *s, kind which) {
     XP_TRY(run_timed(&t));
     XP_TRY(compare(b, n_out, f32, &distance));
     XP_TRY(median(b, &t, &seconds));
+    timed first = t;
     const double flops = 2.0 * (double)n_rows * (double)s->n * (double)s->k;
     const bool far = !(distance < (which == FORWARD_HALVES ? 1e-30 : TOLERANCE));
     b->far = b->far || far;
     printf("%-15s %3d x %5lld rows %4lldx%-4lld %9.1f us %7.1f TFLOP/s %5.1f %% of dense  "
-           "distance %.1e%s\n",
+           "distance %.1e%s",
            kind_names[which], s->n_experts, (long long)s->rows_each, (long long)s->n,
            (long long)s->k, seconds * 1e6, flops / seconds * 1e-12,
            100 * flops / seconds / b->dense_rate, distance, far ? "  TOO FAR" : "");
+    for (int i = 0; i < b->n_beside && !f32; i++) {
+        bool same;
+        t = first;
+        t.who = &b->beside[i];
+        XP_TRY(same_bits(b, &first, &t, out_bytes, n_out, &same));
+        XP_TRY(median(b, &t, &seconds));
+        b->far = b->far || !same;
+        printf("  %s %.1f %%%s", b->beside_caps[i], 100 * flops / seconds / b->dense_rate,
+               same ? "" : " OTHER BITS");
+    }
+    printf("\n");
     fflush(stdout);
     return XP_OK;
 }
@@ -341,6 +373,8 @@ static xp_status run_all(bench *b, const char *caps) {
     XP_TRY(xp_cuda_backend_get(&b->backend));
     XP_TRY(open_side(caps, &b->fast));
     XP_TRY(open_side("wgmma", &b->plain));
+    for (int i = 0; i < b->n_beside; i++)
+        XP_TRY(open_side(b->beside_caps[i], &b->beside[i]));
     XP_TRY(reserve(b));
     XP_TRY(run_dense(b));
     for (int i = 0; i < b->n_shapes; i++) {
@@ -360,6 +394,8 @@ int main(int argc, char **argv) {
         int64_t number = 0;
         if (strcmp(argv[i], "--caps") == 0 && i + 1 < argc) {
             caps = argv[++i];
+        } else if (strcmp(argv[i], "--beside") == 0 && i + 1 < argc && b.n_beside < MOST_BESIDE) {
+            b.beside_caps[b.n_beside++] = argv[++i];
         } else if (strcmp(argv[i], "--repeats") == 0 && i + 1 < argc &&
                    xp_parse_i64(argv[++i], &number) && number >= 1 && number <= MOST_REPEATS) {
             b.n_repeats = (int)number;
@@ -373,7 +409,8 @@ int main(int argc, char **argv) {
             b.n_shapes = (int)number;
         } else {
             fprintf(stderr,
-                    "usage: %s [--caps LIST] [--repeats 1..%d] [--spare-sms 0..1024] "
+                    "usage: %s [--caps LIST] [--beside LIST]... [--repeats 1..%d] [--spare-sms "
+                    "0..1024] "
                     "[--only GLOB] [--shapes 1..%d]\n",
                     argv[0], MOST_REPEATS, N_SHAPES);
             return 2;
@@ -382,6 +419,9 @@ int main(int argc, char **argv) {
     const xp_status status = run_all(&b, caps);
     if (status != XP_OK)
         fprintf(stderr, "bench_grouped_gemm: %s\n", xp_last_error());
+    for (int i = 0; i < b.n_beside; i++)
+        if (b.beside[i].device != NULL)
+            close_side(&b.beside[i]);
     if (b.plain.device != NULL)
         close_side(&b.plain);
     if (b.fast.device != NULL)

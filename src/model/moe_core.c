@@ -207,6 +207,15 @@ static xp_status fill_forced(xp_moe_core *core) {
     return status;
 }
 
+/* The parts of dp lie in the room of a job's bf16 rows of D. */
+static bool fuses_silu(const xp_moe_core *core) {
+    const xp_moe_core_args *args = &core->args;
+    const xp_silu_sizes sizes = {
+        .n_experts = core->n_local, .dim = args->dim, .width = args->moe_dim, .dtype = args->dtype};
+    return 2 * XP_SILU_PARTS(args->moe_dim) <= args->dim &&
+           core->ops->fuses_silu(args->device, &sizes);
+}
+
 xp_status xp_moe_core_create(const xp_moe_core_args *args, xp_moe_core **core) {
     if (args->n_ranks < 1 || args->n_experts % args->n_ranks != 0)
         return xp_error(XP_EINVAL, "MoE layer: %d experts cannot be divided over %d ranks",
@@ -223,6 +232,7 @@ xp_status xp_moe_core_create(const xp_moe_core_args *args, xp_moe_core **core) {
     xp_status status = XP_OK;
     XP_TRY_GOTO(status, xp_ops_get(args->device, &made->ops), fail);
     XP_TRY_GOTO(status, create_group(made), fail);
+    made->fuses_silu = fuses_silu(made);
     XP_TRY_GOTO(status, reserve(made), fail);
     XP_TRY_GOTO(status, create_events(made), fail);
     XP_TRY_GOTO(status, fill_forced(made), fail);

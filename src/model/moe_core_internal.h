@@ -37,6 +37,7 @@ struct xp_moe_core {
     int n_parts;
     int n_slots;
     bool is_null;           /* only counting */
+    bool fuses_silu;        /* experts' activation in one op with their GEMMs */
     xp_stream *comm_stream; /* of the exchange; NULL: the compute stream */
     xp_event *routed;
     xp_moe_deferred deferred;

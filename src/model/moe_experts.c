@@ -106,6 +106,14 @@ static void choose_rows(const xp_ep_view *view, xp_grouped_rows rows, int spare_
     gemm->spare_sms = rows == XP_ROWS_IN_RANGE ? spare_sms : 0;
 }
 
+/* The first GEMM with the activation in its epilogue: h as well. */
+static xp_status first_with_silu(const xp_moe_job *j, const xp_ep_view *view,
+                                 const xp_grouped_args *gemm) {
+    const xp_grouped_silu_args silu = {
+        .gemm = *gemm, .p = view->weight, .gate_up = gemm->y, .h = j->core->h};
+    return j->core->ops->grouped_silu_forward(j->compute, &silu);
+}
+
 /* gate_up = recv[gather] w13^T. Own rows are read where their tokens are: they need no dispatch. */
 static xp_status first_product(const xp_moe_job *j, const xp_ep_view *view, xp_grouped_rows rows) {
     const xp_moe_core_args *args = &j->core->args;
@@ -116,7 +124,10 @@ static xp_status first_product(const xp_moe_job *j, const xp_ep_view *view, xp_g
     gemm.w = j->pass->weights->w13;
     gemm.y = gate_up_of(j);
     choose_rows(view, rows, j->spare_sms, &gemm);
-    return own && j->n_tokens == 0 ? XP_OK : j->core->ops->grouped_forward(j->compute, &gemm);
+    if (own && j->n_tokens == 0)
+        return XP_OK;
+    return j->core->fuses_silu ? first_with_silu(j, view, &gemm)
+                               : j->core->ops->grouped_forward(j->compute, &gemm);
 }
 
 /* rows = h w2^T */
@@ -152,7 +163,8 @@ static xp_status forward_experts(const xp_moe_job *j) {
     XP_TRY(first_product(j, &view, splits_rows(j) ? XP_ROWS_OUT_OF_RANGE : XP_ROWS_ALL));
     XP_TRY(mark(j, j->slot->spent, j->compute));
     const xp_silu_gate_prob_args silu = activation(j, &view);
-    XP_TRY(core->ops->silu_gate_prob_forward(j->compute, &silu));
+    if (!core->fuses_silu)
+        XP_TRY(core->ops->silu_gate_prob_forward(j->compute, &silu));
     XP_TRY(after(j, j->slot->sent, j->compute));
     XP_TRY(second_product(j, &view, splits_combine(j) ? XP_ROWS_OUT_OF_RANGE : XP_ROWS_ALL));
     return mark(j, j->slot->ready, j->compute);
@@ -259,8 +271,17 @@ static xp_status activation_backward(const xp_moe_job *j, const xp_ep_view *view
     dh.gather_dy = view->gather;
     dh.w = j->pass->weights->w2;
     dh.y = core->h;
-    XP_TRY(core->ops->grouped_dgrad(j->compute, &dh));
     char *gate_up = gate_up_of(j);
+    if (core->fuses_silu) { /* the job's rows are written later: their room holds the parts of dp */
+        const xp_grouped_silu_args fused = {.gemm = dh,
+                                            .p = view->weight,
+                                            .gate_up = gate_up,
+                                            .h = core->h,
+                                            .dp = j->slot->dp,
+                                            .scratch = j->slot->rows};
+        return core->ops->grouped_silu_backward(j->compute, &fused);
+    }
+    XP_TRY(core->ops->grouped_dgrad(j->compute, &dh));
     const xp_silu_gate_prob_backward_args silu = {
         .forward = activation(j, view),
         .dh = core->h,

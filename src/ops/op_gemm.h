@@ -81,6 +81,36 @@ typedef struct xp_grouped_args {
     xp_grouped_rows rows;     /* which rows forward and dgrad compute; wgrad: XP_ROWS_ALL */
 } xp_grouped_args;
 
+/** Sums over columns of which a row's dp is made (grouped_silu_backward): of 256 each. */
+#define XP_SILU_PART_COLUMNS 256
+#define XP_SILU_PARTS(width) (((width) + XP_SILU_PART_COLUMNS - 1) / XP_SILU_PART_COLUMNS)
+
+/**
+ * Grouped GEMM and the experts' activation (silu_gate_prob_*) in one op, F the experts' width:
+ *
+ *   grouped_silu_forward   gate_up[r] = x[gather[r]] @ w[e]^T, w [L, 2F, D]; h[r] from it
+ *   grouped_silu_backward  dh[r] = dy[gather_dy[r]] @ w[e], w [L, D, F], in place of h; from it and
+ *                          gate_up: the gradients of gate and up in their place, h again, and dp
+ *
+ * The results have the bits of the two ops one after the other. With forward of a part of the rows h
+ * of the experts' other rows may be overwritten with what gate_up gives at that moment, so that h is
+ * right once all rows are computed. backward: all rows.
+ */
+typedef struct xp_grouped_silu_args {
+    xp_grouped_args gemm; /* forward: n = 2F, k = D; backward: n = D, k = F; y is not used */
+    const float *p;       /* [max_rows] or NULL: 1 */
+    void *gate_up;        /* [max_rows, 2F] */
+    void *h;              /* out [max_rows, F] */
+    float *dp;            /* backward: [max_rows] or NULL */
+    float *scratch;       /* backward: [XP_SILU_PARTS(F), max_rows] */
+} xp_grouped_silu_args;
+
+/** What xp_ops.fuses_silu is asked about. */
+typedef struct xp_silu_sizes {
+    int64_t n_experts, dim, width; /* L, D, F */
+    xp_dtype dtype;
+} xp_silu_sizes;
+
 /** Which of the three, for code that serves them all. */
 typedef enum xp_grouped_kind {
     XP_GROUPED_FORWARD = 0,

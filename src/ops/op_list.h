@@ -27,6 +27,8 @@
     OP(grouped_forward,         run_grouped_forward,         xp_grouped_args,                 xp_check_grouped_forward,         xp_cuda_grouped_forward) \
     OP(grouped_dgrad,           run_grouped_dgrad,           xp_grouped_args,                 xp_check_grouped_dgrad,           xp_cuda_grouped_dgrad) \
     OP(grouped_wgrad,           run_grouped_wgrad,           xp_grouped_args,                 xp_check_grouped_wgrad,           xp_cuda_grouped_wgrad) \
+    OP(grouped_silu_forward,    run_grouped_silu_forward,    xp_grouped_silu_args,            xp_check_grouped_silu_forward,    xp_cuda_grouped_silu_forward) \
+    OP(grouped_silu_backward,   run_grouped_silu_backward,   xp_grouped_silu_args,            xp_check_grouped_silu_backward,   xp_cuda_grouped_silu_backward) \
     OP(embed_forward,           run_embed_forward,           xp_embed_args,                   xp_check_embed_forward,           xp_cuda_embed_forward) \
     OP(embed_backward,          run_embed_backward,          xp_embed_args,                   xp_check_embed_backward,          xp_cuda_embed_backward) \
     OP(rmsnorm_forward,         run_rmsnorm_forward,         xp_rmsnorm_args,                 xp_check_rmsnorm_forward,         xp_cuda_rmsnorm_forward) \

@@ -32,6 +32,7 @@ static void fill_cpu_tables(void) {
         xp_cpu_attention_reference(ops);
         xp_cpu_attention_decode(ops);
         xp_cpu_moe_reference(ops);
+        xp_cpu_grouped_silu(ops);
         xp_cpu_loss_reference(ops);
         xp_cpu_optim_reference(ops);
         if (level == CPU_REFERENCE)
@@ -108,8 +109,13 @@ static size_t attention_scratch(const xp_device *device, const xp_attention_args
     return table_of(device)->attention_scratch(device, args, backward);
 }
 
+static bool fuses_silu(const xp_device *device, const xp_silu_sizes *sizes) {
+    return xp_device_get_kind(device) == XP_DEVICE_CUDA && cuda_table()->fuses_silu(device, sizes);
+}
+
 #define CHECKED_ENTRY(entry, queued, args_type, check, cuda) .entry = entry,
-#define CHECKED_ENTRIES                                      XP_OP_LIST(CHECKED_ENTRY).attention_scratch = attention_scratch
+#define CHECKED_ENTRIES                                                                            \
+    XP_OP_LIST(CHECKED_ENTRY).attention_scratch = attention_scratch, .fuses_silu = fuses_silu
 
 static const xp_ops checked_cpu[N_CPU_LEVELS] = {
     {.name = "cpu reference", CHECKED_ENTRIES},

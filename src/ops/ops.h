@@ -6,7 +6,7 @@
  * ones where the machine can run them. op_list.h lists the ops; the contract of each stands beside
  * its argument struct:
  *
- *   op_gemm.h        gemm, grouped_forward, grouped_dgrad, grouped_wgrad
+ *   op_gemm.h        gemm, grouped_forward, grouped_dgrad, grouped_wgrad, grouped_silu_*
  *   op_norm.h        embed_*, rmsnorm_*, qknorm_rope_*
  *   op_attention.h   attention_forward, attention_backward, attention_decode
  *   op_moe.h         router_*, histogram, silu_gate_prob_*
@@ -51,6 +51,11 @@ typedef struct xp_ops {
      */
     size_t (*attention_scratch)(const xp_device *device, const xp_attention_args *args,
                                 bool backward);
+    /**
+     * Whether grouped_silu_* of these sizes are the faster way on this device: one kernel instead of
+     * two.
+     */
+    bool (*fuses_silu)(const xp_device *device, const xp_silu_sizes *sizes);
 } xp_ops;
 
 /**

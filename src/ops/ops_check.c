@@ -84,6 +84,28 @@ xp_status xp_check_grouped_wgrad(const xp_grouped_args *args) {
     return check_grouped(args, "grouped_wgrad", XP_GROUPED_WGRAD);
 }
 
+static xp_status check_grouped_silu(const xp_grouped_silu_args *args, const char *op,
+                                    xp_grouped_kind kind) {
+    xp_grouped_args gemm = args->gemm;
+    const bool forward = kind == XP_GROUPED_FORWARD;
+    gemm.y = forward ? args->gate_up : args->h;
+    XP_TRY(check_grouped(&gemm, op, kind));
+    XP_TRY(need(!forward || gemm.n % 2 == 0, op, "n is odd, must be gate and up"));
+    XP_TRY(need(forward || gemm.rows == XP_ROWS_ALL, op, "gradients are computed of all rows"));
+    const bool any = gemm.n_experts > 0 && gemm.n > 0 && gemm.k > 0 && gemm.max_rows > 0;
+    XP_TRY(need_pointer(args->gate_up, any, op, "gate_up"));
+    XP_TRY(need_pointer(args->scratch, any && !forward && args->dp != NULL, op, "scratch"));
+    return need_pointer(args->h, any, op, "h");
+}
+
+xp_status xp_check_grouped_silu_forward(const xp_grouped_silu_args *args) {
+    return check_grouped_silu(args, "grouped_silu_forward", XP_GROUPED_FORWARD);
+}
+
+xp_status xp_check_grouped_silu_backward(const xp_grouped_silu_args *args) {
+    return check_grouped_silu(args, "grouped_silu_backward", XP_GROUPED_DGRAD);
+}
+
 /* ---- embedding, norms, rope ------------------------------------------------------------------ */
 
 static xp_status check_embed(const xp_embed_args *args, const char *op) {

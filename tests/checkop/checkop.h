@@ -46,6 +46,7 @@ typedef enum ck_tolerance {
     CK_SUM,
     CK_CHAIN,
     CK_F64_SUM,
+    CK_ROUNDED_TERMS,
     CK_N_TOLERANCES
 } ck_tolerance;
 

@@ -335,7 +335,23 @@ static const xp_device_vtable cuda_vtable = {
     .graph_destroy = cuda_graph_destroy,
 };
 
-/* Take the capabilities named in `list` out. */
+static const struct {
+    const char *name;
+    unsigned way;
+} ways[] = {{"+silu", XP_CUDA_SILU_EPILOGUE}, {"+skew1", XP_CUDA_SKEW_1},
+            {"+skew2", XP_CUDA_SKEW_2},       {"+one_ahead", XP_CUDA_ONE_AHEAD},
+            {"+pointers", XP_CUDA_POINTERS},  {"+rows_first", XP_CUDA_ROWS_FIRST},
+            {"+boxes", XP_CUDA_BOXES}};
+
+/* The way that is asked for; 0: none of that name. */
+static unsigned way_of(const char *name, size_t n) {
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++)
+        if (strlen(ways[i].name) == n && memcmp(name, ways[i].name, n) == 0)
+            return ways[i].way;
+    return 0;
+}
+
+/* Take the capabilities named in `list` out, and the ways that it asks for in. */
 static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
     for (const char *at = list; at != NULL && *at != '\0';) {
         size_t n = strcspn(at, ",");
@@ -349,6 +365,8 @@ static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
             cuda->without_cudnn = true;
         else if (n == 13 && memcmp(at, "deterministic", n) == 0)
             cuda->without_determinism = true;
+        else if (way_of(at, n) != 0)
+            cuda->ways |= way_of(at, n);
         else if (n != 0)
             return xp_error(XP_EINVAL,
                             "%s: no capability \"%.*s\"; there are wgmma, attention_forward, bulk, "

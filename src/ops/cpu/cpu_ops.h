@@ -22,6 +22,8 @@ void xp_cpu_norm_reference(xp_ops *ops);
 void xp_cpu_attention_reference(xp_ops *ops);
 void xp_cpu_attention_decode(xp_ops *ops);
 void xp_cpu_moe_reference(xp_ops *ops);
+/** The plain entries of the two ops one after the other; on a CPU callers use these themselves. */
+void xp_cpu_grouped_silu(xp_ops *ops);
 void xp_cpu_loss_reference(xp_ops *ops);
 void xp_cpu_optim_reference(xp_ops *ops);
 

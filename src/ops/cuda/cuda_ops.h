@@ -57,6 +57,9 @@ xp_status xp_cuda_attention_plain_forward(xp_stream *stream, const xp_attention_
 xp_status xp_cuda_attention_plain_backward(xp_stream *stream,
                                            const xp_attention_backward_args *args);
 
+/** grouped_silu.cu; see xp_ops.fuses_silu. */
+bool xp_cuda_fuses_silu(const xp_device *device, const xp_silu_sizes *sizes);
+
 xp_status xp_cuda_silu_gate_prob_plain_forward(xp_stream *stream,
                                                const xp_silu_gate_prob_args *args);
 xp_status xp_cuda_silu_gate_prob_plain_backward(xp_stream *stream,

@@ -14,6 +14,7 @@
  *   wgrad    a: rows, m contiguous (gathered)   b: rows, n contiguous (TMA, except an expert's last
  *            partial k tile); the rows are k. If only b is gathered, a and b are swapped and the
  *            result is stored transposed
+ * With the experts' activation (epilogue SILU) forward and dgrad end as hopper_silu.cuh says.
  *
  * 2-CTA clusters compute 256 x 256 of c: each CTA loads half of every b tile by TMA multicast into
  * both. Single CTAs run forward and dgrad when max_rows / experts is small, and wgrad when m is one
@@ -25,45 +26,53 @@
 #include "ops/cuda/hopper_producer.cuh"
 #include "ops/cuda/hopper_epilogue.cuh"
 #include "ops/cuda/hopper_store.cuh"
+#include "ops/cuda/hopper_silu.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
+enum { LEAD_BARRIER = 3 }; /* 1 and 2: of each consumer warpgroup */
+
 /* Producer warpgroup: fill the stages of all tiles of this cluster. */
-template <gemm_kind P, int N_CTAS>
+template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const tma_maps &maps,
                                                    const int32_t *offsets, uint32_t base) {
     const bool schedules = threadIdx.x == 0 && (N_CTAS == 1 || cta_rank() == 0);
     pipeline_state at = {base, 0, 0};
     tile_ring ring = {base, 0};
     tile_scheduler tile = {};
+    const bool two_ahead = (p.ways & XP_CUDA_ONE_AHEAD) == 0;
     uint32_t next = 0;
     if (schedules) {
         next = claim_tile(p, blockIdx.x / N_CTAS);
-        publish_tile<N_CTAS>(ring, next);
-        next = claim_tile(p, next + gridDim.x / N_CTAS);
+        if (two_ahead) {
+            publish_tile<N_CTAS>(ring, next);
+            next = claim_tile(p, next + gridDim.x / N_CTAS);
+        }
     }
     for (;;) {
+        if (schedules && !two_ahead)
+            publish_tile<N_CTAS>(ring, next);
         tile.index = take_tile<N_CTAS>(ring);
         if (!find_tile<P, N_CTAS>(tile, p, offsets))
             break;
         if (schedules) {
-            publish_tile<N_CTAS>(ring, next);
+            if (two_ahead)
+                publish_tile<N_CTAS>(ring, next);
             next = claim_tile(p, next + gridDim.x / N_CTAS);
         }
         if (P == WGRAD)
             produce_wgrad<N_CTAS>(p, maps, tile, at);
+        else if (p.gather_a != nullptr && (p.ways & XP_CUDA_BOXES) != 0)
+            produce_boxes<P, N_CTAS, E>(p, maps, tile, at);
+        else if (p.gather_a != nullptr && (p.ways & XP_CUDA_POINTERS) != 0)
+            produce_gathered<P, N_CTAS, E>(p, maps, tile, at);
         else
-            produce_rows<P, N_CTAS>(p, maps, tile, at);
+            produce_rows<P, N_CTAS, E>(p, maps, tile, at);
+        if (P == DGRAD && E == SILU)
+            produce_gate_up(maps, tile, at);
     }
     if (schedules)
-        reset_counter<N_CTAS>(p, next, tile.start);
-}
-
-/* Signal a stage empty to every CTA that writes to it. */
-template <int N_CTAS> static __device__ __forceinline__ void release_stage(uint32_t empty) {
-    mbarrier_arrive(empty);
-    if (N_CTAS > 1)
-        mbarrier_arrive_remote(cta_shared_address(empty, cta_rank() ^ 1));
+        reset_counter<N_CTAS>(p, next, tile.start, two_ahead ? 2 : 1);
 }
 
 /* A tile of the cluster in which this CTA has no rows: release its stages unread. One thread does
@@ -71,9 +80,9 @@ template <int N_CTAS> static __device__ __forceinline__ void release_stage(uint3
  * whole round of the buffer would wait for the parity of another phase. (Where the warps compute,
  * wgmma keeps them together.) */
 template <int N_CTAS>
-static __device__ __forceinline__ void skip_k_tiles(const tile_scheduler &tile, int group,
-                                                    bool elected, pipeline_state &at) {
-    for (int s = 0; s < tile.n_k_tiles; s++) {
+static __device__ __forceinline__ void skip_stages(int n_stages, int group, bool elected,
+                                                   pipeline_state &at) {
+    for (int s = 0; s < n_stages; s++) {
         if (elected) {
             mbarrier_wait(at.full(), at.parity);
             release_stage<N_CTAS>(at.empty());
@@ -116,19 +125,32 @@ static __device__ __forceinline__ void store_tile(const xp_tile_args &p, const t
         store_bf16_chunks<false>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
 }
 
+/*
+ * XP_CUDA_SKEW_*: consumer warpgroup 1 begins its first tile when warpgroup 0 has issued so many k tiles
+ * of it. From then on it stays as far behind, because both take equally long: while one ends its tile
+ * the other has the tensor cores to itself, which hides so many half k tiles of the epilogue. It costs
+ * as many stages of prefetch. Warpgroup 0 arrives once, at its first tile with rows, warpgroup 1 waits
+ * once, at the same tile; warpgroup 0 needs at most two stages for it, which are free at the start, so
+ * that it waits for nobody.
+ */
+static __device__ __forceinline__ int k_tiles_apart(const xp_tile_args &p) {
+    return (p.ways & XP_CUDA_SKEW_2) != 0 ? 2 : (p.ways & XP_CUDA_SKEW_1) != 0 ? 1 : 0;
+}
+
 /* A consumer warpgroup: wait for each k tile, issue its wgmmas, release the stage once the wgmmas
  * that read it are complete; after the last k tile store the accumulators. */
-template <gemm_kind P, int N_CTAS>
+template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const tma_maps &maps,
                                                    const int32_t *offsets, uint32_t base) {
     constexpr int MN_A = P == WGRAD, MN_B = P != FORWARD;
     const int group = ((int)threadIdx.x - PRODUCER_THREADS) / WARPGROUP;
     const bool elected = threadIdx.x % WARPGROUP == 0;
     /* cp.async writes through the generic proxy, wgmma reads through the async proxy */
-    const bool by_cp_async = P == WGRAD || p.gather_a != nullptr;
+    const bool by_cp_async = P == WGRAD || (p.gather_a != nullptr && (p.ways & XP_CUDA_BOXES) == 0);
     /* 64 rows of 128 bytes or one slab: the same offset. */
     const uint32_t own_a = (uint32_t)group * XP_HOPPER_SLAB_BYTES;
     chunk_buffers chunks = make_chunk_buffers(base, group, elected);
+    int lead = k_tiles_apart(p);
     pipeline_state at = {base, 0, 0};
     tile_ring ring = {base, 0};
     tile_scheduler tile = {};
@@ -137,14 +159,22 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
         if (!find_tile<P, N_CTAS>(tile, p, offsets))
             break;
         if (N_CTAS > 1 && !tile.has_rows) {
-            skip_k_tiles<N_CTAS>(tile, group, elected, at);
+            skip_stages<N_CTAS>(tile.n_k_tiles + (P == DGRAD && E == SILU ? SILU_STAGES : 0), group,
+                                elected, at);
             continue;
         }
+        float prob[2];
+        if (E == SILU)
+            load_prob(p, tile, group, prob);
         float d[128];
 #pragma unroll
         for (int i = 0; i < 128; i++)
             d[i] = 0;
         uint32_t before = 0;
+        if (lead > 0 && group == 1) {
+            named_barrier_sync(LEAD_BARRIER, 2 * WARPGROUP);
+            lead = 0;
+        }
         for (int s = 0; s < tile.n_k_tiles; s++) {
             mbarrier_wait(at.full(), at.parity);
             if (by_cp_async)
@@ -161,11 +191,24 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
                 release_stage<N_CTAS>(before);
             before = at.empty();
             at.next();
+            if (s + 1 == lead) {
+                named_barrier_arrive(LEAD_BARRIER, 2 * WARPGROUP);
+                lead = 0;
+            }
         }
         wgmma_wait<0>();
+        if (lead > 0) { /* a first tile of fewer k tiles */
+            named_barrier_arrive(LEAD_BARRIER, 2 * WARPGROUP);
+            lead = 0;
+        }
         if (tile.n_k_tiles > 0 && elected)
             release_stage<N_CTAS>(before);
-        store_tile<P>(p, maps, tile, d, chunks);
+        if (P == FORWARD && E == SILU)
+            silu_forward_tile(p, maps, tile, d, prob, chunks);
+        else if (P == DGRAD && E == SILU)
+            silu_backward_tile<N_CTAS>(p, tile, d, prob, group, at);
+        else
+            store_tile<P>(p, maps, tile, d, chunks);
     }
     if (elected)
         bulk_wait(); /* shared memory is read, and c is written */
@@ -173,7 +216,7 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
 
 #endif
 
-template <gemm_kind P, int N_CTAS>
+template <gemm_kind P, int N_CTAS, epilogue E>
 static __global__ void __launch_bounds__(N_THREADS, 1)
     hopper_kernel(const xp_tile_args p, const __grid_constant__ tma_maps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -204,20 +247,20 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
         cluster_sync(); /* the other CTA's barriers are initialised */
     if (threadIdx.x < PRODUCER_THREADS) {
         setmaxnreg_dec<PRODUCER_REGISTERS>();
-        produce_all<P, N_CTAS>(p, maps, offsets, base);
+        produce_all<P, N_CTAS, E>(p, maps, offsets, base);
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
-        consume_all<P, N_CTAS>(p, maps, offsets, base);
+        consume_all<P, N_CTAS, E>(p, maps, offsets, base);
     }
     if (N_CTAS > 1)
         cluster_sync(); /* no CTA exits while the other may write to its shared memory */
 #endif
 }
 
-template <gemm_kind P, int N_CTAS>
+template <gemm_kind P, int N_CTAS, epilogue E = PLAIN>
 static xp_status launch(xp_cuda_device *device, cudaStream_t stream, const xp_tile_args *p,
                         const tma_maps *maps) {
-    const void *kernel = (const void *)hopper_kernel<P, N_CTAS>;
+    const void *kernel = (const void *)hopper_kernel<P, N_CTAS, E>;
     XP_TRY(xp_cuda_check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES),
         "grouped_hopper"));
@@ -232,7 +275,7 @@ static xp_status launch(xp_cuda_device *device, cudaStream_t stream, const xp_ti
     config.stream = stream;
     config.attrs = &cluster;
     config.numAttrs = N_CTAS > 1;
-    return xp_cuda_check(cudaLaunchKernelEx(&config, hopper_kernel<P, N_CTAS>, *p, *maps),
+    return xp_cuda_check(cudaLaunchKernelEx(&config, hopper_kernel<P, N_CTAS, E>, *p, *maps),
                          "grouped_hopper");
 }
 
@@ -240,8 +283,38 @@ static xp_status map_of(const xp_hopper_boxes &by_tma, CUtensorMap *map) {
     return xp_cuda_hopper_map(&by_tma, map);
 }
 
+/* Rows in order by TILE_M, or one by one where they are gathered by TMA. How many rows gather lists may
+ * name is not known: as many as a map can have, whose planes must be less than 2^40 bytes apart. */
+static xp_status map_a(const xp_tile_args *p, CUtensorMap *map) {
+    if (p->gather_a == nullptr)
+        return map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, map);
+    if ((p->ways & XP_CUDA_BOXES) == 0)
+        return XP_OK;
+    const int64_t most = ((int64_t)1 << 39) / (p->lda * (int64_t)sizeof(bf16));
+    return map_of({p->a, p->k, p->lda, most < INT32_MAX ? most : INT32_MAX, 1, 1, false}, map);
+}
+
+/* With an activation: gate and up in boxes of a chunk (forward, stored) or of a CTA's rows (dgrad,
+ * loaded). */
+template <int N_CTAS>
+static xp_status run_silu(xp_cuda_device *device, cudaStream_t stream, const xp_tile_args *p) {
+    tma_maps maps = {};
+    const int64_t f = p->silu.width;
+    const int weight_rows = p->trans_b ? TILE_N / 2 : TILE_K, rows = p->trans_b ? 64 : TILE_M;
+    XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, weight_rows, false},
+                  &maps.b));
+    XP_TRY(map_of({p->silu.gate_up, f, 2 * f, p->m, 1, rows, false}, &maps.gate));
+    XP_TRY(map_of({(const bf16 *)p->silu.gate_up + f, f, 2 * f, p->m, 1, rows, false}, &maps.up));
+    XP_TRY(map_of({p->silu.h, f, f, p->m, 1, 64, false}, &maps.c));
+    XP_TRY(map_a(p, &maps.a));
+    return p->trans_b ? launch<FORWARD, N_CTAS, SILU>(device, stream, p, &maps)
+                      : launch<DGRAD, N_CTAS, SILU>(device, stream, p, &maps);
+}
+
 template <int N_CTAS>
 static xp_status run(xp_cuda_device *device, cudaStream_t stream, const xp_tile_args *p) {
+    if (p->silu.width > 0)
+        return run_silu<N_CTAS>(device, stream, p);
     tma_maps maps = {};
     if (!p->rows_are_m) {
         if (p->gather_b == nullptr && p->k > 0) /* TMA refuses an empty tensor */
@@ -255,8 +328,7 @@ static xp_status run(xp_cuda_device *device, cudaStream_t stream, const xp_tile_
     XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, box_rows, false},
                   &maps.b));
     XP_TRY(map_of({p->c, p->n, p->ldc, p->m, 1, 64, false}, &maps.c));
-    if (p->gather_a == nullptr)
-        XP_TRY(map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, &maps.a));
+    XP_TRY(map_a(p, &maps.a));
     return p->trans_b ? launch<FORWARD, N_CTAS>(device, stream, p, &maps)
                       : launch<DGRAD, N_CTAS>(device, stream, p, &maps);
 }
@@ -264,8 +336,8 @@ static xp_status run(xp_cuda_device *device, cudaStream_t stream, const xp_tile_
 bool xp_cuda_hopper_is_built(void) {
     /* Only sm_90a code has the kernel's body; what a driver compiles from other PTX is empty. */
     struct cudaFuncAttributes facts;
-    const bool known =
-        cudaFuncGetAttributes(&facts, (const void *)hopper_kernel<FORWARD, 1>) == cudaSuccess;
+    const bool known = cudaFuncGetAttributes(
+                           &facts, (const void *)hopper_kernel<FORWARD, 1, PLAIN>) == cudaSuccess;
     return known && facts.ptxVersion == 90;
 }
 

@@ -7,13 +7,25 @@
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
+/* First row of w13[e] that half `half` of a b tile has, where the tile is 128 rows of gate and the same
+ * of up. A box may hold rows of up in place of gate's past F: no result. */
+static __device__ __forceinline__ int gate_up_row(const xp_tile_args &p, const tile_scheduler &tile,
+                                                  int half) {
+    return tile.n0 / 2 + half * (int)p.silu.width;
+}
+
 /* Load this CTA's 1 / N_CTAS of the stage's b tile; TMA multicasts it to every CTA of the cluster.
  * FORWARD: rows of w[e]; else slabs of 64 columns. */
-template <gemm_kind P, int N_CTAS>
-static __device__ __forceinline__ void load_b(const tile_scheduler &tile, const CUtensorMap *map,
-                                              const pipeline_state &at, int depth, int plane) {
+template <gemm_kind P, int N_CTAS, epilogue E = PLAIN>
+static __device__ __forceinline__ void load_b(const xp_tile_args &p, const tile_scheduler &tile,
+                                              const CUtensorMap *map, const pipeline_state &at,
+                                              int depth, int plane) {
     const int block = N_CTAS > 1 ? cta_rank() : 0;
-    if (P == FORWARD) {
+    if (P == FORWARD && E == SILU) {
+        for (int half = block; half < 2; half += N_CTAS)
+            tma_load<N_CTAS>(at.b() + half * (B_BYTES / 2), map, at.full(), depth,
+                             gate_up_row(p, tile, half), plane);
+    } else if (P == FORWARD) {
         tma_load<N_CTAS>(at.b() + block * (B_BYTES / N_CTAS), map, at.full(), depth,
                          tile.n0 + block * (TILE_N / N_CTAS), plane);
     } else {
@@ -28,11 +40,14 @@ static __device__ __forceinline__ void load_b(const tile_scheduler &tile, const 
 }
 
 /* Bring the part of a later b tile that this CTA will load to L2, for all clusters that read it. */
-template <gemm_kind P, int N_CTAS>
-static __device__ __forceinline__ void prefetch_b(const tile_scheduler &tile,
+template <gemm_kind P, int N_CTAS, epilogue E = PLAIN>
+static __device__ __forceinline__ void prefetch_b(const xp_tile_args &p, const tile_scheduler &tile,
                                                   const CUtensorMap *map, int depth, int plane) {
     const int block = N_CTAS > 1 ? cta_rank() : 0;
-    if (P == FORWARD) {
+    if (P == FORWARD && E == SILU) {
+        for (int half = block; half < 2; half += N_CTAS)
+            tma_prefetch(map, depth, gate_up_row(p, tile, half), plane);
+    } else if (P == FORWARD) {
         tma_prefetch(map, depth, tile.n0 + block * (TILE_N / N_CTAS), plane);
     } else {
         constexpr int N_SLABS = TILE_N / 64 / N_CTAS;
@@ -44,7 +59,7 @@ static __device__ __forceinline__ void prefetch_b(const tile_scheduler &tile,
 
 /* Producer loop of forward and dgrad for one tile: a by TMA, or gathered by cp.async; b by TMA. Each
  * thread gathers from A_LINES rows, whose numbers stay in registers for the whole tile. */
-template <gemm_kind P, int N_CTAS>
+template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void produce_rows(const xp_tile_args &p, const tma_maps &maps,
                                                     const tile_scheduler &tile,
                                                     pipeline_state &at) {
@@ -63,12 +78,12 @@ static __device__ __forceinline__ void produce_rows(const xp_tile_args &p, const
         mbarrier_wait(at.empty(), at.parity ^ 1);
         if (threadIdx.x == 0) {
             mbarrier_expect_tx(at.full(), B_BYTES + (by_tma && tile.has_rows ? A_BYTES : 0));
-            load_b<P, N_CTAS>(tile, &maps.b, at, k0, tile.expert);
+            load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
             /* For all clusters that read the same: the first rows of an expert bring its weights to
              * L2, the first columns bring the rows. Gathered rows gain nothing from it. */
             const int later = k0 + PREFETCH_K_TILES * TILE_K;
             if (by_tma && tile.m0 < N_CTAS * TILE_M && later < p.k)
-                prefetch_b<P, N_CTAS>(tile, &maps.b, later, tile.expert);
+                prefetch_b<P, N_CTAS, E>(p, tile, &maps.b, later, tile.expert);
             if (by_tma && tile.has_rows && tile.n0 == 0 && later < p.k)
                 tma_prefetch(&maps.a, later, tile.first_row + tile.m0, 0);
             if (by_tma && tile.has_rows)
@@ -83,6 +98,70 @@ static __device__ __forceinline__ void produce_rows(const xp_tile_args &p, const
             }
         }
         cp_async_arrive(at.full());
+        at.next();
+    }
+}
+
+/* The same for gathered rows (XP_CUDA_POINTERS): a row's address is computed once a tile and stays in
+ * registers of its own. Rows past the expert's last copy that one: no result. */
+template <gemm_kind P, int N_CTAS, epilogue E>
+static __device__ __forceinline__ void produce_gathered(const xp_tile_args &p, const tma_maps &maps,
+                                                        const tile_scheduler &tile,
+                                                        pipeline_state &at) {
+    const int chunk = (int)threadIdx.x % 8, line = (int)threadIdx.x / 8;
+    const uint32_t own = xp_hopper_chunk((uint32_t)line, (uint32_t)chunk);
+    const bool rows_first = (p.ways & XP_CUDA_ROWS_FIRST) != 0;
+    const bf16 *from[A_LINES];
+#pragma unroll
+    for (int i = 0; i < A_LINES; i++) {
+        const int row = min(tile.m0 + line + LINES * i, tile.n_rows - 1);
+        from[i] =
+            (const bf16 *)p.a + (int64_t)p.gather_a[tile.first_row + row] * (int)p.lda + 8 * chunk;
+    }
+    for (int s = 0; s < tile.n_k_tiles; s++) {
+        const int k0 = s * TILE_K;
+        const bool inside = k0 + 8 * chunk < (int)p.k;
+        mbarrier_wait(at.empty(), at.parity ^ 1);
+        if (threadIdx.x == 0 && !rows_first) {
+            mbarrier_expect_tx(at.full(), B_BYTES);
+            load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
+        }
+        if (tile.has_rows) {
+#pragma unroll
+            for (int i = 0; i < A_LINES; i++) {
+                cp_async_16(at.a() + own + i * LINES * XP_HOPPER_ROW_BYTES, from[i], inside);
+                from[i] += TILE_K;
+            }
+        }
+        if (threadIdx.x == 0 && rows_first) {
+            mbarrier_expect_tx(at.full(), B_BYTES);
+            load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
+        }
+        cp_async_arrive(at.full());
+        at.next();
+    }
+}
+
+/* The same by TMA (XP_CUDA_BOXES), a box of one row a thread: the 128-byte swizzle goes by the address in
+ * shared memory, so that rows land as a box of all of them would. */
+template <gemm_kind P, int N_CTAS, epilogue E>
+static __device__ __forceinline__ void produce_boxes(const xp_tile_args &p, const tma_maps &maps,
+                                                     const tile_scheduler &tile,
+                                                     pipeline_state &at) {
+    static_assert(TILE_M == PRODUCER_THREADS, "a row a thread");
+    const int line = (int)threadIdx.x;
+    const int row = p.gather_a[tile.first_row + min(tile.m0 + line, tile.n_rows - 1)];
+    for (int s = 0; s < tile.n_k_tiles; s++) {
+        const int k0 = s * TILE_K;
+        mbarrier_wait(at.empty(), at.parity ^ 1);
+        if (threadIdx.x == 0) {
+            mbarrier_expect_tx(at.full(), B_BYTES + (tile.has_rows ? A_BYTES : 0));
+            load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
+        }
+        if (tile.has_rows)
+            tma_load<1>(at.a() + (uint32_t)line * XP_HOPPER_ROW_BYTES, &maps.a, at.full(), k0, row,
+                        0);
+        mbarrier_arrive(at.full());
         at.next();
     }
 }
@@ -106,6 +185,23 @@ static __device__ __forceinline__ void copy_k_rows(uint32_t to, const bf16 *data
             cp_async_16(to + s * XP_HOPPER_SLAB_BYTES + xp_hopper_chunk(line + LINES * i, chunk),
                         valid ? row + at : data, valid);
         }
+    }
+}
+
+/* The same for rows that all exist (XP_CUDA_POINTERS): one address a row, 32-bit distances. */
+template <int N_SLABS>
+static __device__ __forceinline__ void copy_whole_rows(uint32_t to, const bf16 *data, int ld,
+                                                       const int (&rows)[K_LINES], int column,
+                                                       int n_columns) {
+    const int chunk = (int)threadIdx.x % 8, line = (int)threadIdx.x / 8, at = column + 8 * chunk;
+    const uint32_t own = to + xp_hopper_chunk((uint32_t)line, (uint32_t)chunk);
+#pragma unroll
+    for (int i = 0; i < K_LINES; i++) {
+        const bf16 *row = data + (int64_t)rows[i] * ld + at;
+#pragma unroll
+        for (int s = 0; s < N_SLABS; s++)
+            cp_async_16(own + i * LINES * XP_HOPPER_ROW_BYTES + s * XP_HOPPER_SLAB_BYTES,
+                        row + 64 * s, at + 64 * s < n_columns);
     }
 }
 
@@ -149,21 +245,34 @@ load_k_rows(const int32_t *gather, const tile_scheduler &tile, int k_tile, int (
     }
 }
 
+/* One thread: the b rows of a k tile by TMA. */
+template <int N_CTAS>
+static __device__ __forceinline__ void load_k_rows_of_b(const xp_tile_args &p, const tma_maps &maps,
+                                                        const tile_scheduler &tile, int k_tile,
+                                                        const pipeline_state &at) {
+    mbarrier_expect_tx(at.full(), B_BYTES);
+    load_b<WGRAD, N_CTAS>(p, tile, &maps.b, at, tile.first_row + k_tile * TILE_K, 0);
+    if (tile.m0 < N_CTAS * TILE_M)
+        prefetch_b<WGRAD, N_CTAS>(p, tile, &maps.b,
+                                  tile.first_row + (k_tile + LATER_K_TILES) * TILE_K, 0);
+}
+
 /* One k tile whose b rows are contiguous: b by TMA, a by cp.async. */
 template <int N_CTAS>
 static __device__ __forceinline__ void
 produce_by_tma(const xp_tile_args &p, const tma_maps &maps, const tile_scheduler &tile, int k_tile,
                const int (&rows)[K_LINES], pipeline_state &at) {
+    const bool rows_first = (p.ways & XP_CUDA_ROWS_FIRST) != 0;
     mbarrier_wait(at.empty(), at.parity ^ 1);
-    if (threadIdx.x == 0) {
-        mbarrier_expect_tx(at.full(), B_BYTES);
-        load_b<WGRAD, N_CTAS>(tile, &maps.b, at, tile.first_row + k_tile * TILE_K, 0);
-        if (tile.m0 < N_CTAS * TILE_M)
-            prefetch_b<WGRAD, N_CTAS>(tile, &maps.b,
-                                      tile.first_row + (k_tile + LATER_K_TILES) * TILE_K, 0);
-    }
-    if (tile.has_rows)
+    if (threadIdx.x == 0 && !rows_first)
+        load_k_rows_of_b<N_CTAS>(p, maps, tile, k_tile, at);
+    if (tile.has_rows && (p.ways & XP_CUDA_POINTERS) != 0)
+        copy_whole_rows<TILE_M / 64>(at.a(), (const bf16 *)p.a, (int)p.lda, rows, tile.m0,
+                                     (int)p.m);
+    else if (tile.has_rows)
         copy_k_rows<TILE_M / 64>(at.a(), (const bf16 *)p.a, p.lda, rows, tile.m0, (int)p.m);
+    if (threadIdx.x == 0 && rows_first)
+        load_k_rows_of_b<N_CTAS>(p, maps, tile, k_tile, at);
     cp_async_arrive(at.full());
     at.next();
 }

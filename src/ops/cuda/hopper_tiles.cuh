@@ -58,6 +58,7 @@ static_assert(PRODUCER_THREADS * PRODUCER_REGISTERS + 2 * WARPGROUP * CONSUMER_R
               "the warpgroups' registers fit what the block has");
 
 enum gemm_kind { FORWARD, DGRAD, WGRAD };
+enum epilogue { PLAIN, SILU }; /* SILU: with the experts' activation, see hopper_silu.cuh */
 
 /* Persistent tile scheduler over the list of all experts' tiles, each N_CTAS * TILE_M x TILE_N;
  * within an expert, column tiles run fastest. A cluster takes tile numbers in ascending order from a
@@ -76,8 +77,9 @@ struct tile_scheduler {
 };
 
 struct tma_maps {
-    CUtensorMap a, b; /* a: forward and dgrad without a gather list */
-    CUtensorMap c;    /* of boxes that hold a chunk of results (bf16), or half of one (fp32) */
+    CUtensorMap a, b;     /* a: forward and dgrad without a gather list */
+    CUtensorMap c;        /* of boxes that hold a chunk of results (bf16), or half of one (fp32) */
+    CUtensorMap gate, up; /* with an activation: each half of [rows, 2F], F columns */
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -234,12 +236,12 @@ template <int N_CTAS> static __device__ __forceinline__ uint32_t take_tile(tile_
     return number;
 }
 
-/* Scheduler thread, at the end, with its last number. Every cluster has got two past the n_tiles by
+/* Scheduler thread, at the end, with its last number. Every cluster has got n_ahead past the n_tiles by
  * then; the cluster with the last one of all sets the counter back for the stream's next launch. */
 template <int N_CTAS>
 static __device__ __forceinline__ void reset_counter(const xp_tile_args &p, uint32_t last,
-                                                     uint32_t n_tiles) {
-    if (p.counter != nullptr && last == n_tiles + 2 * (gridDim.x / N_CTAS) - 1)
+                                                     uint32_t n_tiles, uint32_t n_ahead) {
+    if (p.counter != nullptr && last == n_tiles + n_ahead * (gridDim.x / N_CTAS) - 1)
         *p.counter = 0;
 }
 
@@ -269,6 +271,13 @@ struct pipeline_state {
         return full() + N_STAGES * 8;
     }
 };
+
+/* Signal a stage empty to every CTA that writes to it. */
+template <int N_CTAS> static __device__ __forceinline__ void release_stage(uint32_t empty) {
+    mbarrier_arrive(empty);
+    if (N_CTAS > 1)
+        mbarrier_arrive_remote(cta_shared_address(empty, cta_rank() ^ 1));
+}
 
 #endif
 

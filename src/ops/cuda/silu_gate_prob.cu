@@ -2,6 +2,7 @@
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/reduce.cuh"
+#include "ops/cuda/silu.cuh"
 #include "ops/cuda/vector.cuh"
 
 namespace {
@@ -35,14 +36,6 @@ static __device__ __forceinline__ int64_t valid_rows(const rows &r) {
     return n < r.n_rows ? n : r.n_rows;
 }
 
-/* 1 / (1 + exp(-a)). bf16 results keep 8 bits: the short instructions are exact enough there. */
-template <typename T> static __device__ __forceinline__ float sigmoid(float a) {
-    if constexpr (sizeof(T) == 2)
-        return __fdividef(1.0f, 1.0f + __expf(-a));
-    else
-        return 1.0f / (1.0f + expf(-a));
-}
-
 /* The units of this block: [first, last) of n, in order over the grid. */
 struct span {
     int64_t first, last;
@@ -67,7 +60,7 @@ static __device__ __forceinline__ void forward_vector(const rows &r, uint32_t i,
     unpack(vb, y);
 #pragma unroll
     for (int k = 0; k < N; k++)
-        x[k] = x[k] * sigmoid<T>(x[k]) * y[k] * p;
+        x[k] = silu_gate_prob<T>(x[k], y[k], p);
     store_vec<T, N>(h + (int64_t)i * N, x);
 }
 
@@ -114,7 +107,7 @@ __global__ void __launch_bounds__(THREADS)
                 unpack(vb[i], y);
 #pragma unroll
                 for (int k = 0; k < N; k++)
-                    x[k] = x[k] * sigmoid<T>(x[k]) * y[k] * p;
+                    x[k] = silu_gate_prob<T>(x[k], y[k], p);
                 store_vec<T, N>(h + (first + 32 * i) * N, x);
             }
     }
@@ -126,19 +119,11 @@ template <typename T, int N>
 static __device__ __forceinline__ float backward_vector(const vec<T, N> &va, const vec<T, N> &vb,
                                                         const vec<T, N> &vd, float p, T *da, T *db,
                                                         T *h) {
-    float a[N], b[N], d[N], product[N], dp = 0;
+    float a[N], b[N], d[N], product[N];
     unpack(va, a);
     unpack(vb, b);
     unpack(vd, d);
-#pragma unroll
-    for (int k = 0; k < N; k++) {
-        const float s = sigmoid<T>(a[k]), silu = a[k] * s;
-        const float d_silu = s * (1.0f + a[k] * (1.0f - s));
-        product[k] = silu * b[k] * p;
-        dp += d[k] * silu * b[k];
-        a[k] = d[k] * b[k] * p * d_silu;
-        b[k] = d[k] * silu * p;
-    }
+    const float dp = silu_gate_prob_gradients<T>(a, b, d, p, product);
     store_vec<T, N>(da, a);
     store_vec<T, N>(db, b);
     if (h != NULL)
@@ -146,7 +131,8 @@ static __device__ __forceinline__ float backward_vector(const vec<T, N> &va, con
     return dp;
 }
 
-/* One row, by the warp. */
+/* One row, by the warp. dp is summed by 32 vectors at a time (256 columns of bf16), and these sums in
+ * order: a tile of a GEMM has the same columns, and its epilogue sums them likewise. */
 template <typename T, int N>
 static __device__ __forceinline__ void backward_row(const rows &r, int64_t row, const T *a,
                                                     const T *b, const T *dh, T *da, T *db, T *h,
@@ -158,8 +144,10 @@ static __device__ __forceinline__ void backward_row(const rows &r, int64_t row, 
     da += row * r.ldd;
     db += row * r.ldd;
     float sum = 0;
-    for (int first = (int)threadIdx.x % 32; first < r.n_vectors; first += 32 * AHEAD) {
+    for (int base = 0; base < r.n_vectors; base += 32 * AHEAD) {
+        const int first = base + (int)threadIdx.x % 32;
         vec<T, N> va[AHEAD], vb[AHEAD], vd[AHEAD];
+        float part[AHEAD] = {};
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
             if (first + 32 * i < r.n_vectors) {
@@ -172,11 +160,16 @@ static __device__ __forceinline__ void backward_row(const rows &r, int64_t row, 
         for (int i = 0; i < AHEAD; i++)
             if (first + 32 * i < r.n_vectors) {
                 const int at = (first + 32 * i) * N;
-                sum += backward_vector<T, N>(va[i], vb[i], vd[i], p, da + at, db + at,
-                                             h == NULL ? NULL : h + packed + at);
+                part[i] = backward_vector<T, N>(va[i], vb[i], vd[i], p, da + at, db + at,
+                                                h == NULL ? NULL : h + packed + at);
             }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            part[i] = warp_sum(part[i]);
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            sum += part[i];
     }
-    sum = warp_sum(sum);
     if (dp != NULL && threadIdx.x % 32 == 0)
         dp[row] = sum;
 }

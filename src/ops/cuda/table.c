@@ -6,6 +6,7 @@
 const xp_ops xp_cuda_ops = {
     .name = "cuda",
     XP_OP_LIST(CUDA_ENTRY).attention_scratch = xp_cuda_attention_scratch,
+    .fuses_silu = xp_cuda_fuses_silu,
 };
 
 const xp_ops xp_cuda_plain_activation = {

@@ -12,6 +12,16 @@
 extern "C" {
 #endif
 
+/** The experts' activation in the epilogue of grouped_hopper: forward gives gate_up and h, dgrad of dh
+ * replaces gate and up by their gradients and gives h and dp. */
+typedef struct xp_tile_silu {
+    int64_t width;  /* F; 0: no activation */
+    const float *p; /* [m] or NULL: 1 */
+    void *gate_up;  /* [m, 2 F] */
+    void *h;        /* [m, F] */
+    float *dp;      /* dgrad: [XP_SILU_PARTS(F), m], sums over so many columns; or NULL */
+} xp_tile_silu;
+
 /**
  * c = alpha * op(a) op(b) (+ c): op(a) is [m, k], op(b) is [k, n]. `trans_a`: a is stored [k, m];
  * `trans_b`: b is stored [n, k]. With offsets, expert e's rows are [offsets[e], offsets[e + 1]):
@@ -34,7 +44,9 @@ typedef struct xp_tile_args {
     bool ab_f32, c_f32;
     float alpha;
     bool acc;
+    xp_tile_silu silu; /* grouped_hopper; c is not used with it */
     int spare_sms;     /* SMs that a persistent kernel leaves to others */
+    unsigned ways;     /* grouped_hopper: XP_CUDA_*, to be measured */
     uint32_t *counter; /* grouped_hopper: the next tile, 0 before and after; NULL: static order */
 } xp_tile_args;
 
