@@ -200,11 +200,24 @@ xp_status xp_set_toml_text(xp_config_set *set, const char *name, const char *tex
     return status;
 }
 
+/* The error that there is no such file, and which one may be meant. */
+static xp_status fail_no_file(xp_status status, const char *path) {
+    char what[600];
+    snprintf(what, sizeof what, "%s", xp_last_error());
+    char *near = status == XP_ENOENT ? xp_config_file_nearest(path) : NULL;
+    status =
+        near ? xp_error(status, "%s; did you mean %s?", what, near) : xp_error(status, "%s", what);
+    free(near);
+    return status;
+}
+
 xp_status xp_set_file(xp_config_set *set, const char *path) {
     char *text = NULL;
     size_t n_bytes = 0;
-    XP_TRY(xp_file_read(path, MAX_FILE_BYTES, &text, &n_bytes));
-    const xp_status status = xp_set_toml_text(set, path, text, n_bytes);
+    xp_status status = xp_file_read(path, MAX_FILE_BYTES, &text, &n_bytes);
+    if (status != XP_OK)
+        return fail_no_file(status, path);
+    status = xp_set_toml_text(set, path, text, n_bytes);
     free(text);
     return status;
 }

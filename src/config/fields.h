@@ -63,5 +63,12 @@ bool xp_field_foreign(const char *section, const char *key);
 const xp_field *xp_field_nearest(const char *section, const char *key);
 /** The section name nearest to a wrong one, NULL when nothing is near. */
 const char *xp_field_nearest_section(const char *section);
+/** How many slips a word of this length may hold and still be taken for another. */
+int xp_name_tolerance(const char *word);
+/**
+ * The configuration file nearest to a path at which there is none: in the path's folder, else in configs/.
+ * @return its path; NULL: nothing is near. The caller frees it
+ */
+char *xp_config_file_nearest(const char *path);
 
 #endif

@@ -107,14 +107,13 @@ bool xp_field_foreign(const char *section, const char *key) {
     return false;
 }
 
-/** How many slips a word of this length may hold and still be taken for another. */
-static int tolerance(const char *word) {
+int xp_name_tolerance(const char *word) {
     size_t n = strlen(word);
     return n <= 3 ? 1 : n <= 8 ? 2 : (int)(n / 3 < 6 ? n / 3 : 6);
 }
 
 const char *xp_field_nearest_section(const char *section) {
-    int best = tolerance(section) + 1;
+    int best = xp_name_tolerance(section) + 1;
     const char *nearest = NULL;
     for (int i = 0; xp_field_section(i); i++) {
         int distance = xp_edit_distance(section, xp_field_section(i));
@@ -128,7 +127,7 @@ const char *xp_field_nearest_section(const char *section) {
 
 /** The nearest key in one section (NULL: any), within the tolerance. */
 static const xp_field *nearest_key(const char *section, const char *key) {
-    int best = tolerance(key) + 1;
+    int best = xp_name_tolerance(key) + 1;
     const xp_field *nearest = NULL;
     for (int i = 0; i < xp_field_count(); i++) {
         const xp_field *field = xp_field_at(i);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "config/config.h"
 
@@ -182,6 +183,58 @@ static void a_missing_file_is_an_io_error(void **state) {
     assert_non_null(strstr(xp_last_error(), "/nonexistent/x.toml"));
 }
 
+static void make_file(const char *folder, const char *name) {
+    char path[300];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fclose(f);
+}
+
+static void assert_load_says(const char *path, const char *answer, bool says) {
+    char option[400];
+    snprintf(option, sizeof option, "--job.config_file=%s", path);
+    char *words[] = {option};
+    xp_config_set *set = NULL;
+    assert_int_equal(xp_config_load(1, words, false, &set), XP_ENOENT);
+    if ((strstr(xp_last_error(), answer) != NULL) != says)
+        fail_msg("%s: \"%s\", which should %shold \"%s\"", path, xp_last_error(),
+                 says ? "" : "not ", answer);
+}
+
+static void a_mistyped_file_names_the_nearest(void **state) {
+    (void)state;
+    char here[300], folder[] = "/tmp/xp_config_near_XXXXXX", path[200], answer[200];
+    assert_non_null(getcwd(here, sizeof here));
+    assert_non_null(mkdtemp(folder));
+    assert_int_equal(chdir(folder), 0);
+    assert_int_equal(mkdir("configs", 0700), 0);
+    make_file("configs", "debug_moe.toml");
+    make_file("configs", "debug_model.toml");
+    make_file("configs", "notes.txt");
+    make_file(".", "mine.toml");
+    assert_load_says("configs/debug_mo.toml", "; did you mean configs/debug_moe.toml?", true);
+    assert_load_says("configs/debug_moe", "; did you mean configs/debug_moe.toml?", true);
+    assert_load_says("config/debug_moe.toml", "; did you mean configs/debug_moe.toml?", true);
+    assert_load_says("debug_modle.toml", "; did you mean configs/debug_model.toml?", true);
+    assert_load_says("mein.toml", "; did you mean mine.toml?", true);
+    assert_load_says("configs/notes.toml", "did you mean", false);
+    assert_load_says("configs/xyzzy.toml", "did you mean", false);
+    snprintf(path, sizeof path, "%s/configs/debug_modl.toml", folder);
+    snprintf(answer, sizeof answer, "; did you mean %s/configs/debug_model.toml?", folder);
+    assert_load_says(path, answer, true);
+    assert_int_equal(chdir(here), 0);
+    const char *const files[] = {"configs/debug_moe.toml", "configs/debug_model.toml",
+                                 "configs/notes.txt", "mine.toml"};
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, files[i]);
+        unlink(path);
+    }
+    snprintf(path, sizeof path, "%s/configs", folder);
+    rmdir(path);
+    rmdir(folder);
+}
+
 static void a_bad_environment_names_its_variable(void **state) {
     (void)state;
     xp_config_set *set = NULL;
@@ -199,6 +252,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_case_is_refused_with_its_message),
         cmocka_unit_test(a_missing_file_is_an_io_error),
+        cmocka_unit_test(a_mistyped_file_names_the_nearest),
         cmocka_unit_test(a_bad_environment_names_its_variable),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
