@@ -2,7 +2,7 @@
  * bench_grouped_silu [--repeats N] [--rows N] [--caps LIST]...: the experts' first GEMM with
  * silu * gate * prob, and the dgrad of the second with its backward, of 16 experts (D 2048, F 768) on
  * the first GPU. Two ops one after the other, and the one op of both, whose results must have the same
- * bits; each --caps (such as +skew1) adds a line with these capabilities.
+ * bits; each --caps adds a line without these capabilities.
  */
 #include <stdio.h>
 #include <stdlib.h>

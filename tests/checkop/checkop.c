@@ -25,6 +25,7 @@ static const char usage[] =
     "both);\n"
     "                'none' leaves out nothing. Without it: all tables. On a GPU: cudnn (our own\n"
     "                attention), attention_forward (cuDNN's instead of ours on Hopper),\n"
+    "                silu_epilogue (the experts' activation in kernels of its own),\n"
     "                deterministic (faster sums without a fixed order)\n"
     "  --threads N   only this many threads (check: 1 to 4; bench: the machine's cores)\n"
     "  --bench       time the ops; every line has the machine's limit of the same run beside it\n"

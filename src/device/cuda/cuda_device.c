@@ -335,23 +335,7 @@ static const xp_device_vtable cuda_vtable = {
     .graph_destroy = cuda_graph_destroy,
 };
 
-static const struct {
-    const char *name;
-    unsigned way;
-} ways[] = {{"+silu", XP_CUDA_SILU_EPILOGUE}, {"+skew1", XP_CUDA_SKEW_1},
-            {"+skew2", XP_CUDA_SKEW_2},       {"+one_ahead", XP_CUDA_ONE_AHEAD},
-            {"+pointers", XP_CUDA_POINTERS},  {"+rows_first", XP_CUDA_ROWS_FIRST},
-            {"+boxes", XP_CUDA_BOXES}};
-
-/* The way that is asked for; 0: none of that name. */
-static unsigned way_of(const char *name, size_t n) {
-    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++)
-        if (strlen(ways[i].name) == n && memcmp(name, ways[i].name, n) == 0)
-            return ways[i].way;
-    return 0;
-}
-
-/* Take the capabilities named in `list` out, and the ways that it asks for in. */
+/* Take the capabilities named in `list` out. */
 static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
     for (const char *at = list; at != NULL && *at != '\0';) {
         size_t n = strcspn(at, ",");
@@ -359,18 +343,18 @@ static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
             cuda->wgmma = false;
         else if (n == 17 && memcmp(at, "attention_forward", n) == 0)
             cuda->attention_forward = false;
+        else if (n == 13 && memcmp(at, "silu_epilogue", n) == 0)
+            cuda->silu_epilogue = false;
         else if (n == 4 && memcmp(at, "bulk", n) == 0)
             cuda->bulk = false;
         else if (n == 5 && memcmp(at, "cudnn", n) == 0)
             cuda->without_cudnn = true;
         else if (n == 13 && memcmp(at, "deterministic", n) == 0)
             cuda->without_determinism = true;
-        else if (way_of(at, n) != 0)
-            cuda->ways |= way_of(at, n);
         else if (n != 0)
             return xp_error(XP_EINVAL,
-                            "%s: no capability \"%.*s\"; there are wgmma, attention_forward, bulk, "
-                            "cudnn and deterministic",
+                            "%s: no capability \"%.*s\"; there are wgmma, attention_forward, "
+                            "silu_epilogue, bulk, cudnn and deterministic",
                             cuda->base.name, (int)n, at);
         at += n;
         if (*at == ',')
@@ -404,6 +388,7 @@ xp_status xp_cuda_device_create(const xp_device_args *args, xp_device **device) 
     cuda->shared_bytes = p.sharedMemPerBlockOptin;
     cuda->wgmma = cuda->compute_capability == 90;
     cuda->attention_forward = cuda->wgmma;
+    cuda->silu_epilogue = cuda->wgmma;
     cuda->bulk = cuda->compute_capability >= 90;
     xp_status status = leave_out(args->caps, cuda);
     if (status != XP_OK) {

@@ -11,18 +11,6 @@ extern "C" {
 
 #define XP_CUDA_COUNTER_STREAMS 16
 
-/** Ways that are taken only when xp_device_args.caps asks for them ("+NAME"), to be measured. */
-enum {
-    XP_CUDA_SILU_EPILOGUE = 1, /* "silu": the experts' activation in the epilogue of their GEMMs */
-    /* of the grouped GEMM on Hopper: */
-    XP_CUDA_SKEW_1 = 2,      /* "skew1": a consumer warpgroup starts one k tile after the other */
-    XP_CUDA_SKEW_2 = 4,      /* "skew2": two */
-    XP_CUDA_ONE_AHEAD = 8,   /* "one_ahead": tile numbers are asked for one tile ahead, not two */
-    XP_CUDA_POINTERS = 16,   /* "pointers": gathered rows' addresses stay in registers */
-    XP_CUDA_ROWS_FIRST = 32, /* "rows_first": rows are copied before weights are asked for */
-    XP_CUDA_BOXES = 64       /* "boxes": forward and dgrad gather by TMA, a box a row */
-};
-
 typedef struct xp_cuda_device {
     xp_device base;
     int index;
@@ -33,6 +21,7 @@ typedef struct xp_cuda_device {
     bool without_cudnn, without_determinism;
     bool wgmma; /* sm_90's matrix instructions, unless left out through xp_device_args.caps */
     bool attention_forward; /* attention forward of our own on sm_90 instead of cuDNN's, likewise */
+    bool silu_epilogue;     /* the experts' activation in the epilogues of their GEMMs, likewise */
     bool bulk;              /* bulk asynchronous copies (sm_90 and newer), likewise */
     void *libraries; /* ops/cuda: cuBLASLt and cuDNN handles, made on first use before step 1 */
     void (*libraries_destroy)(void *libraries);
@@ -40,7 +29,6 @@ typedef struct xp_cuda_device {
     void *tile_counters;
     cudaStream_t counter_streams[XP_CUDA_COUNTER_STREAMS];
     int n_counter_streams;
-    unsigned ways; /* XP_CUDA_*, asked for */
 } xp_cuda_device;
 
 typedef struct xp_cuda_stream {

@@ -14,7 +14,6 @@ static xp_status grouped(xp_stream *stream, const xp_grouped_args *args, xp_grou
         return xp_cuda_tile_run(s, &p);
     if (!xp_cuda_hopper_fits(device, &p) || !xp_cuda_hopper_is_built())
         return xp_cuda_grouped_mma(s, &p);
-    p.ways = device->ways;
     XP_TRY(xp_cuda_tile_counter(stream, &p.counter));
     return xp_cuda_grouped_hopper(device, s, &p);
 }

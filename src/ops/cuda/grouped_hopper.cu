@@ -30,8 +30,6 @@
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-enum { LEAD_BARRIER = 3 }; /* 1 and 2: of each consumer warpgroup */
-
 /* Producer warpgroup: fill the stages of all tiles of this cluster. */
 template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const tma_maps &maps,
@@ -40,39 +38,31 @@ static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const 
     pipeline_state at = {base, 0, 0};
     tile_ring ring = {base, 0};
     tile_scheduler tile = {};
-    const bool two_ahead = (p.ways & XP_CUDA_ONE_AHEAD) == 0;
     uint32_t next = 0;
     if (schedules) {
         next = claim_tile(p, blockIdx.x / N_CTAS);
-        if (two_ahead) {
-            publish_tile<N_CTAS>(ring, next);
-            next = claim_tile(p, next + gridDim.x / N_CTAS);
-        }
+        publish_tile<N_CTAS>(ring, next);
+        next = claim_tile(p, next + gridDim.x / N_CTAS);
     }
     for (;;) {
-        if (schedules && !two_ahead)
-            publish_tile<N_CTAS>(ring, next);
         tile.index = take_tile<N_CTAS>(ring);
         if (!find_tile<P, N_CTAS>(tile, p, offsets))
             break;
         if (schedules) {
-            if (two_ahead)
-                publish_tile<N_CTAS>(ring, next);
+            publish_tile<N_CTAS>(ring, next);
             next = claim_tile(p, next + gridDim.x / N_CTAS);
         }
         if (P == WGRAD)
             produce_wgrad<N_CTAS>(p, maps, tile, at);
-        else if (p.gather_a != nullptr && (p.ways & XP_CUDA_BOXES) != 0)
-            produce_boxes<P, N_CTAS, E>(p, maps, tile, at);
-        else if (p.gather_a != nullptr && (p.ways & XP_CUDA_POINTERS) != 0)
+        else if (p.gather_a != nullptr)
             produce_gathered<P, N_CTAS, E>(p, maps, tile, at);
         else
-            produce_rows<P, N_CTAS, E>(p, maps, tile, at);
+            produce_in_order<P, N_CTAS, E>(p, maps, tile, at);
         if (P == DGRAD && E == SILU)
             produce_gate_up(maps, tile, at);
     }
     if (schedules)
-        reset_counter<N_CTAS>(p, next, tile.start, two_ahead ? 2 : 1);
+        reset_counter<N_CTAS>(p, next, tile.start);
 }
 
 /* A tile of the cluster in which this CTA has no rows: release its stages unread. One thread does
@@ -125,18 +115,6 @@ static __device__ __forceinline__ void store_tile(const xp_tile_args &p, const t
         store_bf16_chunks<false>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
 }
 
-/*
- * XP_CUDA_SKEW_*: consumer warpgroup 1 begins its first tile when warpgroup 0 has issued so many k tiles
- * of it. From then on it stays as far behind, because both take equally long: while one ends its tile
- * the other has the tensor cores to itself, which hides so many half k tiles of the epilogue. It costs
- * as many stages of prefetch. Warpgroup 0 arrives once, at its first tile with rows, warpgroup 1 waits
- * once, at the same tile; warpgroup 0 needs at most two stages for it, which are free at the start, so
- * that it waits for nobody.
- */
-static __device__ __forceinline__ int k_tiles_apart(const xp_tile_args &p) {
-    return (p.ways & XP_CUDA_SKEW_2) != 0 ? 2 : (p.ways & XP_CUDA_SKEW_1) != 0 ? 1 : 0;
-}
-
 /* A consumer warpgroup: wait for each k tile, issue its wgmmas, release the stage once the wgmmas
  * that read it are complete; after the last k tile store the accumulators. */
 template <gemm_kind P, int N_CTAS, epilogue E>
@@ -146,11 +124,10 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
     const int group = ((int)threadIdx.x - PRODUCER_THREADS) / WARPGROUP;
     const bool elected = threadIdx.x % WARPGROUP == 0;
     /* cp.async writes through the generic proxy, wgmma reads through the async proxy */
-    const bool by_cp_async = P == WGRAD || (p.gather_a != nullptr && (p.ways & XP_CUDA_BOXES) == 0);
+    const bool by_cp_async = P == WGRAD || p.gather_a != nullptr;
     /* 64 rows of 128 bytes or one slab: the same offset. */
     const uint32_t own_a = (uint32_t)group * XP_HOPPER_SLAB_BYTES;
     chunk_buffers chunks = make_chunk_buffers(base, group, elected);
-    int lead = k_tiles_apart(p);
     pipeline_state at = {base, 0, 0};
     tile_ring ring = {base, 0};
     tile_scheduler tile = {};
@@ -171,10 +148,6 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
         for (int i = 0; i < 128; i++)
             d[i] = 0;
         uint32_t before = 0;
-        if (lead > 0 && group == 1) {
-            named_barrier_sync(LEAD_BARRIER, 2 * WARPGROUP);
-            lead = 0;
-        }
         for (int s = 0; s < tile.n_k_tiles; s++) {
             mbarrier_wait(at.full(), at.parity);
             if (by_cp_async)
@@ -191,16 +164,8 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
                 release_stage<N_CTAS>(before);
             before = at.empty();
             at.next();
-            if (s + 1 == lead) {
-                named_barrier_arrive(LEAD_BARRIER, 2 * WARPGROUP);
-                lead = 0;
-            }
         }
         wgmma_wait<0>();
-        if (lead > 0) { /* a first tile of fewer k tiles */
-            named_barrier_arrive(LEAD_BARRIER, 2 * WARPGROUP);
-            lead = 0;
-        }
         if (tile.n_k_tiles > 0 && elected)
             release_stage<N_CTAS>(before);
         if (P == FORWARD && E == SILU)
@@ -283,15 +248,10 @@ static xp_status map_of(const xp_hopper_boxes &by_tma, CUtensorMap *map) {
     return xp_cuda_hopper_map(&by_tma, map);
 }
 
-/* Rows in order by TILE_M, or one by one where they are gathered by TMA. How many rows gather lists may
- * name is not known: as many as a map can have, whose planes must be less than 2^40 bytes apart. */
+/* Rows in order; those of gather lists are not loaded by TMA. */
 static xp_status map_a(const xp_tile_args *p, CUtensorMap *map) {
-    if (p->gather_a == nullptr)
-        return map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, map);
-    if ((p->ways & XP_CUDA_BOXES) == 0)
-        return XP_OK;
-    const int64_t most = ((int64_t)1 << 39) / (p->lda * (int64_t)sizeof(bf16));
-    return map_of({p->a, p->k, p->lda, most < INT32_MAX ? most : INT32_MAX, 1, 1, false}, map);
+    return p->gather_a != nullptr ? XP_OK
+                                  : map_of({p->a, p->k, p->lda, p->m, 1, TILE_M, false}, map);
 }
 
 /* With an activation: gate and up in boxes of a chunk (forward, stored) or of a CTA's rows (dgrad,

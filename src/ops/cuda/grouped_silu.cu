@@ -59,7 +59,7 @@ xp_tile_args problem_of(const xp_grouped_silu_args *args, xp_grouped_kind kind) 
 
 extern "C" bool xp_cuda_fuses_silu(const xp_device *device, const xp_silu_sizes *sizes) {
     const xp_cuda_device *cuda = (const xp_cuda_device *)device;
-    return (cuda->ways & XP_CUDA_SILU_EPILOGUE) != 0 && cuda->wgmma && xp_cuda_hopper_is_built() &&
+    return cuda->silu_epilogue && cuda->wgmma && xp_cuda_hopper_is_built() &&
            sizes->dtype == XP_BF16 && sizes->dim % 8 == 0 && sizes->width % 8 == 0 &&
            sizes->n_experts <= XP_HOPPER_MAX_EXPERTS;
 }
@@ -79,7 +79,6 @@ extern "C" xp_status xp_cuda_grouped_silu_forward(xp_stream *stream,
         return xp_cuda_silu_gate_prob_forward(stream, &silu);
     }
     XP_TRY(xp_cuda_enter(stream, &s));
-    p.ways = device->ways;
     XP_TRY(xp_cuda_tile_counter(stream, &p.counter));
     /* A tile has 128 columns of gate and the same of up; the tile scheduler counts n / 256. */
     p.n = 2 * xp_ceil_div(p.silu.width, 128) * 128;
@@ -107,7 +106,6 @@ extern "C" xp_status xp_cuda_grouped_silu_backward(xp_stream *stream,
         return xp_cuda_silu_gate_prob_backward(stream, &silu);
     }
     XP_TRY(xp_cuda_enter(stream, &s));
-    p.ways = device->ways;
     XP_TRY(xp_cuda_tile_counter(stream, &p.counter));
     const int n_parts = (int)XP_SILU_PARTS(p.silu.width);
     p.silu.dp = n_parts == 1 || args->dp == NULL ? args->dp : args->scratch;

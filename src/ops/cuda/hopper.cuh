@@ -69,11 +69,6 @@ static __device__ __forceinline__ void named_barrier_sync(int barrier, int n_thr
     asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(n_threads) : "memory");
 }
 
-/** Arrive there without waiting for the others. */
-static __device__ __forceinline__ void named_barrier_arrive(int barrier, int n_threads) {
-    asm volatile("barrier.arrive %0, %1;" ::"r"(barrier), "r"(n_threads) : "memory");
-}
-
 /* ---- copies ---- */
 
 /** 16 bytes to shared memory, or zeros when not `valid`; `from` is then not read. */

@@ -57,60 +57,43 @@ static __device__ __forceinline__ void prefetch_b(const xp_tile_args &p, const t
     }
 }
 
-/* Producer loop of forward and dgrad for one tile: a by TMA, or gathered by cp.async; b by TMA. Each
- * thread gathers from A_LINES rows, whose numbers stay in registers for the whole tile. */
+/* Producer loop of forward and dgrad for one tile, rows in order: one thread loads a and b by TMA. Boxes
+ * may hold rows of the next expert: no result. */
 template <gemm_kind P, int N_CTAS, epilogue E>
-static __device__ __forceinline__ void produce_rows(const xp_tile_args &p, const tma_maps &maps,
-                                                    const tile_scheduler &tile,
-                                                    pipeline_state &at) {
-    const int chunk = (int)threadIdx.x % 8, line = (int)threadIdx.x / 8;
-    const bool by_tma =
-        p.gather_a == nullptr; /* boxes may hold rows of the next expert: no result */
-    const bf16 *a = (const bf16 *)p.a;
-    int rows[A_LINES];
-#pragma unroll
-    for (int i = 0; i < A_LINES; i++) {
-        const int row = tile.m0 + line + LINES * i;
-        rows[i] = !by_tma && row < tile.n_rows ? p.gather_a[tile.first_row + row] : -1;
-    }
+static __device__ __forceinline__ void produce_in_order(const xp_tile_args &p, const tma_maps &maps,
+                                                        const tile_scheduler &tile,
+                                                        pipeline_state &at) {
+    const int row = tile.first_row + tile.m0;
     for (int s = 0; s < tile.n_k_tiles; s++) {
-        const int k0 = s * TILE_K, k = k0 + 8 * chunk;
+        const int k0 = s * TILE_K;
         mbarrier_wait(at.empty(), at.parity ^ 1);
         if (threadIdx.x == 0) {
-            mbarrier_expect_tx(at.full(), B_BYTES + (by_tma && tile.has_rows ? A_BYTES : 0));
+            mbarrier_expect_tx(at.full(), B_BYTES + (tile.has_rows ? A_BYTES : 0));
             load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
             /* For all clusters that read the same: the first rows of an expert bring its weights to
              * L2, the first columns bring the rows. Gathered rows gain nothing from it. */
             const int later = k0 + PREFETCH_K_TILES * TILE_K;
-            if (by_tma && tile.m0 < N_CTAS * TILE_M && later < p.k)
+            if (tile.m0 < N_CTAS * TILE_M && later < p.k)
                 prefetch_b<P, N_CTAS, E>(p, tile, &maps.b, later, tile.expert);
-            if (by_tma && tile.has_rows && tile.n0 == 0 && later < p.k)
-                tma_prefetch(&maps.a, later, tile.first_row + tile.m0, 0);
-            if (by_tma && tile.has_rows)
-                tma_load<1>(at.a(), &maps.a, at.full(), k0, tile.first_row + tile.m0, 0);
+            if (tile.has_rows && tile.n0 == 0 && later < p.k)
+                tma_prefetch(&maps.a, later, row, 0);
+            if (tile.has_rows)
+                tma_load<1>(at.a(), &maps.a, at.full(), k0, row, 0);
         }
-        if (!by_tma && tile.has_rows) {
-#pragma unroll
-            for (int i = 0; i < A_LINES; i++) {
-                const bool valid = rows[i] >= 0 && k < p.k;
-                cp_async_16(at.a() + xp_hopper_chunk(line + LINES * i, chunk),
-                            valid ? a + (int64_t)rows[i] * p.lda + k : a, valid);
-            }
-        }
-        cp_async_arrive(at.full());
+        mbarrier_arrive(at.full());
         at.next();
     }
 }
 
-/* The same for gathered rows (XP_CUDA_POINTERS): a row's address is computed once a tile and stays in
- * registers of its own. Rows past the expert's last copy that one: no result. */
+/* The same for gathered rows, by cp.async; b by TMA. Each thread copies 16 bytes of each of A_LINES rows,
+ * whose addresses stay in registers for the whole tile. Rows past the expert's last copy that one: no
+ * result. */
 template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void produce_gathered(const xp_tile_args &p, const tma_maps &maps,
                                                         const tile_scheduler &tile,
                                                         pipeline_state &at) {
     const int chunk = (int)threadIdx.x % 8, line = (int)threadIdx.x / 8;
     const uint32_t own = xp_hopper_chunk((uint32_t)line, (uint32_t)chunk);
-    const bool rows_first = (p.ways & XP_CUDA_ROWS_FIRST) != 0;
     const bf16 *from[A_LINES];
 #pragma unroll
     for (int i = 0; i < A_LINES; i++) {
@@ -122,7 +105,7 @@ static __device__ __forceinline__ void produce_gathered(const xp_tile_args &p, c
         const int k0 = s * TILE_K;
         const bool inside = k0 + 8 * chunk < (int)p.k;
         mbarrier_wait(at.empty(), at.parity ^ 1);
-        if (threadIdx.x == 0 && !rows_first) {
+        if (threadIdx.x == 0) {
             mbarrier_expect_tx(at.full(), B_BYTES);
             load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
         }
@@ -133,35 +116,7 @@ static __device__ __forceinline__ void produce_gathered(const xp_tile_args &p, c
                 from[i] += TILE_K;
             }
         }
-        if (threadIdx.x == 0 && rows_first) {
-            mbarrier_expect_tx(at.full(), B_BYTES);
-            load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
-        }
         cp_async_arrive(at.full());
-        at.next();
-    }
-}
-
-/* The same by TMA (XP_CUDA_BOXES), a box of one row a thread: the 128-byte swizzle goes by the address in
- * shared memory, so that rows land as a box of all of them would. */
-template <gemm_kind P, int N_CTAS, epilogue E>
-static __device__ __forceinline__ void produce_boxes(const xp_tile_args &p, const tma_maps &maps,
-                                                     const tile_scheduler &tile,
-                                                     pipeline_state &at) {
-    static_assert(TILE_M == PRODUCER_THREADS, "a row a thread");
-    const int line = (int)threadIdx.x;
-    const int row = p.gather_a[tile.first_row + min(tile.m0 + line, tile.n_rows - 1)];
-    for (int s = 0; s < tile.n_k_tiles; s++) {
-        const int k0 = s * TILE_K;
-        mbarrier_wait(at.empty(), at.parity ^ 1);
-        if (threadIdx.x == 0) {
-            mbarrier_expect_tx(at.full(), B_BYTES + (tile.has_rows ? A_BYTES : 0));
-            load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
-        }
-        if (tile.has_rows)
-            tma_load<1>(at.a() + (uint32_t)line * XP_HOPPER_ROW_BYTES, &maps.a, at.full(), k0, row,
-                        0);
-        mbarrier_arrive(at.full());
         at.next();
     }
 }
@@ -188,7 +143,7 @@ static __device__ __forceinline__ void copy_k_rows(uint32_t to, const bf16 *data
     }
 }
 
-/* The same for rows that all exist (XP_CUDA_POINTERS): one address a row, 32-bit distances. */
+/* The same for rows that all exist: one address a row, 32-bit distances. */
 template <int N_SLABS>
 static __device__ __forceinline__ void copy_whole_rows(uint32_t to, const bf16 *data, int ld,
                                                        const int (&rows)[K_LINES], int column,
@@ -262,17 +217,12 @@ template <int N_CTAS>
 static __device__ __forceinline__ void
 produce_by_tma(const xp_tile_args &p, const tma_maps &maps, const tile_scheduler &tile, int k_tile,
                const int (&rows)[K_LINES], pipeline_state &at) {
-    const bool rows_first = (p.ways & XP_CUDA_ROWS_FIRST) != 0;
     mbarrier_wait(at.empty(), at.parity ^ 1);
-    if (threadIdx.x == 0 && !rows_first)
+    if (threadIdx.x == 0)
         load_k_rows_of_b<N_CTAS>(p, maps, tile, k_tile, at);
-    if (tile.has_rows && (p.ways & XP_CUDA_POINTERS) != 0)
+    if (tile.has_rows)
         copy_whole_rows<TILE_M / 64>(at.a(), (const bf16 *)p.a, (int)p.lda, rows, tile.m0,
                                      (int)p.m);
-    else if (tile.has_rows)
-        copy_k_rows<TILE_M / 64>(at.a(), (const bf16 *)p.a, p.lda, rows, tile.m0, (int)p.m);
-    if (threadIdx.x == 0 && rows_first)
-        load_k_rows_of_b<N_CTAS>(p, maps, tile, k_tile, at);
     cp_async_arrive(at.full());
     at.next();
 }

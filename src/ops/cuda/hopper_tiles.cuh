@@ -236,12 +236,12 @@ template <int N_CTAS> static __device__ __forceinline__ uint32_t take_tile(tile_
     return number;
 }
 
-/* Scheduler thread, at the end, with its last number. Every cluster has got n_ahead past the n_tiles by
+/* Scheduler thread, at the end, with its last number. Every cluster has got two past the n_tiles by
  * then; the cluster with the last one of all sets the counter back for the stream's next launch. */
 template <int N_CTAS>
 static __device__ __forceinline__ void reset_counter(const xp_tile_args &p, uint32_t last,
-                                                     uint32_t n_tiles, uint32_t n_ahead) {
-    if (p.counter != nullptr && last == n_tiles + n_ahead * (gridDim.x / N_CTAS) - 1)
+                                                     uint32_t n_tiles) {
+    if (p.counter != nullptr && last == n_tiles + 2 * (gridDim.x / N_CTAS) - 1)
         *p.counter = 0;
 }
 

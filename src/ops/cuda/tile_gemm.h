@@ -46,7 +46,6 @@ typedef struct xp_tile_args {
     bool acc;
     xp_tile_silu silu; /* grouped_hopper; c is not used with it */
     int spare_sms;     /* SMs that a persistent kernel leaves to others */
-    unsigned ways;     /* grouped_hopper: XP_CUDA_*, to be measured */
     uint32_t *counter; /* grouped_hopper: the next tile, 0 before and after; NULL: static order */
 } xp_tile_args;
 
