@@ -1,14 +1,16 @@
 /*
  * bench_grouped_gemm [--caps LIST] [--beside LIST]... [--repeats N] [--spare-sms N] [--only GLOB]
  * [--shapes N]: grouped GEMMs of real layer sizes (the first N of them, the kinds whose names match)
- * on the first GPU, beside the dense GEMM of cuBLASLt in the same run (which takes all SMs), each
- * checked against the portable kernel. --beside: the same with these capabilities, such as +skew1, in
- * the next column, with the same bits.
+ * on the first GPU, each checked against the portable kernel. --beside: the same without these
+ * capabilities, in the next column, with the same bits.
  *
- * The table: time (median), rate, share of the dense rate, and how far the sampled results lie from
- * the portable kernel's (relative, in norm). Exit code 1 when one is further than rounding
- * explains. "forward, halves" is two calls, of the first half of each expert's rows and of the
- * others: its results must have the bits of one call.
+ * A GPU at its power limit gets slower as a run goes on. So each row is timed in rounds: a call of the
+ * dense GEMM of cuBLASLt (which takes all SMs), one of the row, one of each --beside, and again.
+ *
+ * The table: time (median), rate, share of the dense rate of the same rounds, that rate, and how far
+ * the sampled results lie from the portable kernel's (relative, in norm). Exit code 1 when one is
+ * further than rounding explains. "forward, halves" is two calls, of the first half of each expert's
+ * rows and of the others: its results must have the bits of one call.
  */
 #include <fnmatch.h>
 #include <math.h>
@@ -56,8 +58,7 @@ typedef struct bench {
     const char *beside_caps[MOST_BESIDE];
     int n_beside;
     int n_repeats, spare_sms, n_shapes;
-    const char *only;  /* names of kinds */
-    double dense_rate; /* FLOP/s */
+    const char *only; /* names of kinds */
     bool far;
     char *rows, *weights, *wide, *out, *want; /* [rows, 2048], [L, n, k], [rows, 2048], results */
     int32_t *offsets, *gather, *range;
@@ -83,14 +84,17 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static xp_status median(const bench *b, timed *t, double *seconds) {
-    double all[MOST_REPEATS];
-    for (int i = 0; i < 3; i++)
-        XP_TRY(run_timed(t));
-    for (int i = 0; i < b->n_repeats; i++)
-        XP_TRY(b->backend->time_call(t->who->stream, run_timed, t, &all[i]));
-    qsort(all, (size_t)b->n_repeats, sizeof all[0], by_value);
-    *seconds = all[b->n_repeats / 2];
+/* Medians of n calls, in rounds of one each. */
+static xp_status medians(const bench *b, timed *calls, int n, double *seconds) {
+    double all[MOST_BESIDE + 2][MOST_REPEATS];
+    for (int i = -2; i < b->n_repeats; i++)
+        for (int c = 0; c < n; c++)
+            XP_TRY(b->backend->time_call(calls[c].who->stream, run_timed, &calls[c],
+                                         &all[c][i < 0 ? 0 : i]));
+    for (int c = 0; c < n; c++) {
+        qsort(all[c], (size_t)b->n_repeats, sizeof all[c][0], by_value);
+        seconds[c] = all[c][b->n_repeats / 2];
+    }
     return XP_OK;
 }
 
@@ -292,6 +296,53 @@ static xp_status same_bits(const bench *b, timed *first, timed *other, size_t n_
     return XP_OK;
 }
 
+/* Its results go where the portable kernel's were. */
+static xp_gemm_args dense_args(const bench *b) {
+    return (xp_gemm_args){.m = DENSE_N,
+                          .n = DENSE_N,
+                          .k = DENSE_N,
+                          .trans_b = true,
+                          .a = b->rows,
+                          .b = b->wide,
+                          .c = b->want,
+                          .lda = DENSE_N,
+                          .ldb = DENSE_N,
+                          .ldc = DENSE_N,
+                          .ab_dtype = XP_BF16,
+                          .c_dtype = XP_BF16,
+                          .alpha = 1.0F};
+}
+
+/* Time the case beside the dense GEMM and the other sides, and print the row. */
+static xp_status run_timing(bench *b, const shape *s, kind which, const timed *first,
+                            double distance, const bool *same) {
+    const double flops = 2.0 * (double)(s->n_experts * s->rows_each) * (double)s->n * (double)s->k;
+    const bool far = !(distance < (which == FORWARD_HALVES ? 1e-30 : TOLERANCE));
+    const xp_gemm_args dense = dense_args(b);
+    timed calls[MOST_BESIDE + 2] = {{.who = &b->fast, .gemm = &dense}, *first};
+    double seconds[MOST_BESIDE + 2];
+    for (int i = 0; i < b->n_beside; i++) {
+        calls[i + 2] = *first;
+        calls[i + 2].who = &b->beside[i];
+        b->far = b->far || !same[i];
+    }
+    XP_TRY(medians(b, calls, b->n_beside + 2, seconds));
+    b->far = b->far || far;
+    const double dense_rate = 2.0 * DENSE_N * DENSE_N * DENSE_N / seconds[0];
+    printf("%-15s %3d x %5lld rows %4lldx%-4lld %9.1f us %7.1f TFLOP/s %5.1f %% of dense (%.0f)  "
+           "distance %.1e%s",
+           kind_names[which], s->n_experts, (long long)s->rows_each, (long long)s->n,
+           (long long)s->k, seconds[1] * 1e6, flops / seconds[1] * 1e-12,
+           100 * flops / seconds[1] / dense_rate, dense_rate * 1e-12, distance,
+           far ? "  TOO FAR" : "");
+    for (int i = 0; i < b->n_beside; i++)
+        printf("  %s %.1f %%%s", b->beside_caps[i], 100 * flops / seconds[i + 2] / dense_rate,
+               same[i] ? "" : " OTHER BITS");
+    printf("\n");
+    fflush(stdout);
+    return XP_OK;
+}
+
 static xp_status run_case(bench *b, const shape *s, kind which) {
     const int64_t n_rows = s->n_experts * s->rows_each;
     const bool f32 = adds_f32(which);
@@ -301,7 +352,7 @@ static xp_status run_case(bench *b, const shape *s, kind which) {
     const size_t out_bytes = (size_t)n_out * (f32 ? 4 : 2);
     xp_grouped_args args = args_of(b, s, which);
     timed t;
-    double seconds, distance;
+    double distance;
     XP_TRY(xp_zero(b->fast.stream, b->out, out_bytes));
     XP_TRY(xp_zero(b->fast.stream, b->want, out_bytes));
     XP_TRY(xp_stream_sync(b->fast.stream));
@@ -321,52 +372,16 @@ static xp_status run_case(bench *b, const shape *s, kind which) {
     }
     XP_TRY(run_timed(&t));
     XP_TRY(compare(b, n_out, f32, &distance));
-    XP_TRY(median(b, &t, &seconds));
     timed first = t;
-    const double flops = 2.0 * (double)n_rows * (double)s->n * (double)s->k;
-    const bool far = !(distance < (which == FORWARD_HALVES ? 1e-30 : TOLERANCE));
-    b->far = b->far || far;
-    printf("%-15s %3d x %5lld rows %4lldx%-4lld %9.1f us %7.1f TFLOP/s %5.1f %% of dense  "
-           "distance %.1e%s",
-           kind_names[which], s->n_experts, (long long)s->rows_each, (long long)s->n,
-           (long long)s->k, seconds * 1e6, flops / seconds * 1e-12,
-           100 * flops / seconds / b->dense_rate, distance, far ? "  TOO FAR" : "");
-    for (int i = 0; i < b->n_beside && !f32; i++) {
-        bool same;
+    bool same[MOST_BESIDE];
+    for (int i = 0; i < b->n_beside; i++) {
+        same[i] = true;
         t = first;
         t.who = &b->beside[i];
-        XP_TRY(same_bits(b, &first, &t, out_bytes, n_out, &same));
-        XP_TRY(median(b, &t, &seconds));
-        b->far = b->far || !same;
-        printf("  %s %.1f %%%s", b->beside_caps[i], 100 * flops / seconds / b->dense_rate,
-               same ? "" : " OTHER BITS");
+        if (!f32) /* sums that are added to: other bits each time */
+            XP_TRY(same_bits(b, &first, &t, out_bytes, n_out, &same[i]));
     }
-    printf("\n");
-    fflush(stdout);
-    return XP_OK;
-}
-
-static xp_status run_dense(bench *b) {
-    const xp_gemm_args args = {.m = DENSE_N,
-                               .n = DENSE_N,
-                               .k = DENSE_N,
-                               .trans_b = true,
-                               .a = b->rows,
-                               .b = b->wide,
-                               .c = b->out,
-                               .lda = DENSE_N,
-                               .ldb = DENSE_N,
-                               .ldc = DENSE_N,
-                               .ab_dtype = XP_BF16,
-                               .c_dtype = XP_BF16,
-                               .alpha = 1.0F};
-    timed t = {.who = &b->fast, .gemm = &args};
-    double seconds;
-    XP_TRY(median(b, &t, &seconds));
-    b->dense_rate = 2.0 * DENSE_N * DENSE_N * DENSE_N / seconds;
-    printf("dense %d^3 bf16, cuBLASLt %27.1f us %7.1f TFLOP/s\n", DENSE_N, seconds * 1e6,
-           b->dense_rate * 1e-12);
-    return XP_OK;
+    return run_timing(b, s, which, &first, distance, same);
 }
 
 static xp_status run_all(bench *b, const char *caps) {
@@ -376,14 +391,13 @@ static xp_status run_all(bench *b, const char *caps) {
     for (int i = 0; i < b->n_beside; i++)
         XP_TRY(open_side(b->beside_caps[i], &b->beside[i]));
     XP_TRY(reserve(b));
-    XP_TRY(run_dense(b));
     for (int i = 0; i < b->n_shapes; i++) {
         XP_TRY(route(b, &shapes[i]));
         for (int which = 0; which < N_KINDS; which++)
             if (fnmatch(b->only, kind_names[which], 0) == 0)
                 XP_TRY(run_case(b, &shapes[i], (kind)which));
     }
-    return run_dense(b);
+    return XP_OK;
 }
 
 int main(int argc, char **argv) {
