@@ -247,33 +247,39 @@ static __device__ __forceinline__ void produce_by_cp_async(const xp_tile_args &p
     at.next();
 }
 
-/* Producer loop of wgrad for one tile. */
+/* Producer loop of wgrad for one tile. Row numbers are loaded LIST_PAIR lists at a time, when the pair before
+ * begins to be used: a load takes as long as the row copies ahead of it, and the first read of a register waits
+ * for all loads that are on their way, so none may have started shortly before. */
 template <int N_CTAS>
 static __device__ __forceinline__ void produce_wgrad(const xp_tile_args &p, const tma_maps &maps,
                                                      const tile_scheduler &tile,
                                                      pipeline_state &at) {
+    constexpr int K_TILES = LIST_PAIR * LIST_K_TILES;
     const int n_whole_tiles = p.gather_b != nullptr ? 0 : tile.n_rows / TILE_K;
-    int lists[LISTS];
+    int lists[LIST_PAIR], next[LIST_PAIR];
 #pragma unroll
-    for (int i = 0; i < LISTS; i++)
+    for (int i = 0; i < LIST_PAIR; i++)
         lists[i] = load_list(p.gather_a, tile, i);
-    for (int first = 0; first < n_whole_tiles; first += LISTS * LIST_K_TILES) {
+    for (int first = 0; first < n_whole_tiles; first += K_TILES) {
 #pragma unroll
-        for (int i = 0; i < LISTS; i++) {
+        for (int i = 0; i < LIST_PAIR; i++)
+            next[i] = load_list(p.gather_a, tile, first / LIST_K_TILES + LIST_PAIR + i);
 #pragma unroll
-            for (int half = 0; half < LIST_K_TILES; half++) {
-                const int k_tile = first + LIST_K_TILES * i + half;
-                int rows[K_LINES];
-                if (k_tile >= n_whole_tiles)
-                    break;
-                read_row_numbers(lists[i], half, rows);
-                produce_by_tma<N_CTAS>(p, maps, tile, k_tile, rows, at);
-                if (tile.n0 == 0)
-                    prefetch_k_rows(p, tile, lists[(i + LATER_K_TILES / LIST_K_TILES) % LISTS],
-                                    half);
-            }
-            lists[i] = load_list(p.gather_a, tile, first / LIST_K_TILES + LISTS + i);
+        for (int i = 0; i < K_TILES; i++) {
+            const int list = i / LIST_K_TILES, later = (i + LATER_K_TILES) / LIST_K_TILES;
+            int rows[K_LINES];
+            if (first + i >= n_whole_tiles)
+                break;
+            read_row_numbers(lists[list], i % LIST_K_TILES, rows);
+            produce_by_tma<N_CTAS>(p, maps, tile, first + i, rows, at);
+            if (tile.n0 == 0)
+                prefetch_k_rows(
+                    p, tile, later < LIST_PAIR ? lists[later % LIST_PAIR] : next[later % LIST_PAIR],
+                    i % LIST_K_TILES);
         }
+#pragma unroll
+        for (int i = 0; i < LIST_PAIR; i++)
+            lists[i] = next[i];
     }
     for (int k_tile = n_whole_tiles; k_tile < tile.n_k_tiles; k_tile++)
         produce_by_cp_async(p, tile, k_tile, at);

@@ -24,7 +24,7 @@ enum {
     PREFETCH_K_TILES = N_STAGES + 2, /* how far ahead operands are brought to L2 */
     LATER_K_TILES = 2,               /* the same in wgrad, before they are loaded: one list */
     LIST_K_TILES = 2, /* k tiles whose row numbers (16 a warp) fill a register a lane */
-    LISTS = 3,        /* such registers: one in use, the others prefetched */
+    LIST_PAIR = 2,    /* such registers in use, and as many prefetched */
     A_BYTES = TILE_M * TILE_K * 2,
     B_BYTES = TILE_N * TILE_K * 2,
     STAGE_BYTES = A_BYTES + B_BYTES,
