@@ -30,6 +30,15 @@
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
+/* Every warp: take the next number and find its tile, which must be that of an earlier call or {}. @return
+ * false: there are no more */
+template <gemm_kind P, int N_CTAS>
+static __device__ __forceinline__ bool next_tile(tile_scheduler &tile, tile_ring &ring,
+                                                 const xp_tile_args &p, const int32_t *offsets) {
+    tile.index = take_tile<N_CTAS>(ring);
+    return find_tile<P, N_CTAS>(tile, p, offsets);
+}
+
 /* Producer warpgroup: fill the stages of all tiles of this cluster. */
 template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const tma_maps &maps,
@@ -45,8 +54,7 @@ static __device__ __forceinline__ void produce_all(const xp_tile_args &p, const 
         next = claim_tile(p, next + gridDim.x / N_CTAS);
     }
     for (;;) {
-        tile.index = take_tile<N_CTAS>(ring);
-        if (!find_tile<P, N_CTAS>(tile, p, offsets))
+        if (!next_tile<P, N_CTAS>(tile, ring, p, offsets))
             break;
         if (schedules) {
             publish_tile<N_CTAS>(ring, next);
@@ -115,58 +123,76 @@ static __device__ __forceinline__ void store_tile(const xp_tile_args &p, const t
         store_bf16_chunks<false>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
 }
 
+/* A consumer warpgroup: wait for the k tile at `at` and issue its wgmmas. FIRST: of the tile. */
+template <gemm_kind P, bool FIRST>
+static __device__ __forceinline__ void start_k_tile(float (&d)[128], const pipeline_state &at,
+                                                    int group, bool by_cp_async) {
+    constexpr int MN_A = P == WGRAD, MN_B = P != FORWARD;
+    /* 64 rows of 128 bytes or one slab: the same offset. */
+    const uint32_t a = at.a() + (uint32_t)group * XP_HOPPER_SLAB_BYTES;
+    mbarrier_wait(at.full(), at.parity);
+    if (by_cp_async)
+        async_proxy_fence();
+    __syncwarp(); /* wgmma needs converged warps */
+    wgmma_fence();
+#pragma unroll
+    for (uint32_t step = 0; step < TILE_K / 16; step++) {
+        const uint64_t op_a = xp_hopper_operand(a, step, !MN_A),
+                       op_b = xp_hopper_operand(at.b(), step, !MN_B);
+        if (FIRST && step == 0)
+            wgmma_64x256_first<MN_A, MN_B>(d, op_a, op_b);
+        else
+            wgmma_64x256<MN_A, MN_B>(d, op_a, op_b);
+    }
+    wgmma_commit();
+}
+
 /* A consumer warpgroup: wait for each k tile, issue its wgmmas, release the stage once the wgmmas
  * that read it are complete; after the last k tile store the accumulators. */
 template <gemm_kind P, int N_CTAS, epilogue E>
 static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const tma_maps &maps,
                                                    const int32_t *offsets, uint32_t base) {
-    constexpr int MN_A = P == WGRAD, MN_B = P != FORWARD;
     const int group = ((int)threadIdx.x - PRODUCER_THREADS) / WARPGROUP;
     const bool elected = threadIdx.x % WARPGROUP == 0;
     /* cp.async writes through the generic proxy, wgmma reads through the async proxy */
     const bool by_cp_async = P == WGRAD || p.gather_a != nullptr;
-    /* 64 rows of 128 bytes or one slab: the same offset. */
-    const uint32_t own_a = (uint32_t)group * XP_HOPPER_SLAB_BYTES;
     chunk_buffers chunks = make_chunk_buffers(base, group, elected);
     pipeline_state at = {base, 0, 0};
     tile_ring ring = {base, 0};
-    tile_scheduler tile = {};
-    for (;;) {
-        tile.index = take_tile<N_CTAS>(ring);
-        if (!find_tile<P, N_CTAS>(tile, p, offsets))
-            break;
+    /* The next tile is looked up early; with an activation not, whose epilogue leaves no registers for two. */
+    tile_scheduler tile = {}, early = {};
+    tile_scheduler &next = E == PLAIN ? early : tile;
+    bool more = next_tile<P, N_CTAS>(next, ring, p, offsets);
+    while (more) {
+        if (E == PLAIN)
+            tile = early;
         if (N_CTAS > 1 && !tile.has_rows) {
             skip_stages<N_CTAS>(tile.n_k_tiles + (P == DGRAD && E == SILU ? SILU_STAGES : 0), group,
                                 elected, at);
+            more = next_tile<P, N_CTAS>(next, ring, p, offsets);
             continue;
         }
         float prob[2];
         if (E == SILU)
             load_prob(p, tile, group, prob);
         float d[128];
-#pragma unroll
-        for (int i = 0; i < 128; i++)
-            d[i] = 0;
-        uint32_t before = 0;
-        for (int s = 0; s < tile.n_k_tiles; s++) {
-            mbarrier_wait(at.full(), at.parity);
-            if (by_cp_async)
-                async_proxy_fence();
-            __syncwarp(); /* wgmma needs converged warps */
-            wgmma_fence();
-#pragma unroll
-            for (int step = 0; step < TILE_K / 16; step++)
-                wgmma_64x256<MN_A, MN_B>(d, xp_hopper_operand(at.a() + own_a, step, !MN_A),
-                                         xp_hopper_operand(at.b(), step, !MN_B));
-            wgmma_commit();
+        uint32_t before = at.empty();
+        start_k_tile<P, true>(d, at, group, by_cp_async);
+        at.next();
+        for (int s = 1; s < tile.n_k_tiles; s++) {
+            start_k_tile<P, false>(d, at, group, by_cp_async);
             wgmma_wait<1>(); /* the wgmmas of the previous k tile are complete */
-            if (s > 0 && elected)
+            if (elected)
                 release_stage<N_CTAS>(before);
             before = at.empty();
             at.next();
         }
+        /* While the last wgmmas run. The next tile's number is there: the producer published it when it
+         * started this tile. */
+        if (E == PLAIN)
+            more = next_tile<P, N_CTAS>(next, ring, p, offsets);
         wgmma_wait<0>();
-        if (tile.n_k_tiles > 0 && elected)
+        if (elected)
             release_stage<N_CTAS>(before);
         if (P == FORWARD && E == SILU)
             silu_forward_tile(p, maps, tile, d, prob, chunks);
@@ -174,6 +200,8 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
             silu_backward_tile<N_CTAS>(p, tile, d, prob, group, at);
         else
             store_tile<P>(p, maps, tile, d, chunks);
+        if (E != PLAIN)
+            more = next_tile<P, N_CTAS>(next, ring, p, offsets);
     }
     if (elected)
         bulk_wait(); /* shared memory is read, and c is written */

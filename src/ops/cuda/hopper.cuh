@@ -237,6 +237,12 @@ template <int N> static __device__ __forceinline__ void wgmma_wait() {
     XP_ACCUMULATORS_8(d, i), XP_ACCUMULATORS_8(d, i + 8), XP_ACCUMULATORS_8(d, i + 16),            \
         XP_ACCUMULATORS_8(d, i + 24)
 
+#define XP_OUTPUTS_8(d, i)                                                                         \
+    "=f"(d[i]), "=f"(d[i + 1]), "=f"(d[i + 2]), "=f"(d[i + 3]), "=f"(d[i + 4]), "=f"(d[i + 5]),    \
+        "=f"(d[i + 6]), "=f"(d[i + 7])
+#define XP_OUTPUTS_32(d, i)                                                                        \
+    XP_OUTPUTS_8(d, i), XP_OUTPUTS_8(d, i + 8), XP_OUTPUTS_8(d, i + 16), XP_OUTPUTS_8(d, i + 24)
+
 /**
  * d[64, 256] += a[64, 16] b[16, 256], bf16 in, fp32 sums. MN_A, MN_B: 1 when the operand's
  * contiguous direction is m or n, 0 when it is k. Thread t of the warpgroup holds
@@ -262,6 +268,30 @@ static __device__ __forceinline__ void wgmma_64x256(float (&d)[128], uint64_t a,
                  "}"
                  : XP_ACCUMULATORS_32(d, 0), XP_ACCUMULATORS_32(d, 32), XP_ACCUMULATORS_32(d, 64),
                    XP_ACCUMULATORS_32(d, 96)
+                 : "l"(a), "l"(b), "n"(MN_A), "n"(MN_B));
+}
+
+/** The same without the sum so far: d[64, 256] = a[64, 16] b[16, 256]. What d was is not read. */
+template <int MN_A, int MN_B>
+static __device__ __forceinline__ void wgmma_64x256_first(float (&d)[128], uint64_t a, uint64_t b) {
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, 0, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, "
+                 "%110, %111, "
+                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "
+                 "%125, %126, %127}, "
+                 "%128, %129, add, 1, 1, %130, %131;\n"
+                 "}"
+                 : XP_OUTPUTS_32(d, 0), XP_OUTPUTS_32(d, 32), XP_OUTPUTS_32(d, 64),
+                   XP_OUTPUTS_32(d, 96)
                  : "l"(a), "l"(b), "n"(MN_A), "n"(MN_B));
 }
 

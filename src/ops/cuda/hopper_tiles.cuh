@@ -151,7 +151,9 @@ static __device__ __forceinline__ bool find_tile(tile_scheduler &tile, const xp_
             tile.m0 = (int)(own / columns) * HEIGHT + (N_CTAS > 1 ? cta_rank() * TILE_M : 0);
             tile.n0 = (int)(own % columns) * TILE_N;
             tile.has_rows = tile.m0 < (P == WGRAD ? (int)p.m : rows.n_rows);
-            tile.n_k_tiles = (int)n_parts((uint32_t)(P == WGRAD ? rows.n_rows : p.k), TILE_K);
+            /* An expert without rows has one k tile, of zeros; k of forward and dgrad is not 0. */
+            tile.n_k_tiles = P == WGRAD ? max((int)n_parts((uint32_t)rows.n_rows, TILE_K), 1)
+                                        : (int)n_parts((uint32_t)p.k, TILE_K);
             return true;
         }
         tile.start += n_tiles;
