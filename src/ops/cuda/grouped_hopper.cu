@@ -90,24 +90,31 @@ static __device__ __forceinline__ void skip_stages(int n_stages, int group, bool
     named_barrier_sync(1 + group, WARPGROUP);
 }
 
-/* Store a consumer warpgroup's 64 x 256 of the tile. */
-template <gemm_kind P>
-static __device__ __forceinline__ void store_tile(const xp_tile_args &p, const tma_maps &maps,
+/* First row of the warp, counted as tile.m0 is. */
+static __device__ __forceinline__ int warp_row(const tile_scheduler &tile, int group) {
+    return tile.m0 + 64 * group + (int)threadIdx.x % WARPGROUP / 32 * 16;
+}
+
+/* Forward and dgrad: store the warp's 16 rows of the tile. */
+static __device__ __forceinline__ void store_rows(const xp_tile_args &p, const tma_maps &maps,
                                                   const tile_scheduler &tile, const float (&d)[128],
-                                                  chunk_buffers &chunks) {
+                                                  int group, warp_chunks &chunks) {
+    const int row = warp_row(tile, group);
+    if (row + 16 <= tile.n_rows)
+        store_whole_rows(p, d, &maps.c, chunks, tile.first_row + row, tile.n0);
+    else if (row < tile.n_rows)
+        store_bf16(p, d, (bf16 *)p.c + (int64_t)tile.first_row * p.ldc,
+                   row + (int)threadIdx.x % 32 / 4, tile.n_rows, tile.n0);
+}
+
+/* wgrad: store a consumer warpgroup's 64 x 256 of the tile. */
+static __device__ __forceinline__ void store_wgrad(const xp_tile_args &p, const tma_maps &maps,
+                                                   const tile_scheduler &tile,
+                                                   const float (&d)[128], chunk_buffers &chunks) {
     const int m = tile.m0 + 64 * chunks.group;
-    const int64_t n_rows = P == WGRAD ? p.m : tile.n_rows;
-    const int64_t row = m + (int)threadIdx.x % WARPGROUP / 32 * 16; /* this warp's first */
+    const int64_t n_rows = p.m, row = warp_row(tile, chunks.group);
     if (m >= n_rows)
         return;
-    if (P != WGRAD) {
-        if (m + 64 <= n_rows)
-            store_bf16_chunks<false>(p, d, &maps.c, chunks, tile.first_row + m, tile.n0, 0);
-        else
-            store_bf16(p, d, (bf16 *)p.c + (int64_t)tile.first_row * p.ldc,
-                       row + (int)threadIdx.x % 32 / 4, n_rows, tile.n0);
-        return;
-    }
     const int64_t c0 = (int64_t)tile.expert * p.c_expert;
     if (p.c_f32 && p.trans_c)
         store_f32<true>(p, d, &maps.c, chunks, m, tile.n0, tile.expert);
@@ -157,6 +164,7 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
     /* cp.async writes through the generic proxy, wgmma reads through the async proxy */
     const bool by_cp_async = P == WGRAD || p.gather_a != nullptr;
     chunk_buffers chunks = make_chunk_buffers(base, group, elected);
+    warp_chunks own_chunks = make_warp_chunks(base, group);
     pipeline_state at = {base, 0, 0};
     tile_ring ring = {base, 0};
     /* The next tile is looked up early; with an activation not, whose epilogue leaves no registers for two. */
@@ -195,15 +203,17 @@ static __device__ __forceinline__ void consume_all(const xp_tile_args &p, const 
         if (elected)
             release_stage<N_CTAS>(before);
         if (P == FORWARD && E == SILU)
-            silu_forward_tile(p, maps, tile, d, prob, chunks);
+            silu_forward_tile(p, maps, tile, d, prob, own_chunks, group);
         else if (P == DGRAD && E == SILU)
             silu_backward_tile<N_CTAS>(p, tile, d, prob, group, at);
+        else if (P == WGRAD)
+            store_wgrad(p, maps, tile, d, chunks);
         else
-            store_tile<P>(p, maps, tile, d, chunks);
+            store_rows(p, maps, tile, d, group, own_chunks);
         if (E != PLAIN)
             more = next_tile<P, N_CTAS>(next, ring, p, offsets);
     }
-    if (elected)
+    if (threadIdx.x % 32 == 0)
         bulk_wait(); /* shared memory is read, and c is written */
 }
 
@@ -288,12 +298,12 @@ template <int N_CTAS>
 static xp_status run_silu(xp_cuda_device *device, cudaStream_t stream, const xp_tile_args *p) {
     tma_maps maps = {};
     const int64_t f = p->silu.width;
-    const int weight_rows = p->trans_b ? TILE_N / 2 : TILE_K, rows = p->trans_b ? 64 : TILE_M;
+    const int weight_rows = p->trans_b ? TILE_N / 2 : TILE_K, rows = p->trans_b ? 16 : TILE_M;
     XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, weight_rows, false},
                   &maps.b));
     XP_TRY(map_of({p->silu.gate_up, f, 2 * f, p->m, 1, rows, false}, &maps.gate));
     XP_TRY(map_of({(const bf16 *)p->silu.gate_up + f, f, 2 * f, p->m, 1, rows, false}, &maps.up));
-    XP_TRY(map_of({p->silu.h, f, f, p->m, 1, 64, false}, &maps.c));
+    XP_TRY(map_of({p->silu.h, f, f, p->m, 1, 16, false}, &maps.c));
     XP_TRY(map_a(p, &maps.a));
     return p->trans_b ? launch<FORWARD, N_CTAS, SILU>(device, stream, p, &maps)
                       : launch<DGRAD, N_CTAS, SILU>(device, stream, p, &maps);
@@ -315,7 +325,7 @@ static xp_status run(xp_cuda_device *device, cudaStream_t stream, const xp_tile_
     const int box_rows = p->trans_b ? TILE_N / N_CTAS : TILE_K;
     XP_TRY(map_of({p->b, p->ldb, p->ldb, p->b_expert / p->ldb, p->n_experts, box_rows, false},
                   &maps.b));
-    XP_TRY(map_of({p->c, p->n, p->ldc, p->m, 1, 64, false}, &maps.c));
+    XP_TRY(map_of({p->c, p->n, p->ldc, p->m, 1, 16, false}, &maps.c));
     XP_TRY(map_a(p, &maps.a));
     return p->trans_b ? launch<FORWARD, N_CTAS>(device, stream, p, &maps)
                       : launch<DGRAD, N_CTAS>(device, stream, p, &maps);

@@ -64,44 +64,6 @@ static __device__ __forceinline__ uint32_t silu_pair(uint32_t gate, uint32_t up,
 
 /* ---- forward --------------------------------------------------------------------------------- */
 
-/* One chunk: 64 columns of the warpgroup's 64 rows, 16 words of round_tile. */
-static __device__ __forceinline__ void store_chunk(const CUtensorMap *map, const uint32_t *w,
-                                                   chunk_buffers &chunks, int column, int row) {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x % WARPGROUP / 32;
-    const uint32_t matrix = lane / 8, line = lane % 8;
-    const uint32_t to = chunks.acquire();
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-        const uint32_t part[4] = {w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]};
-        store_matrices<false>(
-            to + xp_hopper_chunk(16 * warp + 8 * (matrix % 2) + line, 2 * i + matrix / 2), part);
-    }
-    chunks.written();
-    if (chunks.elected) {
-        tma_store(map, to, column, row, 0);
-        bulk_commit();
-    }
-}
-
-/* All 64 rows: through shared memory and TMA. Every map ends at column F. */
-static __device__ __forceinline__ void
-store_silu_chunks(const xp_tile_args &p, const tma_maps &maps, const uint32_t (&w)[64],
-                  const float (&prob)[2], chunk_buffers &chunks, int column, int row) {
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-        if (column + 64 * j >= (int)p.silu.width)
-            break;
-        const uint32_t *gate = w + 16 * j, *up = gate + 32;
-        uint32_t h[16];
-        store_chunk(&maps.gate, gate, chunks, column + 64 * j, row);
-        store_chunk(&maps.up, up, chunks, column + 64 * j, row);
-#pragma unroll
-        for (int i = 0; i < 16; i++)
-            h[i] = silu_pair(gate[i], up[i], prob[i % 2]);
-        store_chunk(&maps.c, h, chunks, column + 64 * j, row);
-    }
-}
-
 /* The last rows of an expert: from registers, 16 bytes a store. */
 static __device__ __forceinline__ void
 store_silu_rows(const xp_tile_args &p, const tile_scheduler &tile, const uint32_t (&w)[64],
@@ -136,16 +98,30 @@ store_silu_rows(const xp_tile_args &p, const tile_scheduler &tile, const uint32_
 
 static __device__ __forceinline__ void
 silu_forward_tile(const xp_tile_args &p, const tma_maps &maps, const tile_scheduler &tile,
-                  const float (&d)[128], const float (&prob)[2], chunk_buffers &chunks) {
-    const int m = tile.m0 + 64 * chunks.group, column = tile.n0 / 2;
-    if (m >= tile.n_rows)
+                  const float (&d)[128], const float (&prob)[2], warp_chunks &chunks, int group) {
+    const int line = silu_line(group) - (int)threadIdx.x % 32 / 4, column = tile.n0 / 2;
+    const int row = tile.first_row + tile.m0 + line;
+    if (tile.m0 + line >= tile.n_rows)
         return;
     uint32_t w[64]; /* gate in the first half, up in the second */
     round_tile(d, w);
-    if (m + 64 <= tile.n_rows)
-        store_silu_chunks(p, maps, w, prob, chunks, column, tile.first_row + m);
-    else
-        store_silu_rows(p, tile, w, prob, column, chunks.group);
+    if (tile.m0 + line + 16 > tile.n_rows) {
+        store_silu_rows(p, tile, w, prob, column, group);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < 2; j++) { /* every map ends at column F */
+        if (column + 64 * j >= (int)p.silu.width)
+            break;
+        const uint32_t *gate = w + 16 * j, *up = gate + 32;
+        uint32_t h[16];
+        store_warp_chunk(&maps.gate, gate, chunks, column + 64 * j, row);
+        store_warp_chunk(&maps.up, up, chunks, column + 64 * j, row);
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            h[i] = silu_pair(gate[i], up[i], prob[i % 2]);
+        store_warp_chunk(&maps.c, h, chunks, column + 64 * j, row);
+    }
 }
 
 /* ---- dgrad ----------------------------------------------------------------------------------- */

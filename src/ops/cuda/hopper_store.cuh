@@ -41,6 +41,70 @@ static __device__ __forceinline__ chunk_buffers make_chunk_buffers(uint32_t base
     return {base + CHUNKS_AT + (uint32_t)group * 2 * CHUNK_BYTES, 0, group, elected};
 }
 
+/* Rows of forward and dgrad are stored by each warp alone, 16 x 64 at a time: two buffers of its own in the
+ * warpgroup's memory, and its first lane issues and awaits the stores. */
+enum { WARP_CHUNK_BYTES = 16 * 128 };
+
+struct warp_chunks {
+    uint32_t base, next; /* of both; 0, or WARP_CHUNK_BYTES */
+
+    /* All lanes: the buffer that can be written. */
+    __device__ __forceinline__ uint32_t acquire() {
+        if (threadIdx.x % 32 == 0)
+            bulk_wait_read<1>();
+        __syncwarp();
+        return base + next;
+    }
+    /* All lanes, after writing: lane 0 may store then, and must commit. */
+    __device__ __forceinline__ void written() {
+        async_proxy_fence();
+        __syncwarp();
+        next ^= WARP_CHUNK_BYTES;
+    }
+};
+
+static __device__ __forceinline__ warp_chunks make_warp_chunks(uint32_t base, int group) {
+    const uint32_t warp = threadIdx.x % WARPGROUP / 32;
+    return {base + CHUNKS_AT + (uint32_t)group * 2 * CHUNK_BYTES + warp * 2 * WARP_CHUNK_BYTES, 0};
+}
+
+/* Store a warp's 16 rows of 64 columns: 16 words of bf16 pairs, word 2 i + half of row 8 half, columns 8 i
+ * and on. */
+static __device__ __forceinline__ void store_warp_chunk(const CUtensorMap *map, const uint32_t *w,
+                                                        warp_chunks &chunks, int column, int row) {
+    const uint32_t matrix = threadIdx.x % 32 / 8, line = threadIdx.x % 8;
+    const uint32_t to = chunks.acquire();
+#pragma unroll
+    for (uint32_t i = 0; i < 4;
+         i++) { /* 16 columns: rows 0-7 and 8-15 of the first 8, of the others */
+        const uint32_t part[4] = {w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]};
+        store_matrices<false>(to + xp_hopper_chunk(8 * (matrix % 2) + line, 2 * i + matrix / 2),
+                              part);
+    }
+    chunks.written();
+    if (threadIdx.x % 32 == 0) {
+        tma_store(map, to, column, row, 0);
+        bulk_commit();
+    }
+}
+
+/* A warp's 16 rows of the tile; n: the tile's first column. */
+static __device__ __forceinline__ void store_whole_rows(const xp_tile_args &p,
+                                                        const float (&d)[128],
+                                                        const CUtensorMap *map, warp_chunks &chunks,
+                                                        int row, int n) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        uint32_t w[16];
+        if (n + 64 * j >= p.n)
+            break;
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            w[i] = pack(d[32 * j + 2 * i], d[32 * j + 2 * i + 1]);
+        store_warp_chunk(map, w, chunks, n + 64 * j, row);
+    }
+}
+
 /*
  * bf16. A chunk is 64 columns of the tile and one box of 64 x 64. TRANSPOSED: c's rows are the tile's
  * columns.
