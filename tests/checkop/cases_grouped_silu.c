@@ -1,4 +1,5 @@
 /* Grouped GEMM with the experts' activation: every kind of routing, edges of tiles in both directions. */
+#include <math.h>
 #include <string.h>
 #include "checkop.h"
 
@@ -52,6 +53,53 @@ static xp_status call_backward(const ck_call *call) {
     return call->ops->grouped_silu_backward(call->stream, &args);
 }
 
+static double rounded(double value) {
+    return (double)xp_bf16_to_f32(xp_bf16_from_f32((float)value));
+}
+
+static const void *input(const ck_case *c, const ck_image *image, const char *name) {
+    const int k = ck_find(c, name);
+    return k < 0 ? NULL : ck_image_data(image, k);
+}
+
+/*
+ * How far dp of a row may be off in bf16, beyond the rounding of its own sum: dp = sum over f of dh[f] act[f],
+ * act = silu(gate) up, where dh is a GEMM's result rounded to bf16. Where the exact dh[f] is near a tie, two
+ * orders of its sum end on two sides of it and dh[f] differs by a unit of bf16, times act[f].
+ *
+ * A sum of D products in fp32, in any order, is within e = D 2^-23 sum |dy w| of the exact one: products of
+ * bf16 are exact, and each of the D additions loses at most one unit of 2^-23 of a partial sum, which is at
+ * most sum |dy w| (tensor cores truncate; rounding loses half of it). The plain sum is fp64. Rounding is
+ * monotonic, so the two rounded values differ by at most bf16(dh + e) - bf16(dh - e), which is 0 for an
+ * element that is not near a tie. act comes from the plain h = act p, which is within 2^-8 of it.
+ */
+static double dp_slack(const ck_case *c, const ck_image *want, int buffer, int64_t row) {
+    const int64_t *s = c->size, dim = s[SILU_DIM], width = s[SILU_WIDTH];
+    const int32_t *offsets = input(c, want, "offsets"), *gather = input(c, want, "gather_dy");
+    const void *dy = input(c, want, "dy"), *w = input(c, want, "w"), *h = input(c, want, "h");
+    const double p = ck_load(input(c, want, "p"), XP_F32, row);
+    if (strcmp(c->buffers[buffer].name, "dp") != 0 || row >= offsets[s[SILU_L]] || p == 0.0)
+        return 0.0;
+    int64_t expert = 0;
+    while (row >= offsets[expert + 1])
+        expert++;
+    const int64_t from = gather != NULL ? gather[row] : row;
+    double slack = 0.0;
+    for (int64_t f = 0; f < width; f++) {
+        double sum = 0.0, size = 0.0;
+        for (int64_t d = 0; d < dim; d++) {
+            const double term = ck_load(dy, XP_BF16, from * dim + d) *
+                                ck_load(w, XP_BF16, (expert * dim + d) * width + f);
+            sum += term;
+            size += fabs(term);
+        }
+        const double e = (double)dim * 0x1p-23 * size;
+        const double act = fabs(ck_load(h, XP_BF16, row * width + f) / p) * (1.0 + 0x1p-7);
+        slack += (rounded(sum + e) - rounded(sum - e)) * act;
+    }
+    return slack;
+}
+
 static void begin(ck_case *c, bool forward, const routing *r, int64_t dim, int64_t width,
                   xp_dtype dtype) {
     const int64_t size[] = {r->n_experts, r->n_rows,      dim,          width,
@@ -91,7 +139,9 @@ static void silu_cases(ck_context *ctx, const routing *r, int64_t dim, int64_t w
     begin(&backward, false, r, dim, width, dtype);
     ck_inout(&backward, "d_gate_up", dtype, 2 * rows * width, CK_CHAIN);
     ck_inout(&backward, "h", dtype, rows * width, CK_CHAIN);
-    ck_inout(&backward, "dp", XP_F32, rows, dtype == XP_BF16 ? CK_ROUNDED_TERMS : CK_CHAIN);
+    ck_inout(&backward, "dp", XP_F32, rows, CK_CHAIN);
+    if (dtype == XP_BF16)
+        backward.slack = dp_slack;
     ck_scratch(&backward, "parts", XP_F32, XP_SILU_PARTS(width) * rows);
     ck_run(ctx, &backward);
 }

@@ -46,7 +46,6 @@ typedef enum ck_tolerance {
     CK_SUM,
     CK_CHAIN,
     CK_F64_SUM,
-    CK_ROUNDED_TERMS,
     CK_N_TOLERANCES
 } ck_tolerance;
 
@@ -68,6 +67,7 @@ typedef struct ck_buffer {
 } ck_buffer;
 
 typedef struct ck_case ck_case;
+typedef struct ck_image ck_image; /* host copies of a case's buffers */
 typedef struct ck_call {
     const ck_case *c;
     const xp_ops *ops;
@@ -87,10 +87,13 @@ struct ck_case {
     int n_buffers;
     ck_buffer buffers[CK_MAX_BUFFERS];
     const ck_case *forward; /* gives the CK_SAVED buffers; NULL: none */
-    bool nan_spreads;       /* a tile may carry NaN to results that the plain code keeps clean */
-    bool any_order;         /* results of more threads need not have the same bits (none so far) */
-    double flops, bytes;    /* of one call, for the bench; 0: not counted */
-    char reason[96];        /* why a GPU may stay below what larger cases reach; "" none */
+    /* what an element may be off beyond its tolerance, derived from the inputs and the plain results;
+     * asked for where the tolerance is not enough. NULL: nothing */
+    double (*slack)(const ck_case *c, const ck_image *want, int buffer, int64_t element);
+    bool nan_spreads;    /* a tile may carry NaN to results that the plain code keeps clean */
+    bool any_order;      /* results of more threads need not have the same bits (none so far) */
+    double flops, bytes; /* of one call, for the bench; 0: not counted */
+    char reason[96];     /* why a GPU may stay below what larger cases reach; "" none */
 };
 
 /** Of a case whose GEMM has so many tiles of 128 x 128: a reason where they are fewer than a GPU's SMs. */
@@ -161,7 +164,6 @@ void ck_gradient(ck_context *ctx, const ck_case *forward, const ck_case *backwar
 
 /* ---- the parts of the harness ---------------------------------------------------------------- */
 
-typedef struct ck_image ck_image; /* host copies of a case's buffers */
 /** Filled for a run: inputs by (seed, name), outputs poisoned, saved buffers computed by the plain
  * forward. */
 XP_NODISCARD xp_status ck_image_create(const ck_context *ctx, const ck_case *c, ck_image **image);

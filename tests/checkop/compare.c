@@ -55,6 +55,9 @@ bool ck_compare(const ck_case *c, const ck_image *want, const ck_image *got, boo
                                      (half ? row->rms_bf16 : row->rms_f32) * rms;
             if (agree(vw, vg, tolerance, nan_run, c->nan_spreads))
                 continue;
+            if (c->slack != NULL &&
+                agree(vw, vg, tolerance + c->slack(c, want, k, i), nan_run, c->nan_spreads))
+                continue;
             n_bad++;
             const double distance = isfinite(vw - vg) ? fabs(vw - vg) - tolerance : INFINITY;
             if (distance > furthest) {
