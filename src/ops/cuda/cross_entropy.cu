@@ -8,7 +8,9 @@
 
 namespace {
 
-constexpr int FEW_THREADS = 256, MANY_THREADS = 1024, MOST_WARPS = MANY_THREADS / 32;
+/* Blocks of few or some threads share an SM, so that one loads while another takes exponentials or stores.
+ * Many: of rows that fill the shared memory of an SM. */
+constexpr int FEW_THREADS = 256, SOME_THREADS = 512, MANY_THREADS = 1024;
 constexpr int AHEAD = 4; /* vectors that a thread loads ahead */
 
 struct loss_args {
@@ -79,10 +81,13 @@ static __device__ __forceinline__ void load_ahead(const loss_args &args, const T
 
 /* One block per row. A row is read from device memory once, its part past n_kept a second time
  * (mostly from L2), and written once. */
-template <typename T, int N>
-__global__ void __launch_bounds__(MANY_THREADS, 1) cross_entropy(loss_args args, T *logits) {
+template <typename T, int N, int THREADS>
+__global__ void __launch_bounds__(THREADS, THREADS == FEW_THREADS    ? 5
+                                           : THREADS == SOME_THREADS ? 3
+                                                                     : 1)
+    cross_entropy(loss_args args, T *logits) {
     extern __shared__ uint4 kept_bytes[];
-    __shared__ running partial[MOST_WARPS];
+    __shared__ running partial[THREADS / 32];
     vec<T, N> *kept = (vec<T, N> *)kept_bytes;
     T *row = logits + (int64_t)blockIdx.x * args.n_vectors * N;
     const int64_t target = args.targets[blockIdx.x];
@@ -137,6 +142,16 @@ __global__ void __launch_bounds__(MANY_THREADS, 1) cross_entropy(loss_args args,
     }
 }
 
+template <typename T, int N, int THREADS>
+xp_status launch_rows(const xp_cross_entropy_args *a, const loss_args &args, cudaStream_t s) {
+    const size_t shared = (size_t)args.n_kept * sizeof(T) * N;
+    if (shared > 0)
+        XP_TRY(xp_cuda_give_shared((const void *)cross_entropy<T, N, THREADS>, shared,
+                                   "cross_entropy"));
+    cross_entropy<T, N, THREADS><<<(unsigned)a->n_rows, THREADS, shared, s>>>(args, (T *)a->logits);
+    return xp_cuda_check(cudaGetLastError(), "cross_entropy");
+}
+
 template <typename T, int N>
 xp_status launch(const xp_cross_entropy_args *a, const xp_cuda_device *device, cudaStream_t s) {
     const int64_t n_vectors = a->vocab / N, vector_bytes = (int64_t)sizeof(T) * N;
@@ -146,14 +161,11 @@ xp_status launch(const xp_cross_entropy_args *a, const xp_cuda_device *device, c
                             .grad_scale = a->write_grad ? a->grad_scale : NULL,
                             .n_vectors = n_vectors,
                             .n_kept = a->write_grad ? xp_min_i64(n_vectors, room) : 0};
-    const size_t shared = (size_t)(args.n_kept * vector_bytes);
-    XP_TRY(xp_cuda_check(cudaFuncSetAttribute(cross_entropy<T, N>,
-                                              cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              (int)(room * vector_bytes)),
-                         "cross_entropy: shared memory"));
-    const unsigned threads = n_vectors <= 8 * FEW_THREADS ? FEW_THREADS : MANY_THREADS;
-    cross_entropy<T, N><<<(unsigned)a->n_rows, threads, shared, s>>>(args, (T *)a->logits);
-    return xp_cuda_check(cudaGetLastError(), "cross_entropy");
+    if (n_vectors <= 8 * FEW_THREADS)
+        return launch_rows<T, N, FEW_THREADS>(a, args, s);
+    if (2 * args.n_kept <= room) /* two blocks fit on an SM */
+        return launch_rows<T, N, SOME_THREADS>(a, args, s);
+    return launch_rows<T, N, MANY_THREADS>(a, args, s);
 }
 
 } // namespace

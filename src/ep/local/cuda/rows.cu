@@ -121,6 +121,86 @@ static __global__ void __launch_bounds__(N_THREADS)
     }
 }
 
+/* Tokens whose assignment rows a block looks up before it adds any; top_k of the kernel for one round. */
+enum { BATCH_TOKENS = 4, BATCH_TOP_K = 256 };
+
+/* Shared memory of the kernel below: assignments of the batch's tokens, [n_each, top_k] each. */
+struct batch_lists {
+    int32_t *count, *pos, *entry; /* count: [n_each] */
+};
+
+static __device__ __forceinline__ batch_lists lists_of(const xp_ep_cuda_plan &p, int n_each) {
+    extern __shared__ int32_t shared_lists[];
+    int32_t *pos = shared_lists + n_each;
+    return {shared_lists, pos, pos + n_each * p.top_k};
+}
+
+/* By all threads, an assignment each: where the rows of n tokens from `first` are. */
+static __device__ __forceinline__ void look_up(const xp_ep_cuda_plan &p, int64_t first, int n,
+                                               const batch_lists &lists) {
+    for (int i = (int)threadIdx.x; i < n * p.top_k; i += (int)blockDim.x) {
+        const int token = i / p.top_k, k = i % p.top_k;
+        const int begin = p.token_first[first + token], end = p.token_first[first + token + 1];
+        int from = 0, count = 0;
+        if (end > begin) { /* one rank: a token has one row at most */
+            const int32_t *of_row = p.recv_assignment + p.token_row[begin];
+            from = of_row[0];
+            count = of_row[1] - from;
+        }
+        if (k == 0)
+            lists.count[token] = count;
+        if (k < count) {
+            lists.pos[i] = p.assignment_pos[from + k];
+            lists.entry[i] = p.assignment_entry[from + k];
+        }
+    }
+}
+
+/* d_topk_weight of the batch, a thread an assignment: of its assignment row; 0 for -1. */
+static __device__ __forceinline__ void batch_weights(const xp_ep_cuda_plan &p, int64_t first, int n,
+                                                     const batch_lists &lists,
+                                                     const float *d_weight, float *d_topk_weight) {
+    for (int i = (int)threadIdx.x; i < n * p.top_k; i += (int)blockDim.x) {
+        const int token = i / p.top_k, at = token * p.top_k;
+        const int64_t entry = first * p.top_k + i;
+        int pos = -1;
+        for (int a = at; a < at + lists.count[token]; a++)
+            if (lists.entry[a] == entry)
+                pos = lists.pos[a];
+        d_topk_weight[entry] = pos < 0 ? 0.0f : d_weight[pos];
+    }
+}
+
+/*
+ * The combine of a plan of one round: out[t] = sum of the token's assignment rows, in the order of its
+ * assignments. A block takes n_each neighbouring tokens at a time. It looks up their assignment rows
+ * first, all at once: from a token to its rows is a chain of five loads, as long as adding the rows, and
+ * while one block waits for it others on the SM add.
+ */
+template <typename T, int N>
+static __global__ void __launch_bounds__(N_THREADS, 4)
+    combine_once_kernel(const xp_ep_cuda_plan p, int n_each, int64_t dim, const T *y, T *out,
+                        const float *d_weight, float *d_topk_weight) {
+    const batch_lists lists = lists_of(p, n_each);
+    for (int64_t first = (int64_t)blockIdx.x * n_each; first < p.n_tokens;
+         first += (int64_t)gridDim.x * n_each) {
+        const int n = (int)min((long long)n_each, (long long)(p.n_tokens - first));
+        look_up(p, first, n, lists);
+        __syncthreads();
+        for (int token = 0; token < n; token++)
+            for (int64_t column = (int64_t)threadIdx.x * N; column < dim;
+                 column += (int64_t)blockDim.x * N) {
+                float sum[N] = {};
+                add_rows<T, N>(sum, y + column, dim, lists.pos + token * p.top_k, 0,
+                               lists.count[token]);
+                store_vec<T, N>(out + (first + token) * dim + column, sum);
+            }
+        if (d_topk_weight != nullptr)
+            batch_weights(p, first, n, lists, d_weight, d_topk_weight);
+        __syncthreads(); /* the lists are read */
+    }
+}
+
 static __global__ void weights_kernel(const xp_ep_cuda_plan p, int64_t round, const float *d_weight,
                                       float *d_topk_weight) {
     const int own = p.recv_row_base[p.rank];
@@ -159,18 +239,37 @@ xp_status xp_ep_cuda_local_dispatch(cudaStream_t stream, const xp_ep_cuda_plan *
     return xp_cuda_check(cudaGetLastError(), "expert parallel dispatch");
 }
 
+/* As many threads as a row has vectors, or an even part: of short rows more blocks are on an SM. */
+static int threads_for(int64_t n_vectors) {
+    const int64_t n_turns = tiles_of(n_vectors, N_THREADS);
+    return (int)(tiles_of(tiles_of(n_vectors, n_turns), 32) * 32);
+}
+
 template <typename T, int N>
 static void launch_combine(cudaStream_t stream, const xp_ep_cuda_plan *p,
                            const xp_ep_cuda_rows *rows, const xp_ep_cuda_local_sums *sums) {
+    const bool once = p->max_rounds == 1 && p->top_k <= BATCH_TOP_K;
     const bool weights =
         p->max_rounds == 1 && sums->d_weight != nullptr && sums->d_topk_weight != nullptr;
-    /* As many threads as a row has vectors: of short rows more are on an SM at once. */
-    const int64_t n_warps = tiles_of(rows->dim, 32 * N);
-    const int n_threads = n_warps * 32 < N_THREADS ? (int)n_warps * 32 : N_THREADS;
+    const float *d_weight = weights ? sums->d_weight : nullptr;
+    float *d_topk_weight = weights ? sums->d_topk_weight : nullptr;
+    const T *y = (const T *)sums->y;
+    const int n_threads = threads_for(tiles_of(rows->dim, N));
     const int n_blocks = rows->n_blocks * (N_THREADS / n_threads);
-    combine_kernel<T, N><<<blocks_for(p->n_tokens, n_blocks), n_threads, 0, stream>>>(
-        *p, rows->round, rows->dim, (const T *)sums->y, (T *)sums->out,
-        weights ? sums->d_weight : nullptr, weights ? sums->d_topk_weight : nullptr);
+    if (!once) {
+        combine_kernel<T, N><<<blocks_for(p->n_tokens, n_blocks), n_threads, 0, stream>>>(
+            *p, rows->round, rows->dim, y, (T *)sums->out, d_weight, d_topk_weight);
+        return;
+    }
+    /* Few tokens: one a block. Many: a block a batch, unless the call is to leave SMs to others. */
+    const int n_each =
+        p->n_tokens < (int64_t)BATCH_TOKENS * rows->n_local_blocks ? 1 : BATCH_TOKENS;
+    const int64_t n_batches = tiles_of(p->n_tokens, n_each);
+    const unsigned grid = rows->n_blocks < rows->n_local_blocks ? blocks_for(n_batches, n_blocks)
+                                                                : (unsigned)n_batches;
+    const size_t shared = sizeof(int32_t) * (size_t)(n_each * (1 + 2 * p->top_k));
+    combine_once_kernel<T, N><<<grid, n_threads, shared, stream>>>(
+        *p, n_each, rows->dim, y, (T *)sums->out, d_weight, d_topk_weight);
 }
 
 xp_status xp_ep_cuda_local_combine(cudaStream_t stream, const xp_ep_cuda_plan *p,
@@ -202,5 +301,7 @@ xp_status xp_ep_cuda_local_weights(cudaStream_t stream, const xp_ep_cuda_plan *p
 xp_status xp_ep_cuda_load_local_rows(void) {
     return load_kernels(local_dispatch_kernel<int4>, local_dispatch_kernel<unsigned short>,
                         combine_kernel<bf16, 8>, combine_kernel<bf16, 1>, combine_kernel<float, 4>,
-                        combine_kernel<float, 1>, weights_kernel);
+                        combine_kernel<float, 1>, combine_once_kernel<bf16, 8>,
+                        combine_once_kernel<bf16, 1>, combine_once_kernel<float, 4>,
+                        combine_once_kernel<float, 1>, weights_kernel);
 }
