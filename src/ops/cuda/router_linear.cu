@@ -129,9 +129,12 @@ extern "C" xp_status xp_cuda_router_linear_backward(xp_stream *stream,
                              .n_split_blocks = xp_ceil_div(n_split, THREADS),
                              .n_experts = a->n_experts};
     const unsigned n_blocks = (unsigned)args.n_split_blocks + blocks_of(at.width * a->dim);
-    make_parts<<<n_blocks, THREADS, 0, s>>>(args);
+    if (a->part != XP_ROUTER_GATE)
+        make_parts<<<n_blocks, THREADS, 0, s>>>(args);
     XP_TRY(xp_cuda_check(cudaGetLastError(), "router_linear_backward"));
-    XP_TRY(run_gemm(stream, a, args, true, d_gates));
-    XP_TRY(launch_add(a, d_gates, s));
-    return run_gemm(stream, a, args, false, NULL);
+    if (a->part != XP_ROUTER_ROWS) {
+        XP_TRY(run_gemm(stream, a, args, true, d_gates));
+        XP_TRY(launch_add(a, d_gates, s));
+    }
+    return a->part != XP_ROUTER_GATE ? run_gemm(stream, a, args, false, NULL) : XP_OK;
 }
