@@ -24,6 +24,9 @@ if want tests; then
     done
 fi
 if want ops; then
+    # The public fused activation beside Triton and torch.compile in one process: exit code 1 when it is not the fastest.
+    run silu 100 "$PYTHON" "$here/peer_silu_gate_prob.py"
+    grep -E '^(copy|silu_gate_prob.*: expar)' "$out/silu.txt" | tee -a "$summary"
     run python_ops 100 "$PYTHON" "$here/python_ops.py" && cat "$out/python_ops.txt" | tee -a "$summary"
     run checkop 100 "$build/bin/checkop" --device cuda --bench --op 'silu*'
     grep -E '16384' "$out/checkop.txt" | cut -c1-160 | tee -a "$summary"

@@ -30,6 +30,7 @@ typedef enum xp_device_kind { XP_DEVICE_CPU = 0, XP_DEVICE_CUDA, XP_DEVICE_NULL 
 typedef enum xp_stream_kind {
     XP_STREAM_COMPUTE = 0, /* CPU: inline */
     XP_STREAM_WORKER,      /* CPU: a thread of its own; CUDA: a second stream, of higher priority */
+    XP_STREAM_BESIDE, /* CPU: a thread of its own; CUDA: a second stream, of the same priority */
 } xp_stream_kind;
 
 /** All zeros is a CPU with a thread for each core. */

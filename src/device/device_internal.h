@@ -73,7 +73,8 @@ struct xp_device {
     xp_memory_account memory, host;
     int64_t n_allocs, n_syncs;
     bool shared, host_synchronized;
-    struct xp_recorder *recorder;      /* that takes ops now, by timed events; NULL: none */
+    bool without_side_stream;     /* capability "side_stream" left out: passes use one stream */
+    struct xp_recorder *recorder; /* that takes ops now, by timed events; NULL: none */
     struct xp_allocation *allocations; /* what free() needs to know, newest first */
 };
 

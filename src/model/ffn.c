@@ -44,10 +44,13 @@ static xp_status dense_backward(xp_model *model, int layer, xp_stream *stream) {
                                                       xp_offset(gate_up, width, model->args.dtype),
                                                   .ldd = 2 * width};
     XP_TRY(model->ops->silu_gate_prob_backward(stream, &silu));
+    xp_stream *side;
+    XP_TRY(xp_side_fork(model->side, stream, &side));
     XP_TRY(xp_linear_wgrad(model, dim, width, n, work->d_residual, work->h, weights->w2.grad,
-                           model->accumulate, stream));
+                           model->accumulate, side));
+    XP_TRY(xp_side_mark(model->side, XP_SIDE_RESIDUAL));
     XP_TRY(xp_linear_wgrad(model, 2 * width, dim, n, gate_up, work->normed, weights->w13.grad,
-                           model->accumulate, stream));
+                           model->accumulate, side));
     return xp_linear_dgrad(model, n, dim, 2 * width, gate_up, weights->w13.data, work->d_normed,
                            stream);
 }
@@ -70,7 +73,8 @@ static xp_moe_pass moe_pass(xp_model *model, int layer, bool forward) {
         .losses = forward ? work->losses + 1 : NULL,
         .counts = forward && model->training ? model->counts + layer * model->arch.n_experts : NULL,
         .accumulate = model->accumulate,
-        .defer = true};
+        .defer = true,
+        .side = model->side};
 }
 
 xp_status xp_ffn_forward(xp_model *model, int layer, xp_stream *stream) {

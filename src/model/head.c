@@ -107,13 +107,15 @@ xp_status xp_head_pass(xp_model *model, xp_stream *stream) {
     }
     XP_TRY(chunk(model, first, model->n_tokens - first, stream));
     const xp_sum_args sum = {.n = model->n_tokens, .x = work->token_loss, .out = work->losses};
-    XP_TRY(model->ops->sum(stream, &sum));
+    xp_stream *side;
+    XP_TRY(xp_side_fork(model->side, stream, &side));
+    XP_TRY(model->ops->sum(side, &sum));
     if (!model->training)
         return XP_OK;
     XP_TRY(xp_norm_backward(model, work->final_input, work->final_rstd, &model->final_norm,
                             work->d_normed, NULL, work->d_residual, stream));
     /* The top layer starts its exchange before the last weight gradient, which hides it. */
     XP_TRY(xp_ffn_backward_begin(model, (int)model->arch.n_layers - 1, stream));
-    XP_TRY(head_wgrad(model, first, model->n_tokens - first, stream));
-    return sums_in_f32(model) ? round_head_grad(model, stream) : XP_OK;
+    XP_TRY(head_wgrad(model, first, model->n_tokens - first, side));
+    return sums_in_f32(model) ? round_head_grad(model, side) : XP_OK;
 }

@@ -112,22 +112,33 @@ static xp_status recompute(xp_model *model, int layer, xp_stream *stream) {
     return enter_ffn(model, layer, stream);
 }
 
+static xp_status wqkv_gradient(xp_model *model, int layer, xp_stream *stream) {
+    const widths w = widths_of(&model->arch);
+    return xp_linear_wgrad(model, w.qkv, w.dim, model->n_tokens, model->work.dqkv,
+                           model->work.normed, model->layers[layer].wqkv.grad, model->accumulate,
+                           stream);
+}
+
 /* d_residual -> gradients of wo, attention, norms of q and k; leaves d_normed, and dqkv and normed for
- * the gradient of wqkv */
+ * the gradient of wqkv, which a side stream has computed */
 static xp_status attention_backward(xp_model *model, int layer, xp_stream *stream) {
     const xp_layer *weights = &model->layers[layer];
     xp_model_work *work = &model->work;
     widths w = widths_of(&model->arch);
     const int64_t n = model->n_tokens;
     const void *out = xp_acts_get(&model->acts, layer, XP_ACT_ATTENTION);
+    xp_stream *side;
+    XP_TRY(xp_side_fork(model->side, stream, &side));
     XP_TRY(xp_linear_wgrad(model, w.dim, w.q, n, work->d_residual, out, weights->wo.grad,
-                           model->accumulate, stream));
+                           model->accumulate, side));
+    XP_TRY(xp_side_mark(model->side, XP_SIDE_RESIDUAL));
     XP_TRY(xp_linear_dgrad(model, n, w.q, w.dim, work->d_residual, weights->wo.data,
                            work->d_attention, stream));
     const xp_qknorm_rope_args rope = rope_args(model, layer, work->rope);
     /* After a full recomputation q and k are still there. */
-    if (model->acts.saved[XP_ACT_QKV])
+    if (model->acts.saved[XP_ACT_QKV] && !model->side)
         XP_TRY(model->ops->qknorm_rope_forward(stream, &rope));
+    XP_TRY(xp_side_wait(model->side, XP_SIDE_QK, stream));
     const xp_attention_backward_args attention = {
         .forward = attention_args(model, layer),
         .dout = work->d_attention,
@@ -150,7 +161,11 @@ static xp_status attention_backward(xp_model *model, int layer, xp_stream *strea
     XP_TRY(model->ops->qknorm_rope_backward(stream, &norm));
     XP_TRY(xp_norm_apply(model, xp_acts_get(&model->acts, layer, XP_ACT_INPUT),
                          xp_acts_get(&model->acts, layer, XP_ACT_INPUT_RSTD), &weights->input_norm,
-                         work->normed, stream));
+                         work->normed, side));
+    if (model->side) {
+        XP_TRY(xp_side_fork(model->side, stream, &side));
+        XP_TRY(wqkv_gradient(model, layer, side));
+    }
     return xp_linear_dgrad(model, n, w.dim, w.qkv, work->dqkv, weights->wqkv.data, work->d_normed,
                            stream);
 }
@@ -159,6 +174,14 @@ static xp_status ready(const xp_model_hooks *hooks, int group) {
     if (group < 0 || !hooks || !hooks->group_ready)
         return XP_OK;
     return hooks->group_ready(hooks->context, group);
+}
+
+/* Before the layer's weight gradients, so that attention does not wait for them. What read q, k and dqkv
+ * last, the attention above and the gradient of its wqkv, is behind the side stream already. */
+static xp_status q_and_k_on_side(xp_model *model, int layer, xp_stream *stream) {
+    const xp_qknorm_rope_args rope = rope_args(model, layer, model->work.rope);
+    XP_TRY(model->ops->qknorm_rope_forward(xp_side_stream(model->side, stream), &rope));
+    return xp_side_mark(model->side, XP_SIDE_QK);
 }
 
 xp_status xp_layer_backward(xp_model *model, int layer, const xp_model_hooks *hooks,
@@ -170,14 +193,19 @@ xp_status xp_layer_backward(xp_model *model, int layer, const xp_model_hooks *ho
     if (!model->acts.saved[XP_ACT_MID])
         XP_TRY(recompute(model, layer, stream));
     else
-        XP_TRY(xp_norm_apply(model, mid, mid_rstd, &weights->post_norm, work->normed, stream));
+        XP_TRY(xp_norm_apply(model, mid, mid_rstd, &weights->post_norm, work->normed,
+                             xp_side_stream(model->side, stream)));
+    if (model->side)
+        XP_TRY(q_and_k_on_side(model, layer, stream));
     XP_TRY(xp_ffn_recompute(model, layer, stream));
     XP_TRY(xp_ffn_backward(model, layer, stream));
     if (!xp_ffn_is_deferred(model))
         XP_TRY(ready(hooks, weights->expert_group));
+    XP_TRY(xp_side_wait(model->side, XP_SIDE_RESIDUAL, stream));
     XP_TRY(xp_norm_backward(model, mid, mid_rstd, &weights->post_norm, work->d_normed,
                             work->d_residual, work->d_residual, stream));
     XP_TRY(attention_backward(model, layer, stream));
+    XP_TRY(xp_side_wait(model->side, XP_SIDE_RESIDUAL, stream));
     return xp_norm_backward(model, xp_acts_get(&model->acts, layer, XP_ACT_INPUT),
                             xp_acts_get(&model->acts, layer, XP_ACT_INPUT_RSTD),
                             &weights->input_norm, work->d_normed, work->d_residual,
@@ -187,12 +215,11 @@ xp_status xp_layer_backward(xp_model *model, int layer, const xp_model_hooks *ho
 xp_status xp_layer_backward_end(xp_model *model, int layer, const xp_model_hooks *hooks,
                                 xp_stream *stream) {
     const xp_layer *weights = &model->layers[layer];
-    const widths w = widths_of(&model->arch);
     const bool deferred = xp_ffn_is_deferred(model);
     XP_TRY(xp_ffn_backward_end(model, stream));
     if (deferred)
         XP_TRY(ready(hooks, weights->expert_group));
-    XP_TRY(xp_linear_wgrad(model, w.qkv, w.dim, model->n_tokens, model->work.dqkv,
-                           model->work.normed, weights->wqkv.grad, model->accumulate, stream));
+    if (!model->side)
+        XP_TRY(wqkv_gradient(model, layer, stream));
     return ready(hooks, weights->dense_group);
 }

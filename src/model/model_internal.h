@@ -74,6 +74,8 @@ struct xp_model {
     xp_model_staged *staged;
     xp_event *scale_copied[XP_MODEL_SCALE_SLOTS]; /* the stream has read staged->loss_scales[i] */
     struct xp_pass_graphs *graphs;                /* NULL: passes run as they are */
+    xp_side *side_stream; /* of training passes; NULL: they use one stream */
+    xp_side *side;        /* side_stream in a pass that uses it, else NULL */
     int64_t n_passes;
     int64_t chunk_rows; /* of the head */
     /* the pass that runs, or ran last */

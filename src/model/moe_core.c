@@ -297,6 +297,11 @@ void *xp_moe_core_grads(const xp_moe_core *core) {
     return core->grads_at < 0 ? NULL : core->gate_up_arena.base + core->grads_at;
 }
 
+bool xp_moe_core_has_one_job(const xp_moe_core *core) {
+    return core->args.n_ranks == 1 && core->sizes.max_rounds == 1 && core->n_parts == 1 &&
+           !core->gate_up;
+}
+
 xp_ep_group *xp_moe_core_group(const xp_moe_core *core) {
     return core->group;
 }

@@ -45,6 +45,7 @@
 
 #include "core/arena.h"
 #include "expar/ep.h"
+#include "model/side.h"
 #include "model/spent_rows.h"
 #include "ops/ops.h"
 
@@ -140,6 +141,8 @@ typedef struct xp_moe_pass {
     int64_t *counts; /* [E] device, added to; NULL: not counted */
     bool accumulate; /* weight gradients += */
     bool defer;      /* backward: the gradient of w2 may wait for xp_moe_core_backward_end() */
+    xp_side *side;   /* where weight gradients and counts go; NULL: one stream. See
+                        xp_moe_core_has_one_job(); x need be there on the side stream alone in backward */
 } xp_moe_pass;
 
 typedef struct xp_moe_core xp_moe_core;
@@ -184,6 +187,9 @@ XP_NODISCARD xp_status xp_moe_core_backward_end(xp_moe_core *core, xp_stream *st
 /** Since create, or added to what was set last. */
 xp_moe_recomputed xp_moe_core_recomputed(const xp_moe_core *core);
 void xp_moe_core_set_recomputed(xp_moe_core *core, xp_moe_recomputed recomputed);
+
+/** Whether a pass is one job without an exchange whose rows are saved: a condition of pass.side. */
+bool xp_moe_core_has_one_job(const xp_moe_core *core);
 
 /** NULL on the null device. */
 xp_ep_group *xp_moe_core_group(const xp_moe_core *core);

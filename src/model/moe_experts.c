@@ -251,8 +251,19 @@ static xp_status w13_gradient(const xp_moe_job *j) {
     return j->core->ops->grouped_wgrad(j->compute, &w13);
 }
 
+/* Both beside what follows on the compute stream. w2's first: it reads d_out. */
+static xp_status weights_on_side(const xp_moe_job *j) {
+    xp_moe_job side = *j;
+    XP_TRY(xp_side_fork(j->pass->side, j->compute, &side.compute));
+    XP_TRY(xp_moe_w2_gradient(&side));
+    XP_TRY(xp_side_mark(j->pass->side, XP_SIDE_RESIDUAL));
+    return w13_gradient(&side);
+}
+
 static xp_status backward_weights(const xp_moe_job *j) {
     xp_moe_core *core = j->core;
+    if (j->pass->side)
+        return XP_OK; /* queued by backward_experts() */
     const bool defers = j->pass->defer && j->last && core->comm_stream && core->n_parts == 1;
     if (!defers)
         XP_TRY(xp_moe_w2_gradient(j));
@@ -314,6 +325,8 @@ static xp_status backward_experts(const xp_moe_job *j) {
     /* This slot's rows and dp are in use until the combine of the job before the last has read them. */
     XP_TRY(after(j, j->slot->sent, j->compute));
     XP_TRY(activation_backward(j, &view));
+    if (j->pass->side)
+        XP_TRY(weights_on_side(j));
     xp_grouped_args dx = grouped(j, &view, 2 * args->moe_dim, args->dim);
     dx.dy = gate_up_of(j);
     dx.w = j->pass->weights->w13;

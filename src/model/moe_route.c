@@ -77,7 +77,9 @@ xp_status xp_moe_route(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *st
                                          .ids = pass->saved->topk_idx,
                                          .counts = pass->counts,
                                          .acc = true};
-    return core->ops->histogram(stream, &histogram);
+    xp_stream *side;
+    XP_TRY(xp_side_fork(pass->side, stream, &side));
+    return core->ops->histogram(side, &histogram);
 }
 
 xp_status xp_moe_core_reroute(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {
@@ -95,7 +97,9 @@ static xp_status linear_backward_f32(xp_moe_core *core, const xp_moe_pass *pass,
     d_gate.lda = args->n_experts;
     d_gate.ldb = args->dim;
     d_gate.acc = pass->accumulate;
-    XP_TRY(core->ops->gemm(stream, &d_gate));
+    xp_stream *side;
+    XP_TRY(xp_side_fork(pass->side, stream, &side));
+    XP_TRY(core->ops->gemm(side, &d_gate));
     xp_gemm_args dx =
         gemm_args(pass->n_tokens, args->dim, args->n_experts, core->d_logits, w->gate, pass->dx);
     dx.lda = args->n_experts;
@@ -108,18 +112,25 @@ static xp_status linear_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_
     const xp_moe_core_args *args = &core->args;
     if (args->dtype == XP_F32)
         return linear_backward_f32(core, pass, stream);
-    const xp_router_linear_args linear = {.n_tokens = pass->n_tokens,
-                                          .dim = args->dim,
-                                          .n_experts = args->n_experts,
-                                          .dlogits = core->d_logits,
-                                          .x = pass->x,
-                                          .gate = pass->weights->gate,
-                                          .dx = pass->dx,
-                                          .d_gate = pass->weights->d_gate,
-                                          .grad_dtype = args->grad_dtype,
-                                          .acc = pass->accumulate,
-                                          .scratch = core->router_scratch};
-    return core->ops->router_linear_backward(stream, &linear);
+    xp_router_linear_args linear = {.n_tokens = pass->n_tokens,
+                                    .dim = args->dim,
+                                    .n_experts = args->n_experts,
+                                    .dlogits = core->d_logits,
+                                    .x = pass->x,
+                                    .gate = pass->weights->gate,
+                                    .dx = pass->dx,
+                                    .d_gate = pass->weights->d_gate,
+                                    .grad_dtype = args->grad_dtype,
+                                    .acc = pass->accumulate,
+                                    .scratch = core->router_scratch};
+    if (!pass->side)
+        return core->ops->router_linear_backward(stream, &linear);
+    xp_stream *side;
+    linear.part = XP_ROUTER_ROWS;
+    XP_TRY(core->ops->router_linear_backward(stream, &linear));
+    XP_TRY(xp_side_fork(pass->side, stream, &side));
+    linear.part = XP_ROUTER_GATE;
+    return core->ops->router_linear_backward(side, &linear);
 }
 
 xp_status xp_moe_route_backward(xp_moe_core *core, const xp_moe_pass *pass, xp_stream *stream) {

@@ -79,6 +79,7 @@ static xp_status begin(xp_model *model, const xp_model_batch *batch, bool traini
     model->has_doc_start = model->args.document_attention && batch->doc_start;
     model->has_logits = batch->want_logits;
     model->n_valid = 0;
+    model->side = NULL;
     for (int64_t i = 0; i < model->n_tokens; i++)
         model->n_valid += batch->targets[i] >= 0;
     XP_TRY(copy_batch(model, batch, stream));
@@ -100,6 +101,13 @@ xp_status xp_model_forward_backward(xp_model *model, const xp_model_batch *batch
                          : xp_pass_run(model, hooks, stream);
 }
 
+/* Where a layer's weight gradients read what no other layer's backward writes before they are through. */
+static bool suits_side_stream(const xp_model *model) {
+    return !model->device->without_side_stream && model->args.recompute == XP_RECOMPUTE_NONE &&
+           !xp_model_reuses_for_grads(model) &&
+           (!model->core || xp_moe_core_has_one_job(model->core));
+}
+
 xp_status xp_model_use_graphs(xp_model *model) {
     if (model->args.inference)
         return xp_error(XP_ENOTSUP, "a model made for inference has no training pass");
@@ -107,7 +115,10 @@ xp_status xp_model_use_graphs(xp_model *model) {
         return xp_error(XP_ENOTSUP, "%s has no CUDA graphs", xp_device_name(model->device));
     if (model->core && model->args.ep_comm && xp_comm_size(model->args.ep_comm) > 1)
         return xp_error(XP_ENOTSUP, "the exchange between ranks of experts cannot be recorded");
-    return model->graphs ? XP_OK : xp_pass_graphs_create(&model->graphs);
+    if (model->graphs)
+        return XP_OK;
+    XP_TRY(xp_pass_graphs_create(&model->graphs));
+    return suits_side_stream(model) ? xp_side_create(model->device, &model->side_stream) : XP_OK;
 }
 
 int64_t xp_model_n_graph_passes(const xp_model *model) {

@@ -235,6 +235,7 @@ static xp_status go_on_without(xp_model *model, const xp_model_hooks *hooks, xp_
     graphs->failed = true;
     snprintf(graphs->failure, sizeof graphs->failure, "%s", xp_last_error());
     xp_error_clear();
+    model->side = NULL;
     if (model->core)
         xp_moe_core_begin(model->core);
     return xp_pass_run(model, hooks, stream);
@@ -246,6 +247,8 @@ xp_status xp_pass_graphs_run(xp_model *model, const xp_model_hooks *hooks, xp_st
     if (graphs->failed || runs_as_it_is(model->device))
         return xp_pass_run(model, hooks, stream);
     fill_key(model, hooks, stream, &key);
+    /* Reductions start from the pass's stream, at each group that is ready. */
+    model->side = !key.cut_by_needed && !key.cut_by_ready ? model->side_stream : NULL;
     pass_kind *kind = find_kind(graphs, &key);
     if (!kind || (!kind->recorded && kind->n_seen++ < N_WARM_UP))
         return xp_pass_run(model, hooks, stream);

@@ -21,9 +21,21 @@ static xp_status group_needed(const xp_model_hooks *hooks, int group) {
     return hooks->group_needed && group >= 0 ? hooks->group_needed(hooks->context, group) : XP_OK;
 }
 
+/* Of the embedding's gradient, what needs the tokens alone. */
+static xp_status sort_on_side(xp_model *model, xp_stream *stream) {
+    xp_embed_args embed = embed_args(model);
+    xp_stream *side;
+    embed.scratch = model->work.embed_scratch;
+    embed.sort_only = true;
+    XP_TRY(xp_side_fork(model->side, stream, &side));
+    return model->ops->embed_backward(side, &embed);
+}
+
 xp_status xp_pass_forward(xp_model *model, const xp_model_hooks *hooks, xp_stream *stream) {
     const xp_embed_args embed = embed_args(model);
     XP_TRY(group_needed(hooks, model->embed_group));
+    if (model->side)
+        XP_TRY(sort_on_side(model, stream));
     XP_TRY(model->ops->embed_forward(stream, &embed));
     for (int i = 0; i < model->arch.n_layers; i++) {
         XP_TRY(layer_hook(hooks->before_layer, hooks, i, false));
@@ -37,6 +49,7 @@ xp_status xp_pass_forward(xp_model *model, const xp_model_hooks *hooks, xp_strea
 
 static xp_status embed_backward(xp_model *model, xp_stream *stream) {
     xp_embed_args embed = embed_args(model);
+    embed.sorted = model->side != NULL;
     embed.dx = model->work.d_residual;
     embed.dtable = model->embed.grad;
     /* A tied head has already written its part. */
@@ -70,5 +83,5 @@ xp_status xp_pass_run(xp_model *model, const xp_model_hooks *hooks, xp_stream *s
         XP_TRY(xp_layer_backward_end(model, i, hooks, stream));
         XP_TRY(layer_hook(hooks->after_layer, hooks, i, true));
     }
-    return XP_OK;
+    return xp_side_join(model->side, stream);
 }

@@ -371,6 +371,7 @@ void xp_model_destroy(xp_model *model) {
     if (!model)
         return;
     xp_pass_graphs_destroy(model->graphs);
+    xp_side_destroy(model->side_stream);
     int n_plans = !model->layers ? 0 : model->args.inference ? 1 : (int)model->arch.n_layers;
     for (int i = 0; i < n_plans; i++)
         xp_moe_core_layer_destroy(&model->layers[i].saved);

@@ -63,6 +63,12 @@ typedef struct xp_router_backward_args {
  * dlogits stay fp32: a GPU cuts each into three bf16 parts whose sum is the value, so that tensor
  * cores compute with all of it. Sums in fp32, rounded once when stored.
  */
+typedef enum xp_router_part {
+    XP_ROUTER_ALL = 0,
+    XP_ROUTER_ROWS, /* dx alone */
+    XP_ROUTER_GATE  /* d_gate alone, from the scratch that ROWS has left for the same dlogits */
+} xp_router_part;
+
 typedef struct xp_router_linear_args {
     int64_t n_tokens, dim;
     int n_experts;
@@ -73,6 +79,7 @@ typedef struct xp_router_linear_args {
     xp_dtype grad_dtype;
     bool acc;      /* d_gate += */
     void *scratch; /* xp_router_linear_scratch() bytes, 256-byte aligned */
+    xp_router_part part;
 } xp_router_linear_args;
 
 /**

@@ -26,6 +26,8 @@ typedef struct xp_embed_args {
     xp_dtype dtype, dtable_dtype;
     bool acc;
     int32_t *scratch; /* backward: [T + V + 1] int32 */
+    bool sort_only;   /* backward: only tokens by id into scratch; dx and dtable are not used */
+    bool sorted;      /* backward: scratch holds what sort_only has left for these ids */
 } xp_embed_args;
 
 /**

@@ -128,11 +128,11 @@ xp_status xp_check_embed_forward(const xp_embed_args *args) {
 xp_status xp_check_embed_backward(const xp_embed_args *args) {
     const char *op = "embed_backward";
     XP_TRY(check_embed(args, op));
-    const bool any = args->n_tokens > 0 && args->dim > 0;
+    const bool sums = args->dim > 0 && !args->sort_only;
     XP_TRY(need_rows(args->dtable_dtype, op, "dtable_dtype"));
-    XP_TRY(need_pointer(args->dx, any, op, "dx"));
+    XP_TRY(need_pointer(args->dx, args->n_tokens > 0 && sums, op, "dx"));
     XP_TRY(need_pointer(args->scratch, args->dim > 0, op, "scratch"));
-    return need_pointer(args->dtable, args->vocab > 0 && args->dim > 0, op, "dtable");
+    return need_pointer(args->dtable, args->vocab > 0 && sums, op, "dtable");
 }
 
 xp_status xp_check_rmsnorm_forward(const xp_rmsnorm_args *args) {
@@ -329,8 +329,8 @@ xp_status xp_check_router_linear_backward(const xp_router_linear_args *args) {
     XP_TRY(need_pointer(args->dlogits, rows, op, "dlogits"));
     XP_TRY(need_pointer(args->x, rows, op, "x"));
     XP_TRY(need_pointer(args->gate, any, op, "gate"));
-    XP_TRY(need_pointer(args->dx, rows, op, "dx"));
-    XP_TRY(need_pointer(args->d_gate, any, op, "d_gate"));
+    XP_TRY(need_pointer(args->dx, rows && args->part != XP_ROUTER_GATE, op, "dx"));
+    XP_TRY(need_pointer(args->d_gate, any && args->part != XP_ROUTER_ROWS, op, "d_gate"));
     return need_pointer(args->scratch, any, op, "scratch");
 }
 

@@ -173,21 +173,26 @@ static void check_router_losses(ck_context *ctx) {
 
 /* ---- gradients of a bf16 router's logits ------------------------------------------------------ */
 
-enum { LINEAR_T, LINEAR_E, LINEAR_D, LINEAR_GRAD, LINEAR_ACC };
+enum { LINEAR_T, LINEAR_E, LINEAR_D, LINEAR_GRAD, LINEAR_ACC, LINEAR_PARTS };
 
 static xp_status call_router_linear(const ck_call *call) {
     const int64_t *s = call->c->size;
-    const xp_router_linear_args args = {.n_tokens = s[LINEAR_T],
-                                        .dim = s[LINEAR_D],
-                                        .n_experts = (int)s[LINEAR_E],
-                                        .dlogits = ck_at(call, "dlogits"),
-                                        .x = ck_at(call, "x"),
-                                        .gate = ck_at(call, "gate"),
-                                        .dx = ck_at(call, "dx"),
-                                        .d_gate = ck_at(call, "dgate"),
-                                        .grad_dtype = (xp_dtype)s[LINEAR_GRAD],
-                                        .acc = s[LINEAR_ACC] != 0,
-                                        .scratch = ck_at(call, "scratch")};
+    xp_router_linear_args args = {.n_tokens = s[LINEAR_T],
+                                  .dim = s[LINEAR_D],
+                                  .n_experts = (int)s[LINEAR_E],
+                                  .dlogits = ck_at(call, "dlogits"),
+                                  .x = ck_at(call, "x"),
+                                  .gate = ck_at(call, "gate"),
+                                  .dx = ck_at(call, "dx"),
+                                  .d_gate = ck_at(call, "dgate"),
+                                  .grad_dtype = (xp_dtype)s[LINEAR_GRAD],
+                                  .acc = s[LINEAR_ACC] != 0,
+                                  .scratch = ck_at(call, "scratch")};
+    if (s[LINEAR_PARTS]) {
+        args.part = XP_ROUTER_ROWS;
+        XP_TRY(call->ops->router_linear_backward(call->stream, &args));
+        args.part = XP_ROUTER_GATE;
+    }
     return call->ops->router_linear_backward(call->stream, &args);
 }
 
@@ -196,11 +201,12 @@ static void router_linear_case(ck_context *ctx, const int64_t *size) {
     const xp_dtype grad = (xp_dtype)size[LINEAR_GRAD];
     ck_case c;
     ck_case_init(&c, "router_linear_backward", call_router_linear);
-    for (int i = 0; i <= LINEAR_ACC; i++)
+    for (int i = 0; i <= LINEAR_PARTS; i++)
         c.size[i] = size[i];
     c.bytes = (double)t * (6.0 * (double)d + 4.0 * (double)e);
-    snprintf(c.shape, sizeof c.shape, "%lld tokens of %lld, %lld experts, %s%s", (long long)t,
-             (long long)d, (long long)e, xp_dtype_name(grad), size[LINEAR_ACC] ? " acc" : "");
+    snprintf(c.shape, sizeof c.shape, "%lld tokens of %lld, %lld experts, %s%s%s", (long long)t,
+             (long long)d, (long long)e, xp_dtype_name(grad), size[LINEAR_ACC] ? " acc" : "",
+             size[LINEAR_PARTS] ? ", in parts" : "");
     ck_in(&c, "dlogits", XP_F32, t * e);
     ck_in(&c, "x", XP_BF16, t * d);
     ck_in(&c, "gate", XP_BF16, e * d);
@@ -220,9 +226,10 @@ static void check_router_linear(ck_context *ctx) {
         {200, 33, 24}, {257, 128, 96},  {1, 32, 8},   {300, 288, 16}, {161, 544, 32},
         {290, 96, 64}, {259, 320, 128}, {40, 64, 256}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
-        for (int v = 0; v < 4; v++) {
-            const int64_t size[] = {shapes[i][0], shapes[i][1], shapes[i][2],
-                                    v & 1 ? XP_BF16 : XP_F32, v >> 1};
+        for (int v = 0; v < 8; v++) {
+            const int64_t size[] = {shapes[i][0], shapes[i][1],
+                                    shapes[i][2], v & 1 ? XP_BF16 : XP_F32,
+                                    v >> 1 & 1,   v >> 2};
             router_linear_case(ctx, size);
         }
 }
@@ -405,7 +412,7 @@ void ck_moe_cases(ck_context *ctx) {
         const int64_t router[] = {16384, 128, 8, XP_SCORE_SOFTMAX, 1, 4096};
         const int64_t silu[][4] = {
             {16384, 768, XP_BF16, 1}, {262144, 768, XP_BF16, 1}, {262144, 768, XP_BF16, 0}};
-        const int64_t linear[][5] = {{16384, 16, 2048, XP_BF16, 0}, {16384, 128, 2048, XP_BF16, 0}};
+        const int64_t linear[][6] = {{16384, 16, 2048, XP_BF16}, {16384, 128, 2048, XP_BF16}};
         router_cases(ctx, router, 0);
         router_linear_case(ctx, linear[0]);
         router_linear_case(ctx, linear[1]);

@@ -33,7 +33,13 @@ static xp_status call_embed_forward(const ck_call *call) {
     return call->ops->embed_forward(call->stream, &args);
 }
 static xp_status call_embed_backward(const ck_call *call) {
-    const xp_embed_args args = embed_args(call);
+    xp_embed_args args = embed_args(call);
+    if (call->c->size[6]) { /* in two calls */
+        args.sort_only = true;
+        XP_TRY(call->ops->embed_backward(call->stream, &args));
+        args.sort_only = false;
+        args.sorted = true;
+    }
     return call->ops->embed_backward(call->stream, &args);
 }
 
@@ -50,15 +56,17 @@ static void embed(ck_context *ctx, int64_t t, int64_t d, int64_t v, int64_t used
     forward.bytes = 2 * row_bytes(t, d, dtype);
     ck_run(ctx, &forward);
 
-    for (int acc = 0; acc < 2; acc++) {
+    for (int variant = 0; variant < (ctx->bench ? 2 : 4); variant++) {
+        const int acc = variant % 2, parts = variant / 2;
         const xp_dtype grad = dtype == XP_BF16 && acc == 0 ? XP_BF16 : XP_F32;
         ck_case backward;
         ck_case_init(&backward, "embed_backward", call_embed_backward);
-        snprintf(backward.shape, sizeof backward.shape, "T=%lld D=%lld V=%lld used=%lld %s -> %s%s",
-                 (long long)t, (long long)d, (long long)v, (long long)used, xp_dtype_name(dtype),
-                 xp_dtype_name(grad), acc ? " acc" : "");
+        snprintf(backward.shape, sizeof backward.shape,
+                 "T=%lld D=%lld V=%lld used=%lld %s -> %s%s%s", (long long)t, (long long)d,
+                 (long long)v, (long long)used, xp_dtype_name(dtype), xp_dtype_name(grad),
+                 acc ? " acc" : "", parts ? ", in parts" : "");
         backward.size[0] = t, backward.size[1] = d, backward.size[2] = v, backward.size[3] = dtype;
-        backward.size[4] = grad, backward.size[5] = acc;
+        backward.size[4] = grad, backward.size[5] = acc, backward.size[6] = parts;
         ck_index(&backward, "ids", t, used);
         ck_in(&backward, "dx", dtype, t * d);
         if (acc)
@@ -68,7 +76,7 @@ static void embed(ck_context *ctx, int64_t t, int64_t d, int64_t v, int64_t used
         ck_scratch(&backward, "scratch", XP_I32, t + v + 1);
         backward.bytes = row_bytes(t, d, dtype) + row_bytes(v, d, grad);
         ck_run(ctx, &backward);
-        if (acc == 0 && dtype == XP_F32 && t * d <= 4096)
+        if (variant == 0 && dtype == XP_F32 && t * d <= 4096)
             ck_gradient(ctx, &forward, &backward, 1e-3);
     }
 }

@@ -39,6 +39,8 @@ static xp_status leave_out(const char *list, xp_cpu_device *cpu) {
             cpu->base.hides_memory = true;
         else if (n == 10 && memcmp(at, "test_defer", 10) == 0)
             cpu->deferred = true;
+        else if (n == 11 && memcmp(at, "side_stream", 11) == 0)
+            cpu->base.without_side_stream = true;
         else if (n != 0)
             return xp_error(XP_EINVAL, "cpu: no capability \"%.*s\"; there are avx2 and avx512",
                             (int)n, at);

@@ -349,12 +349,14 @@ static xp_status leave_out(const char *list, xp_cuda_device *cuda) {
             cuda->bulk = false;
         else if (n == 5 && memcmp(at, "cudnn", n) == 0)
             cuda->without_cudnn = true;
+        else if (n == 11 && memcmp(at, "side_stream", n) == 0)
+            cuda->base.without_side_stream = true;
         else if (n == 13 && memcmp(at, "deterministic", n) == 0)
             cuda->without_determinism = true;
         else if (n != 0)
             return xp_error(XP_EINVAL,
                             "%s: no capability \"%.*s\"; there are wgmma, attention_forward, "
-                            "silu_epilogue, bulk, cudnn and deterministic",
+                            "silu_epilogue, bulk, cudnn, side_stream and deterministic",
                             cuda->base.name, (int)n, at);
         at += n;
         if (*at == ',')

@@ -143,7 +143,10 @@ static void embed_backward_tile(void *context, int64_t tile, int worker) {
 }
 
 static xp_status embed_backward(xp_stream *stream, const xp_embed_args *args) {
-    XP_TRY(xp_cpu_embed_sort(args));
+    if (!args->sorted)
+        XP_TRY(xp_cpu_embed_sort(args));
+    if (args->sort_only)
+        return XP_OK;
     run_rows(stream, embed_backward_tile,
              &(row_job){kernels_of(stream), args, args->vocab, TILE_ROWS});
     return XP_OK;

@@ -41,7 +41,10 @@ xp_status xp_cpu_embed_sort(const xp_embed_args *args) {
 
 static xp_status embed_backward(xp_stream *stream, const xp_embed_args *args) {
     (void)stream;
-    XP_TRY(xp_cpu_embed_sort(args));
+    if (!args->sorted)
+        XP_TRY(xp_cpu_embed_sort(args));
+    if (args->sort_only)
+        return XP_OK;
     const int32_t *order = args->scratch, *end = args->scratch + args->n_tokens;
     for (int64_t id = 0; id < args->vocab; id++) {
         const int32_t first = id == 0 ? 0 : end[id - 1], last = end[id];

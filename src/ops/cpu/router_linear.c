@@ -25,13 +25,16 @@ xp_status xp_cpu_router_linear_backward(xp_stream *stream, const xp_router_linea
     (void)stream;
     const int64_t n = args->n_experts * args->dim;
     double *sums = args->scratch; /* [E, D]: less than the three parts of a GPU */
-    if (n > 0)
+    const bool gate = args->part != XP_ROUTER_ROWS, rows = args->part != XP_ROUTER_GATE;
+    if (n > 0 && gate)
         memset(sums, 0, (size_t)n * sizeof *sums);
     for (int64_t t = 0; t < args->n_tokens; t++) {
-        add_gate(args, t, sums);
-        add_row(args, t);
+        if (gate)
+            add_gate(args, t, sums);
+        if (rows)
+            add_row(args, t);
     }
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n && gate; i++) {
         const double before =
             args->acc ? (double)xp_cpu_load(args->d_gate, args->grad_dtype, i) : 0;
         xp_cpu_store(args->d_gate, args->grad_dtype, i, (float)(before + sums[i]));

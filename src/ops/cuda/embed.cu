@@ -239,7 +239,10 @@ extern "C" xp_status xp_cuda_embed_backward(xp_stream *stream, const xp_embed_ar
     if (a->vocab == 0 || a->dim == 0)
         return XP_OK;
     int32_t *start = a->scratch + a->n_tokens;
-    XP_TRY(sort_tokens(a, start, s));
+    if (!a->sorted)
+        XP_TRY(sort_tokens(a, start, s));
+    if (a->sort_only)
+        return XP_OK;
     if (a->dtype == XP_F32)
         return a->dtable_dtype == XP_F32 ? launch_sum<float, float>(a, start, s)
                                          : launch_sum<float, bf16>(a, start, s);

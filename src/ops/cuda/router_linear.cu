@@ -132,9 +132,14 @@ extern "C" xp_status xp_cuda_router_linear_backward(xp_stream *stream,
     const bool own_dx = xp_cuda_router_dx_serves(a);
     const unsigned n_blocks =
         (unsigned)args.n_split_blocks + (own_dx ? 0 : blocks_of(at.width * a->dim));
-    make_parts<<<n_blocks, THREADS, 0, s>>>(args);
+    if (a->part != XP_ROUTER_GATE)
+        make_parts<<<n_blocks, THREADS, 0, s>>>(args);
     XP_TRY(xp_cuda_check(cudaGetLastError(), "router_linear_backward"));
-    XP_TRY(run_gemm(stream, a, args, true, d_gates));
-    XP_TRY(launch_add(a, d_gates, s));
+    if (a->part != XP_ROUTER_ROWS) {
+        XP_TRY(run_gemm(stream, a, args, true, d_gates));
+        XP_TRY(launch_add(a, d_gates, s));
+    }
+    if (a->part == XP_ROUTER_GATE)
+        return XP_OK;
     return own_dx ? xp_cuda_router_dx(s, a) : run_gemm(stream, a, args, false, NULL);
 }

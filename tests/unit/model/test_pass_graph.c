@@ -21,6 +21,9 @@ typedef struct run {
 
 static const xp_device_args guarded = {
     .kind = XP_DEVICE_CPU, .n_threads = 1, .caps = "test_protect"};
+/* The pass's stream runs nothing before somebody waits: the side stream is ahead wherever it may be. */
+static const xp_device_args deferred = {
+    .kind = XP_DEVICE_CPU, .n_threads = 1, .caps = "test_protect,test_defer"};
 
 /* Another batch for each pass: tokens move on, a document starts elsewhere, targets go. Passes with an even
  * number start the gradients anew, the others add; the last ones have fewer rows. */
@@ -53,11 +56,12 @@ static xp_status no_memory(xp_graph *graph, xp_stream *stream) {
     return xp_error(XP_ENOMEM, "cudaGraphLaunch: out of memory");
 }
 
-/* how: 0 as they are, 1 recorded, 2 on a device whose recordings fail, 3 on one without memory for a launch */
+/* how: 0 as they are, 1 recorded, 2 on a device whose recordings fail, 3 on one without memory for a launch,
+ * 4 recorded on the deferred device */
 static run run_passes(const xp_model_args *args, int how) {
     xp_test_model t;
     run r = {0};
-    xp_test_model_create_on(&guarded, *args, &t);
+    xp_test_model_create_on(how == 4 ? &deferred : &guarded, *args, &t);
     const xp_device_vtable *vtable = t.device->vtable;
     xp_device_vtable broken = *vtable;
     if (how == 2)
@@ -66,7 +70,7 @@ static run run_passes(const xp_model_args *args, int how) {
         broken.graph_launch = no_memory;
     if (how > 0)
         xp_test_must(xp_model_use_graphs(t.model));
-    if (how > 1)
+    if (how == 2 || how == 3)
         t.device->vtable = &broken;
     for (int pass = 0; pass < N_PASSES; pass++) {
         change_batch(&t, pass);
@@ -74,7 +78,7 @@ static run run_passes(const xp_model_args *args, int how) {
     }
     r.grads = xp_test_grads(&t);
     r.n_launched = xp_model_n_graph_passes(t.model);
-    assert_int_equal(xp_model_graph_failure(t.model) != NULL, how > 1);
+    assert_int_equal(xp_model_graph_failure(t.model) != NULL, how == 2 || how == 3);
     t.device->vtable = vtable;
     xp_test_model_destroy(&t);
     return r;
@@ -114,8 +118,10 @@ static void recorded_passes_see_what_changes(void **state) {
         args.recompute = (xp_recompute)mode;
         /* Of each kind (two rows or one, adding or not) but the first two. */
         assert_int_equal(check(&args, 1), N_PASSES - 4 * 2);
+        assert_int_equal(check(&args, 4), N_PASSES - 4 * 2);
         args.arch = &dense;
         assert_int_equal(check(&args, 1), N_PASSES - 4 * 2);
+        assert_int_equal(check(&args, 4), N_PASSES - 4 * 2);
     }
 }
 
