@@ -149,21 +149,26 @@ static xp_status attention_backward(xp_model *model, int layer, xp_stream *strea
         .lddk = w.kv,
         .lddv = w.qkv};
     XP_TRY(model->ops->attention_backward(stream, &attention));
-    const xp_qknorm_rope_backward_args norm = {.forward = rope,
-                                               .dq = work->dq,
-                                               .dk = work->dk,
-                                               .dqkv = work->dqkv,
-                                               .dq_norm = weights->q_norm.grad,
-                                               .dk_norm = weights->k_norm.grad,
-                                               .dw_dtype = model->args.grad_dtype,
-                                               .acc = model->accumulate,
-                                               .scratch = work->norm_scratch};
+    xp_qknorm_rope_backward_args norm = {.forward = rope,
+                                         .dq = work->dq,
+                                         .dk = work->dk,
+                                         .dqkv = work->dqkv,
+                                         .dq_norm = weights->q_norm.grad,
+                                         .dk_norm = weights->k_norm.grad,
+                                         .dw_dtype = model->args.grad_dtype,
+                                         .acc = model->accumulate,
+                                         .scratch = work->norm_scratch,
+                                         .part = model->side ? XP_NORM_ROWS : XP_NORM_ALL};
+    XP_TRY(xp_side_wait(model->side, XP_SIDE_NORM, stream));
     XP_TRY(model->ops->qknorm_rope_backward(stream, &norm));
     XP_TRY(xp_norm_apply(model, xp_acts_get(&model->acts, layer, XP_ACT_INPUT),
                          xp_acts_get(&model->acts, layer, XP_ACT_INPUT_RSTD), &weights->input_norm,
                          work->normed, side));
     if (model->side) {
         XP_TRY(xp_side_fork(model->side, stream, &side));
+        norm.part = XP_NORM_WEIGHTS;
+        XP_TRY(model->ops->qknorm_rope_backward(side, &norm));
+        XP_TRY(xp_side_mark(model->side, XP_SIDE_NORM));
         XP_TRY(wqkv_gradient(model, layer, side));
     }
     return xp_linear_dgrad(model, n, w.dim, w.qkv, work->dqkv, weights->wqkv.data, work->d_normed,

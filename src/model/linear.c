@@ -71,18 +71,27 @@ xp_status xp_norm_apply(xp_model *model, const void *s, const float *rstd, const
 xp_status xp_norm_backward(xp_model *model, const void *s, const float *rstd,
                            const xp_weight *weight, const void *dy, const void *d_residual,
                            void *dx, xp_stream *stream) {
-    const xp_rmsnorm_backward_args args = {.n_rows = model->n_tokens,
-                                           .dim = model->arch.dim,
-                                           .s = s,
-                                           .w = weight->data,
-                                           .dy = dy,
-                                           .rstd = rstd,
-                                           .d_residual = d_residual,
-                                           .dx = dx,
-                                           .dw = weight->grad,
-                                           .dtype = model->args.dtype,
-                                           .dw_dtype = model->args.grad_dtype,
-                                           .acc = model->accumulate,
-                                           .scratch = model->work.norm_scratch};
-    return model->ops->rmsnorm_backward(stream, &args);
+    xp_rmsnorm_backward_args args = {.n_rows = model->n_tokens,
+                                     .dim = model->arch.dim,
+                                     .s = s,
+                                     .w = weight->data,
+                                     .dy = dy,
+                                     .rstd = rstd,
+                                     .d_residual = d_residual,
+                                     .dx = dx,
+                                     .dw = weight->grad,
+                                     .dtype = model->args.dtype,
+                                     .dw_dtype = model->args.grad_dtype,
+                                     .acc = model->accumulate,
+                                     .scratch = model->work.norm_scratch};
+    if (!model->side)
+        return model->ops->rmsnorm_backward(stream, &args);
+    xp_stream *side;
+    args.part = XP_NORM_ROWS;
+    XP_TRY(xp_side_wait(model->side, XP_SIDE_NORM, stream));
+    XP_TRY(model->ops->rmsnorm_backward(stream, &args));
+    XP_TRY(xp_side_fork(model->side, stream, &side));
+    args.part = XP_NORM_WEIGHTS;
+    XP_TRY(model->ops->rmsnorm_backward(side, &args));
+    return xp_side_mark(model->side, XP_SIDE_NORM);
 }

@@ -6,7 +6,10 @@
 
 static xp_status check_range(const char *what, const int32_t *values, int64_t n, int32_t low,
                              int64_t high) {
-    for (int64_t i = 0; i < n; i++) {
+    bool bad = false;
+    for (int64_t i = 0; i < n; i++) /* no early end: the compiler checks several values at once */
+        bad |= values[i] < low || values[i] >= high;
+    for (int64_t i = 0; bad && i < n; i++) {
         if (values[i] < low || values[i] >= high)
             return xp_error(XP_EINVAL, "batch: %s[%lld] = %d is not in [%d, %lld)", what,
                             (long long)i, values[i], low, (long long)high);

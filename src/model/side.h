@@ -24,6 +24,7 @@ xp_stream *xp_side_stream(const xp_side *side, xp_stream *stream);
 typedef enum xp_side_point {
     XP_SIDE_RESIDUAL = 0, /* work.d_residual has been read */
     XP_SIDE_QK,           /* work.q and work.k are there, work.dqkv has been read */
+    XP_SIDE_NORM,         /* work.norm_scratch has been read */
     XP_SIDE_N_POINTS
 } xp_side_point;
 /** Behind what is queued on the side stream so far. */

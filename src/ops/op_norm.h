@@ -48,6 +48,13 @@ typedef struct xp_rmsnorm_args {
     xp_dtype dtype;
 } xp_rmsnorm_args;
 
+/** Halves of a norm's backward. ROWS may add the weights' gradient already: plain CPU code does. */
+typedef enum xp_norm_part {
+    XP_NORM_ALL = 0,
+    XP_NORM_ROWS,   /* gradients of rows, and what WEIGHTS needs, in the scratch */
+    XP_NORM_WEIGHTS /* of the weights, from the scratch that ROWS has left */
+} xp_norm_part;
+
 /** rmsnorm_backward: dx = d_residual + the gradient through the norm; dw (+)= sum over rows. */
 typedef struct xp_rmsnorm_backward_args {
     int64_t n_rows, dim;
@@ -59,6 +66,7 @@ typedef struct xp_rmsnorm_backward_args {
     xp_dtype dtype, dw_dtype;
     bool acc;       /* dw += */
     float *scratch; /* [xp_rmsnorm_scratch(n_rows, dim)] */
+    xp_norm_part part;
 } xp_rmsnorm_backward_args;
 
 /**
@@ -105,6 +113,7 @@ typedef struct xp_qknorm_rope_backward_args {
     xp_dtype dw_dtype;
     bool acc;       /* dq_norm, dk_norm += */
     float *scratch; /* [xp_qknorm_scratch(n_tokens, head_dim)] */
+    xp_norm_part part;
 } xp_qknorm_rope_backward_args;
 
 /** Floats of scratch. */

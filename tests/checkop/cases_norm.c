@@ -111,19 +111,24 @@ static xp_status call_rmsnorm_apply(const ck_call *call) {
 }
 static xp_status call_rmsnorm_backward(const ck_call *call) {
     const int64_t *size = call->c->size;
-    const xp_rmsnorm_backward_args args = {.n_rows = size[0],
-                                           .dim = size[1],
-                                           .s = ck_at(call, "x"),
-                                           .w = ck_at(call, "w"),
-                                           .dy = ck_at(call, "dy"),
-                                           .rstd = ck_at(call, "rstd"),
-                                           .d_residual = ck_at(call, "d_residual"),
-                                           .dx = ck_at(call, "dx"),
-                                           .dw = ck_at(call, "dw"),
-                                           .dtype = (xp_dtype)size[2],
-                                           .dw_dtype = (xp_dtype)size[3],
-                                           .acc = size[4] != 0,
-                                           .scratch = ck_at(call, "scratch")};
+    xp_rmsnorm_backward_args args = {.n_rows = size[0],
+                                     .dim = size[1],
+                                     .s = ck_at(call, "x"),
+                                     .w = ck_at(call, "w"),
+                                     .dy = ck_at(call, "dy"),
+                                     .rstd = ck_at(call, "rstd"),
+                                     .d_residual = ck_at(call, "d_residual"),
+                                     .dx = ck_at(call, "dx"),
+                                     .dw = ck_at(call, "dw"),
+                                     .dtype = (xp_dtype)size[2],
+                                     .dw_dtype = (xp_dtype)size[3],
+                                     .acc = size[4] != 0,
+                                     .scratch = ck_at(call, "scratch")};
+    if (args.acc) { /* in two calls, as a pass with two streams makes them */
+        args.part = XP_NORM_ROWS;
+        XP_TRY(call->ops->rmsnorm_backward(call->stream, &args));
+        args.part = XP_NORM_WEIGHTS;
+    }
     return call->ops->rmsnorm_backward(call->stream, &args);
 }
 
@@ -254,15 +259,20 @@ static xp_status call_rope_forward(const ck_call *call) {
 }
 static xp_status call_rope_backward(const ck_call *call) {
     const int64_t *size = call->c->size;
-    const xp_qknorm_rope_backward_args args = {.forward = rope_args(call),
-                                               .dq = ck_at(call, "dq"),
-                                               .dk = ck_at(call, "dk"),
-                                               .dqkv = ck_at(call, "dqkv"),
-                                               .dq_norm = ck_at(call, "dq_norm"),
-                                               .dk_norm = ck_at(call, "dk_norm"),
-                                               .dw_dtype = (xp_dtype)size[5],
-                                               .acc = size[6] != 0,
-                                               .scratch = ck_at(call, "scratch")};
+    xp_qknorm_rope_backward_args args = {.forward = rope_args(call),
+                                         .dq = ck_at(call, "dq"),
+                                         .dk = ck_at(call, "dk"),
+                                         .dqkv = ck_at(call, "dqkv"),
+                                         .dq_norm = ck_at(call, "dq_norm"),
+                                         .dk_norm = ck_at(call, "dk_norm"),
+                                         .dw_dtype = (xp_dtype)size[5],
+                                         .acc = size[6] != 0,
+                                         .scratch = ck_at(call, "scratch")};
+    if (args.acc) {
+        args.part = XP_NORM_ROWS;
+        XP_TRY(call->ops->qknorm_rope_backward(call->stream, &args));
+        args.part = XP_NORM_WEIGHTS;
+    }
     return call->ops->qknorm_rope_backward(call->stream, &args);
 }
 

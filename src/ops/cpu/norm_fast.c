@@ -68,7 +68,10 @@ static xp_status rmsnorm_apply(xp_stream *stream, const xp_rmsnorm_apply_args *a
 
 static xp_status rmsnorm_backward(xp_stream *stream, const xp_rmsnorm_backward_args *args) {
     row_job job = {kernels_of(stream), args, args->n_rows, xp_ops_block_rows(args->n_rows)};
-    run_rows(stream, rmsnorm_backward_tile, &job);
+    if (args->part != XP_NORM_WEIGHTS)
+        run_rows(stream, rmsnorm_backward_tile, &job);
+    if (args->part == XP_NORM_ROWS)
+        return XP_OK;
     job.kernels->sum_parts(args->scratch, xp_ops_n_blocks(args->n_rows), args->dim, args->dim,
                            args->dw, args->dw_dtype, args->acc);
     return XP_OK;
@@ -100,8 +103,9 @@ static xp_status qknorm_rope_forward(xp_stream *stream, const xp_qknorm_rope_arg
 static xp_status qknorm_rope_backward(xp_stream *stream, const xp_qknorm_rope_backward_args *args) {
     const int64_t n_tokens = args->forward.n_tokens, dim = args->forward.head_dim;
     row_job job = {kernels_of(stream), args, n_tokens, xp_ops_block_rows(n_tokens)};
-    run_rows(stream, qknorm_rope_backward_tile, &job);
-    if (args->forward.q_norm == NULL)
+    if (args->part != XP_NORM_WEIGHTS)
+        run_rows(stream, qknorm_rope_backward_tile, &job);
+    if (args->forward.q_norm == NULL || args->part == XP_NORM_ROWS)
         return XP_OK;
     const int64_t n_blocks = xp_ops_n_blocks(n_tokens);
     job.kernels->sum_parts(args->scratch, n_blocks, 2 * dim, dim, args->dq_norm, args->dw_dtype,

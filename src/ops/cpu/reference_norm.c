@@ -108,6 +108,8 @@ static xp_status rmsnorm_backward(xp_stream *stream, const xp_rmsnorm_backward_a
     (void)stream;
     const int64_t dim = args->dim;
     const xp_dtype dtype = args->dtype;
+    if (args->part == XP_NORM_WEIGHTS) /* added with the rows: dx may lie on dy */
+        return XP_OK;
     for (int64_t i = 0; i < dim; i++) {
         double dw = args->acc ? xp_cpu_load(args->dw, args->dw_dtype, i) : 0.0;
         for (int64_t r = 0; r < args->n_rows; r++)
@@ -235,6 +237,8 @@ static void norm_weight_backward(const xp_qknorm_rope_backward_args *args, bool 
 static xp_status qknorm_rope_backward(xp_stream *stream, const xp_qknorm_rope_backward_args *args) {
     (void)stream;
     const xp_qknorm_rope_args *f = &args->forward;
+    if (args->part == XP_NORM_WEIGHTS) /* added with the heads: dqkv may lie on qkv */
+        return XP_OK;
     if (f->q_norm != NULL) { /* before dqkv is written, which may lie on qkv */
         norm_weight_backward(args, true);
         norm_weight_backward(args, false);

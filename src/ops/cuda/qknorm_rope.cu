@@ -356,7 +356,7 @@ extern "C" xp_status xp_cuda_qknorm_rope_backward(xp_stream *stream,
                                                   const xp_qknorm_rope_backward_args *a) {
     cudaStream_t s;
     XP_TRY(xp_cuda_enter(stream, &s));
-    if (a->forward.n_tokens > 0)
+    if (a->forward.n_tokens > 0 && a->part != XP_NORM_WEIGHTS)
         XP_TRY(backward_heads(a, s));
-    return a->forward.q_norm == NULL ? XP_OK : add_weight_sums(a, s);
+    return a->forward.q_norm == NULL || a->part == XP_NORM_ROWS ? XP_OK : add_weight_sums(a, s);
 }

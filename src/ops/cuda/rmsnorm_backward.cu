@@ -370,8 +370,10 @@ extern "C" xp_status xp_cuda_rmsnorm_backward(xp_stream *stream,
                                               const xp_rmsnorm_backward_args *args) {
     cudaStream_t s;
     XP_TRY(xp_cuda_enter(stream, &s));
-    if (args->n_rows > 0)
+    if (args->n_rows > 0 && args->part != XP_NORM_WEIGHTS)
         XP_TRY(backward_rows(args, s));
+    if (args->part == XP_NORM_ROWS)
+        return XP_OK;
     const xp_cuda_partial_sums sums = {.partial = args->scratch,
                                        .n_partials = xp_ops_n_gpu_blocks(args->n_rows),
                                        .ld = args->dim,
