@@ -383,7 +383,7 @@ void ck_norm_cases(ck_context *ctx) {
         rope(ctx, &(rope_shape){4200, 8, 1, 128, true}, XP_BF16);
         rope(ctx, &(rope_shape){4200, 6, 2, 128, true}, XP_BF16);
         rope(ctx, &(rope_shape){1100, 38, 3, 128, true}, XP_BF16);
-        /* several rows a block of RMSNorm backward, whose copies are ahead; short, middle and long rows */
+        /* several rows a block of RMSNorm backward; short, middle and long rows */
         static const int64_t sizes[][2] = {{5200, 128}, {2100, 1536}, {600, 4096}, {530, 7168}};
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
             rmsnorm(ctx, sizes[i][0], sizes[i][1], XP_BF16);
