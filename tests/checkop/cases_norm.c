@@ -399,12 +399,8 @@ void ck_norm_cases(ck_context *ctx) {
     if (ctx->gpu) {
         rope(ctx, &(rope_shape){4200, 2, 1, 64, true}, XP_BF16);
         rope(ctx, &(rope_shape){4200, 8, 1, 128, true}, XP_BF16);
-        rope(ctx, &(rope_shape){4200, 6, 2, 128, true}, XP_BF16);
-        rope(ctx, &(rope_shape){1100, 38, 3, 128, true}, XP_BF16);
-        /* several rows a block of RMSNorm backward, whose copies are ahead; short, middle and long rows */
-        static const int64_t sizes[][2] = {{5200, 128}, {2100, 1536}, {600, 4096}, {530, 7168}};
-        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-            rmsnorm(ctx, sizes[i][0], sizes[i][1], XP_BF16);
-        rmsnorm(ctx, 1030, 3072, XP_F32);
+        /* several rows a block of RMSNorm backward */
+        rmsnorm(ctx, 1100, 128, XP_BF16);
+        rmsnorm(ctx, 530, 768, XP_BF16);
     }
 }

@@ -22,8 +22,7 @@ __global__ void __launch_bounds__(COLUMNS *LANES) add_partials(xp_cuda_partial_s
     __syncthreads();
     if (threadIdx.y != 0 || column >= args.width)
         return;
-    const bool is_rest = args.rest != NULL && column >= args.n_first;
-    T *out = is_rest ? (T *)args.rest + (column - args.n_first) : (T *)args.out + column;
+    T *out = (T *)args.out + column;
     sum = args.acc ? (double)to_float(*out) : 0;
     for (int l = 0; l < LANES; l++)
         sum += sums[l][threadIdx.x];

@@ -11,9 +11,7 @@ extern "C" {
 typedef struct xp_cuda_partial_sums {
     const float *partial; /* [n_partials, ld], of which the first `width` columns count */
     int64_t n_partials, ld, width;
-    void *out;  /* [width], or the first n_first columns, of out_dtype */
-    void *rest; /* [width - n_first], or NULL: all columns are out's */
-    int64_t n_first;
+    void *out; /* [width] of out_dtype */
     xp_dtype out_dtype;
     bool acc;
 } xp_cuda_partial_sums;

@@ -320,15 +320,13 @@ xp_status backward_heads(const xp_qknorm_rope_backward_args *a, cudaStream_t s) 
     return n > 1 ? launch_backward<bf16, 8, 1>(a, s) : launch_backward<bf16, 1, MOST_CHUNKS>(a, s);
 }
 
-xp_status add_weight_sums(const xp_qknorm_rope_backward_args *a, cudaStream_t s) {
+xp_status add_weight_sums(const xp_qknorm_rope_backward_args *a, bool is_q, cudaStream_t s) {
     const int64_t dim = a->forward.head_dim;
-    const xp_cuda_partial_sums sums = {.partial = a->scratch,
+    const xp_cuda_partial_sums sums = {.partial = a->scratch + (is_q ? 0 : dim),
                                        .n_partials = xp_ops_n_gpu_blocks(a->forward.n_tokens),
                                        .ld = 2 * dim,
-                                       .width = 2 * dim,
-                                       .out = a->dq_norm,
-                                       .rest = a->dk_norm,
-                                       .n_first = dim,
+                                       .width = dim,
+                                       .out = is_q ? a->dq_norm : a->dk_norm,
                                        .out_dtype = a->dw_dtype,
                                        .acc = a->acc};
     return xp_cuda_add_partials(s, &sums);
@@ -358,5 +356,8 @@ extern "C" xp_status xp_cuda_qknorm_rope_backward(xp_stream *stream,
     XP_TRY(xp_cuda_enter(stream, &s));
     if (a->forward.n_tokens > 0 && a->part != XP_NORM_WEIGHTS)
         XP_TRY(backward_heads(a, s));
-    return a->forward.q_norm == NULL || a->part == XP_NORM_ROWS ? XP_OK : add_weight_sums(a, s);
+    if (a->forward.q_norm == NULL || a->part == XP_NORM_ROWS)
+        return XP_OK;
+    XP_TRY(add_weight_sums(a, true, s));
+    return add_weight_sums(a, false, s);
 }

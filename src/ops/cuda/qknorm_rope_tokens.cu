@@ -13,8 +13,8 @@
 
 namespace {
 
-/* AHEAD: heads that a thread loads before it uses the first. PARTS: warps that share a token forward. */
-constexpr int FORWARD_THREADS = 128, FORWARD_AHEAD = 5, FORWARD_PARTS = 2, BACKWARD_THREADS = 256;
+/* AHEAD: heads that a thread loads before it uses the first. */
+constexpr int FORWARD_THREADS = 128, FORWARD_AHEAD = 9, BACKWARD_THREADS = 256;
 
 struct tokens {
     int64_t n_tokens;
@@ -77,13 +77,11 @@ static __device__ __forceinline__ float rstd_of(const float (&x)[8], const float
 }
 
 template <int LANES>
-__global__ void __launch_bounds__(FORWARD_THREADS, 5) forward(tokens t, bf16 *q, bf16 *k) {
-    constexpr int C = 16 * LANES, GROUPS = FORWARD_PARTS * 32 / LANES;
-    const int lane = (int)threadIdx.x % LANES;
-    const int group = (int)threadIdx.x % (FORWARD_PARTS * 32) / LANES;
+__global__ void __launch_bounds__(FORWARD_THREADS, 4) forward(tokens t, bf16 *q, bf16 *k) {
+    constexpr int C = 16 * LANES, GROUPS = 32 / LANES;
+    const int lane = (int)threadIdx.x % LANES, group = (int)threadIdx.x % 32 / LANES;
     const int n = t.n_q + t.n_k;
-    const int64_t token = (int64_t)blockIdx.x * (FORWARD_THREADS / 32 / FORWARD_PARTS) +
-                          threadIdx.x / (FORWARD_PARTS * 32);
+    const int64_t token = (int64_t)blockIdx.x * (FORWARD_THREADS / 32) + threadIdx.x / 32;
     __shared__ norm_weights<LANES> weights_of_warp[FORWARD_THREADS / 32];
     norm_weights<LANES> &weights = weights_of_warp[threadIdx.x / 32];
     if (token >= t.n_tokens)
@@ -176,63 +174,28 @@ static __device__ __forceinline__ void backward_head(float eps, const angles &a,
     store_vec<bf16, 8>(out + LANES * 8, gy);
 }
 
-/* Heads on their way from device memory to a thread: stage k of the ring has this thread's two halves of
- * a head and of its gradient, [4][thread]. A thread reads only what it has copied itself. */
-constexpr int STAGES = 4, STAGE_VECTORS = 4;
-
-/* What a block works on, and where its next copy is. */
-struct heads_ahead {
-    const bf16 *qkv, *dq, *dk;
-    int64_t token, last;
-    int step, q_steps, n_steps; /* of a token: its heads, 32 / LANES at a time, q first */
-    int stage;
-};
-
-/* Queue the copies of this thread's next head as a group of its own; zeros where there is none. */
-template <int LANES>
-static __device__ __forceinline__ void load_ahead(const tokens &t, int lane, int group,
-                                                  heads_ahead &next, uint4 *ring) {
-    constexpr int C = 16 * LANES, GROUPS = 32 / LANES;
-    const bool is_q = next.step < next.q_steps;
-    const int head = (is_q ? next.step : next.step - next.q_steps) * GROUPS + group;
-    const bool valid = next.token < next.last && head < (is_q ? t.n_q : t.n_k);
-    const bf16 *in = next.qkv, *grad = next.dq;
-    if (valid) {
-        const int64_t row = next.token * (t.n_q + 2 * t.n_k) + (is_q ? head : t.n_q + head);
-        in += row * C + lane * 8;
-        grad = (is_q ? next.dq + (next.token * t.n_q + head) * C
-                     : next.dk + (next.token * t.n_k + head) * C) +
-               lane * 8;
-    }
-    const int half = valid ? LANES * 8 : 0;
-    uint4 *to = ring + next.stage * STAGE_VECTORS * BACKWARD_THREADS + threadIdx.x;
-    copy_async((bf16 *)to, in, valid);
-    copy_async((bf16 *)(to + BACKWARD_THREADS), in + half, valid);
-    copy_async((bf16 *)(to + 2 * BACKWARD_THREADS), grad, valid);
-    copy_async((bf16 *)(to + 3 * BACKWARD_THREADS), grad + half, valid);
-    commit();
-    next.stage = next.stage + 1 == STAGES ? 0 : next.stage + 1;
-    if (++next.step == next.n_steps) {
-        next.step = 0;
-        next.token += BACKWARD_THREADS / 32;
-    }
-}
-
-/* All q or all k heads of a token, by the warp: their gradients to n_heads rows of C at out. `ahead` is
- * STAGES - 1 heads ahead; its stage is the one that the head before this one has left. */
+/* All q or all k heads of a token, by the warp: n_heads rows of C at in, grad and out. A head is loaded
+ * while the one before it is worked on. */
 template <int LANES>
 static __device__ __forceinline__ void
-backward_heads(const tokens &t, const angles &a, const halves &w, int n_heads, int lane, int group,
-               heads_ahead &ahead, uint4 *ring, bf16 *out, weight_sums &dw) {
+backward_heads(float eps, const angles &a, const halves &w, int n_heads, int group, const bf16 *in,
+               const bf16 *grad, bf16 *out, weight_sums &dw) {
     constexpr int C = 16 * LANES, GROUPS = 32 / LANES;
+    halves x = {}, g = {};
+    if (group < n_heads) {
+        x = load_halves<LANES>(in + group * C);
+        g = load_halves<LANES>(grad + group * C);
+    }
 #pragma unroll 1
     for (int head = group; head - group < n_heads; head += GROUPS) { /* whole warps */
-        load_ahead<LANES>(t, lane, group, ahead, ring);
-        const uint4 *from = ring + ahead.stage * STAGE_VECTORS * BACKWARD_THREADS + threadIdx.x;
-        wait_groups<STAGES - 1>();
-        const halves x = {from[0], from[BACKWARD_THREADS]},
-                     g = {from[2 * BACKWARD_THREADS], from[3 * BACKWARD_THREADS]};
-        backward_head<LANES>(t.eps, a, x, g, w, head < n_heads, out + head * C, dw);
+        halves next_x = {}, next_g = {};
+        if (head + GROUPS < n_heads) {
+            next_x = load_halves<LANES>(in + (head + GROUPS) * C);
+            next_g = load_halves<LANES>(grad + (head + GROUPS) * C);
+        }
+        backward_head<LANES>(eps, a, x, g, w, head < n_heads, out + head * C, dw);
+        x = next_x;
+        g = next_g;
     }
 }
 
@@ -244,9 +207,8 @@ template <int LANES>
 __global__ void __launch_bounds__(BACKWARD_THREADS, 2)
     backward(tokens t, int64_t block_tokens, const bf16 *dq, const bf16 *dk, bf16 *dqkv,
              float *partial) {
-    constexpr int C = 16 * LANES, N_SUMS = BACKWARD_THREADS / LANES, GROUPS = 32 / LANES;
-    extern __shared__ uint4
-        ring[]; /* [STAGES, STAGE_VECTORS, threads]; at the end [N_SUMS, 2C] floats */
+    constexpr int C = 16 * LANES, N_SUMS = BACKWARD_THREADS / LANES;
+    extern __shared__ float shared[]; /* [N_SUMS, 2C] */
     __shared__ norm_weights<LANES> weights_of_warp[BACKWARD_THREADS / 32];
     norm_weights<LANES> &weights = weights_of_warp[threadIdx.x / 32];
     const int lane = (int)threadIdx.x % LANES, group = (int)threadIdx.x % 32 / LANES,
@@ -260,31 +222,18 @@ __global__ void __launch_bounds__(BACKWARD_THREADS, 2)
     __syncwarp();
     int64_t token = first + threadIdx.x / 32;
     int position = token < last ? t.positions[token] : 0;
-    const int q_steps = (t.n_q + GROUPS - 1) / GROUPS, k_steps = (t.n_k + GROUPS - 1) / GROUPS;
-    heads_ahead ahead = {.qkv = t.qkv,
-                         .dq = dq,
-                         .dk = dk,
-                         .token = token,
-                         .last = last,
-                         .step = 0,
-                         .q_steps = q_steps,
-                         .n_steps = q_steps + k_steps,
-                         .stage = 0};
-    for (int i = 0; i < STAGES - 1; i++)
-        load_ahead<LANES>(t, lane, group, ahead, ring);
     for (; token < last; token += BACKWARD_THREADS / 32) {
-        bf16 *out = dqkv + token * (n + t.n_k) * C + lane * 8;
+        const int64_t row = token * (n + t.n_k) * C + lane * 8;
+        const bf16 *in = t.qkv + row, *grad_q = dq + token * t.n_q * C + lane * 8,
+                   *grad_k = dk + token * t.n_k * C + lane * 8;
         const angles a = load_angles<LANES>(t, position, lane);
         if (token + BACKWARD_THREADS / 32 < last)
             position = t.positions[token + BACKWARD_THREADS / 32];
-        backward_heads<LANES>(t, a, weights_of<LANES>(weights, true, lane), t.n_q, lane, group,
-                              ahead, ring, out, dw_q);
-        backward_heads<LANES>(t, a, weights_of<LANES>(weights, false, lane), t.n_k, lane, group,
-                              ahead, ring, out + t.n_q * C, dw_k);
+        backward_heads<LANES>(t.eps, a, weights_of<LANES>(weights, true, lane), t.n_q, group, in,
+                              grad_q, dqkv + row, dw_q);
+        backward_heads<LANES>(t.eps, a, weights_of<LANES>(weights, false, lane), t.n_k, group,
+                              in + t.n_q * C, grad_k, dqkv + row + t.n_q * C, dw_k);
     }
-    wait_groups<0>();
-    __syncthreads(); /* the sums lie where the ring was */
-    float *shared = (float *)ring;
     float *mine = shared + threadIdx.x / LANES * 2 * C + lane * 8;
 #pragma unroll
     for (int half = 0; half < 2; half++)
@@ -315,21 +264,17 @@ tokens tokens_of(const xp_qknorm_rope_args *a) {
 }
 
 template <int LANES> void launch_forward(const xp_qknorm_rope_args *a, cudaStream_t s) {
-    const unsigned n_blocks =
-        (unsigned)xp_ceil_div(a->n_tokens, FORWARD_THREADS / 32 / FORWARD_PARTS);
+    const unsigned n_blocks = (unsigned)xp_ceil_div(a->n_tokens, FORWARD_THREADS / 32);
     forward<LANES><<<n_blocks, FORWARD_THREADS, 0, s>>>(tokens_of(a), (bf16 *)a->q, (bf16 *)a->k);
 }
 
-template <int LANES>
-xp_status launch_backward(const xp_qknorm_rope_backward_args *a, cudaStream_t s) {
-    constexpr size_t RING_BYTES = sizeof(uint4) * STAGES * STAGE_VECTORS * BACKWARD_THREADS;
-    static_assert(RING_BYTES >= sizeof(float) * BACKWARD_THREADS * 32, "room for the sums");
+/* [N_SUMS, 2C] floats: 32 KB whatever LANES is. */
+template <int LANES> void launch_backward(const xp_qknorm_rope_backward_args *a, cudaStream_t s) {
     const int64_t n_tokens = a->forward.n_tokens;
-    XP_TRY(xp_cuda_give_shared((const void *)backward<LANES>, RING_BYTES, "qknorm_rope_backward"));
-    backward<LANES><<<(unsigned)xp_ops_n_gpu_blocks(n_tokens), BACKWARD_THREADS, RING_BYTES, s>>>(
+    backward<LANES><<<(unsigned)xp_ops_n_gpu_blocks(n_tokens), BACKWARD_THREADS,
+                      BACKWARD_THREADS * 32 * sizeof(float), s>>>(
         tokens_of(&a->forward), xp_ops_gpu_block_rows(n_tokens), (const bf16 *)a->dq,
         (const bf16 *)a->dk, (bf16 *)a->dqkv, a->scratch);
-    return xp_cuda_check(cudaGetLastError(), "qknorm_rope_backward");
 }
 
 } // namespace
@@ -355,8 +300,10 @@ extern "C" xp_status xp_cuda_qknorm_tokens_forward(cudaStream_t stream,
 extern "C" xp_status xp_cuda_qknorm_tokens_backward(cudaStream_t stream,
                                                     const xp_qknorm_rope_backward_args *args) {
     if (args->forward.head_dim == 64)
-        return launch_backward<4>(args, stream);
-    if (args->forward.head_dim == 128)
-        return launch_backward<8>(args, stream);
-    return launch_backward<16>(args, stream);
+        launch_backward<4>(args, stream);
+    else if (args->forward.head_dim == 128)
+        launch_backward<8>(args, stream);
+    else
+        launch_backward<16>(args, stream);
+    return xp_cuda_check(cudaGetLastError(), "qknorm_rope_backward");
 }
