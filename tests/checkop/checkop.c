@@ -9,7 +9,7 @@
 static const char usage[] =
     "Compare every fast op with the plain code, or time it.\n"
     "\n"
-    "  checkop [--op GLOB] [--seed N] [--verbose] [--json]\n"
+    "  checkop [--op GLOB] [--seed N] [--part K/N] [--verbose] [--json]\n"
     "  checkop --bench [--op GLOB] [--caps LIST] [--threads N] [--repeat S] [--json]\n"
     "  checkop --shapes users [--scale N] [--budget S] ...\n"
     "  checkop --device cuda[:N] ...\n"
@@ -21,6 +21,7 @@ static const char usage[] =
     "code\n"
     "  --quick       small cases only and once: for sanitizers\n"
     "  --seed N      of the random inputs (1)\n"
+    "  --part K/N    every Nth case from the Kth on (1 to N): for N processes side by side\n"
     "  --caps LIST   only the table without these capabilities: avx512, or avx2 (leaves out "
     "both);\n"
     "                'none' leaves out nothing. Without it: all tables. On a GPU: cudnn (our own\n"
@@ -162,24 +163,25 @@ static xp_status run_families(ck_context *ctx, const options *o) {
     return XP_OK;
 }
 
+static bool parse_part(const char *text, ck_context *ctx) {
+    char more;
+    const bool ok = sscanf(text, "%d/%d%c", &ctx->part, &ctx->n_parts, &more) == 2;
+    ctx->part--;
+    return ok && ctx->part >= 0 && ctx->part < ctx->n_parts;
+}
+
+static const struct option long_options[] = {
+    {"op", required_argument, NULL, 'o'},     {"seed", required_argument, NULL, 's'},
+    {"caps", required_argument, NULL, 'c'},   {"threads", required_argument, NULL, 't'},
+    {"bench", no_argument, NULL, 'b'},        {"json", no_argument, NULL, 'j'},
+    {"verbose", no_argument, NULL, 'v'},      {"repeat", required_argument, NULL, 'r'},
+    {"device", required_argument, NULL, 'd'}, {"part", required_argument, NULL, 'p'},
+    {"quick", no_argument, NULL, 'q'},        {"list", no_argument, NULL, 'l'},
+    {"shapes", required_argument, NULL, 'S'}, {"scale", required_argument, NULL, 'n'},
+    {"budget", required_argument, NULL, 'B'}, {NULL, 0, NULL, 0},
+};
+
 static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
-    static const struct option long_options[] = {
-        {"op", required_argument, NULL, 'o'},
-        {"seed", required_argument, NULL, 's'},
-        {"caps", required_argument, NULL, 'c'},
-        {"threads", required_argument, NULL, 't'},
-        {"bench", no_argument, NULL, 'b'},
-        {"json", no_argument, NULL, 'j'},
-        {"verbose", no_argument, NULL, 'v'},
-        {"repeat", required_argument, NULL, 'r'},
-        {"device", required_argument, NULL, 'd'},
-        {"quick", no_argument, NULL, 'q'},
-        {"list", no_argument, NULL, 'l'},
-        {"shapes", required_argument, NULL, 'S'},
-        {"scale", required_argument, NULL, 'n'},
-        {"budget", required_argument, NULL, 'B'},
-        {NULL, 0, NULL, 0},
-    };
     int64_t number = 0;
     for (int key; (key = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
         switch (key) {
@@ -204,6 +206,10 @@ static bool parse(int argc, char **argv, ck_context *ctx, options *o) {
             if (!xp_parse_i64(optarg, &number))
                 return false;
             ctx->seed = (uint64_t)number;
+            break;
+        case 'p':
+            if (!parse_part(optarg, ctx))
+                return false;
             break;
         case 'c':
             o->caps = optarg;
@@ -258,7 +264,7 @@ static void use_shapes(ck_context *ctx, options *o) {
 
 int ck_main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0); /* what hangs is the line after the last one shown */
-    ck_context ctx = {.seed = 1, .op_glob = "*", .out = stdout, .repeat_s = 0.4};
+    ck_context ctx = {.seed = 1, .op_glob = "*", .out = stdout, .repeat_s = 0.4, .n_parts = 1};
     options o = {.shapes = {.budget_s = 60}};
     if (argc == 2 && strcmp(argv[1], "--help") == 0) {
         fputs(usage, stdout);

@@ -133,6 +133,7 @@ typedef struct ck_shapes ck_shapes; /* shapes.h */
 typedef struct ck_context {
     uint64_t seed;
     const char *op_glob;
+    int part, n_parts; /* cases part, part + n_parts, ... */
     bool bench, json, verbose;
     bool quick;      /* small cases once, without NaN runs: for slow tools such as sanitizers */
     bool gpu;        /* the candidates are a GPU: other sizes are timed */

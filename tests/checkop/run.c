@@ -120,7 +120,7 @@ void ck_run(ck_context *ctx, const ck_case *c) {
         return;
     ctx->n_cases++;
     ck_count_case(ctx, c->op);
-    if (ctx->list)
+    if (ctx->list || (ctx->n_cases - 1) % ctx->n_parts != ctx->part)
         return;
     if (ctx->shapes) {
         ck_shapes_add(ctx, c);

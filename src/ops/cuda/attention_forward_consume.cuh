@@ -2,8 +2,8 @@
  * Attention forward for sm_90a: the consumer warpgroups. See attention_forward_hopper.cu.
  *
  * A warpgroup owns 64 queries. While the tensor cores multiply the weights of a block of keys with
- * its values, the warpgroup turns the scores of the next block into weights; and the warpgroups take
- * turns at starting GEMMs, so that one computes weights while the other's GEMMs run. The first
+ * its values, the warpgroup turns the scores of the next block into weights. The warpgroups do not
+ * wait for each other: one's GEMMs run while the other computes weights all the same. The first
  * scores of a tile run with the last values of the tile before.
  */
 #ifndef XP_OPS_CUDA_ATTENTION_FORWARD_CONSUME_CUH
@@ -126,7 +126,7 @@ static __device__ __forceinline__ void weigh_keys(float (&x)[64], float scale, s
         rows.sum[r] = rows.sum[r] * factor[r] + (added[2 * r] + added[2 * r + 1]);
 }
 
-template <int C, int TURNS, int N_CTAS> struct forward_consumer {
+template <int C> struct forward_consumer {
     typedef forward_layout<C> L;
     const xp_attention_forward_hopper &p;
     const forward_maps &maps;
@@ -160,6 +160,8 @@ template <int C, int TURNS, int N_CTAS> struct forward_consumer {
     }
 
     __device__ __forceinline__ void start_scores(float (&x)[64]) const {
+        __syncwarp();
+        wgmma_fence();
         multiply_queries<C>(x,
                             c.base + L::Q_AT + q.at * L::BLOCK_BYTES + c.group * (BLOCK_SLAB / 2),
                             c.base + L::K_AT + k.at * L::BLOCK_BYTES);
@@ -174,10 +176,7 @@ template <int C, int TURNS, int N_CTAS> struct forward_consumer {
         wgmma_fence();
         const uint32_t from = c.base + L::V_AT + v.at * L::BLOCK_BYTES;
         if (!MAY_BE_DIAGONAL) {
-            add_values<0, BLOCK / 16 - 2>(out, w, from);
-            if (TURNS == TURNS_EARLY)
-                end_turn();
-            add_values<BLOCK / 16 - 2, BLOCK / 16>(out, w, from);
+            add_values<0, BLOCK / 16>(out, w, from);
             wgmma_commit();
         } else if (diagonal && c.group == 0) {
             add_values<0, BLOCK / 32>(out, w, from);
@@ -186,34 +185,16 @@ template <int C, int TURNS, int N_CTAS> struct forward_consumer {
             add_values<0, BLOCK / 16>(out, w, from);
             wgmma_commit();
         }
-        if (MAY_BE_DIAGONAL || TURNS != TURNS_EARLY)
-            end_turn();
     }
     __device__ __forceinline__ void wait_keys() const {
         mbarrier_wait(L::barrier(c.base, L::K_FULL + k.at), k.parity);
     }
-    __device__ __forceinline__ void take_turn() const {
-        if (TURNS != TURNS_NONE)
-            wait_turn(c.group);
-        __syncwarp();
-        wgmma_fence();
-    }
-    __device__ __forceinline__ void end_turn() const {
-        if (TURNS != TURNS_NONE)
-            pass_turn(c.group);
-    }
-    /* The stage may be written again: by the producers of all CTAs of the cluster. */
-    __device__ __forceinline__ void free_stage(uint32_t empty) const {
-        arrive(c, empty);
-        if (N_CTAS > 1 && c.elected)
-            mbarrier_arrive_remote(cta_shared_address(empty, cta_rank() ^ 1));
-    }
     __device__ __forceinline__ void free_keys() {
-        free_stage(L::barrier(c.base, L::K_EMPTY + k.at));
+        arrive(c, L::barrier(c.base, L::K_EMPTY + k.at));
         k.next();
     }
     __device__ __forceinline__ void free_values() {
-        free_stage(L::barrier(c.base, L::V_EMPTY + v.at));
+        arrive(c, L::barrier(c.base, L::V_EMPTY + v.at));
         v.next();
     }
 
@@ -235,7 +216,6 @@ template <int C, int TURNS, int N_CTAS> struct forward_consumer {
     __device__ __forceinline__ void step(float (&x)[64], const query_rows &now, int n) {
         float factor[2];
         wait_keys();
-        take_turn();
         start_scores(x);
         start_values<DIAGONAL>(true);
         wgmma_wait<1>(); /* scores */
@@ -259,7 +239,6 @@ template <int C, int TURNS, int N_CTAS> struct forward_consumer {
     __device__ __forceinline__ void finish_values(float (&x)[64], bool more, bool diagonal) {
         if (more)
             wait_keys();
-        take_turn();
         start_scores(x);
         start_values<true>(diagonal);
         wgmma_wait<0>();
@@ -269,7 +248,7 @@ template <int C, int TURNS, int N_CTAS> struct forward_consumer {
     }
 
     /* Results of the tile in buffer `from`, over its queries. All warps of the warpgroup have met
-     * since the last scores of the tile were complete, at take_turn() or here, so nobody reads them. */
+     * here since the last scores of the tile were complete, so nobody reads them. */
     __device__ __forceinline__ void finish_tile(const xp_attention_query_tile &t, int from) {
         const uint32_t thread = thread_in_group(), lane = thread % 32;
         const int row = t.m * BLOCK + c.group * 64;
@@ -284,8 +263,7 @@ template <int C, int TURNS, int N_CTAS> struct forward_consumer {
                 p.a.lse[first + own] = (rows.max[r] + log2f(sum)) * 0.693147180559945309f;
         }
         const uint32_t to = c.base + L::Q_AT + from * L::BLOCK_BYTES + c.group * (BLOCK_SLAB / 2);
-        if (TURNS == TURNS_NONE)
-            named_barrier_sync(3 + c.group, GROUP);
+        named_barrier_sync(1 + c.group, GROUP);
         const uint32_t line = thread / 32 * 16 + lane / 8 % 2 * 8 + lane % 8;
 #pragma unroll
         for (int i = 0; i < C / 16; i++) { /* 16 columns: rows 0-7 and 8-15 of the first 8, then the
@@ -299,7 +277,7 @@ template <int C, int TURNS, int N_CTAS> struct forward_consumer {
                 to + i / 4 * BLOCK_SLAB + xp_hopper_chunk(line, 2 * (i % 4) + lane / 16), both);
         }
         async_proxy_fence();
-        named_barrier_sync(3 + c.group, GROUP);
+        named_barrier_sync(1 + c.group, GROUP);
         if (!stores)
             return;
         if (row < p.a.seq_len) { /* of the last tile, the second half may be empty */
@@ -318,22 +296,14 @@ template <int C, int TURNS, int N_CTAS> struct forward_consumer {
         mbarrier_arrive(L::barrier(c.base, L::Q_EMPTY + buffer));
     }
 
-    /*
-     * Both warpgroups take the same number of turns: one before the first tile, then one a block.
-     * Named barrier 1 + g counts g's wait and the other's pass; group 1's first pass starts group 0.
-     */
     __device__ __forceinline__ void run() {
         float x[64];
         query_rows now;
         read_tile(now);
         if (now.t.m < 0)
-            return; /* both warpgroups, before any turn */
-        if (c.group == 1)
-            end_turn();
+            return;
         wait_keys();
-        take_turn();
         start_scores(x);
-        end_turn();
         wgmma_wait<0>();
         accumulators_fence(x);
         for (int before = -1;;) {

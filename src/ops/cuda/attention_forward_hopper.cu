@@ -13,13 +13,12 @@
  *   attention_forward_tiles.cuh    shared memory, barriers, producer
  *   attention_forward_consume.cuh  GEMMs and softmax
  */
-#include <stdlib.h>
 #include "ops/cuda/attention_forward_consume.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/hopper_launch.h"
 #include "ops/cuda/launch.h"
 
-template <int C, int TURNS, int N_CTAS>
+template <int C>
 static __global__ void __launch_bounds__(N_THREADS, 1)
     attention_forward_kernel(const __grid_constant__ xp_attention_forward_hopper p,
                              const __grid_constant__ forward_maps maps) {
@@ -27,28 +26,24 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
     extern __shared__ __align__(1024) uint8_t shared[];
     const uint32_t base = hopper_shared(shared);
     if (threadIdx.x == 0)
-        init_barriers<forward_layout<C>, N_CTAS>(base);
+        init_barriers<forward_layout<C>>(base);
     __syncthreads();
-    if (N_CTAS > 1)
-        cluster_sync(); /* the other CTA's barriers are initialised */
     if (threadIdx.x < GROUP) {
         setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            forward_producer<C, N_CTAS> producer = {p, maps, base, {}, {}, {}, -1, 0, 0, 0};
+            forward_producer<C> producer = {p, maps, base, {}, {}, {}, -1, 0, 0};
             producer.run();
         }
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
         const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / GROUP - 1, 0); /* uniform */
-        forward_consumer<C, TURNS, N_CTAS> consumer = {p,
-                                                       maps,
-                                                       {base, group, threadIdx.x % 32 == 0},
-                                                       threadIdx.x % GROUP == 0,
-                                                       p.a.scale * 1.4426950408889634f};
+        forward_consumer<C> consumer = {p,
+                                        maps,
+                                        {base, group, threadIdx.x % 32 == 0},
+                                        threadIdx.x % GROUP == 0,
+                                        p.a.scale * 1.4426950408889634f};
         consumer.run();
     }
-    if (N_CTAS > 1)
-        cluster_sync(); /* no CTA exits while the other may write to its shared memory */
 #endif
 }
 
@@ -60,11 +55,11 @@ static xp_status map_of(const xp_attention_args *a, const void *data, int n_head
     return xp_cuda_hopper_map(&boxes, map);
 }
 
-template <int C, int TURNS, int N_CTAS>
+template <int C>
 static xp_status launch(const xp_attention_forward_hopper *p, int n_sms, cudaStream_t stream) {
     const xp_attention_args *a = &p->a;
     const int n_bytes = (int)forward_layout<C>::N_BYTES;
-    const auto kernel = attention_forward_kernel<C, TURNS, N_CTAS>;
+    const auto kernel = attention_forward_kernel<C>;
     forward_maps maps;
     XP_TRY(map_of(a, a->q, a->n_heads, a->ldq, BLOCK, &maps.q));
     XP_TRY(map_of(a, a->k, a->n_kv_heads, a->ldk, BLOCK, &maps.k));
@@ -73,36 +68,9 @@ static xp_status launch(const xp_attention_forward_hopper *p, int n_sms, cudaStr
     XP_TRY(xp_cuda_check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, n_bytes),
         "attention_forward"));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = N_CTAS;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(p->n_items < n_sms ? p->n_items : n_sms) / N_CTAS * N_CTAS);
-    config.blockDim = dim3(N_THREADS);
-    config.dynamicSmemBytes = (size_t)n_bytes;
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = N_CTAS > 1;
-    return xp_cuda_check(cudaLaunchKernelEx(&config, kernel, *p, maps), "attention_forward");
-}
-
-/* For measuring: XP_ATTENTION_FORWARD_TURNS=0, 1 or 2 chooses among forward_turns, 3 clusters of two
- * CTAs where the query heads that share keys are even in number. */
-template <int C>
-static xp_status launch_some(const xp_attention_forward_hopper *p, int n_sms, cudaStream_t stream) {
-    const char *turns = getenv("XP_ATTENTION_FORWARD_TURNS");
-    const bool even = p->a.n_heads / p->a.n_kv_heads % 2 == 0;
-    if (C == 128 && turns != nullptr && turns[0] == '3' && even && n_sms > 1)
-        return launch<128, TURNS_WHOLE, 2>(p, n_sms, stream);
-    switch (turns == nullptr ? 1 : atoi(turns)) {
-    case 0:
-        return launch<C, TURNS_NONE, 1>(p, n_sms, stream);
-    case 2:
-        return launch<C, TURNS_EARLY, 1>(p, n_sms, stream);
-    default:
-        return launch<C, TURNS_WHOLE, 1>(p, n_sms, stream);
-    }
+    kernel<<<(unsigned)(p->n_items < n_sms ? p->n_items : n_sms), N_THREADS, n_bytes, stream>>>(
+        *p, maps);
+    return xp_cuda_check(cudaGetLastError(), "attention_forward");
 }
 
 extern "C" xp_status xp_cuda_attention_hopper_forward(xp_stream *stream,
@@ -115,6 +83,6 @@ extern "C" xp_status xp_cuda_attention_hopper_forward(xp_stream *stream,
     if (!xp_attention_forward_plan(&p, device->l2_bytes))
         return xp_error(XP_EINVAL, "attention_forward: too many tiles of queries");
     XP_TRY(xp_cuda_tile_counter(stream, &p.counter));
-    return p.a.head_dim == 64 ? launch_some<64>(&p, device->n_sms, s)
-                              : launch_some<128>(&p, device->n_sms, s);
+    return p.a.head_dim == 64 ? launch<64>(&p, device->n_sms, s)
+                              : launch<128>(&p, device->n_sms, s);
 }

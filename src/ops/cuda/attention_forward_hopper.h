@@ -19,7 +19,7 @@ typedef struct xp_attention_forward_hopper {
     int n_tiles;       /* M: tiles of 128 queries in a row of S tokens */
     int n_together;    /* key/value heads dealt out together */
     int n_items;       /* B * H * M */
-    uint32_t *counter; /* items dealt out, 0 before and after; NULL: in a fixed order */
+    uint32_t *counter; /* items dealt out, 0 before and after */
 } xp_attention_forward_hopper;
 
 /**

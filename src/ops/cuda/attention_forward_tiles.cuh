@@ -9,10 +9,6 @@
 
 enum { N_QUERY_BUFFERS = 3, TILE_WORDS = 4 /* of a tile: m, h, b, low */ };
 
-/* When a warpgroup lets the other start its GEMMs: at any time, when its own are started, or when all
- * but the last two are, so that the tensor cores never wait for the turn to pass. */
-enum forward_turns { TURNS_NONE = 0, TURNS_WHOLE, TURNS_EARLY };
-
 struct forward_maps {
     CUtensorMap q, k, v, out; /* out in boxes of 64 rows, the others of 128 */
 };
@@ -46,14 +42,12 @@ template <int C> struct forward_layout {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /* Barriers of copies complete by the producer's arrival and the bytes, those of a free stage by
- * every consumer warp of the cluster, those of a free buffer of queries by one thread a warpgroup. */
-template <class L, int N_CTAS> static __device__ __forceinline__ void init_barriers(uint32_t base) {
+ * every consumer warp, those of a free buffer of queries by one thread a warpgroup. */
+template <class L> static __device__ __forceinline__ void init_barriers(uint32_t base) {
     for (int i = 0; i < L::N_BARRIERS; i++) {
         const bool full = i < L::Q_EMPTY || (i >= L::K_FULL && i < L::K_EMPTY) ||
                           (i >= L::V_FULL && i < L::V_EMPTY);
-        mbarrier_init(L::barrier(base, i), full            ? 1
-                                           : i < L::K_FULL ? N_CONSUMERS
-                                                           : CONSUMER_WARPS * N_CTAS);
+        mbarrier_init(L::barrier(base, i), full ? 1 : i < L::K_FULL ? N_CONSUMERS : CONSUMER_WARPS);
     }
     mbarrier_init_fence();
 }
@@ -68,26 +62,8 @@ static __device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap 
         tma_load<1>(to + s * BLOCK_SLAB, map, full, head * C + s * SLAB_COLUMNS, row, b);
 }
 
-/* The same of keys or values: in a cluster each CTA loads a slab, for both. */
-template <int C, int N_CTAS>
-static __device__ __forceinline__ void load_keys(uint32_t to, const CUtensorMap *map, uint32_t full,
-                                                 int head, int row, int b) {
-    if (N_CTAS == 1) {
-        load_tile<C>(to, map, full, head, row, b);
-        return;
-    }
-    static_assert(N_CTAS == 1 || C == N_CTAS * SLAB_COLUMNS, "a slab a CTA");
-    const int s = cta_rank();
-    mbarrier_expect_tx(full, BLOCK * C * 2);
-    tma_load<N_CTAS>(to + s * BLOCK_SLAB, map, full, head * C + s * SLAB_COLUMNS, row, b);
-}
-
-/*
- * One thread. Keys of a block are loaded before the values of the block before, as they are used.
- * N_CTAS 2: the CTAs of a cluster take neighbouring items, two heads that share keys, so that each
- * loads half of what both read. Both go through the same blocks in the same order.
- */
-template <int C, int N_CTAS> struct forward_producer {
+/* One thread. Keys of a block are loaded before the values of the block before, as they are used. */
+template <int C> struct forward_producer {
     typedef forward_layout<C> L;
     const xp_attention_forward_hopper &p;
     const forward_maps &maps;
@@ -95,20 +71,9 @@ template <int C, int N_CTAS> struct forward_producer {
     ring_place<N_QUERY_BUFFERS> q;
     ring_place<L::STAGES> k, v;
     int v_block, v_head, v_row; /* values still to be loaded; v_block < 0: none */
-    int round;                  /* of items in a fixed order */
 
-    __device__ __forceinline__ bool counts() const {
-        return N_CTAS == 1 && p.counter != nullptr;
-    }
-
-    /* In a fixed order every other round goes backwards, which evens out what CTAs get. */
     __device__ __forceinline__ int take() {
-        if (counts())
-            return (int)atomicAdd(p.counter, 1u);
-        const int n = (int)gridDim.x / N_CTAS, own = (int)blockIdx.x / N_CTAS;
-        const int item = round * n + (round % 2 == 0 ? own : n - 1 - own);
-        round++;
-        return item * N_CTAS + (N_CTAS > 1 ? cta_rank() : 0);
+        return (int)atomicAdd(p.counter, 1u);
     }
 
     /* The tile of an item, and in place of its first block where its document starts. */
@@ -136,8 +101,8 @@ template <int C, int N_CTAS> struct forward_producer {
             return;
         const uint32_t full = L::barrier(base, L::V_FULL + v.at);
         mbarrier_wait(L::barrier(base, L::V_EMPTY + v.at), v.parity ^ 1);
-        load_keys<C, N_CTAS>(base + L::V_AT + v.at * L::BLOCK_BYTES, &maps.v, full, v_head,
-                             v_block * BLOCK, v_row);
+        load_tile<C>(base + L::V_AT + v.at * L::BLOCK_BYTES, &maps.v, full, v_head, v_block * BLOCK,
+                     v_row);
         v.next();
     }
 
@@ -152,8 +117,8 @@ template <int C, int N_CTAS> struct forward_producer {
         for (int n = t.m; n >= t.low; n--) {
             const uint32_t full = L::barrier(base, L::K_FULL + k.at);
             mbarrier_wait(L::barrier(base, L::K_EMPTY + k.at), k.parity ^ 1);
-            load_keys<C, N_CTAS>(base + L::K_AT + k.at * L::BLOCK_BYTES, &maps.k, full, head,
-                                 n * BLOCK, t.b);
+            load_tile<C>(base + L::K_AT + k.at * L::BLOCK_BYTES, &maps.k, full, head, n * BLOCK,
+                         t.b);
             k.next();
             load_values();
             v_block = n;
@@ -183,7 +148,7 @@ template <int C, int N_CTAS> struct forward_producer {
         t.m = -1; /* the end */
         put_tile(t);
         mbarrier_arrive(L::barrier(base, L::Q_FULL + q.at));
-        if (counts() && next == p.n_items + 2 * (int)gridDim.x - 1)
+        if (next == p.n_items + 2 * (int)gridDim.x - 1)
             *p.counter = 0;
     }
 };
