@@ -109,11 +109,6 @@ static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *
             : "memory");
 }
 
-/** Bring a line of 128 bytes to L2. */
-static __device__ __forceinline__ void prefetch_line(const void *from) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from)) : "memory");
-}
-
 /** Bring one box to L2. */
 static __device__ __forceinline__ void tma_prefetch(const CUtensorMap *map, int x, int y, int z) {
     asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),

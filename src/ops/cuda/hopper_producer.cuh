@@ -179,16 +179,6 @@ static __device__ __forceinline__ void read_row_numbers(int list, int half, int 
         rows[i] = __shfl_sync(0xffffffffu, list, 16 * half + 4 * i + line_of_warp);
 }
 
-/* Bring this CTA's 128 columns of a later k tile's a rows to L2, for all clusters that read them. */
-static __device__ __forceinline__ void
-prefetch_k_rows(const xp_tile_args &p, const tile_scheduler &tile, int list, int half) {
-    const int lane = (int)threadIdx.x % 32;
-    const int row = __shfl_sync(0xffffffffu, list, 16 * half + lane / 2),
-              column = tile.m0 + 64 * (lane % 2);
-    if (row >= 0 && column < p.m)
-        prefetch_line((const bf16 *)p.a + (int64_t)row * p.lda + column);
-}
-
 static __device__ __forceinline__ void
 load_k_rows(const int32_t *gather, const tile_scheduler &tile, int k_tile, int (&rows)[K_LINES]) {
 #pragma unroll
@@ -207,9 +197,6 @@ static __device__ __forceinline__ void load_k_rows_of_b(const xp_tile_args &p, c
                                                         const pipeline_state &at) {
     mbarrier_expect_tx(at.full(), B_BYTES);
     load_b<WGRAD, N_CTAS>(p, tile, &maps.b, at, tile.first_row + k_tile * TILE_K, 0);
-    if (tile.m0 < N_CTAS * TILE_M)
-        prefetch_b<WGRAD, N_CTAS>(p, tile, &maps.b,
-                                  tile.first_row + (k_tile + LATER_K_TILES) * TILE_K, 0);
 }
 
 /* One k tile whose b rows are contiguous: b by TMA, a by cp.async. */
@@ -266,16 +253,11 @@ static __device__ __forceinline__ void produce_wgrad(const xp_tile_args &p, cons
             next[i] = load_list(p.gather_a, tile, first / LIST_K_TILES + LIST_PAIR + i);
 #pragma unroll
         for (int i = 0; i < K_TILES; i++) {
-            const int list = i / LIST_K_TILES, later = (i + LATER_K_TILES) / LIST_K_TILES;
             int rows[K_LINES];
             if (first + i >= n_whole_tiles)
                 break;
-            read_row_numbers(lists[list], i % LIST_K_TILES, rows);
+            read_row_numbers(lists[i / LIST_K_TILES], i % LIST_K_TILES, rows);
             produce_by_tma<N_CTAS>(p, maps, tile, first + i, rows, at);
-            if (tile.n0 == 0)
-                prefetch_k_rows(
-                    p, tile, later < LIST_PAIR ? lists[later % LIST_PAIR] : next[later % LIST_PAIR],
-                    i % LIST_K_TILES);
         }
 #pragma unroll
         for (int i = 0; i < LIST_PAIR; i++)
