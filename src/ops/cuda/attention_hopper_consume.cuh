@@ -57,27 +57,22 @@ static __device__ __forceinline__ int2 shared_ints(uint32_t at) {
     return x;
 }
 
-/* Facts of the thread's queries: 2 of each 8. */
-static __device__ __forceinline__ void load_facts(float (&x)[TILE / 4], uint32_t facts) {
+/* Scores become weights: 2^(x scale - lse). `facts`: those of the thread's first query. */
+static __device__ __forceinline__ void weigh(float (&x)[32], float scale, uint32_t facts) {
 #pragma unroll
     for (int i = 0; i < TILE / 8; i++) {
-        const float2 both = shared_pair(facts + i * 32);
-        x[2 * i] = both.x;
-        x[2 * i + 1] = both.y;
+        const float2 lse = shared_pair(facts + i * 32);
+        x[4 * i] = power_of_2(fmaf(x[4 * i], scale, -lse.x));
+        x[4 * i + 1] = power_of_2(fmaf(x[4 * i + 1], scale, -lse.y));
+        x[4 * i + 2] = power_of_2(fmaf(x[4 * i + 2], scale, -lse.x));
+        x[4 * i + 3] = power_of_2(fmaf(x[4 * i + 3], scale, -lse.y));
     }
 }
 
-/* Scores become weights: 2^(x scale - lse). */
-static __device__ __forceinline__ void weigh(float (&x)[32], float scale,
-                                             const float (&lse)[TILE / 4]) {
-#pragma unroll
-    for (int i = 0; i < 32; i++)
-        x[i] = power_of_2(fmaf(x[i], scale, -lse[i / 4 * 2 + i % 2]));
-}
-
 /* Scores of keys that a query does not see become -infinity. key, query, starts: of the tile. */
-static __device__ __forceinline__ void mask(float (&x)[32], uint32_t thread, int key, int query,
-                                            uint32_t starts, bool documents) {
+static __device__ __forceinline__ void mask(float (&x)[32], int key, int query, uint32_t starts,
+                                            bool documents) {
+    const uint32_t thread = thread_in_group();
     key += first_row(thread);
     query += first_column(thread);
     starts += first_column(thread) * 4;
@@ -93,48 +88,42 @@ static __device__ __forceinline__ void mask(float (&x)[32], uint32_t thread, int
     }
 }
 
+/* dP becomes dS / scale = P (dP - delta). */
+static __device__ __forceinline__ void differentiate(float (&dp)[32], const float (&p)[32],
+                                                     uint32_t facts) {
+#pragma unroll
+    for (int i = 0; i < TILE / 8; i++) {
+        const float2 delta = shared_pair(facts + TILE * 4 + i * 32);
+        dp[4 * i] = p[4 * i] * (dp[4 * i] - delta.x);
+        dp[4 * i + 1] = p[4 * i + 1] * (dp[4 * i + 1] - delta.y);
+        dp[4 * i + 2] = p[4 * i + 2] * (dp[4 * i + 2] - delta.x);
+        dp[4 * i + 3] = p[4 * i + 3] * (dp[4 * i + 3] - delta.y);
+    }
+}
+
 template <int C, int S> struct consumer_state {
     float dk[C / 2], dv[C / 2]; /* [64 keys, C] */
     ring_place<S> stage;        /* of the tile */
     ring_place<N_SLOTS> slot;   /* of the tile's dS */
     ring_place<N_ADDERS> dq_tile;
     uint32_t dq_parity, block_parity;
-    uint32_t thread; /* in the warpgroup */
-    bool dq_stored;  /* but not yet handed over */
-
-    /* What follows from it is computed anew wherever it is used: the compiler would keep it in registers,
-     * which the loop does not have. Reading %tid.x anew takes 200 cycles beside GEMMs. */
-    __device__ __forceinline__ uint32_t own() const {
-        uint32_t x;
-        asm volatile("mov.b32 %0, %1;" : "=r"(x) : "r"(thread));
-        return x;
-    }
 };
 
-/* Half of dq, complete in registers, to shared memory. */
+/* Half of dq, complete in registers, to the thread that adds it. */
 template <class L, int N, class STATE>
-static __device__ __forceinline__ void store_dq(const consumer &c, const float (&dq)[N], STATE &s) {
-    const uint32_t to = c.base + L::DQ_AT + c.group * L::DQ_BYTES + s.own() * 16;
+static __device__ __forceinline__ void hand_over_dq(const consumer &c, const float (&dq)[N],
+                                                    STATE &s) {
+    const uint32_t to = c.base + L::DQ_AT + c.group * L::DQ_BYTES + thread_in_group() * 16;
     mbarrier_wait(L::barrier(c.base, L::DQ_EMPTY + c.group), s.dq_parity ^ 1);
 #pragma unroll
     for (int i = 0; i < N / 4; i++)
         asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to + i * GROUP * 16),
                      "f"(dq[4 * i]), "f"(dq[4 * i + 1]), "f"(dq[4 * i + 2]), "f"(dq[4 * i + 3])
                      : "memory");
-    s.dq_parity ^= 1;
-    s.dq_stored = true;
-}
-
-/* What was stored, to the thread that adds it. The fence waits until the stores are done, some 300 cycles
- * after them beside GEMMs, so it comes when the next GEMMs have been started. */
-template <class L, class STATE>
-static __device__ __forceinline__ void hand_over_dq(const consumer &c, STATE &s) {
-    if (!s.dq_stored)
-        return;
     async_proxy_fence();
     arrive(c, L::barrier(c.base, L::DQ_FULL + c.group * N_ADDERS + s.dq_tile.at));
     s.dq_tile.next();
-    s.dq_stored = false;
+    s.dq_parity ^= 1;
 }
 
 /* Where a lane's row of 8 queries of dS lies within a slot, before the swizzle of step 0's chunk
@@ -147,14 +136,16 @@ static __device__ __forceinline__ uint32_t place_of_ds(int group, uint32_t threa
 
 /* dS of the warp's 16 keys to shared memory: keys as rows, 64 queries each. */
 template <class L>
-static __device__ __forceinline__ void store_ds(const consumer &c, uint32_t thread,
-                                                const uint32_t (&w)[16],
-                                                const ring_place<N_SLOTS> &slot) {
-    const uint32_t to = c.base + L::DS_AT + slot.at * L::DS_BYTES + place_of_ds(c.group, thread);
+static __device__ __forceinline__ void hand_over_ds(const consumer &c, const uint32_t (&w)[16],
+                                                    const ring_place<N_SLOTS> &slot) {
+    const uint32_t to =
+        c.base + L::DS_AT + slot.at * L::DS_BYTES + place_of_ds(c.group, thread_in_group());
     mbarrier_wait(L::barrier(c.base, L::DS_EMPTY + slot.at), slot.parity ^ 1);
 #pragma unroll
     for (int step = 0; step < TILE / 16; step++)
         store_matrices(to ^ (uint32_t)(step * 32), w + 4 * step);
+    async_proxy_fence();
+    arrive(c, L::barrier(c.base, L::DS_FULL + slot.at));
 }
 
 /* The warpgroup's operand of dq: columns [C / 2 group, + C / 2) of k. */
@@ -189,7 +180,7 @@ static __device__ __forceinline__ void finish_keys(const xp_attention_hopper &p,
     put_rows(dv, 1.0f, (bf16 *)p.dv + token * p.lddv + t.kv_head * (2 * N), p.lddv, row, n_rows);
 }
 
-template <int C, int S> struct consumer_step {
+template <int C, int S, int TURNS> struct consumer_step {
     typedef attention_layout<C, S> L;
 
     /* dq of the tile before: its dS lies in the slot before the current one. */
@@ -204,18 +195,11 @@ template <int C, int S> struct consumer_step {
                                                        const ring_place<N_SLOTS> &last,
                                                        const float (&dq)[C / 4]) {
         arrive(c, L::barrier(c.base, L::DS_EMPTY + last.at));
-        store_dq<L>(c, dq, s);
+        hand_over_dq<L>(c, dq, s);
     }
 
-    /* Scores and dP, a group each. */
-    static __device__ __forceinline__ void start(const consumer &c, const ring_place<S> &stage,
-                                                 float (&x)[32], float (&dp)[32]) {
-        mbarrier_wait(L::barrier(c.base, L::Q_FULL + stage.at), stage.parity);
-        __syncwarp();
-        wgmma_fence();
-        multiply_rows<C>(x, c.base + L::K_AT + c.group * (BLOCK_SLAB / 2),
-                         c.base + L::Q_AT + stage.at * L::TILE_BYTES);
-        wgmma_commit();
+    static __device__ __forceinline__ void multiply_dp(const consumer &c, float (&dp)[32],
+                                                       const ring_place<S> &stage) {
         mbarrier_wait(L::barrier(c.base, L::DOUT_FULL + stage.at), stage.parity);
         __syncwarp();
         wgmma_fence();
@@ -227,14 +211,22 @@ template <int C, int S> struct consumer_step {
     static __device__ __forceinline__ void run(const xp_attention_hopper &p, const consumer &c,
                                                consumer_state<C, S> &s, const xp_attention_item &t,
                                                bool first, float scale) {
-        const ring_place<S> stage = s.stage;
+        ring_place<S> stage = s.stage;
         const ring_place<N_SLOTS> last = s.slot.before();
         const uint32_t facts = c.base + L::FACTS_AT + stage.at * FACTS_BYTES;
-        float x[32], dp[32], dq[C / 4], lse[TILE / 4];
+        float x[32], dp[32], dq[C / 4];
         uint32_t w[16], ds[16];
-        start(c, stage, x, dp);
-        load_facts(lse, facts + first_column(s.own()) * 4);
-        hand_over_dq<L>(c, s);
+        mbarrier_wait(L::barrier(c.base, L::Q_FULL + stage.at), stage.parity);
+        if (TURNS != XP_TURNS_NONE)
+            wait_turn(c.group);
+        __syncwarp();
+        wgmma_fence();
+        multiply_rows<C>(x, c.base + L::K_AT + c.group * (BLOCK_SLAB / 2),
+                         c.base + L::Q_AT + stage.at * L::TILE_BYTES);
+        wgmma_commit();
+        multiply_dp(c, dp, stage);
+        if (TURNS == XP_TURNS_EARLY)
+            pass_turn(c.group);
 
         wgmma_wait<1>(); /* scores */
         accumulators_fence(x);
@@ -242,31 +234,27 @@ template <int C, int S> struct consumer_step {
         const bool documents = p.starts != nullptr;
         const uint32_t starts = facts + FACTOR_BYTES;
         if (key + 63 > query || (documents && shared_ints(starts + START_BYTES - 8).y > key))
-            mask(x, s.own(), key, query, starts, documents);
-        weigh(x, scale, lse);
+            mask(x, key, query, starts, documents);
+        weigh(x, scale, facts + first_column(thread_in_group()) * 4);
         round_all(x, w);
         wgmma_fence();
         add_queries(s.dv, w, c.base + L::DOUT_AT + stage.at * L::TILE_BYTES);
         wgmma_commit();
+        if (TURNS == XP_TURNS_LATE)
+            pass_turn(c.group);
 
-        float less[TILE / 4]; /* -delta */
-        load_facts(less, facts + TILE * 4 + first_column(s.own()) * 4);
         wgmma_wait<1>(); /* dP */
         accumulators_fence(dp);
-#pragma unroll
-        for (int i = 0; i < 32; i++) /* dS / scale */
-            dp[i] = x[i] * (dp[i] + less[i / 4 * 2 + i % 2]);
+        differentiate(dp, x, facts + first_column(thread_in_group()) * 4);
         round_all(dp, ds);
         if (!first)
             mbarrier_wait(L::barrier(c.base, L::DS_FULL + last.at), last.parity);
         __syncwarp();
         multiply_last(c, last, dq); /* the first time of nothing, so that there is no branch */
-        store_ds<L>(c, s.own(), ds, s.slot);
+        hand_over_ds<L>(c, ds, s.slot);
         wgmma_fence();
         add_queries(s.dk, ds, c.base + L::Q_AT + stage.at * L::TILE_BYTES);
         wgmma_commit();
-        async_proxy_fence(); /* after dk has been started: it takes long, see hand_over_dq() */
-        arrive(c, L::barrier(c.base, L::DS_FULL + s.slot.at));
         wgmma_wait<1>(); /* dv, dq */
         arrive(c, L::barrier(c.base, L::DOUT_EMPTY + stage.at));
         accumulators_fence(dq);
@@ -279,11 +267,11 @@ template <int C, int S> struct consumer_step {
     }
 };
 
-template <int C, int S>
+template <int C, int S, int TURNS>
 static __device__ __forceinline__ void consume(const xp_attention_hopper &p, uint32_t base,
                                                const int32_t *items) {
     typedef attention_layout<C, S> L;
-    typedef consumer_step<C, S> step;
+    typedef consumer_step<C, S, TURNS> step;
     const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / GROUP - 1, 0); /* uniform */
     const consumer c = {base, group, threadIdx.x % 32 == 0};
     const float scale = p.a.scale * 1.4426950408889634f;
@@ -293,8 +281,8 @@ static __device__ __forceinline__ void consume(const xp_attention_hopper &p, uin
     s.slot = {};
     s.dq_tile = {};
     s.dq_parity = s.block_parity = 0;
-    s.thread = threadIdx.x % GROUP;
-    s.dq_stored = false;
+    if (TURNS != XP_TURNS_NONE && group == 1)
+        pass_turn(group);
     for (int item; (item = reader.read(p, base, items, c.elected)) >= 0;) {
         xp_attention_item t = xp_attention_item_of(&p, item);
 #pragma unroll
@@ -306,7 +294,6 @@ static __device__ __forceinline__ void consume(const xp_attention_hopper &p, uin
         for (int i = 0; i < t.n_tiles; i++, xp_attention_item_next(&t))
             step::run(p, c, s, t, i == 0, scale);
 
-        hand_over_dq<L>(c, s);
         float dq[C / 4]; /* of the last tile */
         const ring_place<N_SLOTS> last = s.slot.before();
         mbarrier_wait(L::barrier(base, L::DS_FULL + last.at), last.parity);
@@ -318,7 +305,6 @@ static __device__ __forceinline__ void consume(const xp_attention_hopper &p, uin
         accumulators_fence(s.dv);
         arrive(c, L::barrier(base, L::KV_EMPTY));
         step::finish_last(c, s, last, dq);
-        hand_over_dq<L>(c, s);
         finish_keys(p, c, t, s.dk, s.dv);
     }
 }

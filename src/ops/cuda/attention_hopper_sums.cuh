@@ -29,7 +29,7 @@ static __device__ __forceinline__ void find_ranges(const xp_attention_hopper &p,
     p.last[b * p.n_blocks + n] = (low - 1) / XP_ATTENTION_TILE;
 }
 
-/* Block: 64 queries of one head: lse / ln 2 and -delta, delta = dout . out. Also resets the counters. */
+/* Block: 64 queries of one head: lse / ln 2 and delta = dout . out. Also resets the counters. */
 template <int C>
 static __global__ void __launch_bounds__(SUM_THREADS)
     attention_factors(const xp_attention_hopper p) {
@@ -64,7 +64,7 @@ static __global__ void __launch_bounds__(SUM_THREADS)
         const bool valid = first + r < seq_len;
         if (lane == 0) {
             factors[r] = valid ? lse[r] * 1.4426950408889634f : INFINITY;
-            factors[XP_ATTENTION_TILE + r] = valid ? -sum : 0.0f;
+            factors[XP_ATTENTION_TILE + r] = valid ? sum : 0.0f;
         }
     }
     if (threadIdx.x < XP_ATTENTION_HALVES)

@@ -69,5 +69,14 @@ static __device__ __forceinline__ void arrive(const consumer &c, uint32_t barrie
         mbarrier_arrive(barrier);
 }
 
+/* The warpgroups take turns at starting a tile, so that one computes weights while the other's
+ * GEMMs run. Named barrier 1 + group: that group may start. */
+static __device__ __forceinline__ void wait_turn(int group) {
+    asm volatile("barrier.sync %0, %1;" ::"r"(1 + group), "n"(N_CONSUMERS * GROUP) : "memory");
+}
+static __device__ __forceinline__ void pass_turn(int group) {
+    asm volatile("barrier.arrive %0, %1;" ::"r"(2 - group), "n"(N_CONSUMERS * GROUP) : "memory");
+}
+
 #endif
 #endif
