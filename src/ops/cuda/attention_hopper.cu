@@ -12,7 +12,6 @@
  *   attention_hopper_consume.cuh  GEMMs
  *   attention_hopper_sums.cuh     the kernels before and after
  */
-#include <stdlib.h>
 #include "ops/cuda/attention_hopper_consume.cuh"
 #include "ops/cuda/attention_hopper_sums.cuh"
 #include "ops/cuda/cuda_ops.h"
@@ -21,7 +20,7 @@
 
 constexpr int STAGES = 3; /* of queries */
 
-template <int C, int TURNS>
+template <int C>
 static __global__ void __launch_bounds__(N_THREADS, 1)
     attention_hopper_kernel(const __grid_constant__ xp_attention_hopper p,
                             const __grid_constant__ attention_maps maps) {
@@ -52,7 +51,7 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
             add_dq<C, STAGES>(p, base, items, (int)threadIdx.x / 32 - 1);
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
-        consume<C, STAGES, TURNS>(p, base, items);
+        consume<C, STAGES>(p, base, items);
     }
 #endif
 }
@@ -65,10 +64,10 @@ static xp_status map_of(const xp_attention_hopper *p, const void *data, int n_he
     return xp_cuda_hopper_map(&boxes, map);
 }
 
-template <int C, int TURNS>
+template <int C>
 static xp_status launch(const xp_attention_hopper *p, int n_sms, cudaStream_t stream) {
     const int n_bytes = (int)attention_layout<C, STAGES>::N_BYTES;
-    const auto kernel = attention_hopper_kernel<C, TURNS>;
+    const auto kernel = attention_hopper_kernel<C>;
     attention_maps maps;
     XP_TRY(map_of(p, p->a.q, p->a.n_heads, p->a.ldq, TILE, &maps.q));
     XP_TRY(map_of(p, p->dout, p->a.n_heads, p->a.ldo, TILE, &maps.dout));
@@ -90,22 +89,6 @@ static xp_status launch(const xp_attention_hopper *p, int n_sms, cudaStream_t st
     return xp_cuda_check(cudaGetLastError(), "attention_backward");
 }
 
-/* For measuring: XP_ATTENTION_BACKWARD_TURNS=0, 1 or 2 chooses when turns pass, and a second character
- * leaves dq out. */
-template <int C>
-static xp_status launch_some(xp_attention_hopper *p, int n_sms, cudaStream_t stream) {
-    const char *turns = getenv("XP_ATTENTION_BACKWARD_TURNS");
-    p->without_dq = turns != nullptr && turns[0] != '\0' && turns[1] != '\0';
-    switch (turns == nullptr ? '1' : turns[0]) {
-    case '0':
-        return launch<C, XP_TURNS_NONE>(p, n_sms, stream);
-    case '2':
-        return launch<C, XP_TURNS_EARLY>(p, n_sms, stream);
-    default:
-        return launch<C, XP_TURNS_LATE>(p, n_sms, stream);
-    }
-}
-
 extern "C" xp_status xp_cuda_attention_hopper_backward(xp_stream *stream,
                                                        const xp_attention_backward_args *args) {
     cudaStream_t s;
@@ -121,5 +104,5 @@ extern "C" xp_status xp_cuda_attention_hopper_backward(xp_stream *stream,
     p.lddk = args->lddk;
     p.lddv = args->lddv;
     (void)xp_attention_hopper_plan(&p, n_sms, p.a.scratch);
-    return p.a.head_dim == 64 ? launch_some<64>(&p, n_sms, s) : launch_some<128>(&p, n_sms, s);
+    return p.a.head_dim == 64 ? launch<64>(&p, n_sms, s) : launch<128>(&p, n_sms, s);
 }

@@ -37,10 +37,6 @@ typedef enum xp_attention_order {
     XP_ATTENTION_WAVES_OF_BLOCKS
 } xp_attention_order;
 
-/** When a consumer warpgroup lets the other start a tile: at any time, when its weights are on their way
- * to dv, or when its scores and dP are. */
-enum { XP_TURNS_NONE = 0, XP_TURNS_LATE, XP_TURNS_EARLY };
-
 /** Parameters of all three kernels. */
 typedef struct xp_attention_hopper {
     xp_attention_args a;
@@ -51,9 +47,8 @@ typedef struct xp_attention_hopper {
     int n_parts; /* P: of the query heads that share a key/value head, in few-item calls */
     int n_items; /* B * G * P * N: a key block and the query heads of a part */
     xp_attention_order order;
-    int n_together;  /* parts of key/value heads whose blocks are dealt out alternately */
-    int n_wave;      /* items that run at the same time */
-    bool without_dq; /* nothing is added to dq: only to measure what that costs */
+    int n_together; /* parts of key/value heads whose blocks are dealt out alternately */
+    int n_wave;     /* items that run at the same time */
     /* in scratch */
     float *factors;   /* [B, H, M, 2, 64]: lse / ln 2, delta; +infinity and 0 past the row */
     float *dq_sums;   /* [B, H, M, 2, 64 * C / 2] in the order of the accumulators */

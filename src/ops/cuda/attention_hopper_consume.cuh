@@ -180,7 +180,7 @@ static __device__ __forceinline__ void finish_keys(const xp_attention_hopper &p,
     put_rows(dv, 1.0f, (bf16 *)p.dv + token * p.lddv + t.kv_head * (2 * N), p.lddv, row, n_rows);
 }
 
-template <int C, int S, int TURNS> struct consumer_step {
+template <int C, int S> struct consumer_step {
     typedef attention_layout<C, S> L;
 
     /* dq of the tile before: its dS lies in the slot before the current one. */
@@ -217,16 +217,13 @@ template <int C, int S, int TURNS> struct consumer_step {
         float x[32], dp[32], dq[C / 4];
         uint32_t w[16], ds[16];
         mbarrier_wait(L::barrier(c.base, L::Q_FULL + stage.at), stage.parity);
-        if (TURNS != XP_TURNS_NONE)
-            wait_turn(c.group);
+        wait_turn(c.group);
         __syncwarp();
         wgmma_fence();
         multiply_rows<C>(x, c.base + L::K_AT + c.group * (BLOCK_SLAB / 2),
                          c.base + L::Q_AT + stage.at * L::TILE_BYTES);
         wgmma_commit();
         multiply_dp(c, dp, stage);
-        if (TURNS == XP_TURNS_EARLY)
-            pass_turn(c.group);
 
         wgmma_wait<1>(); /* scores */
         accumulators_fence(x);
@@ -240,8 +237,7 @@ template <int C, int S, int TURNS> struct consumer_step {
         wgmma_fence();
         add_queries(s.dv, w, c.base + L::DOUT_AT + stage.at * L::TILE_BYTES);
         wgmma_commit();
-        if (TURNS == XP_TURNS_LATE)
-            pass_turn(c.group);
+        pass_turn(c.group);
 
         wgmma_wait<1>(); /* dP */
         accumulators_fence(dp);
@@ -267,11 +263,11 @@ template <int C, int S, int TURNS> struct consumer_step {
     }
 };
 
-template <int C, int S, int TURNS>
+template <int C, int S>
 static __device__ __forceinline__ void consume(const xp_attention_hopper &p, uint32_t base,
                                                const int32_t *items) {
     typedef attention_layout<C, S> L;
-    typedef consumer_step<C, S, TURNS> step;
+    typedef consumer_step<C, S> step;
     const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / GROUP - 1, 0); /* uniform */
     const consumer c = {base, group, threadIdx.x % 32 == 0};
     const float scale = p.a.scale * 1.4426950408889634f;
@@ -281,7 +277,7 @@ static __device__ __forceinline__ void consume(const xp_attention_hopper &p, uin
     s.slot = {};
     s.dq_tile = {};
     s.dq_parity = s.block_parity = 0;
-    if (TURNS != XP_TURNS_NONE && group == 1)
+    if (group == 1)
         pass_turn(group);
     for (int item; (item = reader.read(p, base, items, c.elected)) >= 0;) {
         xp_attention_item t = xp_attention_item_of(&p, item);

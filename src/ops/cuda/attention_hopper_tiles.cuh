@@ -186,11 +186,6 @@ static __device__ __forceinline__ void add_half(const xp_attention_hopper &p, ui
     const uint32_t from = base + L::DQ_AT + half * L::DQ_BYTES;
     float *sums = p.dq_sums + (int64_t)at * (int)(L::DQ_BYTES / 4);
     int32_t *turn = p.turns + at;
-    if (p.without_dq) {
-        mbarrier_wait(L::barrier(base, L::DQ_FULL + half * N_ADDERS + full), parity);
-        mbarrier_arrive(L::barrier(base, L::DQ_EMPTY + half));
-        return;
-    }
     if (before > 0) {
         while (load_acquire(turn) != before) {
         }
