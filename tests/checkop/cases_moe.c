@@ -221,10 +221,8 @@ static void router_linear_case(ck_context *ctx, const int64_t *size) {
 }
 
 static void check_router_linear(ck_context *ctx) {
-    static const int64_t shapes[][3] = {
-        {0, 3, 8},     {1, 1, 1},       {3, 7, 5},    {130, 16, 64},  {65, 64, 40},
-        {200, 33, 24}, {257, 128, 96},  {1, 32, 8},   {300, 288, 16}, {161, 544, 32},
-        {290, 96, 64}, {259, 320, 128}, {40, 64, 256}};
+    static const int64_t shapes[][3] = {{0, 3, 8},    {1, 1, 1},     {3, 7, 5},     {130, 16, 64},
+                                        {65, 64, 40}, {200, 33, 24}, {257, 128, 96}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         for (int v = 0; v < 8; v++) {
             const int64_t size[] = {shapes[i][0], shapes[i][1],

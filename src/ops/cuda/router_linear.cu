@@ -5,7 +5,6 @@
  */
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.h"
-#include "ops/cuda/router_dx.h"
 #include "ops/cuda/vector.cuh"
 #include "ops/ops_blocks.h"
 
@@ -129,9 +128,7 @@ extern "C" xp_status xp_cuda_router_linear_backward(xp_stream *stream,
                              .width = at.width,
                              .n_split_blocks = xp_ceil_div(n_split, THREADS),
                              .n_experts = a->n_experts};
-    const bool own_dx = xp_cuda_router_dx_serves(a);
-    const unsigned n_blocks =
-        (unsigned)args.n_split_blocks + (own_dx ? 0 : blocks_of(at.width * a->dim));
+    const unsigned n_blocks = (unsigned)args.n_split_blocks + blocks_of(at.width * a->dim);
     if (a->part != XP_ROUTER_GATE)
         make_parts<<<n_blocks, THREADS, 0, s>>>(args);
     XP_TRY(xp_cuda_check(cudaGetLastError(), "router_linear_backward"));
@@ -139,7 +136,5 @@ extern "C" xp_status xp_cuda_router_linear_backward(xp_stream *stream,
         XP_TRY(run_gemm(stream, a, args, true, d_gates));
         XP_TRY(launch_add(a, d_gates, s));
     }
-    if (a->part == XP_ROUTER_GATE)
-        return XP_OK;
-    return own_dx ? xp_cuda_router_dx(s, a) : run_gemm(stream, a, args, false, NULL);
+    return a->part != XP_ROUTER_GATE ? run_gemm(stream, a, args, false, NULL) : XP_OK;
 }
