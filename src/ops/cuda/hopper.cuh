@@ -109,13 +109,6 @@ static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *
             : "memory");
 }
 
-/** Bring one box to L2. */
-static __device__ __forceinline__ void tma_prefetch(const CUtensorMap *map, int x, int y, int z) {
-    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
-                 "r"(x), "r"(y), "r"(z)
-                 : "memory");
-}
-
 /** TMA store of one box of a three-dimensional tensor; what lies outside the tensor is left out. */
 static __device__ __forceinline__ void tma_store(const CUtensorMap *map, uint32_t from, int x,
                                                  int y, int z) {

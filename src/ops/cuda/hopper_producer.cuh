@@ -39,24 +39,6 @@ static __device__ __forceinline__ void load_b(const xp_tile_args &p, const tile_
     }
 }
 
-/* Bring the part of a later b tile that this CTA will load to L2, for all clusters that read it. */
-template <gemm_kind P, int N_CTAS, epilogue E = PLAIN>
-static __device__ __forceinline__ void prefetch_b(const xp_tile_args &p, const tile_scheduler &tile,
-                                                  const CUtensorMap *map, int depth, int plane) {
-    const int block = N_CTAS > 1 ? cta_rank() : 0;
-    if (P == FORWARD && E == SILU) {
-        for (int half = block; half < 2; half += N_CTAS)
-            tma_prefetch(map, depth, gate_up_row(p, tile, half), plane);
-    } else if (P == FORWARD) {
-        tma_prefetch(map, depth, tile.n0 + block * (TILE_N / N_CTAS), plane);
-    } else {
-        constexpr int N_SLABS = TILE_N / 64 / N_CTAS;
-#pragma unroll
-        for (int i = 0; i < N_SLABS; i++)
-            tma_prefetch(map, tile.n0 + 64 * (block * N_SLABS + i), depth, plane);
-    }
-}
-
 /* Producer loop of forward and dgrad for one tile, rows in order: one thread loads a and b by TMA. Boxes
  * may hold rows of the next expert: no result. */
 template <gemm_kind P, int N_CTAS, epilogue E>
@@ -70,13 +52,6 @@ static __device__ __forceinline__ void produce_in_order(const xp_tile_args &p, c
         if (threadIdx.x == 0) {
             mbarrier_expect_tx(at.full(), B_BYTES + (tile.has_rows ? A_BYTES : 0));
             load_b<P, N_CTAS, E>(p, tile, &maps.b, at, k0, tile.expert);
-            /* For all clusters that read the same: the first rows of an expert bring its weights to
-             * L2, the first columns bring the rows. Gathered rows gain nothing from it. */
-            const int later = k0 + PREFETCH_K_TILES * TILE_K;
-            if (tile.m0 < N_CTAS * TILE_M && later < p.k)
-                prefetch_b<P, N_CTAS, E>(p, tile, &maps.b, later, tile.expert);
-            if (tile.has_rows && tile.n0 == 0 && later < p.k)
-                tma_prefetch(&maps.a, later, row, 0);
             if (tile.has_rows)
                 tma_load<1>(at.a(), &maps.a, at.full(), k0, row, 0);
         }

@@ -21,7 +21,6 @@ enum {
     LINES = PRODUCER_THREADS / 8, /* rows that the producer copies at a time: 8 threads a row */
     A_LINES = TILE_M / LINES,     /* rows of an a tile of which a thread copies 16 bytes */
     K_LINES = TILE_K / LINES,
-    PREFETCH_K_TILES = N_STAGES + 2, /* how far ahead operands are brought to L2 */
     LIST_K_TILES = 2, /* k tiles whose row numbers (16 a warp) fill a register a lane */
     LIST_PAIR = 2,    /* such registers in use, and as many prefetched */
     A_BYTES = TILE_M * TILE_K * 2,
