@@ -60,7 +60,7 @@ char *xp_config_file_nearest(const char *path) {
             free(folder);
             folder = strdup("configs");
         }
-    char *near = !folder || !s.found[0]              ? NULL
+    char *near = !folder || !s.found[0]               ? NULL
                  : !slash && strcmp(folder, ".") == 0 ? strdup(s.found)
                                                       : xp_path_join(folder, s.found);
     free(folder);

@@ -374,7 +374,9 @@ static void silu_cases(ck_context *ctx, const int64_t *size) {
 }
 
 static void check_silu(ck_context *ctx) {
-    static const int64_t shapes[][2] = {{0, 8}, {1, 1}, {5, 16}, {3, 45}, {130, 384}, {9, 2100}};
+    /* from 264 on: 33, 512 and 513 vectors of bf16, at the ends of what a block of a GPU owns */
+    static const int64_t shapes[][2] = {{0, 8},    {1, 1},   {5, 16},  {3, 45},   {130, 384},
+                                        {9, 2100}, {5, 256}, {7, 264}, {6, 4096}, {3, 4104}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         for (int v = 0; v < 4; v++) {
             const int64_t size[] = {shapes[i][0], shapes[i][1], v & 1 ? XP_BF16 : XP_F32, v >> 1};

@@ -8,10 +8,11 @@
 namespace {
 
 /*
- * Forward, wide rows: a thread owns one 16-byte vector of the output, so that neighbouring threads
- * touch neighbouring memory whatever the width. Narrow rows, and backward: a warp owns a row, so
- * that p is read once and dp is a sum over lanes; a lane loads AHEAD vectors of every input before
- * it uses the first. Loads and stores carry no cache hints: on an H200 evict-first loads cost 6 %.
+ * Rows of 2 to 16 warps of 16-byte vectors: a block owns a row and a thread a vector. Other wide rows,
+ * forward: a thread owns a vector counted over all rows, so that neighbouring threads touch neighbouring
+ * memory whatever the width. Everything else: a warp owns a row, so that p is read once and dp is a sum
+ * over lanes; a lane loads AHEAD vectors of every input before it uses the first. Loads and stores carry
+ * no cache hints: on an H200 evict-first loads cost 6 %.
  *
  * Where only the device knows how many rows there are, the bound may be twice as large, and blocks
  * without work cost 0.6 ns each. Forward then has at most GRID_AN_SM blocks an SM, and each takes its
@@ -20,6 +21,7 @@ namespace {
  * has few blocks, and a warp that goes on to another row loses more than they cost.
  */
 constexpr int THREADS = 128, AHEAD = 3, GRID_AN_SM = 256;
+constexpr int MIN_ROW_VECTORS = 33, MAX_ROW_VECTORS = 512; /* of a row that a block owns */
 
 struct rows {
     int64_t n_rows;
@@ -72,7 +74,26 @@ __global__ void __launch_bounds__(THREADS)
         forward_vector<T, N>(r, i, a, b, h);
 }
 
-/* The same for a number of rows that is on the device. */
+/* A row a block, which no division has to find. */
+template <typename T, int N>
+__global__ void __launch_bounds__(MAX_ROW_VECTORS)
+    forward_rows(rows r, const T *__restrict__ a, const T *__restrict__ b, T *__restrict__ h) {
+    const int64_t row = blockIdx.x;
+    if ((int)threadIdx.x >= r.n_vectors)
+        return;
+    const int64_t from = row * r.ld + (int64_t)threadIdx.x * N;
+    const vec<T, N> va = load_vec<T, N>(a + from), vb = load_vec<T, N>(b + from);
+    const float p = r.p == NULL ? 1.0f : r.p[row];
+    float x[N], y[N];
+    unpack(va, x);
+    unpack(vb, y);
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        x[k] = silu_gate_prob<T>(x[k], y[k], p);
+    store_vec<T, N>(h + (row * r.n_vectors + threadIdx.x) * N, x);
+}
+
+/* The same as forward_flat for a number of rows that is on the device. */
 template <typename T, int N>
 __global__ void __launch_bounds__(THREADS)
     forward_valid(rows r, const T *__restrict__ a, const T *__restrict__ b, T *__restrict__ h) {
@@ -182,6 +203,37 @@ __global__ void __launch_bounds__(THREADS)
         backward_row<T, N>(r, row, a, b, dh, da, db, h, dp);
 }
 
+/* A row a block: dp is the sum of its warps' sums in order, as backward_row() adds them. */
+template <typename T, int N>
+__global__ void __launch_bounds__(MAX_ROW_VECTORS)
+    backward_rows(rows r, const T *a, const T *b, const T *dh, T *da, T *db, T *h, float *dp) {
+    __shared__ float sums[MAX_ROW_VECTORS / 32];
+    const int64_t row = blockIdx.x;
+    const int v = (int)threadIdx.x;
+    float part = 0;
+    if (v < r.n_vectors) {
+        const int64_t from = row * r.ld + v * N, to = row * r.ldd + v * N,
+                      packed = (row * r.n_vectors + v) * N;
+        const vec<T, N> va = load_vec<T, N>(a + from), vb = load_vec<T, N>(b + from),
+                        vd = load_vec<T, N>(dh + packed);
+        const float p = r.p == NULL ? 1.0f : r.p[row];
+        part =
+            backward_vector<T, N>(va, vb, vd, p, da + to, db + to, h == NULL ? NULL : h + packed);
+    }
+    if (dp == NULL)
+        return;
+    part = warp_sum(part);
+    if (v % 32 == 0)
+        sums[v / 32] = part;
+    __syncthreads();
+    if (v > 0)
+        return;
+    float sum = 0;
+    for (int i = 0; i < (int)blockDim.x / 32; i++)
+        sum += sums[i];
+    dp[row] = sum;
+}
+
 rows rows_of(const xp_silu_gate_prob_args *args, int64_t ldd, int n) {
     return (rows){.n_rows = args->n_rows,
                   .n_rows_device = args->n_rows_device,
@@ -189,6 +241,16 @@ rows rows_of(const xp_silu_gate_prob_args *args, int64_t ldd, int n) {
                   .ldd = ldd,
                   .n_vectors = (int)(args->dim / n),
                   .p = args->p};
+}
+
+/* Whether a block owns a row: all rows are valid, and of a width that fills one. */
+bool has_row_blocks(const rows &r) {
+    return r.n_rows_device == NULL && r.n_vectors >= MIN_ROW_VECTORS &&
+           r.n_vectors <= MAX_ROW_VECTORS && r.n_rows <= INT32_MAX;
+}
+
+unsigned row_threads(const rows &r) {
+    return (unsigned)xp_ceil_div(r.n_vectors, 32) * 32;
 }
 
 /* A launch: where it is queued, and how many SMs there are. */
@@ -201,30 +263,42 @@ template <typename T, int N>
 xp_status launch_forward(const xp_silu_gate_prob_args *args, const target &t) {
     const int64_t n_vectors = args->n_rows * (args->dim / N);
     const cudaStream_t stream = t.stream;
+    const rows all = rows_of(args, 0, N);
+    if (N > 1 && has_row_blocks(all)) {
+        forward_rows<T, N><<<(unsigned)all.n_rows, row_threads(all), 0, stream>>>(
+            all, (const T *)args->a, (const T *)args->b, (T *)args->h);
+        return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_forward");
+    }
     if (N > 1 && n_vectors < UINT32_MAX - THREADS) {
         const int64_t n_blocks = xp_ceil_div(n_vectors, THREADS);
-        const rows r = rows_of(args, 0, N);
         const T *a = (const T *)args->a, *b = (const T *)args->b;
         if (args->n_rows_device == NULL)
-            forward_flat<T, N><<<(unsigned)n_blocks, THREADS, 0, stream>>>(r, a, b, (T *)args->h);
+            forward_flat<T, N><<<(unsigned)n_blocks, THREADS, 0, stream>>>(all, a, b, (T *)args->h);
         else
             forward_valid<T, N><<<(unsigned)xp_min_i64(n_blocks, (int64_t)t.n_sms * GRID_AN_SM),
-                                  THREADS, 0, stream>>>(r, a, b, (T *)args->h);
+                                  THREADS, 0, stream>>>(all, a, b, (T *)args->h);
         return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_forward");
     }
     const unsigned n_blocks = (unsigned)xp_ceil_div(args->n_rows, THREADS / 32);
-    forward<T, N><<<n_blocks, THREADS, 0, stream>>>(rows_of(args, 0, N), (const T *)args->a,
-                                                    (const T *)args->b, (T *)args->h);
+    forward<T, N><<<n_blocks, THREADS, 0, stream>>>(all, (const T *)args->a, (const T *)args->b,
+                                                    (T *)args->h);
     return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_forward");
 }
 
 template <typename T, int N>
 xp_status launch_backward(const xp_silu_gate_prob_backward_args *args, cudaStream_t stream) {
     const xp_silu_gate_prob_args *f = &args->forward;
+    const rows r = rows_of(f, args->ldd, N);
+    if (N > 1 && has_row_blocks(r)) {
+        backward_rows<T, N><<<(unsigned)r.n_rows, row_threads(r), 0, stream>>>(
+            r, (const T *)f->a, (const T *)f->b, (const T *)args->dh, (T *)args->da, (T *)args->db,
+            (T *)f->h, args->dp);
+        return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_backward");
+    }
     const unsigned n_blocks = (unsigned)xp_ceil_div(f->n_rows, THREADS / 32);
-    backward<T, N><<<n_blocks, THREADS, 0, stream>>>(
-        rows_of(f, args->ldd, N), (const T *)f->a, (const T *)f->b, (const T *)args->dh,
-        (T *)args->da, (T *)args->db, (T *)f->h, args->dp);
+    backward<T, N><<<n_blocks, THREADS, 0, stream>>>(r, (const T *)f->a, (const T *)f->b,
+                                                     (const T *)args->dh, (T *)args->da,
+                                                     (T *)args->db, (T *)f->h, args->dp);
     return xp_cuda_check(cudaGetLastError(), "silu_gate_prob_backward");
 }
 
