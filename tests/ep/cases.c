@@ -1,6 +1,7 @@
 /* The contract of expar/ep.h, a case a sentence. */
 #include <stdlib.h>
 #include <string.h>
+#include "ep/internal.h"
 #include "faults.h"
 
 static bool check_routing(ep_env *env, ep_routing routing) {
@@ -46,6 +47,8 @@ static bool one_expert_a_rank(ep_env *env) {
 static bool every_expert(ep_env *env) {
     ep_problem p = ep_problem_for(env, ROUTE_HOLES);
     p.n_experts = env->n_ranks * 2;
+    if (env->cuda && p.n_experts > XP_EP_GPU_MAX_TOP_K) /* the most that a token can choose there */
+        p.n_experts = env->n_ranks;
     p.top_k = p.n_experts;
     return ep_check_all(env, &p, 1);
 }
