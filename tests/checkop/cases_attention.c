@@ -2,6 +2,7 @@
  * dimensions. */
 #include <math.h>
 #include <stdlib.h>
+#include "attention_slack.h"
 #include "shapes.h"
 #include "core/rng.h"
 
@@ -138,6 +139,8 @@ static void attention(ck_context *ctx, const attention_shape *s, xp_dtype dtype)
     result(&backward, "dv", dtype, t, kv_row);
     for (int i = backward.n_buffers - 3; i < backward.n_buffers; i++)
         backward.buffers[i].typical = 1.0; /* a token alone in its document: dp - delta cancels */
+    if (dtype == XP_BF16)
+        backward.slack = ck_attention_slack;
     backward.scratch_bytes = backward_scratch;
     backward.flops = 2.5 * forward.flops; /* five GEMMs, forward has two */
     ck_run(ctx, &backward);

@@ -16,7 +16,7 @@ file(CONFIGURE OUTPUT ${families} @ONLY
     CONTENT "#include \"checkop.h\"\n\n@declarations@\nconst ck_family ck_families[] = {\n@entries@    NULL,\n};\n")
 
 set(harness_paths ${families})
-foreach(name checkop run image compare tolerance gradient bench bench_gpu shapes shapes_load shapes_table shapes_users)
+foreach(name checkop run image compare tolerance attention_slack gradient bench bench_gpu shapes shapes_load shapes_table shapes_users)
     list(APPEND harness_paths ${checkop_folder}/${name}.c)
 endforeach()
 add_library(checkop_harness OBJECT ${harness_paths} ${case_paths})
