@@ -1,19 +1,17 @@
 /*
- * How far dq, dk and dv may be off in bf16 because the GEMMs of attention's backward take bf16:
+ * How far dq may be off in bf16 because the GEMMs of attention's backward take bf16:
  *
- *   dq_i = scale sum over j of dS_ij k_j    dk_j = scale sum over i of dS_ij q_i
- *   dv_j = sum over i of P_ij dout_i        dS_ij = P_ij (dout_i . v_j - dout_i . out_i)
+ *   dq_i = scale sum over j of dS_ij k_j    dS_ij = P_ij (dout_i . v_j - dout_i . out_i)
  *
- * P and dS are fp32 and are rounded to bf16 once, as operands; the plain code keeps them in fp64. q, k,
- * v, out and dout are bf16 already, so products with them are exact. Rounding to nearest moves a value
- * by at most half a unit of bf16 at that value, r(x) = 2^(e - 8) for 2^e <= |x| < 2^(e + 1): between
- * 2^-9 and 2^-8 of it. So a result moves by at most
+ * dS is fp32 and is rounded to bf16 once, as an operand; the plain code keeps it in fp64. k is bf16
+ * already, so products with it are exact. Rounding to nearest moves a value by at most half a unit of
+ * bf16 at that value, r(x) = 2^(e - 8) for 2^e <= |x| < 2^(e + 1): between 2^-9 and 2^-8 of it. So a
+ * result moves by at most scale sum r(dS_ij) |k_j|.
  *
- *   dq: scale sum r(dS_ij) |k_j|    dk: scale sum r(dS_ij) |q_i|    dv: sum r(P_ij) |dout_i|
- *
- * Over many terms these errors cancel, and the tolerance by the row's rms holds. In a row of few terms
- * one large dS with a large k is enough to leave it, while their sum may cancel to near 0. The
- * tolerance stays for the rest: fp32 sums and exponentials, and the rounding of the result.
+ * Over many keys these errors cancel, and the tolerance by the row's rms holds. In a row of few keys one
+ * large dS with a large k is enough to leave it, while their sum may cancel to near 0. The tolerance
+ * stays for the rest: fp32 sums and exponentials, and the rounding of the result. dk and dv are sums
+ * over all queries that share the key, and need no more than it.
  */
 #include "attention_slack.h"
 #include <math.h>
@@ -104,31 +102,12 @@ static double slack_of_query(const tensors *t, int64_t head, int64_t i, int64_t 
     return slack * t->scale;
 }
 
-/* Over the queries that see key j, of all heads of its group. */
-static double slack_of_key(const tensors *t, int64_t kv_head, int64_t j, int64_t column,
-                           bool of_values) {
-    const int64_t group = t->n_heads / t->n_kv_heads, end = (j / t->seq_len + 1) * t->seq_len;
-    double slack = 0.0;
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        for (int64_t i = j; i < end && first_seen(t, i) <= j; i++) {
-            const pair p = {head, i, j};
-            const int64_t at = at_q(t, p) + column;
-            slack += of_values ? half_unit(weight(t, p)) * fabs(ck_load(t->dout, XP_BF16, at))
-                               : half_unit(score_gradient(t, p)) * fabs(ck_load(t->q, XP_BF16, at));
-        }
-    }
-    return of_values ? slack : slack * t->scale;
-}
-
 double ck_attention_slack(const ck_case *c, const ck_image *want, int buffer, int64_t element) {
     const tensors t = tensors_of(c, want);
-    const char *name = c->buffers[buffer].name;
-    const bool of_queries = strcmp(name, "dq") == 0;
-    const int64_t width = of_queries ? t.q_width : t.kv_width;
-    const int64_t token = element / width, head = element % width / t.dim,
-                  column = element % width % t.dim;
-    if (head >= (of_queries ? t.n_heads : t.n_kv_heads)) /* the space between rows */
+    if (strcmp(c->buffers[buffer].name, "dq") != 0)
         return 0.0;
-    return of_queries ? slack_of_query(&t, head, token, column)
-                      : slack_of_key(&t, head, token, column, strcmp(name, "dv") == 0);
+    const int64_t token = element / t.q_width, head = element % t.q_width / t.dim;
+    if (head >= t.n_heads) /* the space between rows */
+        return 0.0;
+    return slack_of_query(&t, head, token, element % t.q_width % t.dim);
 }

@@ -6,10 +6,11 @@ if ! command -v mpirun > /dev/null; then
     echo "skipped: no mpirun on this machine"
     exit 77
 fi
-if ls "$(dirname "$EXPAR")"/../lib*/libexpar_cuda.so "$(dirname "$EXPAR")"/libexpar_cuda.so > /dev/null 2>&1; then
+for backend in "$(dirname "$EXPAR")"/../lib*/libexpar_cuda.so "$(dirname "$EXPAR")"/libexpar_cuda.so; do
+    [ -e "$backend" ] || continue
     echo "skipped: the real CUDA backend would be found first"
     exit 77
-fi
+done
 export LD_LIBRARY_PATH=$FAKE_GPUS_FOLDER FAKE_GPU_LOG=$WORK/log TMPDIR=$WORK/t
 mkdir -p t
 # run NGPU-OR-NOTHING GPUS RANKS [OPTIONS]: $rc, run.log, and $opened: "index:ranks ..." of the GPUs that were opened
