@@ -188,6 +188,8 @@ static xp_status record(xp_model *model, pass_kind *kind, xp_stream *stream) {
         xp_graph_destroy(rest);
         status = xp_error(status, "%s", text);
     }
+    if (status != XP_OK)
+        xp_side_abandon(model->side);
     const xp_moe_recomputed after = recomputed_of(model);
     kind->recomputed = (xp_moe_recomputed){.n_rounds = after.n_rounds - before.n_rounds,
                                            .n_overflow = after.n_overflow - before.n_overflow};

@@ -78,3 +78,11 @@ xp_status xp_side_join(xp_side *side, xp_stream *stream) {
     side->stream->recording = NULL;
     return xp_event_wait(side->joined, stream);
 }
+
+void xp_side_abandon(xp_side *side) {
+    if (!side)
+        return;
+    for (int i = 0; i < XP_SIDE_N_POINTS; i++)
+        side->marked[i] = false;
+    side->stream->recording = NULL;
+}

@@ -33,5 +33,7 @@ XP_NODISCARD xp_status xp_side_mark(xp_side *side, xp_side_point point);
 XP_NODISCARD xp_status xp_side_wait(xp_side *side, xp_side_point point, xp_stream *stream);
 /** The stream waits for all of the side stream: before a pass ends. */
 XP_NODISCARD xp_status xp_side_join(xp_side *side, xp_stream *stream);
+/** After a recording that failed: the side stream is no part of it, and has no marks. */
+void xp_side_abandon(xp_side *side);
 
 #endif
