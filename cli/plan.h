@@ -81,8 +81,8 @@ XP_NODISCARD xp_status plan_layout(const plan *p, int64_t nodes, xp_mesh *layout
 XP_NODISCARD xp_status plan_memory_at(plan *p, const xp_mesh *layout, int64_t batch,
                                       xp_memory_prediction *memory);
 bool plan_fits(const plan *p, const xp_memory_prediction *memory);
-/** The largest batch up to `most` that fits, and what it needs; 0: none. */
-int64_t plan_largest_batch(plan *p, const xp_mesh *layout, int64_t most,
+/** The largest batch up to `most` that fits, and what it needs; 0: none. The search begins at `guess`. */
+int64_t plan_largest_batch(plan *p, const xp_mesh *layout, int64_t most, int64_t guess,
                            xp_memory_prediction *memory);
 /** A row for r->setting, with advice where it does not fit. */
 void plan_work_out(plan *p, plan_row *r);

@@ -185,28 +185,43 @@ static bool fits_at(plan *p, const xp_mesh *layout, int64_t batch, xp_memory_pre
 }
 
 /* With a fixed global batch only divisors of a rank's rows are runs (fewer rows a pass are more passes). */
-int64_t plan_largest_batch(plan *p, const xp_mesh *layout, int64_t most,
+static int64_t largest_divisor(plan *p, const xp_mesh *layout, int64_t most,
+                               xp_memory_prediction *memory) {
+    const int64_t rows = p->config->training.global_batch_size / layout->n_ranks;
+    for (int64_t batch = most < rows ? most : rows; batch > 0; batch--)
+        if (rows % batch == 0 && fits_at(p, layout, batch, memory))
+            return batch;
+    return 0;
+}
+
+/* Predicting memory lays the whole run out, so few batches are tried: away from the guess in steps
+ * that double, then halves of what is between the last that fits and the first that does not. */
+int64_t plan_largest_batch(plan *p, const xp_mesh *layout, int64_t most, int64_t guess,
                            xp_memory_prediction *memory) {
-    const int64_t global = p->config->training.global_batch_size;
-    if (global > 0) {
-        const int64_t rows = global / layout->n_ranks;
-        for (int64_t batch = most < rows ? most : rows; batch > 0; batch--)
-            if (rows % batch == 0 && fits_at(p, layout, batch, memory))
-                return batch;
-        return 0;
-    }
-    /* low fits, high is too large; the first steps double, since small batches are what fits most often */
-    int64_t low = 0, high = 1;
-    while (high <= most && fits_at(p, layout, high, memory)) {
-        low = high;
-        high *= 2;
-    }
-    high = high > most ? most + 1 : high;
+    if (p->config->training.global_batch_size > 0)
+        return largest_divisor(p, layout, most, memory);
+    int64_t low = 0, high = most + 1; /* low fits, high is too large */
+    int64_t next = guess < 1 ? 1 : guess < most ? guess : most, step = 1;
+    bool has_fit = false, has_failed = false;
+    xp_memory_prediction at;
     while (high - low > 1) {
-        const int64_t middle = low + (high - low) / 2;
-        *(fits_at(p, layout, middle, memory) ? &low : &high) = middle;
+        if (fits_at(p, layout, next, &at)) {
+            low = next;
+            *memory = at;
+            has_fit = true;
+        } else {
+            high = next;
+            has_failed = true;
+        }
+        if (has_fit && has_failed) {
+            next = low + (high - low) / 2;
+            continue;
+        }
+        next = has_fit ? low + step : high - step;
+        next = next < 1 ? 1 : next < most ? next : most;
+        step *= 2;
     }
-    return low > 0 && fits_at(p, layout, low, memory) ? low : 0;
+    return low;
 }
 
 /* ---- advice --------------------------------------------------------------------------------- */
@@ -243,7 +258,7 @@ static void advise(plan *p, const xp_mesh *layout, plan_row *r) {
     xp_memory_prediction memory[3] = {0};
     for (int mode = first; mode < 3; mode++)
         if (set_mode(p, plan_modes[mode]) == XP_OK)
-            batch[mode] = plan_largest_batch(p, layout, r->setting.batch, &memory[mode]);
+            batch[mode] = plan_largest_batch(p, layout, r->setting.batch, 1, &memory[mode]);
     size_t used = 0;
     for (int mode = first + 1; mode < 3 && used == 0; mode++)
         if (batch[mode] == r->setting.batch)

@@ -26,6 +26,7 @@ typedef struct search {
     int n_rows, n_most;
     best_with eps[CLI_LIST_MAX], modes[N_MODES], overlaps[2];
     int n_eps;
+    int64_t largest;            /* batch of the last combination: neighbours differ little */
     char no_run[PLAN_MAX_TEXT]; /* why the first combination that is no run is none */
     bool has_run;
 } search;
@@ -76,8 +77,8 @@ static void try_batches(search *s, const xp_mesh *layout, plan_row *r) {
         for (int i = 0; i < listed->n; i++)
             most = listed->values[i] > most ? listed->values[i] : most;
     }
-    xp_memory_prediction memory;
-    const int64_t largest = plan_largest_batch(p, layout, most, &memory);
+    const int64_t largest = plan_largest_batch(p, layout, most, s->largest, &r->memory);
+    s->largest = largest;
     int64_t best = 0;
     xp_step_prediction step = {0};
     for (int64_t i = 0; i < (listed->n > 0 ? listed->n : largest); i++) {
@@ -92,7 +93,7 @@ static void try_batches(search *s, const xp_mesh *layout, plan_row *r) {
             step = now;
         }
     }
-    if (best == 0 || plan_memory_at(p, layout, best, &r->memory) != XP_OK)
+    if (best == 0 || (best != largest && plan_memory_at(p, layout, best, &r->memory) != XP_OK))
         return;
     r->setting.batch = best;
     r->step = step;

@@ -14,7 +14,7 @@ typedef struct xp_weight {
 } xp_weight;
 
 typedef struct xp_layer {
-    xp_weight input_norm, wqkv, q_norm, k_norm, wo, post_norm; /* see xp_param_table_find() */
+    xp_weight input_norm, wqkv, q_norm, k_norm, wo, post_norm; /* see xp_param_table_find_in() */
     xp_weight w13, w2;                                         /* dense FFN */
     xp_moe_weights moe;
     xp_moe_saved saved;

@@ -19,6 +19,7 @@ typedef enum layout {
 
 /* What xp_param does not say: how to cut it and what the pieces are called. */
 typedef struct cut {
+    const char *name; /* of the parameter, after "layers.N." or whole */
     layout how;
     int layer;           /* -1: not in a layer */
     const char *hf_name; /* after "model.layers.N." or whole; without ".weight" */
@@ -29,8 +30,8 @@ struct xp_param_table {
     int first_expert, n_local;
     int64_t n_elements;
     int n_params, n_groups;
+    int n_layer_params; /* of each layer; they follow the embedding */
     xp_param *params;
-    const xp_param **by_name; /* [n_params] sorted: models look every parameter up */
     cut *cuts;
     xp_param_group *groups;
 };
@@ -41,24 +42,30 @@ static int64_t align_up(int64_t value, int64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
-static void begin_group(xp_param_table *table, const char *name, int layer, bool is_expert) {
+/* Names of 64 bytes hold "layers.", ten digits and any name below. The planner makes thousands of
+ * tables, hence no snprintf. */
+static void join(char *name, const char *prefix, const char *rest) {
+    const size_t n = strlen(prefix);
+    memcpy(name, prefix, n);
+    memcpy(name + n, rest, strlen(rest) + 1);
+}
+
+static void begin_group(xp_param_table *table, const char *prefix, const char *name, int layer,
+                        bool is_expert) {
     xp_param_group *group = &table->groups[table->n_groups++];
     table->n_elements = align_up(table->n_elements, XP_GROUP_ALIGN);
-    snprintf(group->name, sizeof(group->name), "%s", name);
+    join(group->name, prefix, name);
     group->layer = layer;
     group->is_expert = is_expert;
     group->offset = table->n_elements;
     group->first_param = table->n_params;
 }
 
-static void add(xp_param_table *table, const char *name, cut how, int n_dims,
+static void add(xp_param_table *table, const char *prefix, cut how, int n_dims,
                 const int64_t shape[3], double std) {
     xp_param_group *group = &table->groups[table->n_groups - 1];
     xp_param *param = &table->params[table->n_params];
-    if (how.layer >= 0)
-        snprintf(param->name, sizeof(param->name), "layers.%d.%s", how.layer, name);
-    else
-        snprintf(param->name, sizeof(param->name), "%s", name);
+    join(param->name, prefix, how.name);
     param->n_dims = n_dims;
     param->n_elements = 1;
     for (int i = 0; i < n_dims; i++) {
@@ -82,51 +89,50 @@ static void add_layer(xp_param_table *table, int layer) {
     int64_t d = arch->dim, c = arch->head_dim, h = arch->n_heads, g = arch->n_kv_heads;
     int64_t f = arch->n_experts > 0 ? arch->moe_dim : arch->hidden_dim, n_local = table->n_local;
     const double std = 0.02, out_std = 0.02 / sqrt(2.0 * (double)arch->n_layers);
-    char name[64];
-    snprintf(name, sizeof(name), "layers.%d", layer);
-    begin_group(table, name, layer, false);
+    char group[32], prefix[sizeof(group) + 1];
+    snprintf(group, sizeof(group), "layers.%d", layer);
+    join(prefix, group, ".");
+    begin_group(table, group, "", layer, false);
     const int64_t norm[3] = {d}, head_norm[3] = {c}, wqkv[3] = {(h + 2 * g) * c, d},
                   wo[3] = {d, h * c};
-    add(table, "input_norm", (cut){LAYOUT_WHOLE, layer, "input_layernorm"}, 1, norm, 0);
-    add(table, "wqkv", (cut){LAYOUT_QKV, layer, "self_attn"}, 2, wqkv, std);
+    add(table, prefix, (cut){"input_norm", LAYOUT_WHOLE, layer, "input_layernorm"}, 1, norm, 0);
+    add(table, prefix, (cut){"wqkv", LAYOUT_QKV, layer, "self_attn"}, 2, wqkv, std);
     if (arch->qk_norm) {
-        add(table, "q_norm", (cut){LAYOUT_WHOLE, layer, "self_attn.q_norm"}, 1, head_norm, 0);
-        add(table, "k_norm", (cut){LAYOUT_WHOLE, layer, "self_attn.k_norm"}, 1, head_norm, 0);
+        add(table, prefix, (cut){"q_norm", LAYOUT_WHOLE, layer, "self_attn.q_norm"}, 1, head_norm,
+            0);
+        add(table, prefix, (cut){"k_norm", LAYOUT_WHOLE, layer, "self_attn.k_norm"}, 1, head_norm,
+            0);
     }
-    add(table, "wo", (cut){LAYOUT_WHOLE, layer, "self_attn.o_proj"}, 2, wo, out_std);
-    add(table, "post_norm", (cut){LAYOUT_WHOLE, layer, "post_attention_layernorm"}, 1, norm, 0);
+    add(table, prefix, (cut){"wo", LAYOUT_WHOLE, layer, "self_attn.o_proj"}, 2, wo, out_std);
+    add(table, prefix, (cut){"post_norm", LAYOUT_WHOLE, layer, "post_attention_layernorm"}, 1, norm,
+        0);
     if (arch->n_experts == 0) {
         const int64_t w13[3] = {2 * f, d}, w2[3] = {d, f};
-        add(table, "w13", (cut){LAYOUT_GATE_UP, layer, "mlp"}, 2, w13, std);
-        add(table, "w2", (cut){LAYOUT_WHOLE, layer, "mlp.down_proj"}, 2, w2, out_std);
+        add(table, prefix, (cut){"w13", LAYOUT_GATE_UP, layer, "mlp"}, 2, w13, std);
+        add(table, prefix, (cut){"w2", LAYOUT_WHOLE, layer, "mlp.down_proj"}, 2, w2, out_std);
         return;
     }
     const int64_t gate[3] = {arch->n_experts, d}, w13[3] = {n_local, 2 * f, d},
                   w2[3] = {n_local, d, f};
-    add(table, "gate", (cut){LAYOUT_WHOLE, layer, "mlp.gate"}, 2, gate, std);
-    snprintf(name, sizeof(name), "layers.%d.experts", layer);
-    begin_group(table, name, layer, true);
-    add(table, "experts.w13", (cut){LAYOUT_EXPERT_13, layer, "mlp.experts"}, 3, w13, std);
-    add(table, "experts.w2", (cut){LAYOUT_EXPERT_2, layer, "mlp.experts"}, 3, w2, out_std);
+    add(table, prefix, (cut){"gate", LAYOUT_WHOLE, layer, "mlp.gate"}, 2, gate, std);
+    begin_group(table, prefix, "experts", layer, true);
+    add(table, prefix, (cut){"experts.w13", LAYOUT_EXPERT_13, layer, "mlp.experts"}, 3, w13, std);
+    add(table, prefix, (cut){"experts.w2", LAYOUT_EXPERT_2, layer, "mlp.experts"}, 3, w2, out_std);
 }
 
 static void fill(xp_param_table *table) {
     const xp_arch *arch = &table->arch;
     const int64_t vocab[3] = {arch->vocab_size, arch->dim}, norm[3] = {arch->dim};
-    begin_group(table, "embed", -1, false);
-    add(table, "embed", (cut){LAYOUT_WHOLE, -1, "model.embed_tokens"}, 2, vocab, 0.02);
+    begin_group(table, "", "embed", -1, false);
+    add(table, "", (cut){"embed", LAYOUT_WHOLE, -1, "model.embed_tokens"}, 2, vocab, 0.02);
     for (int layer = 0; layer < arch->n_layers; layer++)
         add_layer(table, layer);
-    begin_group(table, "head", (int)arch->n_layers, false);
-    add(table, "final_norm", (cut){LAYOUT_WHOLE, -1, "model.norm"}, 1, norm, 0);
+    table->n_layer_params = (table->n_params - 1) / (int)arch->n_layers;
+    begin_group(table, "", "head", (int)arch->n_layers, false);
+    add(table, "", (cut){"final_norm", LAYOUT_WHOLE, -1, "model.norm"}, 1, norm, 0);
     if (!arch->tie_embeddings)
-        add(table, "lm_head", (cut){LAYOUT_WHOLE, -1, "lm_head"}, 2, vocab, 0.02);
+        add(table, "", (cut){"lm_head", LAYOUT_WHOLE, -1, "lm_head"}, 2, vocab, 0.02);
     table->n_elements = align_up(table->n_elements, XP_GROUP_ALIGN);
-}
-
-static int compare_names(const void *a, const void *b) {
-    const xp_param *const *x = a, *const *y = b;
-    return strcmp((*x)->name, (*y)->name);
 }
 
 xp_status xp_param_table_create(const xp_arch *arch, int ep_rank, int ep_size,
@@ -147,17 +153,13 @@ xp_status xp_param_table_create(const xp_arch *arch, int ep_rank, int ep_size,
     made->first_expert = ep_rank * made->n_local;
     size_t n_layers = (size_t)arch->n_layers;
     made->params = calloc(n_layers * LAYER_PARAMS + MODEL_PARAMS, sizeof(*made->params));
-    made->by_name = calloc(n_layers * LAYER_PARAMS + MODEL_PARAMS, sizeof(*made->by_name));
     made->cuts = calloc(n_layers * LAYER_PARAMS + MODEL_PARAMS, sizeof(*made->cuts));
     made->groups = calloc(2 * n_layers + MODEL_GROUPS, sizeof(*made->groups));
-    if (!made->params || !made->by_name || !made->cuts || !made->groups) {
+    if (!made->params || !made->cuts || !made->groups) {
         xp_param_table_destroy(made);
         return xp_error(XP_ENOMEM, "parameter table: out of memory");
     }
     fill(made);
-    for (int i = 0; i < made->n_params; i++)
-        made->by_name[i] = &made->params[i];
-    qsort(made->by_name, (size_t)made->n_params, sizeof(*made->by_name), compare_names);
     *table = made;
     return XP_OK;
 }
@@ -166,7 +168,6 @@ void xp_param_table_destroy(xp_param_table *table) {
     if (!table)
         return;
     free(table->params);
-    free(table->by_name);
     free(table->cuts);
     free(table->groups);
     free(table);
@@ -192,19 +193,33 @@ int64_t xp_param_table_n_elements(const xp_param_table *table) {
     return table->n_elements;
 }
 
-int xp_param_table_find(const xp_param_table *table, const char *name) {
-    int low = 0, high = table->n_params;
-    while (low < high) {
-        int middle = low + (high - low) / 2;
-        int order = strcmp(table->by_name[middle]->name, name);
-        if (order == 0)
-            return (int)(table->by_name[middle] - table->params);
-        if (order < 0)
-            low = middle + 1;
-        else
-            high = middle;
+int xp_param_table_find_in(const xp_param_table *table, int64_t layer, const char *name) {
+    const int head = 1 + (int)table->arch.n_layers * table->n_layer_params;
+    int begin = 0, end = table->n_params;
+    if (layer >= table->arch.n_layers)
+        return -1;
+    if (layer >= 0) {
+        begin = 1 + (int)layer * table->n_layer_params;
+        end = begin + table->n_layer_params;
+    }
+    for (int i = begin; i < end; i++) {
+        if (layer < 0 && i == 1)
+            i = head; /* past the layers */
+        if (i < end && strcmp(table->cuts[i].name, name) == 0)
+            return i;
     }
     return -1;
+}
+
+int xp_param_table_find(const xp_param_table *table, const char *name) {
+    const char *const layers = "layers.";
+    const size_t n = strlen(layers);
+    if (strncmp(name, layers, n) != 0)
+        return xp_param_table_find_in(table, -1, name);
+    char *rest = NULL;
+    const long layer = strtol(name + n, &rest, 10);
+    const int i = layer >= 0 && *rest == '.' ? xp_param_table_find_in(table, layer, rest + 1) : -1;
+    return i >= 0 && strcmp(table->params[i].name, name) == 0 ? i : -1; /* "layers.03.wo" is none */
 }
 
 /* Rows [first, first + n) of the parameter seen as [rows, width] and the tensor's name inside its

@@ -66,6 +66,8 @@ int64_t xp_param_table_n_elements(const xp_param_table *table);
  * experts.w2 [L, D, F]
  */
 int xp_param_table_find(const xp_param_table *table, const char *name);
+/** Index by layer and the name behind "layers.N."; layer < 0: of a parameter outside the layers. */
+int xp_param_table_find_in(const xp_param_table *table, int64_t layer, const char *name);
 /** The i-th Hugging Face tensor of a parameter, 0 <= i < n_slices. */
 void xp_param_table_slice(const xp_param_table *table, int param, int i, xp_param_slice *slice);
 

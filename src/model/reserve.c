@@ -134,10 +134,8 @@ static void carve_workspace(xp_model *model, xp_slab *slab) {
         carve_backward(model, slab);
 }
 
-static xp_weight weight_of(const xp_model *model, const char *prefix, const char *name) {
-    char full[96];
-    snprintf(full, sizeof(full), "%s%s", prefix, name);
-    int i = xp_param_table_find(model->table, full);
+static xp_weight weight_of(const xp_model *model, int64_t layer, const char *name) {
+    const int i = xp_param_table_find_in(model->table, layer, name);
     if (i < 0)
         return (xp_weight){0};
     int64_t offset = xp_param_table_param(model->table, i)->offset;
@@ -148,21 +146,19 @@ static xp_weight weight_of(const xp_model *model, const char *prefix, const char
 
 static void bind_layer(xp_model *model, int index) {
     xp_layer *layer = &model->layers[index];
-    char prefix[32];
-    snprintf(prefix, sizeof(prefix), "layers.%d.", index);
-    layer->input_norm = weight_of(model, prefix, "input_norm");
-    layer->wqkv = weight_of(model, prefix, "wqkv");
-    layer->q_norm = weight_of(model, prefix, "q_norm");
-    layer->k_norm = weight_of(model, prefix, "k_norm");
-    layer->wo = weight_of(model, prefix, "wo");
-    layer->post_norm = weight_of(model, prefix, "post_norm");
-    layer->w13 = weight_of(model, prefix, "w13");
-    layer->w2 = weight_of(model, prefix, "w2");
+    layer->input_norm = weight_of(model, index, "input_norm");
+    layer->wqkv = weight_of(model, index, "wqkv");
+    layer->q_norm = weight_of(model, index, "q_norm");
+    layer->k_norm = weight_of(model, index, "k_norm");
+    layer->wo = weight_of(model, index, "wo");
+    layer->post_norm = weight_of(model, index, "post_norm");
+    layer->w13 = weight_of(model, index, "w13");
+    layer->w2 = weight_of(model, index, "w2");
     if (model->arch.n_experts == 0)
         return;
-    xp_weight gate = weight_of(model, prefix, "gate");
-    xp_weight w13 = weight_of(model, prefix, "experts.w13");
-    xp_weight w2 = weight_of(model, prefix, "experts.w2");
+    xp_weight gate = weight_of(model, index, "gate");
+    xp_weight w13 = weight_of(model, index, "experts.w13");
+    xp_weight w2 = weight_of(model, index, "experts.w2");
     layer->moe = (xp_moe_weights){.gate = gate.data,
                                   .w13 = w13.data,
                                   .w2 = w2.data,
@@ -178,9 +174,9 @@ static void bind_layer(xp_model *model, int index) {
 }
 
 static void bind(xp_model *model) {
-    model->embed = weight_of(model, "", "embed");
-    model->final_norm = weight_of(model, "", "final_norm");
-    model->lm_head = weight_of(model, "", "lm_head");
+    model->embed = weight_of(model, -1, "embed");
+    model->final_norm = weight_of(model, -1, "final_norm");
+    model->lm_head = weight_of(model, -1, "lm_head");
     for (int i = 0; i < model->arch.n_layers; i++) {
         bind_layer(model, i);
         model->layers[i].dense_group = model->layers[i].expert_group = -1;

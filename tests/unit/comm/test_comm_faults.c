@@ -33,7 +33,7 @@ static void late_body(rank_job *job) {
     RANK_CHECK(job, xp_comm_all_reduce(job->comm, &x, &x, 1, XP_F32, XP_SUM, NULL) == XP_OK);
     double started = now();
     if (job->rank == job->n_ranks - 1)
-        usleep(900000);
+        usleep(2000000);
     keep_error(job, xp_comm_all_reduce(job->comm, &x, &x, 1, XP_F32, XP_SUM, NULL), started);
     RANK_CHECK(job, xp_comm_async_error(job->comm) == XP_ECOMM);
     RANK_CHECK(job, xp_comm_barrier(job->comm, NULL) == XP_ECOMM); /* it stays */
@@ -60,7 +60,7 @@ static void test_late(void **state) {
         expect_record(&jobs[r], XP_FAILURE_TIMEOUT, 4, "gradients");
         assert_in_range(jobs[r].failure.reporter, 0, 3);
         if (r < 4)
-            assert_true(jobs[r].seconds < 0.8);
+            assert_true(jobs[r].seconds < 1.8); /* it does not wait for rank 4 */
     }
     free(jobs);
 }

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -38,6 +39,32 @@ static xp_arch dense_arch(void) {
     return arch;
 }
 
+static const char *const no_names[] = {"nothing",
+                                       "layers.",
+                                       "layers.0",
+                                       "layers.0.",
+                                       "layers.0.nothing",
+                                       "layers.00.wo",
+                                       "layers.-1.wo",
+                                       "layers.+0.wo",
+                                       "layers. 0.wo",
+                                       "layers.99999999999999999999.wo",
+                                       "wo",
+                                       "layers.4294967296.wo"};
+
+/* "layers.3.wo" is "wo" of layer 3, and of no other layer by its whole name. */
+static void check_found_in_layer(const xp_param_table *table, int i) {
+    const char *name = xp_param_table_param(table, i)->name;
+    int layer, n = 0;
+    if (sscanf(name, "layers.%d.%n", &layer, &n) == 1 && n > 0) {
+        assert_int_equal(xp_param_table_find_in(table, layer, name + n), i);
+        assert_int_equal(xp_param_table_find_in(table, -1, name + n), -1);
+    } else {
+        assert_int_equal(xp_param_table_find_in(table, -1, name), i);
+    }
+    assert_int_equal(xp_param_table_find_in(table, 0, name), -1);
+}
+
 static void check_table(const xp_arch *arch) {
     xp_param_table *table = NULL;
     assert_int_equal(xp_param_table_create(arch, 0, 1, &table), XP_OK);
@@ -49,6 +76,7 @@ static void check_table(const xp_arch *arch) {
         end = param->offset + param->n_elements;
         total += param->n_elements;
         assert_int_equal(xp_param_table_find(table, param->name), i);
+        check_found_in_layer(table, i);
         int64_t next = param->offset;
         for (int s = 0; s < param->n_slices; s++) {
             xp_param_slice slice;
@@ -68,7 +96,8 @@ static void check_table(const xp_arch *arch) {
     assert_true(xp_param_table_n_elements(table) >= end);
     for (int g = 0; g < xp_param_table_n_groups(table); g++)
         assert_int_equal(xp_param_table_group(table, g)->offset % XP_GROUP_ALIGN, 0);
-    assert_int_equal(xp_param_table_find(table, "nothing"), -1);
+    for (int i = 0; i < (int)(sizeof(no_names) / sizeof(no_names[0])); i++)
+        assert_int_equal(xp_param_table_find(table, no_names[i]), -1);
     xp_param_table_destroy(table);
 }
 
