@@ -283,7 +283,8 @@ static const xp_field fields[] = {
              "what many would move; results do not change. Refused with checkpoint.enable"},
     {STRING(debug, device_caps, NULL),
      .help = "capabilities of the device to leave out, to repeat a run on plainer code: avx512, "
-             "avx2 (CPU); wgmma, attention_forward, silu_epilogue, bulk, cudnn (GPU)"},
+             "avx2 (CPU); wgmma, attention_forward, silu_epilogue, bulk, cudnn, side_stream, "
+             "deterministic (GPU)"},
 };
 
 static const char *const sections[] = {

@@ -114,6 +114,11 @@ static double sums_of(const xp_sizes *s) {
                                                      : 0;
 }
 
+/* Elements of a token that silu(gate) * up * prob writes, where it is an op of its own. */
+static double activation_of(const xp_sizes *s) {
+    return s->activates_in_gemms ? 0 : ffn_width(s);
+}
+
 /* Elements that the memory-bound ops of a layer read and write for a token. */
 static layer_s forward_layer(const xp_sizes *s, const grouped *g) {
     const xp_arch *a = &s->arch;
@@ -122,7 +127,8 @@ static layer_s forward_layer(const xp_sizes *s, const grouped *g) {
                  .attention = attention_s(s, s->hardware->reached.attention_forward),
                  .experts = s->is_moe ? g->forward : 0,
                  .memory = s->element * s->tokens *
-                           (8 * d + 2 * qkv_width(a) + 3 * ffn_width(s) + sums) / s->rates.memory};
+                           (8 * d + 2 * qkv_width(a) + 3 * activation_of(s) + sums) /
+                           s->rates.memory};
     if (!s->is_moe)
         l.dense += forward_s(s, 2 * ffn_width(s), d) + forward_s(s, d, ffn_width(s));
     return l;
@@ -135,7 +141,8 @@ static layer_s backward_layer(const xp_sizes *s, const grouped *g) {
                  .attention = 2.5 * attention_s(s, s->hardware->reached.attention_backward),
                  .experts = s->is_moe ? g->dgrad + g->wgrad : 0,
                  .memory = s->element * s->tokens *
-                           (20 * d + 6 * qkv_width(a) + 6 * ffn_width(s) + sums) / s->rates.memory};
+                           (20 * d + 6 * qkv_width(a) + 6 * activation_of(s) + sums) /
+                           s->rates.memory};
     if (!s->is_moe)
         l.dense += backward_s(s, 2 * ffn_width(s), d) + backward_s(s, d, ffn_width(s));
     return l;

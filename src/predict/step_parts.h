@@ -24,6 +24,7 @@ typedef struct xp_sizes {
     double gradient_bytes; /* an element */
     xp_recompute recompute;
     bool is_moe, saves_recv;
+    bool activates_in_gemms;   /* the experts' activation, in the epilogues of their GEMMs */
     int n_parts;               /* of a microbatch: 2 with halves */
     bool hides_exchange;       /* beside GEMMs: forward of own rows, backward weight gradients */
     int row_parts;             /* in which rows of other ranks come and go beside GEMMs */

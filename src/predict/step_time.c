@@ -32,6 +32,22 @@ static xp_status read_dtype(const xp_config *config, const xp_hardware *h, xp_si
     return XP_OK;
 }
 
+/* Whether a list of names that are separated by commas has this one. */
+static bool has_name(const char *list, const char *name) {
+    const size_t n = strlen(name);
+    for (const char *at = list; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
+        if (strncmp(at, name, n) == 0 && (at[n] == ',' || at[n] == '\0'))
+            return true;
+    return false;
+}
+
+/* Assumed of every GPU, as the shares of an H200 are. */
+static bool activates_in_gemms(const xp_config *config, const xp_sizes *s) {
+    const char *left_out = config->debug.device_caps;
+    return s->is_moe && !s->hardware->is_cpu && !has_name(left_out, "silu_epilogue") &&
+           !has_name(left_out, "wgmma");
+}
+
 /* As src/model/moe_pass.c takes them. */
 static void choose_sms(const xp_config *config, xp_sizes *s) {
     const int64_t few = 16, asked = config->deepep.num_sms, own = config->deepep.overlap_num_sms,
@@ -55,6 +71,7 @@ xp_status xp_predict_sizes(const xp_config *config, const xp_mesh *layout, const
     s->tokens = (double)config->training.local_batch_size * s->seq_len;
     s->recompute = xp_run_recompute(config->activation_checkpoint.mode);
     s->is_moe = s->arch.n_experts > 0;
+    s->activates_in_gemms = activates_in_gemms(config, s);
     s->saves_recv =
         xp_saves_recv(s->recompute, xp_run_save_dispatched(config->moe.save_dispatched));
     s->forced = xp_run_forced(config);
